@@ -1,0 +1,3 @@
+//! Bounces: writing delivery status notifications.
+
+pub mod dsn;

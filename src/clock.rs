@@ -1,0 +1,60 @@
+//! Time as a service: the real clock, or one that a test moves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mail_parser::DateTime;
+
+/// Milliseconds since 1970, UTC. What the store keeps.
+pub type Millis = u64;
+
+#[derive(Clone, Debug)]
+pub enum Clock {
+    System,
+    /// Moves only when told.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub fn manual(start: Millis) -> Clock {
+        Clock::Manual(Arc::new(AtomicU64::new(start)))
+    }
+
+    pub fn now(&self) -> Millis {
+        match self {
+            Clock::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
+            Clock::Manual(now) => now.load(Ordering::Acquire),
+        }
+    }
+
+    /// Moves a manual clock on; the system's clock is left alone.
+    pub fn advance(&self, millis: Millis) {
+        if let Clock::Manual(now) = self {
+            now.fetch_add(millis, Ordering::AcqRel);
+        }
+    }
+}
+
+/// RFC 5322 3.3 date-time in UTC: `Sat, 21 Nov 2026 22:26:57 +0000`.
+pub fn rfc5322(millis: Millis) -> String {
+    DateTime::from_timestamp((millis / 1000) as i64).to_rfc822()
+}
+
+/// RFC 3339 in UTC with milliseconds: `2026-11-21T22:26:57.123Z`. What JSON shows.
+pub fn rfc3339(millis: Millis) -> String {
+    let text = DateTime::from_timestamp((millis / 1000) as i64).to_rfc3339();
+    format!("{}.{:03}Z", text.trim_end_matches('Z'), millis % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right() {
+        assert_eq!(rfc5322(1_795_300_017_000), "Sat, 21 Nov 2026 22:26:57 +0000");
+        assert_eq!(rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+    }
+}

@@ -1,0 +1,362 @@
+//! The configuration, checked and typed. Immutable; made whole or not at all.
+//!
+//! `file` reads TOML into a tree that knows its lines, `read` turns the tree into these types and
+//! collects every problem on the way, `problem` says them. A field here is named as its key in
+//! `conf/postrider.toml`, which documents it; what is not supported yet has no field.
+
+pub mod problem;
+mod read;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::message::{Address, Domain};
+
+pub use problem::{Problem, Problems};
+pub use read::{load, parse};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub hostname: Domain,
+    pub data_dir: PathBuf,
+    /// Notices go here, and mail for postmaster@ of each domain that no alias takes.
+    pub postmaster: Address,
+    pub listeners: BTreeMap<String, Listener>,
+    pub networks: Networks,
+    /// None: a self-signed certificate under `data_dir`, with a warning.
+    pub tls: Option<Certificate>,
+    pub accounts: BTreeMap<String, Account>,
+    pub domains: BTreeMap<Domain, OwnDomain>,
+    pub aliases: Aliases,
+    pub targets: BTreeMap<String, Target>,
+    pub delivery: Delivery,
+    pub checks: Checks,
+    pub loops: Loops,
+    pub pickup: BTreeMap<String, Pickup>,
+    pub queue: Queue,
+    pub limits: Limits,
+    pub dns: Dns,
+    pub log: Log,
+    /// What loads but deserves a word at every start (`durability = "relaxed"`, no certificate…).
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Mx,
+    Submission,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerTls {
+    Off,
+    Opportunistic,
+    /// STARTTLS before MAIL and AUTH.
+    Required,
+    Implicit,
+}
+
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub role: Role,
+    pub bind: Vec<SocketAddr>,
+    pub tls: ListenerTls,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Networks {
+    pub trusted: Vec<IpNet>,
+    pub blocked: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+/// A text that is never shown: not by Debug, not in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// How an account proves itself.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// `password_hash`: an argon2id PHC string, checked to be one.
+    Hash(Secret),
+    /// `password`: the password itself, which SCRAM can use too.
+    Password(Secret),
+}
+
+#[derive(Clone, Debug)]
+pub struct Account {
+    pub credential: Credential,
+    pub label: String,
+    pub active: bool,
+    /// Addresses and domains for MAIL FROM and From.
+    pub senders: Senders,
+    /// Recipients of one message.
+    pub max_recipients: usize,
+}
+
+/// Who an account may say it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Senders {
+    /// All of `[domains]`.
+    OwnDomains,
+    Only(Vec<AddressOrDomain>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum AddressOrDomain {
+    Address(Address),
+    Domain(Domain),
+}
+
+impl AddressOrDomain {
+    /// Domains match exactly, local parts without regard to case.
+    pub fn matches(&self, address: &Address) -> bool {
+        match self {
+            AddressOrDomain::Address(own) => own.lookup_key() == address.lookup_key(),
+            AddressOrDomain::Domain(domain) => domain == address.domain(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct OwnDomain {
+    pub catchall: Vec<Destination>,
+    /// Local part of the return path.
+    pub bounce: String,
+    /// What separates `sales` from `x` in `sales+x@`; none: no subaddresses.
+    pub subaddress: Option<char>,
+    /// Bytes; none: only `limits.max_size`.
+    pub max_size: Option<u64>,
+    pub dkim: Dkim,
+}
+
+#[derive(Clone, Debug)]
+pub struct Dkim {
+    /// Selectors whose keys live under `data_dir/dkim/<domain>/`: the first RSA-2048, the second
+    /// Ed25519, made at first start.
+    pub selectors: Vec<String>,
+    /// Selectors whose keys lie elsewhere.
+    pub key_files: BTreeMap<String, PathBuf>,
+}
+
+/// One value of an alias or catchall.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// A name in `targets`.
+    Target(String),
+    /// Forwarded, or another alias of ours.
+    Address(Address),
+    Discard,
+    Reject,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Aliases {
+    /// By [`Address::lookup_key`].
+    pub exact: BTreeMap<String, Vec<Destination>>,
+    /// In file order; matched against the whole lookup key.
+    pub patterns: Vec<PatternAlias>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PatternAlias {
+    /// As written, with its slashes.
+    pub text: String,
+    pub regex: regex::Regex,
+    pub destinations: Vec<Destination>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Target {
+    Webhook { url: String, secret: Option<Secret>, timeout: Duration },
+    Maildir { path: PathBuf },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayOut {
+    Direct,
+    Capture,
+}
+
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub default: WayOut,
+    pub helo_name: Domain,
+    /// Outbound connections at once.
+    pub concurrency: usize,
+    pub mx_port: u16,
+    pub allow_private_addresses: bool,
+    pub retry: Retry,
+    pub tls: OutboundTls,
+}
+
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// Waits after the first, second … failure; the last one repeats. Never empty.
+    pub schedule: Vec<Duration>,
+    pub expire: Duration,
+    /// None: "never".
+    pub delay_notice: Option<Duration>,
+    /// 0: no limit.
+    pub max_attempts: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutboundTls {
+    Opportunistic,
+    Required,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckMode {
+    Off,
+    Annotate,
+    Reject,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmarcMode {
+    Off,
+    Annotate,
+    /// Reject on p=reject, hold on p=quarantine.
+    Enforce,
+}
+
+#[derive(Clone, Debug)]
+pub struct Checks {
+    pub spf: CheckMode,
+    pub dkim: CheckMode,
+    pub dmarc: DmarcMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoopKey {
+    SenderAndAlias,
+    Alias,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLimit {
+    Reject,
+    Hold,
+    Discard,
+    Defer,
+}
+
+/// What happens to mail that says it is automatic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnAutomatic {
+    Accept,
+    Hold,
+    Discard,
+    Reject,
+}
+
+#[derive(Clone, Debug)]
+pub struct Loops {
+    pub period: Duration,
+    pub limit: u32,
+    pub key: LoopKey,
+    pub on_limit: OnLimit,
+    /// Received fields.
+    pub max_hops: usize,
+    /// Senders (and account names) that the limits do not count.
+    pub trusted: Vec<AddressOrDomain>,
+    pub trusted_accounts: Vec<String>,
+    pub automatic: OnAutomatic,
+}
+
+#[derive(Clone, Debug)]
+pub struct Pickup {
+    pub path: PathBuf,
+    pub account: String,
+    /// A file is taken once it has not changed for this long.
+    pub settle: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    Sync,
+    Relaxed,
+}
+
+#[derive(Clone, Debug)]
+pub struct Queue {
+    pub durability: Durability,
+    /// Bytes of free disk below which new mail gets 452.
+    pub min_free: u64,
+    /// Bytes for message bodies in flight.
+    pub memory: u64,
+}
+
+/// `60/m`, `10/15m`: so many in so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u32,
+    pub per: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes.
+    pub max_size: u64,
+    /// Per message on listeners with role `mx`.
+    pub max_recipients: usize,
+    pub connections: usize,
+    pub connections_per_ip: usize,
+    pub connection_rate: Rate,
+    pub errors_per_session: u32,
+    pub auth_failures: Rate,
+    pub command_timeout: Duration,
+    pub data_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Dns {
+    /// Empty: /etc/resolv.conf.
+    pub nameservers: Vec<SocketAddr>,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// True if mail for this domain is ours to take.
+    pub fn is_own(&self, domain: &Domain) -> bool {
+        self.domains.contains_key(domain)
+    }
+
+    /// May `account` use `address` in MAIL FROM and From?
+    pub fn may_send_as(&self, account: &Account, address: &Address) -> bool {
+        match &account.senders {
+            Senders::OwnDomains => self.is_own(address.domain()),
+            Senders::Only(list) => list.iter().any(|entry| entry.matches(address)),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! (to come)
+#[derive(Clone, Debug)]
+pub struct Problem;
+#[derive(Clone, Debug)]
+pub struct Problems;

@@ -1,0 +1,87 @@
+//! From the queue to the far end: one job at a time, whatever the transport.
+//!
+//! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, `webhook`,
+//! `maildir`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
+//! the queue is decided in `dispatch` alone.
+
+use bytes::Bytes;
+use std::sync::Arc;
+
+use crate::message::Domain;
+use crate::queue::record::{Failure, Message, Recipient};
+use crate::smtp::Reply;
+
+pub mod maildir;
+pub mod smtp;
+pub mod webhook;
+
+/// One message for one destination: all recipients in it may share a transaction.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub message: Arc<Message>,
+    /// The whole message in pieces, in order.
+    pub body: Body,
+    /// With their number within the message.
+    pub recipients: Vec<(u32, Recipient)>,
+}
+
+/// The bytes of a message: shared, immutable, in the chunks in which they are stored.
+#[derive(Clone, Debug, Default)]
+pub struct Body {
+    pub chunks: Vec<Bytes>,
+}
+
+impl Body {
+    pub fn new(chunks: Vec<Bytes>) -> Body {
+        Body { chunks }
+    }
+
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// In one piece; free of charge where there is one chunk.
+    pub fn contiguous(&self) -> Bytes {
+        match self.chunks.as_slice() {
+            [] => Bytes::new(),
+            [one] => one.clone(),
+            many => many.concat().into(),
+        }
+    }
+}
+
+/// What one try did for one recipient.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Delivered(Delivered),
+    /// Try again: on the schedule, or not before the given number of seconds from now
+    /// (Retry-After of a webhook).
+    Defer {
+        why: Failure,
+        not_before_secs: Option<u64>,
+    },
+    /// Never try again; the sender is told.
+    Fail(Failure),
+}
+
+/// Proof of delivery, for the story.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Delivered {
+    /// Host name and address, URL, or file.
+    pub to: String,
+    /// The far end's reply, if it has one.
+    pub reply: Option<Reply>,
+    /// TLS version and cipher, if the connection was encrypted.
+    pub tls: Option<String>,
+}
+
+/// Where a job goes; jobs with equal destinations share limits and turns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Destination {
+    Domain(Domain),
+    Target(String),
+}

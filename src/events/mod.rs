@@ -1,0 +1,88 @@
+//! What happened to each message. One enum; the log line and the journal record derive from it, so
+//! they cannot disagree. Passwords and bodies are never in an event.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Millis;
+use crate::message::{Address, MessageId, Origin, ReversePath};
+use crate::queue::record::Failure;
+
+/// A line of a message's story.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub at: Millis,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Safely on disk.
+    Accepted {
+        origin: Origin,
+        from: ReversePath,
+        recipients: u32,
+        size: u64,
+        message_id: String,
+        subject: String,
+        /// `selector._domainkey.domain` of each signature we added.
+        signed: Vec<String>,
+        /// The Authentication-Results we gave, without the server's name.
+        checked: String,
+    },
+    /// Which way an address leads: one per recipient that was written in RCPT and is ours.
+    Routed {
+        alias: Address,
+        to: Vec<String>,
+    },
+    Delivered {
+        recipient: Address,
+        to: String,
+        reply: String,
+        tls: Option<String>,
+        attempt: u32,
+    },
+    /// Kept on this server because of `delivery.default = "capture"`.
+    Captured {
+        recipient: Address,
+    },
+    Deferred {
+        recipient: Address,
+        why: Failure,
+        attempt: u32,
+        next: Millis,
+    },
+    Failed {
+        recipient: Address,
+        why: Failure,
+        attempt: u32,
+    },
+    /// Not tried any more because it waited longer than `delivery.retry.expire`.
+    Expired {
+        recipient: Address,
+        why: Failure,
+        attempt: u32,
+    },
+    Held {
+        recipient: Address,
+        reason: String,
+    },
+    Released {
+        recipient: Address,
+    },
+    Cancelled {
+        recipient: Address,
+    },
+    /// Swallowed on purpose: the built-in target `discard`, a duplicate, a limit.
+    Discarded {
+        recipient: Address,
+        reason: String,
+    },
+    /// A DSN went to the sender, queued under its own id.
+    Notified {
+        sender: Address,
+        dsn: MessageId,
+        about: String,
+    },
+}

@@ -1,0 +1,4 @@
+//! (to come)
+
+pub mod pickup;
+pub mod sign;

@@ -1,0 +1,62 @@
+//! A message on its way in: what every door hands to `intake`.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::envelope::Envelope;
+
+/// A message that has not been queued yet. Dropping it forgets it.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub envelope: Envelope,
+    /// The whole message as received: CRLF lines, no dot-stuffing, no trace fields of ours yet.
+    pub content: Bytes,
+    pub origin: Origin,
+}
+
+/// Where a message came from. Goes into the Received field, the story and the rights that apply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub door: Door,
+    /// The account whose rights apply; none for inbound mail and trusted networks.
+    pub account: Option<String>,
+    /// The SMTP client; none for local doors.
+    pub peer: Option<Peer>,
+}
+
+/// The way a message came in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Door {
+    /// A listener with role `mx`: from outside, for our domains only, checked.
+    Mx { listener: String },
+    /// A listener with role `submission`: an account or a trusted network.
+    Submission { listener: String },
+    /// A pickup folder, and the file's name.
+    Pickup { folder: String, file: String },
+    /// The admin socket (`postrider send`).
+    Admin,
+    /// A delivery status notification of our own.
+    Bounce,
+}
+
+impl Door {
+    /// True where the sender has shown who it is, so that it may relay and be signed for.
+    pub fn is_trusted(&self) -> bool {
+        !matches!(self, Door::Mx { .. })
+    }
+}
+
+/// The other end of an SMTP session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    pub ip: IpAddr,
+    /// EHLO or HELO argument, as given (printable ASCII).
+    pub helo: String,
+    /// True after EHLO, for the `with` clause of Received (RFC 3848).
+    pub esmtp: bool,
+    /// Protocol version and cipher, if the session is under TLS.
+    pub tls: Option<String>,
+}

@@ -1,0 +1,38 @@
+//! What the checks found out about an inbound message, in the words of RFC 8601. Kept with the
+//! message, so that a webhook can tell.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// None: the check is off.
+    pub spf: Option<SpfFinding>,
+    pub dkim: Vec<DkimFinding>,
+    pub dmarc: Option<DmarcFinding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpfFinding {
+    /// `pass`, `fail`, `softfail`, `neutral`, `none`, `temperror`, `permerror`.
+    pub result: String,
+    /// The domain that was asked: of MAIL FROM, or of EHLO for the null sender.
+    pub domain: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DkimFinding {
+    /// `pass`, `fail`, `policy`, `neutral`, `temperror`, `permerror`; `none` stands alone.
+    pub result: String,
+    pub domain: String,
+    pub selector: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DmarcFinding {
+    /// `pass`, `fail`, `none`, `temperror`, `permerror`.
+    pub result: String,
+    /// `none`, `quarantine`, `reject`; empty if the domain publishes none.
+    pub policy: String,
+    /// Domain of the From field.
+    pub domain: String,
+}

@@ -1,0 +1,14 @@
+//! Words for a message: address, header, envelope, draft. No I/O, no clock, no tokio.
+
+pub mod address;
+pub mod draft;
+pub mod envelope;
+pub mod findings;
+pub mod header;
+pub mod id;
+
+pub use address::{Address, AddressError, Domain, ReversePath};
+pub use draft::{Door, Draft, Origin, Peer};
+pub use envelope::{BodyType, DsnRequest, Envelope, Notify, OriginalRecipient, Recipient, Ret};
+pub use findings::Findings;
+pub use id::MessageId;

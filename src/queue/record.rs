@@ -1,0 +1,125 @@
+//! What the queue keeps on disk, and the legal states of a message and of a recipient.
+//!
+//! A message is three kinds of record: `message` (envelope and origin, written once), `body` (the
+//! bytes in chunks, written once) and one `recipient` per delivery, with one entry in the due index
+//! while it waits. A recipient's record goes when its fate is sealed; the message and its body go
+//! with the last of them. What remains is the story in `journal`.
+//!
+//! | message | body | recipient | due | claim (memory) | meaning              | after a crash                          |
+//! |---------|------|-----------|-----|----------------|----------------------|----------------------------------------|
+//! | -       | -    | -         | -   | -              | being received       | nothing; the client had no 250         |
+//! | +       | +    | waiting   | +   | -              | waiting for its time | found by the due index                 |
+//! | +       | +    | waiting   | +   | +              | in an attempt        | claim forgotten, tried again: a copy   |
+//! |         |      |           |     |                |                      | is possible if the far end had said 250|
+//! | +       | +    | held      | -   | -              | held for a person    | still held                             |
+//! | +       | +    | captured  | -   | -              | captured, never left | still captured                         |
+//! | -       | -    | -         | -   | -              | done: in the journal | still done                             |
+//!
+//! Every step between two rows is one write batch, so no other row can exist. Steps into "waiting"
+//! are synced before anyone is told; steps out of it are written at once and synced with the next
+//! group (losing one to a power cut repeats an attempt, never loses a message).
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Millis;
+use crate::message::{
+    Address, BodyType, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, ReversePath,
+};
+use crate::smtp::Reply;
+
+/// The `message` record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    pub id: MessageId,
+    pub received_at: Millis,
+    pub origin: Origin,
+    pub mail_from: ReversePath,
+    pub body_type: BodyType,
+    pub smtputf8: bool,
+    pub dsn: DsnRequest,
+    /// Bytes of the whole message, trace fields included.
+    pub size: u64,
+    /// Message-ID field, without brackets; empty if there is none.
+    pub message_id: String,
+    /// Subject field, for people who look for a message; shortened to 200 characters.
+    pub subject: String,
+    /// What the checks found; none for mail that was not checked.
+    #[serde(default)]
+    pub findings: Option<Findings>,
+    /// How many recipients it was queued for.
+    pub recipients: u32,
+}
+
+/// The `recipient` record: one delivery to one place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// Where it goes: for a remote route the address in RCPT, for a target the address it came in for.
+    pub address: Address,
+    /// The address that was written in RCPT, if an alias led from there to here.
+    pub alias: Option<Address>,
+    pub route: Route,
+    pub notify: Notify,
+    pub original: Option<OriginalRecipient>,
+    pub status: Status,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Why the last try did not do it.
+    pub last_failure: Option<Failure>,
+    /// A delay notice has been sent.
+    pub delay_notified: bool,
+}
+
+/// Who gets it. Which way out is decided when it is due.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// By SMTP to the recipient's domain (or captured).
+    Remote,
+    /// By the target of this name.
+    Target(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// In the due index at this time.
+    Waiting { due: Millis },
+    /// Until somebody releases or cancels it.
+    Held { reason: String },
+    /// Delivered to the capture store; never leaves by itself.
+    Captured { at: Millis },
+}
+
+/// Why a try failed, for the story, the DSN and `last_failure`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What the far end said, if it said something.
+    pub reply: Option<Reply>,
+    /// Host or target that failed; empty if none was reached.
+    pub host: String,
+    /// One sentence for people: what was tried and what happened.
+    pub reason: String,
+    /// RFC 3463 status, such as `4.4.1`.
+    pub status: String,
+    /// The connection was lost after the final dot: the message may have arrived.
+    pub unsure: bool,
+}
+
+impl Failure {
+    /// A failure without a reply of the far end.
+    pub fn local(status: &str, host: impl Into<String>, reason: impl Into<String>) -> Failure {
+        Failure { reply: None, host: host.into(), reason: reason.into(), status: status.to_owned(), unsure: false }
+    }
+
+    /// A refusal by the far end.
+    pub fn refused(host: impl Into<String>, reply: Reply) -> Failure {
+        let host = host.into();
+        Failure {
+            reason: format!("{host} said: {reply}"),
+            status: reply.status(),
+            reply: Some(reply),
+            host,
+            unsure: false,
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! SMTP in: `listener` accepts, `connection` pumps bytes, `session` decides, `sasl` and `accounts`
+//! know who it is, `limits` how much, `tls` under which certificate.
+
+pub mod accounts;
+pub mod connection;
+pub mod limits;
+pub mod listener;
+pub mod sasl;
+pub mod session;
+pub mod step;
+pub mod tls;

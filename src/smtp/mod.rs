@@ -1,0 +1,8 @@
+//! Words that both sides of SMTP share: replies, enhanced status codes, extensions, wire framing.
+//! No sockets, no clock.
+
+pub mod command;
+pub mod reply;
+pub mod wire;
+
+pub use reply::{Enhanced, Reply};
