@@ -123,6 +123,15 @@ pub enum AddressOrDomain {
     Domain(Domain),
 }
 
+impl std::fmt::Display for AddressOrDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AddressOrDomain::Address(address) => address.fmt(f),
+            AddressOrDomain::Domain(domain) => domain.fmt(f),
+        }
+    }
+}
+
 impl AddressOrDomain {
     /// Domains match exactly, local parts without regard to case.
     pub fn matches(&self, address: &Address) -> bool {
