@@ -16,7 +16,6 @@ use crate::message::{Address, Door, Draft, Envelope, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::{Queue, Step};
-use crate::store::Batch;
 
 use super::{Delivered, Job, Outcome};
 
@@ -151,20 +150,19 @@ impl Settler {
         let failed = self.notice(job, &settled.failed, Action::Failed, &mut telling);
         let delayed = self.notice(job, &settled.delayed, Action::Delayed { until: expires }, &mut telling);
         batch.append(telling.take_batch());
-        let mut batch = Some(batch);
+        let mut step = Some(batch);
         for draft in [failed, delayed].into_iter().flatten() {
             // The first notice carries the step; a second (rare) one follows by itself.
-            let carried = batch.take().unwrap_or_else(Batch::new);
-            if let Err(refusal) = self.intake.accept_with(draft, carried.clone()).await {
-                if refusal.reply.severity() == crate::smtp::reply::Severity::Transient {
-                    return Err(refusal.reason);
-                }
-                // A notice that can never be queued must not keep the step from being written.
-                tracing::warn!(%id, reason = refusal.reason, "the notice to the sender was refused");
-                batch = Some(carried);
+            let carried = step.take();
+            let Err(refusal) = self.intake.accept_with(draft, carried.clone().unwrap_or_default()).await else { continue };
+            if carried.is_some() && refusal.reply.severity() == crate::smtp::reply::Severity::Transient {
+                return Err(refusal.reason);
             }
+            // A notice that cannot be queued must not keep the step from being written.
+            tracing::warn!(%id, reason = refusal.reason, "the notice to the sender was refused");
+            step = carried;
         }
-        if let Some(batch) = batch {
+        if let Some(batch) = step {
             queue.commit(batch, false).await.map_err(|error| error.to_string())?;
         }
         telling.log();

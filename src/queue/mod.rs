@@ -12,8 +12,8 @@ pub mod commit;
 pub mod keys;
 pub mod record;
 pub mod schedule;
-pub mod select;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -197,6 +197,60 @@ impl Queue {
     pub fn recipients(&self, id: MessageId) -> Result<Vec<(u32, Recipient)>, StoreError> {
         let entries = self.store.prefix(Table::Recipient, &id.to_key())?;
         entries.map(|entry| entry.and_then(|(key, value)| Ok((keys::number(&key)?, keys::decode(&value)?)))).collect()
+    }
+
+    /// Shows the messages after `after`, oldest first, until `show` breaks. Holds one at a time.
+    pub fn walk(
+        &self,
+        after: Option<MessageId>,
+        mut show: impl FnMut(Message, Vec<(u32, Recipient)>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let from = after.map_or(0, |after| after.as_u64().saturating_add(1)).to_be_bytes();
+        for entry in self.store.range(Table::Message, &from, &[0xff; 9])? {
+            let message: Message = keys::decode(&entry?.1)?;
+            let recipients = self.recipients(message.id)?;
+            if show(message, recipients).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes one recipient for a person, unless an attempt on it is under way (then false). `extra`
+    /// is written with it. `change` gives None to leave it as it is, Some(None) to seal its fate.
+    pub async fn change(
+        &self,
+        id: MessageId,
+        number: u32,
+        change: impl FnOnce(&Message, &Recipient) -> Option<(Option<Recipient>, Batch)>,
+    ) -> Result<bool, StoreError> {
+        let _lock = self.lock(id).await;
+        if !self.claims.try_hold(id, number) {
+            return Ok(false);
+        }
+        let result = self.change_held(id, number, change).await;
+        self.claims.release(id, number);
+        if let Ok(Some(Recipient { status: Status::Waiting { due }, .. })) = &result {
+            self.claims.announce(*due);
+        }
+        result.map(|after| after.is_some())
+    }
+
+    async fn change_held(
+        &self,
+        id: MessageId,
+        number: u32,
+        change: impl FnOnce(&Message, &Recipient) -> Option<(Option<Recipient>, Batch)>,
+    ) -> Result<Option<Recipient>, StoreError> {
+        let Some(message) = self.message(id)? else { return Ok(None) };
+        let Some(bytes) = self.store.get(Table::Recipient, &keys::recipient(id, number))? else { return Ok(None) };
+        let before: Recipient = keys::decode(&bytes)?;
+        let Some((after, extra)) = change(&message, &before) else { return Ok(None) };
+        let changed = after.clone().unwrap_or_else(|| before.clone());
+        let mut batch = self.step_batch(&message, &[Step { number, before, after }])?;
+        batch.append(extra);
+        self.commit(batch, true).await?;
+        Ok(Some(changed))
     }
 
     /// The lock under which steps of this message are made.
