@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -25,10 +26,22 @@ struct Request {
     done: oneshot::Sender<Result<(), StoreError>>,
 }
 
-/// The sending side. The thread ends, after writing what it has, when this is dropped.
+/// The sending side. When it is dropped the thread writes what it has and ends; the drop waits for
+/// that, so that the store can be opened again afterwards.
 #[derive(Debug)]
 pub struct Committer {
-    requests: Sender<Request>,
+    requests: Option<Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was answered to every waiting session as a failure.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Committer {
@@ -37,15 +50,16 @@ impl Committer {
         let (requests, receiver) = channel();
         let thread = std::thread::Builder::new().name("committer".into());
         // Without a thread every commit fails with "the committer has stopped", which is a 451.
-        let _ = thread.spawn(move || run(&store, &receiver, sync));
-        Committer { requests }
+        let thread = thread.spawn(move || run(&store, &receiver, sync)).ok();
+        Committer { requests: Some(requests), thread }
     }
 
     /// Returns when the batch is written; with `sync`, when it is on disk.
     pub async fn commit(&self, batch: Batch, sync: bool) -> Result<(), StoreError> {
         let stopped = || StoreError::Failed("the committer has stopped".into());
         let (done, answer) = oneshot::channel();
-        self.requests.send(Request { batch, sync, done }).map_err(|_| stopped())?;
+        let requests = self.requests.as_ref().ok_or_else(stopped)?;
+        requests.send(Request { batch, sync, done }).map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
