@@ -322,6 +322,45 @@ mod tests {
         assert_eq!(headers.body(), b"\n\r\n");
     }
 
+    /// Every attack on the From field in tests/vectors/header-attacks ends in one identity that no
+    /// reader could take for another, or in an error.
+    #[test]
+    fn attacks_on_the_author_give_one_identity_or_none() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/header-attacks");
+        for (name, wanted) in [
+            ("two-from", Err(HeaderError::SeveralFrom)),
+            ("three-from-case", Err(HeaderError::SeveralFrom)),
+            ("from-space-colon", Err(HeaderError::SeveralFrom)),
+            ("from-leading-space", Err(HeaderError::NoFrom)),
+            ("from-fold-value", Ok("ceo@victim.example")),
+            ("from-nul-value", Err(HeaderError::Control)),
+            // A Cyrillic letter in the name of the field: no field, so the header ends there.
+            ("from-8bit-name", Err(HeaderError::NoFrom)),
+            ("from-two-addr", Err(HeaderError::NotOneAuthor)),
+            ("from-group", Err(HeaderError::NotOneAuthor)),
+            ("from-empty-group", Err(HeaderError::NotOneAuthor)),
+            ("from-quoted-display", Ok("a@attacker.example")),
+            ("from-encoded-all", Ok("a@attacker.example")),
+            ("from-encoded-localpart", Ok("=?utf-8?Q?ceo=40victim.example=2C?=@attacker.example")),
+            ("from-comment", Ok("a@attacker.example")),
+            ("from-comment-in-domain", Ok("ceo@victim.example")),
+            ("from-trailing", Err(HeaderError::BadList)),
+            ("from-no-domain", Err(HeaderError::BadAddress(AddressError::NoAt))),
+            ("from-idn-u", Ok("ceo@xn--vctim-zsa.example")),
+            ("from-zwj", Err(HeaderError::BadAddress(AddressError::BadDomain))),
+            ("from-rtl", Err(HeaderError::BadList)),
+            ("from-tld-only", Ok("ceo@example")),
+            ("from-psl", Ok("ceo@co.uk")),
+            ("resent-from", Ok("a@attacker.example")),
+            ("header-no-colon", Ok("a@attacker.example")),
+            ("header-bare-lf", Ok("a@attacker.example")),
+        ] {
+            let content = std::fs::read(format!("{folder}/{name}.eml")).unwrap();
+            let author = Headers::parse(&content).author().map(|mailbox| mailbox.address.to_string());
+            assert_eq!(author, wanted.map(str::to_owned), "{name}");
+        }
+    }
+
     #[test]
     fn limits_are_told_not_enforced() {
         let many = "A: 1\r\n".repeat(FIELDS_MAX + 1) + "\r\nbody";
