@@ -6,6 +6,7 @@ pub mod envelope;
 pub mod findings;
 pub mod header;
 pub mod id;
+pub mod mailbox;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use draft::{Door, Draft, Origin, Peer};
