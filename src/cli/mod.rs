@@ -18,8 +18,10 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Config};
 
 mod account;
+pub mod check;
 mod client;
 mod demo;
+pub mod dns;
 mod queue;
 mod send;
 mod serve;
@@ -41,6 +43,20 @@ Examples:
 `postrider help COMMAND` tells more about a command, with examples.
 Exit status: 0 done, 1 it did not work, 2 the command or the configuration is wrong.";
 
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  postrider check
+  postrider check --config ./postrider.toml --json
+
+Every problem is named with its line and what to do; then the exit status is 2.";
+
+const DNS_EXAMPLES: &str = "\
+Examples:
+  postrider dns example.com                              lines for a zone file
+  postrider dns example.com --json
+
+DKIM keys that do not exist yet are made, so run it as the user who runs the server.";
+
 /// A mail server for applications: takes mail, signs it, delivers it, and lets it come in.
 #[derive(Debug, Parser)]
 #[command(name = "postrider", version, after_help = EXAMPLES, max_term_width = 110)]
@@ -58,6 +74,22 @@ enum Command {
     Serve(serve::Args),
     /// Run a throwaway server, send a message through each door, print their stories
     Demo(demo::Args),
+    /// Say what is wrong with the configuration, or what it amounts to
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check {
+        /// JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// The DNS records to publish for a domain
+    #[command(after_help = DNS_EXAMPLES)]
+    Dns {
+        /// One of [domains]
+        domain: String,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Submit a message to the running server
     Send(send::Args),
     /// See and change what is queued
@@ -77,7 +109,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             if !failure.message.is_empty() {
                 use io::Write;
@@ -88,15 +120,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let config = cli.config.as_path();
-    match cli.command {
+    let done = match cli.command {
         Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
+        Command::Check { json } => return Ok(check::run(config, json)),
+        Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Account(args) => account::run(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 enum Threads {

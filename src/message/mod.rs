@@ -1,11 +1,13 @@
 //! Words for a message: address, header, envelope, draft. No I/O, no clock, no tokio.
 
 pub mod address;
+pub mod body;
 pub mod draft;
 pub mod envelope;
 pub mod findings;
 pub mod header;
 pub mod id;
+pub mod mailbox;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use draft::{Door, Draft, Origin, Peer};
