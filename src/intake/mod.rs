@@ -15,6 +15,8 @@ pub mod sign;
 
 use std::sync::Arc;
 
+use tokio::sync::MutexGuard;
+
 use crate::checks::{self, Checked, Verdict};
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
@@ -94,18 +96,17 @@ impl Intake {
         let id = self.queue.new_id();
         let headers = Headers::parse(&draft.content);
         headers.within_limits().map_err(|error| {
-            Refusal::plain(Reply::new(552, (5, 3), format!("the header of the message is too large: {error}")).with_status(3, 4))
+            Refusal::plain(Reply::new(552, (3, 4), error.to_string()))
         })?;
         if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
             return Err(refusal);
         }
         let checked = self.check(&draft, &headers).await?;
-        let mut plan = Plan::make(&self.config, &draft, id, now)?;
+        let mut plan = Plan::make(&self.config, &draft, now)?;
         if let Verdict::Hold(reason) = &checked.verdict {
             plan.hold_all(reason);
         }
-        let locks = self.lock_loops(&plan, &draft, &headers, now).await;
-        let counters = self.guard_loops(&mut plan, &draft, &headers, now)?;
+        let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
         let stored = content::assemble(self, &draft, &headers, &checked, &plan, id, now)?;
         let mut extra = extra;
@@ -147,66 +148,50 @@ impl Intake {
         }
     }
 
-    async fn lock_loops(
-        &self,
-        plan: &Plan,
-        draft: &Draft,
-        headers: &Headers<'_>,
-        now: Millis,
-    ) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
-        let guarded = plan.guarded();
-        let input = self.loop_input(&guarded, draft, headers, now);
-        let mut stripes: Vec<usize> = loops::lock_keys(&input).into_iter().map(|key| key as usize % LOOP_LOCKS).collect();
-        // In order, so that two messages never wait for each other.
-        stripes.sort_unstable();
-        stripes.dedup();
-        let mut locks = Vec::with_capacity(stripes.len());
-        for stripe in stripes {
-            if let Some(lock) = self.loop_locks.get(stripe) {
-                locks.push(lock.lock().await);
-            }
-        }
-        locks
-    }
-
-    /// Applies the loop guard to the plan; gives the counters to write.
-    fn guard_loops(
+    /// Applies the loop guard to the plan. Gives the counters to write, and the locks to keep until
+    /// they are written.
+    async fn guard_loops(
         &self,
         plan: &mut Plan,
         draft: &Draft,
         headers: &Headers<'_>,
         now: Millis,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Refusal> {
-        let guarded = plan.guarded();
-        if guarded.is_empty() {
-            return Ok(Vec::new());
+    ) -> Result<(Counters, Vec<MutexGuard<'_, ()>>), Refusal> {
+        if plan.guarded().is_empty() || draft.origin.door == Door::Bounce {
+            return Ok((Vec::new(), Vec::new()));
         }
-        let input = self.loop_input(&guarded, draft, headers, now);
-        let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
-        let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
-        plan.apply_loops(&self.config.loops, ruling.recipients)?;
-        Ok(ruling.writes)
-    }
-
-    fn loop_input<'a>(
-        &'a self,
-        guarded: &'a [(crate::message::Address, bool)],
-        draft: &'a Draft,
-        headers: &'a Headers<'a>,
-        now: Millis,
-    ) -> loops::Input<'a> {
-        loops::Input {
+        let input = loops::Input {
             config: &self.config.loops,
             headers,
             content: &draft.content,
             mail_from: &draft.envelope.mail_from,
-            recipients: guarded,
+            recipients: plan.guarded(),
             door: &draft.origin.door,
             account: draft.origin.account.as_deref(),
             now,
+        };
+        let locks = self.lock(loops::lock_keys(&input)).await;
+        let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
+        let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
+        plan.apply_loops(&self.config.loops, &ruling)?;
+        Ok((ruling.writes, locks))
+    }
+
+    async fn lock(&self, keys: Vec<u64>) -> Vec<MutexGuard<'_, ()>> {
+        let mut stripes: Vec<usize> = keys.into_iter().map(|key| key as usize % LOOP_LOCKS).collect();
+        // In order, so that two messages never wait for each other.
+        stripes.sort_unstable();
+        stripes.dedup();
+        let mut locks = Vec::with_capacity(stripes.len());
+        for lock in stripes.into_iter().filter_map(|stripe| self.loop_locks.get(stripe)) {
+            locks.push(lock.lock().await);
         }
+        locks
     }
 }
+
+/// Keys and values of the loop guard's table.
+type Counters = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn unchecked() -> Checked {
     Checked { findings: Findings::default(), authentication_results: String::new(), verdict: Verdict::Accept }

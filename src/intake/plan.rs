@@ -2,11 +2,11 @@
 //! about each. Becomes the recipient records.
 
 use crate::clock::Millis;
-use crate::config::{Config, OnAutomatic, OnLimit};
-use crate::message::{Address, Door, Draft, MessageId, Recipient as Written};
+use crate::config::{Config, Loops};
+use crate::message::{Address, Door, Draft, Recipient as Written};
 use crate::queue::record::{Recipient, Route, Status};
 use crate::routing::inbound::{self, Delivery, Resolution, resolve};
-use crate::routing::loops::RecipientRuling;
+use crate::routing::loops::{Action, Inbound, Ruling};
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -20,7 +20,7 @@ pub struct Plan {
     pub routed: Vec<(Address, Vec<String>)>,
     pub discarded: Vec<(Address, String)>,
     /// For addresses of ours, in the order of RCPT: what the loop guard judges.
-    own: Vec<(Address, bool)>,
+    own: Vec<Inbound>,
 }
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct Planned {
 }
 
 impl Plan {
-    pub fn make(config: &Config, draft: &Draft, _id: MessageId, now: Millis) -> Result<Plan, Refusal> {
+    pub fn make(config: &Config, draft: &Draft, now: Millis) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         for written in &draft.envelope.recipients {
             match resolve(config, &written.address) {
@@ -42,7 +42,7 @@ impl Plan {
                 }
                 Resolution::Deliveries(deliveries) => {
                     check_size(config, &written.address, draft.content.len() as u64)?;
-                    plan.add_own(written, deliveries, now);
+                    plan.add_own(config, written, deliveries, now);
                 }
                 Resolution::Unknown if draft.origin.door == Door::Bounce => plan.add_bounce(config, written, now),
                 Resolution::Unknown => return Err(rights::unknown(&written.address)),
@@ -60,12 +60,13 @@ impl Plan {
         self.push(Planned { recipient, written: None });
     }
 
-    fn add_own(&mut self, written: &Written, deliveries: Vec<Delivery>, now: Millis) {
-        self.routed.push((written.address.clone(), deliveries.iter().map(inbound::describe).collect()));
-        self.own.push((written.address.clone(), deliveries.iter().any(|delivery| delivery.via_catchall)));
+    fn add_own(&mut self, config: &Config, written: &Written, deliveries: Vec<Delivery>, now: Millis) {
+        let places = deliveries.iter().map(|delivery| inbound::describe(config, delivery)).collect();
+        self.routed.push((written.address.clone(), places));
+        self.own.extend(deliveries.first().map(Inbound::from));
         for delivery in deliveries {
             if delivery.discard {
-                self.discarded.push((delivery.alias, "its alias is the built-in target discard".into()));
+                self.discarded.push((written.address.clone(), "its alias leads to the built-in target discard".into()));
                 continue;
             }
             let mut recipient = waiting(written, delivery.address, delivery.route, now);
@@ -87,7 +88,7 @@ impl Plan {
                 self.push(Planned { recipient, written: None });
             }
             Resolution::Deliveries(deliveries) if deliveries.iter().all(|delivery| delivery.hold.is_none()) => {
-                self.add_own(written, deliveries, now);
+                self.add_own(config, written, deliveries, now);
             }
             _ => self.discarded.push((written.address.clone(), "a notice for an address that does not exist".into())),
         }
@@ -110,37 +111,22 @@ impl Plan {
         }
     }
 
-    /// The addresses of ours that were written in RCPT, and whether the catchall takes them.
-    pub fn guarded(&self) -> Vec<(Address, bool)> {
-        self.own.clone()
+    /// The addresses of ours that were written in RCPT, for the loop guard.
+    pub fn guarded(&self) -> &[Inbound] {
+        &self.own
     }
 
-    /// Does what the loop guard ruled, one ruling per address of [`Plan::guarded`]. If every
-    /// recipient of the message is over its limit, the message is refused (or what `on_limit` says);
-    /// if only some are, their copies are held, because one reply cannot refuse a part.
-    pub fn apply_loops(&mut self, config: &crate::config::Loops, rulings: Vec<RecipientRuling>) -> Result<(), Refusal> {
-        let all = rulings.len() == self.own.len()
-            && self.deliveries.iter().all(|planned| planned.written.is_some())
-            && rulings.iter().all(|ruling| matches!(ruling, RecipientRuling::Violation { .. }));
-        if all
-            && let Some(RecipientRuling::Violation { reason, .. }) = rulings.first()
-            && let Some(refusal) = refusal_on_limit(config.on_limit, reason)
-        {
-            return Err(refusal);
-        }
-        let own: Vec<Address> = self.own.iter().map(|(address, _)| address.clone()).collect();
-        for (address, ruling) in own.iter().zip(rulings) {
-            match ruling {
-                RecipientRuling::Pass => {}
-                RecipientRuling::Duplicate { reason } => self.discard(address, &reason),
-                RecipientRuling::Violation { reason, .. } if config.on_limit == OnLimit::Discard => self.discard(address, &reason),
-                RecipientRuling::Violation { reason, .. } => self.hold(address, &reason),
-                RecipientRuling::Automatic { policy: OnAutomatic::Hold, reason } => self.hold(address, &reason),
-                RecipientRuling::Automatic { policy: OnAutomatic::Discard, reason } => self.discard(address, &reason),
-                RecipientRuling::Automatic { policy: OnAutomatic::Reject, reason } => {
-                    return Err(Refusal { reply: Reply::new(550, (7, 1), "this address takes no automatic mail"), reason });
-                }
-                RecipientRuling::Automatic { policy: OnAutomatic::Accept, .. } => {}
+    /// Does what the loop guard ruled, one verdict per address of [`Plan::guarded`]; or the message
+    /// is refused as a whole.
+    pub fn apply_loops(&mut self, config: &Loops, ruling: &Ruling) -> Result<(), Refusal> {
+        let others = self.deliveries.iter().any(|planned| planned.written.is_none());
+        let actions = ruling.settle(config, others)?;
+        let written: Vec<Address> = self.own.iter().map(|own| own.address.clone()).collect();
+        for (address, action) in written.iter().zip(actions) {
+            match action {
+                Action::Take => {}
+                Action::Hold(reason) => self.hold(address, &reason),
+                Action::Discard(reason) => self.discard(address, &reason),
             }
         }
         Ok(())
@@ -155,14 +141,6 @@ impl Plan {
     fn discard(&mut self, written: &Address, reason: &str) {
         self.deliveries.retain(|planned| planned.written.as_ref() != Some(written));
         self.discarded.push((written.clone(), reason.to_owned()));
-    }
-}
-
-fn refusal_on_limit(on_limit: OnLimit, reason: &str) -> Option<Refusal> {
-    match on_limit {
-        OnLimit::Reject => Some(Refusal::plain(Reply::new(554, (4, 6), reason.to_owned()))),
-        OnLimit::Defer => Some(Refusal::plain(Reply::new(450, (7, 1), reason.to_owned()))),
-        OnLimit::Hold | OnLimit::Discard => None,
     }
 }
 
