@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -60,6 +61,8 @@ pub enum Error {
     Listen(#[from] listener::BindError),
     #[error(transparent)]
     Admin(#[from] SocketError),
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
 }
 
 /// A running server.
@@ -173,6 +176,67 @@ fn role_name(role: Role) -> &'static str {
     match role {
         Role::Mx => "mx",
         Role::Submission => "submission",
+    }
+}
+
+/// Starts, tells systemd, runs until SIGTERM or SIGINT, drains; a second signal stops at once.
+pub async fn serve(config: Config) -> Result<(), Error> {
+    let mut signals = Signals::new().map_err(Error::Signals)?;
+    let warnings = config.warnings.clone();
+    let app = App::start(config, Clock::System).await?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    for ListenerStatus { name, role, address } in app.listeners() {
+        tracing::info!(name, role, %address, "listening");
+    }
+    // Not under systemd: nobody to tell, and no harm.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    signals.next().await;
+    tracing::info!("stopping: no new mail is taken, attempts under way may end; a second signal stops at once");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    app.stop(signals.next()).await;
+    Ok(())
+}
+
+/// Runs until `stop`, for callers that have signals of their own.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let app = App::start(config, Clock::System).await?;
+    stop.cancelled().await;
+    app.stop(std::future::pending()).await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn status(config: &Config, clock: &Clock, bound: &[(String, Role, BoundListener)]) -> ServerStatus {
+    let listener = |(name, role, bound): &(String, Role, BoundListener)| ListenerStatus {
+        name: name.clone(),
+        role: role_name(*role).to_owned(),
+        address: bound.local_addr(),
+    };
+    ServerStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        hostname: config.hostname.to_string(),
+        started_at: clock.now(),
+        listeners: bound.iter().map(listener).collect(),
     }
 }
 
