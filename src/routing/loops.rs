@@ -418,7 +418,7 @@ fn ascii(text: &str) -> String {
 
 fn period_text(period: Millis) -> String {
     let seconds = period / 1000;
-    if seconds % 60 == 0 { format!("{} minutes", seconds / 60) } else { format!("{seconds} seconds") }
+    if seconds.is_multiple_of(60) { format!("{} minutes", seconds / 60) } else { format!("{seconds} seconds") }
 }
 
 /// To the full second after it, so that who waits until then has waited long enough.

@@ -250,6 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn a_fingerprint_of_a_bomb_is_only_a_fingerprint() {
+        let recipient = Address::parse("a@our.example").unwrap();
+        let nested = "Content-Type: message/rfc822\r\n\r\n".repeat(20_000);
+        let boxes: String =
+            (0..20_000).map(|n| format!("Content-Type: multipart/mixed; boundary=b{n}\r\n\r\n--b{n}\r\n")).collect();
+        let mut prints = Vec::new();
+        for bomb in [nested, boxes] {
+            let content = format!("MIME-Version: 1.0\r\nSubject: boom\r\n{bomb}");
+            prints.push(fingerprint(&Headers::parse(content.as_bytes()), content.as_bytes(), "x", &recipient));
+        }
+        assert_ne!(prints[0], prints[1]);
+    }
+
+    #[test]
     fn an_answer_names_what_it_answers() {
         let reply = |content: &[u8]| is_reply(&Headers::parse(content));
         assert!(reply(b"In-Reply-To: <a@b>\r\n\r\n"));
