@@ -96,7 +96,7 @@ impl App {
         let opened = Queue::new(store, clock.clone(), sync, config.queue.memory);
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
-        let transports = Transports::new(&config, resolver.clone())?;
+        let transports = Transports::new(&config, resolver.clone(), &clock)?;
         let intake = Arc::new(Intake::new(
             config.clone(),
             clock.clone(),

@@ -38,6 +38,7 @@ struct Settled {
     steps: Vec<Step>,
     events: Vec<Event>,
     failed: Vec<(Recipient, Failure)>,
+    expired: Vec<(Recipient, Failure)>,
     delayed: Vec<(Recipient, Failure)>,
 }
 
@@ -102,7 +103,7 @@ impl Settler {
                 match schedule::next(retry, message.received_at, attempt, now, not_before, (message.id, number)) {
                     Next::GiveUp => {
                         settled.events.push(Event::Expired { recipient: address, why: why.clone(), attempt });
-                        settled.failed.push((recipient.clone(), why));
+                        settled.expired.push((recipient.clone(), why));
                         None
                     }
                     Next::TryAt(next) => Some(self.deferred(message, recipient, why, attempt, next, settled)),
@@ -146,12 +147,19 @@ impl Settler {
             telling.tell(id, event.clone());
         }
         let mut batch = queue.step_batch(&job.message, &settled.steps).map_err(|error| error.to_string())?;
-        let expires = job.message.received_at + u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(0);
-        let failed = self.notice(job, &settled.failed, Action::Failed, &mut telling);
-        let delayed = self.notice(job, &settled.delayed, Action::Delayed { until: expires }, &mut telling);
+        let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
+        let until = job.message.received_at.saturating_add(retry_for);
+        let mut notices = Vec::new();
+        for (about, action) in [
+            (&settled.failed, Action::Failed),
+            (&settled.expired, Action::Expired),
+            (&settled.delayed, Action::Delayed { until }),
+        ] {
+            notices.extend(self.notice(job, about, action, &mut telling));
+        }
         batch.append(telling.take_batch());
         let mut step = Some(batch);
-        for draft in [failed, delayed].into_iter().flatten() {
+        for draft in notices {
             // The first notice carries the step; a second (rare) one follows by itself.
             let carried = step.take();
             let Err(refusal) = self.intake.accept_with(draft, carried.clone().unwrap_or_default()).await else { continue };
@@ -180,7 +188,7 @@ impl Settler {
         let message = &job.message;
         let wanted: Vec<(&Recipient, &Failure)> = about
             .iter()
-            .filter(|(recipient, _)| dsn::wanted(message, recipient, &action))
+            .filter(|(recipient, _)| dsn::wanted(message, recipient, action))
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
         let ReversePath::Address(sender) = &message.mail_from else { return None };
@@ -188,18 +196,23 @@ impl Settler {
             return None;
         }
         let names: Vec<String> = wanted.iter().map(|(recipient, _)| recipient.address.to_string()).collect();
-        let content = dsn::write(&Notice {
+        let notice = Notice {
             hostname: &self.config.hostname,
-            from: self.mailer_daemon(sender),
+            from: &self.mailer_daemon(sender),
+            to: sender,
             message,
             recipients: &wanted,
             action,
             original: &job.body.contiguous(),
             now: self.clock.now(),
-        });
+            seed: getrandom::u64().unwrap_or_else(|_| message.id.as_u64()),
+        };
+        let content = dsn::write(&notice);
+        let mut envelope = Envelope::new(ReversePath::Null, [sender.clone()]);
+        envelope.smtputf8 = dsn::needs_smtputf8(&notice);
         telling.tell(message.id, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") });
         Some(Draft {
-            envelope: Envelope::new(ReversePath::Null, [sender.clone()]),
+            envelope,
             content: content.into(),
             origin: Origin { door: Door::Bounce, account: None, peer: None },
         })

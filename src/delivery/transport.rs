@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::clock::Clock;
 use crate::config::{Config, Target, WayOut};
 use crate::dns::Resolver;
 use crate::queue::record::{Failure, Route};
@@ -36,10 +37,10 @@ pub struct TargetError {
 }
 
 impl Transports {
-    pub fn new(config: &Arc<Config>, resolver: Resolver) -> Result<Transports, TargetError> {
+    pub fn new(config: &Arc<Config>, resolver: Resolver, clock: &Clock) -> Result<Transports, TargetError> {
         let mut targets = BTreeMap::new();
         for (name, target) in &config.targets {
-            targets.insert(name.clone(), set_up(config, name, target)?);
+            targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
         Ok(Transports { way_out: config.delivery.default, smtp: SmtpTransport::new(config, resolver), targets })
     }
@@ -65,12 +66,12 @@ impl Transports {
     }
 }
 
-fn set_up(config: &Config, name: &str, target: &Target) -> Result<TargetTransport, TargetError> {
+fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, TargetError> {
     let failed = |why: String| TargetError { name: name.to_owned(), why };
     match target {
-        Target::Webhook { url, secret, timeout } => {
-            Webhook::new(name, url, secret.as_ref(), *timeout).map(TargetTransport::Webhook).map_err(|e| failed(e.to_string()))
-        }
+        Target::Webhook { .. } => Webhook::new(name, target, &config.domains, clock.clone())
+            .map(TargetTransport::Webhook)
+            .map_err(|error| failed(error.to_string())),
         Target::Maildir { path } => Ok(TargetTransport::Maildir(Maildir::new(name, path, &config.hostname))),
     }
 }

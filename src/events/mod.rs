@@ -6,7 +6,7 @@ pub mod journal;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::message::{Address, MessageId, Origin, ReversePath};
+use crate::message::{Address, Origin, ReversePath};
 use crate::queue::record::Failure;
 
 /// A line of a message's story.

@@ -45,7 +45,7 @@ pub fn assemble(
     let given_id = headers.get("message-id").and_then(|field| header::message_id(field.value));
     let message_id = given_id.unwrap_or_else(|| format!("{id}@{}", intake.config.hostname));
     if draft.origin.door.is_trusted() {
-        add_missing(&mut added, intake, draft, headers, &message_id, now);
+        add_missing(&mut added, draft, headers, &message_id, now);
     }
     let rest = rest_of(&draft.content, headers, &removed, added);
 
@@ -53,6 +53,10 @@ pub fn assemble(
     let mut top = Vec::with_capacity(1024 + rest.header.len());
     if draft.origin.door != Door::Bounce {
         top.extend_from_slice(&received(intake, draft, id, now));
+    }
+    // Our own mark against loops (`routing::loops`), where it gives no second recipient away.
+    if let [only] = plan.guarded() {
+        top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
     }
     if !checked.authentication_results.is_empty() {
         top.extend_from_slice(b"Authentication-Results: ");
@@ -107,7 +111,6 @@ fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<
 /// RFC 6409 8.1 to 8.3: From, Message-ID and Date, for senders that leave them out.
 fn add_missing(
     added: &mut Vec<u8>,
-    intake: &Intake,
     draft: &Draft,
     headers: &Headers<'_>,
     message_id: &str,

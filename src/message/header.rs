@@ -187,7 +187,8 @@ fn field_len(rest: &[u8]) -> Option<usize> {
 
 /// Length of the first line, its CRLF included.
 fn line_len(rest: &[u8]) -> usize {
-    rest.windows(2).position(|pair| pair == b"\r\n").map_or(rest.len(), |at| at + 2)
+    let ends_here = |at: &usize| at.checked_sub(1).and_then(|before| rest.get(before)) == Some(&b'\r');
+    memchr::memchr_iter(b'\n', rest).find(ends_here).map_or(rest.len(), |at| at + 1)
 }
 
 /// None if this is no field: a name is printable ASCII without a colon (RFC 5322 2.2), and only
