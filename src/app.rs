@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminSocket, ListenerStatus, ServerStatus, SocketError};
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::{Config, Durability, Role};
 use crate::delivery::dispatch::{Dispatcher, Parts};
 use crate::delivery::settle::Settler;
@@ -27,11 +27,12 @@ use crate::events::journal::{self, Journal};
 use crate::intake::sign::{SignError, Signer};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
+use crate::routing::loops;
 use crate::server::accounts::Accounts;
 use crate::server::limits::Limits;
 use crate::server::listener::{self, BoundListener};
 use crate::server::tls::{ServerTls, TlsError};
-use crate::store::{Store, StoreError};
+use crate::store::{Batch, Store, StoreError, Table};
 
 use operator::Operator;
 
@@ -41,6 +42,8 @@ pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 const STORIES_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often old stories and counters are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Counters looked at in one go.
+const SWEEP_SLICE: usize = 1000;
 
 /// Why the server does not start. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -243,13 +246,41 @@ fn status(config: &Config, clock: &Clock, bound: &[(String, Role, BoundListener)
 /// Forgets what is old, once in a while.
 async fn sweep(queue: Arc<Queue>, clock: Clock, stop: CancellationToken) {
     loop {
-        let before = clock.now().saturating_sub(STORIES_KEPT.as_millis() as u64);
+        let now = clock.now();
+        let before = now.saturating_sub(STORIES_KEPT.as_millis() as u64);
         if let Err(error) = journal::forget(queue.store(), before) {
             tracing::warn!(%error, "old stories could not be removed");
+        }
+        if let Err(error) = forget_counters(&queue, now).await {
+            tracing::warn!(%error, "old counters of the loop guard could not be removed");
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
+    }
+}
+
+/// Counters of the loop guard that nobody needs any more, a slice at a time.
+async fn forget_counters(queue: &Queue, now: Millis) -> Result<(), StoreError> {
+    let mut from = Vec::new();
+    loop {
+        let mut batch = Batch::new();
+        let mut seen = 0;
+        for entry in queue.store().range(Table::Loops, &from, &[0xff; 64])?.take(SWEEP_SLICE) {
+            let (key, value) = entry?;
+            if loops::is_expired(&value, now) {
+                batch.delete(Table::Loops, key.clone());
+            }
+            from = [&key, [0].as_slice()].concat();
+            seen += 1;
+        }
+        if !batch.is_empty() {
+            queue.commit(batch, false).await?;
+        }
+        if seen < SWEEP_SLICE {
+            return Ok(());
+        }
+        tokio::task::yield_now().await;
     }
 }

@@ -377,6 +377,26 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+impl OwnDomain {
+    /// `sales+x@example.com` → `sales@example.com`, if the domain has subaddresses.
+    pub fn base_key(&self, address: &Address) -> Option<String> {
+        let local = address.lookup_local();
+        let (base, _) = local.split_once(self.subaddress?)?;
+        (!base.is_empty()).then(|| format!("{base}@{}", address.domain()))
+    }
+}
+
+impl Aliases {
+    /// What takes this lookup key: an exact alias, else the first pattern that fits it whole.
+    pub fn named(&self, key: &str) -> Option<&[Destination]> {
+        if let Some(destinations) = self.exact.get(key) {
+            return Some(destinations);
+        }
+        let whole = |regex: &regex::Regex| regex.find(key).is_some_and(|found| found.len() == key.len());
+        self.patterns.iter().find(|pattern| whole(&pattern.regex)).map(|pattern| pattern.destinations.as_slice())
+    }
+}
+
 impl Config {
     /// True if mail for this domain is ours to take.
     pub fn is_own(&self, domain: &Domain) -> bool {

@@ -113,23 +113,11 @@ fn entry<'c>(config: &'c Config, address: &Address) -> Option<Entry<'c>> {
 /// The alias of an address and its key: exact, by pattern, then both without the subaddress.
 fn alias<'c>(config: &'c Config, address: &Address) -> Option<(String, &'c [Destination])> {
     let keys = [Some(address.lookup_key()), base_key(config, address)];
-    keys.into_iter().flatten().find_map(|key| named(config, &key).map(|destinations| (key, destinations)))
+    keys.into_iter().flatten().find_map(|key| config.aliases.named(&key).map(|destinations| (key, destinations)))
 }
 
-fn named<'c>(config: &'c Config, key: &str) -> Option<&'c [Destination]> {
-    if let Some(destinations) = config.aliases.exact.get(key) {
-        return Some(destinations);
-    }
-    let whole = |regex: &regex::Regex| regex.find(key).is_some_and(|found| found.len() == key.len());
-    config.aliases.patterns.iter().find(|p| whole(&p.regex)).map(|p| p.destinations.as_slice())
-}
-
-/// `sales+x@example.com` → `sales@example.com`, if the domain has subaddresses.
 fn base_key(config: &Config, address: &Address) -> Option<String> {
-    let separator = config.domains.get(address.domain())?.subaddress?;
-    let local = address.lookup_local();
-    let (base, _) = local.split_once(separator)?;
-    (!base.is_empty()).then(|| format!("{base}@{}", address.domain()))
+    config.domains.get(address.domain())?.base_key(address)
 }
 
 /// RFC 5321 4.5.1: every domain that takes mail has a postmaster.
