@@ -42,7 +42,7 @@ fn body(size: usize) -> String {
 
 async fn round(messages: usize, sessions: usize, size: usize) -> (f64, f64) {
     let folder = tempfile::tempdir().unwrap();
-    let sink = Sink::start_with(false).await;
+    let sink = Sink::start_with(false, false).await;
     let zone = Zone::new().mx("far.test", 10, "mx.far.test").a("mx.far.test", "127.0.0.1").serve().await;
     let conf = format!(
         "[networks]\ntrusted = [\"127.0.0.0/8\"]\n[domains.\"home.test\"]\n[delivery]\nmx_port = {}\nallow_private_addresses = true\n[dns]\nnameservers = [\"{}\"]\n",
