@@ -89,7 +89,8 @@ fn render_unit(value: u64, units: &[(&str, u64)], zero: &str) -> String {
     if value == 0 {
         return zero.to_owned();
     }
-    let exact = |(unit, factor): &(&str, u64)| value.is_multiple_of(*factor).then(|| format!("{}{unit}", value / factor));
+    let exact =
+        |(unit, factor): &(&str, u64)| value.is_multiple_of(*factor).then(|| format!("{}{unit}", value / factor));
     units.iter().filter_map(exact).min_by_key(String::len).unwrap_or_default()
 }
 
