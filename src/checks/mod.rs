@@ -52,15 +52,19 @@ pub enum Verdict {
 /// it SPF has no result.
 pub async fn check(resolver: &Resolver, config: &Config, draft: &Draft) -> Checked {
     let modes = &config.checks;
-    let with_dmarc = modes.dmarc != DmarcMode::Off;
-    if modes.spf == CheckMode::Off && modes.dkim == CheckMode::Off && !with_dmarc {
+    if (modes.spf, modes.dkim, modes.dmarc) == (CheckMode::Off, CheckMode::Off, DmarcMode::Off) {
         return Checked {
             findings: Findings::default(),
             authentication_results: String::new(),
             verdict: Verdict::Accept,
         };
     }
-    let deadline = Instant::now() + DEADLINE;
+    evaluate(resolver, config, draft, Instant::now() + DEADLINE).await
+}
+
+async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline: Instant) -> Checked {
+    let modes = &config.checks;
+    let with_dmarc = modes.dmarc != DmarcMode::Off;
     let headers = Headers::parse(&draft.content);
     // DMARC builds on both, so with it they are evaluated even when they are not to be shown.
     let (spf, dkim) = tokio::join!(
@@ -170,4 +174,64 @@ fn reject(reply: Reply, reason: String) -> Verdict {
 /// A domain as it may stand in a header field: legal, or not at all.
 fn legal_domain(text: &str) -> Option<Domain> {
     Domain::parse(text).ok().filter(|domain| domain.literal().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn policy(result: &'static str, policy: dmarc::Policy) -> dmarc::Dmarc {
+        dmarc::Dmarc { result, policy, domain: "a.test".to_owned(), comment: "" }
+    }
+
+    #[test]
+    fn trouble_is_never_a_pass_where_a_refusal_was_possible() {
+        use dmarc::Policy;
+        let code = |dmarc| match dmarc_verdict(&dmarc) {
+            Verdict::Accept => 0,
+            Verdict::Hold(_) => 1,
+            Verdict::Reject(refusal) => refusal.reply.code,
+        };
+        assert_eq!(code(policy("temperror", Policy::Unknown)), 451);
+        assert_eq!(code(policy("temperror", Policy::Reject)), 451);
+        assert_eq!(code(policy("temperror", Policy::Quarantine)), 451);
+        assert_eq!(code(policy("temperror", Policy::None)), 0);
+        assert_eq!(code(policy("fail", Policy::Reject)), 550);
+        assert_eq!(code(policy("fail", Policy::Quarantine)), 1);
+        assert_eq!(code(policy("fail", Policy::None)), 0);
+        assert_eq!(code(policy("none", Policy::NoRecord)), 0);
+        assert_eq!(code(policy("pass", Policy::Reject)), 0);
+    }
+
+    /// Everything that is not known when time is up is a temporary error.
+    #[tokio::test]
+    async fn the_deadline_holds() {
+        use crate::config::Dns;
+        // Nobody is asked for long enough to answer.
+        let dns = Dns { nameservers: vec!["127.0.0.1:9".parse().unwrap()], timeout: Duration::from_secs(5) };
+        let resolver = Resolver::new(&dns).unwrap();
+        let content = bytes::Bytes::from_static(
+            b"DKIM-Signature: v=1; a=rsa-sha256; s=s; d=a.test; h=From; bh=47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=; b=AAAA\r\nFrom: a@a.test\r\n\r\n",
+        );
+        let over = Instant::now();
+        let headers = Headers::parse(&content);
+        let dkim = dkim::evaluate(&resolver, &headers, &content, over).await;
+        assert_eq!(dkim.first().map(|d| (d.result, d.domain.as_str())), Some(("temperror", "a.test")));
+        let peer =
+            crate::message::Peer { ip: [192, 0, 2, 1].into(), helo: "h.test".to_owned(), esmtp: true, tls: None };
+        let door = crate::message::Door::Mx { listener: "mx".to_owned() };
+        let draft = Draft {
+            envelope: crate::message::Envelope::new(
+                "a@a.test".parse().map(crate::message::ReversePath::Address).unwrap(),
+                [],
+            ),
+            content: content.clone(),
+            origin: crate::message::Origin { door, account: None, peer: Some(peer) },
+        };
+        let spf = spf::evaluate(&resolver, &Domain::parse("mail.own.test").unwrap(), &draft, over).await;
+        assert_eq!(spf.result(), "temperror");
+        let dmarc = dmarc::evaluate(&resolver, &headers, &spf, &dkim, over).await;
+        assert_eq!((dmarc.result, dmarc.policy), ("temperror", dmarc::Policy::Unknown));
+    }
 }

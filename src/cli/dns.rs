@@ -2,7 +2,8 @@
 //! as JSON. Keys that are missing are made on the way, so that the records can be published before
 //! the server first starts. Says nothing about what is published already.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -31,7 +32,8 @@ pub struct Record {
 pub fn run(config: &Config, domain: &str, json: bool) -> ExitCode {
     match answer(config, domain, json) {
         Ok(text) => {
-            print!("{text}");
+            // A reader that has seen enough (`| head`) is no failure, and no panic.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Err(text) => {
@@ -90,7 +92,8 @@ fn is_within(host: &Domain, domain: &Domain) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-fn zone_lines(records: &[Record]) -> String {
+/// Lines for a zone file, each record behind a comment.
+pub fn zone_lines(records: &[Record]) -> String {
     let mut text = String::new();
     for record in records {
         let value = match record.kind {
@@ -109,7 +112,8 @@ fn quoted(text: &str) -> String {
     strings.map(|part| format!("\"{}\"", String::from_utf8_lossy(part))).collect::<Vec<_>>().join(" ")
 }
 
-fn json_lines(records: &[Record]) -> String {
+/// One JSON object a line.
+pub fn json_lines(records: &[Record]) -> String {
     let lines = records.iter().filter_map(|record| serde_json::to_string(record).ok());
     lines.map(|line| line + "\n").collect()
 }

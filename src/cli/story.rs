@@ -81,7 +81,7 @@ fn sentence(event: &Event) -> String {
         Event::Released { recipient } => format!("released for {recipient}"),
         Event::Cancelled { recipient } => format!("cancelled for {recipient}; the sender is not told"),
         Event::Discarded { recipient, reason } => format!("discarded for {recipient}: {reason}"),
-        Event::Notified { sender, dsn, about } => format!("told {sender} about {about}, as message {dsn}"),
+        Event::NoticeSent { sender, about } => format!("told {sender} about {about}"),
     }
 }
 

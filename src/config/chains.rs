@@ -1,6 +1,6 @@
 //! Follows aliases and catchalls to where they end, so that no configuration that loads can loop.
 //!
-//! An address of ours that an alias names is looked up again: exact alias, subaddress, pattern,
+//! An address of ours that an alias names is looked up again: exact alias, pattern, subaddress,
 //! postmaster, catchall. A circle, a chain that is too long and a list that is too wide are
 //! problems. An address of ours that nothing takes is a warning.
 
@@ -134,17 +134,10 @@ impl Map<'_> {
     /// What takes mail for an address of ours.
     fn next(&self, address: &Address) -> Option<Vec<Destination>> {
         let own = self.domains.get(address.domain())?;
-        let key = address.lookup_key();
         let local = address.lookup_local();
-        let base = own.subaddress.and_then(|separator| local.split_once(separator)).map(|(base, _)| base);
-        let base_key = base.filter(|base| !base.is_empty()).map(|base| format!("{base}@{}", address.domain()));
-        let exact = self.aliases.exact.get(&key);
-        let exact = exact.or_else(|| base_key.as_ref().and_then(|base| self.aliases.exact.get(base)));
-        if let Some(found) = exact {
-            return Some(found.clone());
-        }
-        if let Some(pattern) = self.aliases.patterns.iter().find(|pattern| pattern.regex.is_match(&key)) {
-            return Some(pattern.destinations.clone());
+        let keys = [Some(address.lookup_key()), own.base_key(address)];
+        if let Some(found) = keys.into_iter().flatten().find_map(|key| self.aliases.named(&key)) {
+            return Some(found.to_vec());
         }
         if local == "postmaster" && *address != *self.postmaster {
             return Some(vec![Destination::Address(self.postmaster.clone())]);

@@ -31,6 +31,9 @@ pub(super) fn listeners(root: &Section<'_>) -> BTreeMap<String, Listener> {
             listeners.insert(name.to_owned(), listener);
         }
     }
+    if section.exists() && section.named().is_empty() {
+        section.report.warn("listeners: the section is empty, so nothing comes in by SMTP");
+    }
     listeners
 }
 

@@ -1,13 +1,13 @@
 //! Reads the configuration's files into one tree: the main one and what it includes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::problem::ProblemKind;
 use super::report::Report;
 use super::section::{Item, Section, io_reason};
-use super::tree::{self, Place, Table};
+use super::tree::{self, Table};
 
 /// Longest configuration file read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -22,52 +22,33 @@ pub(super) fn read_tree(name: &str, text: &str, report: &Report) -> Table {
     let main = Section::root(&root, name, report);
     let patterns = main.item("include").and_then(|item| item.elements(INCLUDE_FORM)).unwrap_or_default();
     let folder = Path::new(name).parent().unwrap_or(Path::new(""));
-    let mut files = BTreeSet::new();
+    let mut files: BTreeMap<PathBuf, &Item<'_>> = BTreeMap::new();
     for pattern in &patterns {
-        files.extend(matching_files(pattern, folder));
+        let found = matching_files(pattern, folder).into_iter().filter(|path| path != Path::new(name));
+        files.extend(found.map(|path| (path, pattern)));
         if files.len() > INCLUDED_FILES_MAX {
             let what = format!("more than {INCLUDED_FILES_MAX} files");
             pattern.problem(ProblemKind::BadValue, what, "Include fewer files.");
             break;
         }
     }
-    let included: Vec<Table> = files
-        .iter()
-        .take(INCLUDED_FILES_MAX)
-        .zip(1..)
-        .filter_map(|(path, number)| read_included(path, number, report))
-        .collect();
+    let numbered = files.iter().take(INCLUDED_FILES_MAX).zip(1..);
+    let included: Vec<Table> =
+        numbered.filter_map(|((path, pattern), number)| read_included(path, pattern, number, report)).collect();
     for table in included {
         root.merge(table, "", report);
     }
     root
 }
 
-/// The text of a file, or a problem.
-pub(super) fn read_text(path: &Path, report: &Report) -> Option<String> {
-    let name = path.display().to_string();
-    let unreadable = |reason: String| {
-        let what = format!("cannot read the configuration: {reason}");
-        report.problem(
-            ProblemKind::Unreadable,
-            &Place::file(&name),
-            "",
-            what,
-            "Correct the path or the file's rights.",
-        );
-    };
-    let bytes = match fs::metadata(path).and_then(|metadata| Ok((metadata.len(), fs::read(path)?))) {
-        Err(error) => {
-            unreadable(io_reason(&error));
-            return None;
-        }
-        Ok((length, _)) if length > FILE_BYTES_MAX => {
-            unreadable("the file is too long".to_owned());
-            return None;
-        }
-        Ok((_, bytes)) => bytes,
-    };
-    String::from_utf8(bytes).map_err(|error| unreadable(not_utf8(&error))).ok()
+/// The text of a file, or why it cannot be had.
+pub(super) fn read_text(path: &Path) -> Result<String, String> {
+    let reason = |error: std::io::Error| io_reason(&error);
+    if fs::metadata(path).map_err(reason)?.len() > FILE_BYTES_MAX {
+        return Err("the file is too long".to_owned());
+    }
+    let bytes = fs::read(path).map_err(reason)?;
+    String::from_utf8(bytes).map_err(|error| not_utf8(&error))
 }
 
 fn not_utf8(error: &std::string::FromUtf8Error) -> String {
@@ -76,9 +57,16 @@ fn not_utf8(error: &std::string::FromUtf8Error) -> String {
     format!("line {line} is not UTF-8")
 }
 
-fn read_included(path: &Path, number: u32, report: &Report) -> Option<Table> {
-    let text = read_text(path, report)?;
+fn read_included(path: &Path, pattern: &Item<'_>, number: u32, report: &Report) -> Option<Table> {
     let name = path.display().to_string();
+    let text = match read_text(path) {
+        Ok(text) => text,
+        Err(reason) => {
+            let remedy = "Correct the name, or let postrider's user read the file.";
+            pattern.problem(ProblemKind::Unreadable, format!("cannot read {name}: {reason}"), remedy);
+            return None;
+        }
+    };
     let mut table = tree::parse(&name, number, &text, report);
     if let Some(entry) = table.remove("include") {
         let remedy = "Include all files from the main one.";

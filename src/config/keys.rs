@@ -281,7 +281,13 @@ impl Check<'_> {
             Some(Later(accepted)) => self.later_value(&entry.node, accepted, key),
             Some(Idle(expected)) if !expected.contains(value.type_name()) => {
                 let what = format!("must be {expected}, not {}", value.type_name());
-                self.report.problem(ProblemKind::WrongType, &entry.node.place, key, what, "");
+                self.report.problem(
+                    ProblemKind::WrongType,
+                    &entry.node.place,
+                    key,
+                    what,
+                    "Correct it, or leave it out.",
+                );
             }
             _ => {}
         }

@@ -145,6 +145,15 @@ pub enum AddressOrDomain {
     Domain(Domain),
 }
 
+impl std::fmt::Display for AddressOrDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AddressOrDomain::Address(address) => address.fmt(f),
+            AddressOrDomain::Domain(domain) => domain.fmt(f),
+        }
+    }
+}
+
 impl AddressOrDomain {
     /// Domains match exactly, local parts without regard to case.
     pub fn matches(&self, address: &Address) -> bool {
@@ -366,6 +375,26 @@ pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
     pub format: LogFormat,
+}
+
+impl OwnDomain {
+    /// `sales+x@example.com` → `sales@example.com`, if the domain has subaddresses.
+    pub fn base_key(&self, address: &Address) -> Option<String> {
+        let local = address.lookup_local();
+        let (base, _) = local.split_once(self.subaddress?)?;
+        (!base.is_empty()).then(|| format!("{base}@{}", address.domain()))
+    }
+}
+
+impl Aliases {
+    /// What takes this lookup key: an exact alias, else the first pattern that fits it whole.
+    pub fn named(&self, key: &str) -> Option<&[Destination]> {
+        if let Some(destinations) = self.exact.get(key) {
+            return Some(destinations);
+        }
+        let whole = |regex: &regex::Regex| regex.find(key).is_some_and(|found| found.len() == key.len());
+        self.patterns.iter().find(|pattern| whole(&pattern.regex)).map(|pattern| pattern.destinations.as_slice())
+    }
 }
 
 impl Config {

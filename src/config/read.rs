@@ -17,9 +17,13 @@ use crate::message::{Address, Domain};
 pub fn load(path: &Path) -> Result<Config, Problems> {
     let report = Report::default();
     let file_name = &path.display().to_string();
-    match files::read_text(path, &report) {
-        Some(text) => read(file_name, &text, report),
-        None => Err(nothing(file_name, report)),
+    match files::read_text(path) {
+        Ok(text) => read(file_name, &text, report),
+        Err(reason) => {
+            let (what, remedy) = (format!("cannot read it: {reason}"), "Name a configuration with --config FILE.");
+            report.problem(ProblemKind::Unreadable, &Place::file(file_name), "", what, remedy);
+            Err(nothing(file_name, report))
+        }
     }
 }
 

@@ -33,7 +33,7 @@ impl Report {
     }
 
     /// A complaint of the TOML parser: the first of each line, since the rest follows from it.
-    pub fn syntax(&self, place: &Place, message: &str, remedy: &str) {
+    pub fn syntax(&self, place: &Place, key: String, what: String, remedy: &str) {
         let line = (place.file.as_ref(), place.line);
         let mut problems = self.problems.borrow_mut();
         let earlier = problems.iter_mut().find(|p| p.kind == ProblemKind::Syntax && (p.file.as_str(), p.line) == line);
@@ -41,8 +41,8 @@ impl Report {
             file: place.file.to_string(),
             line: place.line,
             column: place.column,
-            key: String::new(),
-            what: message.replace('\n', " "),
+            key,
+            what,
             remedy: remedy.to_owned(),
             kind: ProblemKind::Syntax,
         };
@@ -63,26 +63,22 @@ impl Report {
 
     /// The warnings, or the problems if there are any.
     ///
-    /// After a syntax error part of the text is missing from the tree, so what only seems to be
-    /// missing is left out, and so is everything else on a line that could not be read.
+    /// After a syntax error, or without an included file, part of the text is not in the tree. What
+    /// only seems to be missing is left out then, and so is everything else on an unreadable line.
     pub fn finish(self) -> Result<Vec<String>, Problems> {
         let mut problems = self.problems.into_inner();
         if problems.is_empty() {
             return Ok(self.warnings.into_inner());
         }
-        let broken: BTreeSet<(String, u32)> = problems
-            .iter()
-            .filter(|p| matches!(p.kind, ProblemKind::Syntax | ProblemKind::Unreadable))
-            .filter(|p| p.kind == ProblemKind::Syntax || p.line == 0)
-            .map(|p| (p.file.clone(), p.line))
-            .collect();
-        if !broken.is_empty() {
-            problems.retain(|p| match p.kind {
-                ProblemKind::Syntax | ProblemKind::Unreadable => true,
-                ProblemKind::Missing | ProblemKind::Reference => false,
-                _ => !broken.contains(&(p.file.clone(), p.line)),
-            });
-        }
+        let unread = |p: &Problem| p.kind == ProblemKind::Unreadable && p.key == "include";
+        let broken: BTreeSet<(String, u32)> =
+            problems.iter().filter(|p| p.kind == ProblemKind::Syntax).map(|p| (p.file.clone(), p.line)).collect();
+        let gaps = !broken.is_empty() || problems.iter().any(unread);
+        problems.retain(|p| match p.kind {
+            ProblemKind::Syntax => true,
+            ProblemKind::Missing | ProblemKind::Reference => !gaps,
+            _ => !broken.contains(&(p.file.clone(), p.line)),
+        });
         Err(Problems::new(problems))
     }
 }

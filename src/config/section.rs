@@ -54,7 +54,7 @@ pub(super) struct Item<'a> {
 
 impl<'a> Section<'a> {
     pub fn root(table: &'a Table, file: &str, report: &'a Report) -> Section<'a> {
-        Section { report, path: String::new(), place: Place::file(file), table: Some(table) }
+        Section { report, path: String::new(), place: Place::top(file), table: Some(table) }
     }
 
     pub fn exists(&self) -> bool {
@@ -154,7 +154,7 @@ impl<'a> Item<'a> {
 
     /// `form`: what the string stands for, with its article.
     pub fn string(&self, form: &str) -> Option<&'a str> {
-        self.string_or(form, "")
+        self.string_or(form, "Write it as a string in double quotes.")
     }
 
     fn string_or(&self, form: &str, remedy: &str) -> Option<&'a str> {

@@ -29,6 +29,11 @@ impl Place {
     pub fn file(name: &str) -> Place {
         Place { file: name.into(), line: 0, column: 0, order: (0, 0) }
     }
+
+    /// Where a key outside any section would be added.
+    pub fn top(name: &str) -> Place {
+        Place { line: 1, ..Place::file(name) }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -138,7 +143,12 @@ pub(super) fn parse(file: &str, number: u32, text: &str, report: &Report) -> Tab
     for error in errors {
         let place = positions.place(error.span().map_or(0, |span| span.start));
         let message = error.message();
-        report.syntax(&place, message, syntax_remedy(message));
+        let earlier = if message == "duplicate key" { earlier_line(text, place.line) } else { None };
+        let (key, what) = match earlier {
+            Some((key, line)) => (key, format!("given already in line {line}")),
+            None => (String::new(), message.trim_end_matches(", expected literal string").replace('\n', " ")),
+        };
+        report.syntax(&place, key, what, syntax_remedy(message));
     }
     positions.table(table.into_inner())
 }
@@ -158,6 +168,25 @@ fn syntax_remedy(message: &str) -> &'static str {
     } else {
         "This is not TOML: see https://toml.io for how it is written."
     }
+}
+
+/// The key that a line gives again, and where it stood before, as far as the text shows it.
+fn earlier_line(text: &str, line: u32) -> Option<(String, usize)> {
+    let name = |line: &str| line.split(['=', '#']).next().unwrap_or("").trim().to_owned();
+    let header = |line: &str| name(line).strip_prefix('[').map(|rest| rest.trim_matches(['[', ']']).to_owned());
+    let number = usize::try_from(line).ok()?.checked_sub(1)?;
+    let lines: Vec<&str> = text.lines().take(number + 1).collect();
+    let (again, before) = lines.split_last()?;
+    if let Some(section) = header(again) {
+        let at = before.iter().position(|line| header(line).as_ref() == Some(&section))?;
+        return Some((section, at + 1));
+    }
+    let start = before.iter().rposition(|line| header(line).is_some());
+    let section = start.and_then(|at| header(before.get(at)?));
+    let key = name(again);
+    let at = before.iter().skip(start.unwrap_or(0)).position(|line| name(line) == key)?;
+    let path = section.map_or_else(|| key.clone(), |section| format!("{section}.{key}"));
+    Some((path, at + start.unwrap_or(0) + 1))
 }
 
 /// Turns byte offsets into lines.

@@ -1,1 +1,351 @@
-//! (to come)
+//! Delivery to a webhook: one signed JSON POST for each recipient (Standard Webhooks headers).
+//!
+//! Promises: `webhook-id` is the same in every attempt for a recipient. With a secret, every request
+//! carries `webhook-signature: v1,<base64>`, an HMAC-SHA256 over `id.timestamp.body`; a secret that
+//! begins with `whsec_` is the base64 of the key, any other is the key itself. No answer can make us
+//! drop mail but 406 and 422: a bad deployment that answers 404 costs time, not messages. Redirects
+//! are not followed, answers are read up to a bound, the whole exchange has a deadline. What keeps
+//! the endpoint from answering for one recipient of a message is not tried again for the others.
+//!
+//! The URL is the administrator's and may lead anywhere, also into the own network; nothing from a
+//! message ever becomes part of it. Names are resolved by the system, so `/etc/hosts` counts.
+//! Left out: the pausing of an endpoint that answers 410, other formats than JSON, proxies.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::sync::Semaphore;
+use tokio_rustls::rustls;
+
+use super::{Delivered, Job, Outcome};
+use crate::clock::Clock;
+use crate::config::{OwnDomain, Secret, Target};
+use crate::message::Domain;
+use crate::queue::record::{Failure, Recipient};
+use crate::smtp::Reply;
+
+mod payload;
+
+/// Bytes of an answer that are read.
+const ANSWER_BYTES_MAX: usize = 4096;
+/// Characters of an answer that are shown.
+const ANSWER_CHARS_SHOWN: usize = 200;
+/// Seconds; a longer Retry-After is cut to this.
+const RETRY_AFTER_SECS_MAX: u64 = 24 * 3600;
+/// The deadline grows by a second for so many bytes of payload, or large mail could never pass a
+/// slow line.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+/// Messages of more bytes than this count as large …
+const LARGE_BYTES: usize = 1 << 20;
+/// … and only so many of them are in memory for one target at once.
+const LARGE_AT_ONCE: usize = 2;
+
+/// The configuration cannot be used; the text says what to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WebhookError {
+    #[error("targets.{0} is not a webhook")]
+    NotAWebhook(String),
+    #[error("targets.{0}.url is not an http:// or https:// URL with a host")]
+    BadUrl(String),
+    #[error("targets.{0}.secret begins with whsec_ but what follows is not base64")]
+    BadSecret(String),
+    #[error("targets.{0}: no certificate authorities are known to this system ({1}); install ca-certificates")]
+    NoRoots(String, String),
+    #[error("targets.{0}: the HTTP client could not be made: {1}")]
+    Client(String, String),
+}
+
+/// One `[targets.*]` of kind `webhook`, ready to be used from many tasks.
+pub struct Webhook {
+    name: String,
+    url: Url,
+    /// Without user, password and query, which may be secrets.
+    shown_url: String,
+    key: Option<hmac::Key>,
+    timeout: Duration,
+    /// What sets off a subaddress, for each domain that has them.
+    separators: BTreeMap<Domain, char>,
+    client: Client,
+    clock: Clock,
+    large: Semaphore,
+}
+
+/// Without the URL's and the signature's secrets.
+impl std::fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Webhook({}, {})", self.name, self.shown_url)
+    }
+}
+
+impl Webhook {
+    /// `domains` tells how subaddresses are written.
+    pub fn new(
+        name: &str,
+        target: &Target,
+        domains: &BTreeMap<Domain, OwnDomain>,
+        clock: Clock,
+    ) -> Result<Webhook, WebhookError> {
+        let Target::Webhook { url, secret, timeout } = target else {
+            return Err(WebhookError::NotAWebhook(name.to_owned()));
+        };
+        let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let url = url.ok_or_else(|| WebhookError::BadUrl(name.to_owned()))?;
+        let key = secret.as_ref().map(|secret| signing_key(name, secret)).transpose()?;
+        let separators = domains.iter().filter_map(|(domain, own)| Some((domain.clone(), own.subaddress?)));
+        Ok(Webhook {
+            name: name.to_owned(),
+            shown_url: shown(&url),
+            client: client(name, &url)?,
+            url,
+            key,
+            timeout: *timeout,
+            separators: separators.collect(),
+            clock,
+            large: Semaphore::new(LARGE_AT_ONCE),
+        })
+    }
+
+    /// Tries each recipient of the job once.
+    pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        // Held until the last request is done; never closed, so the permit is always had.
+        let _permit = if job.body.len() > LARGE_BYTES { self.large.acquire().await.ok() } else { None };
+        let shared = render(job).await;
+        let mut outcomes = Vec::with_capacity(job.recipients.len());
+        let mut endpoint_down: Option<Outcome> = None;
+        for (number, recipient) in &job.recipients {
+            if let Some(outcome) = &endpoint_down {
+                outcomes.push((*number, outcome.clone()));
+                continue;
+            }
+            let (outcome, reach) = self.post(job, *number, recipient, &shared).await;
+            if reach == Reach::EndpointDown {
+                endpoint_down = Some(without_doubt(&outcome));
+            }
+            outcomes.push((*number, outcome));
+        }
+        outcomes
+    }
+
+    async fn post(&self, job: &Job, number: u32, recipient: &Recipient, shared: &Bytes) -> (Outcome, Reach) {
+        let id = payload::event_id(&job.message, number);
+        let separator = self.separators.get(recipient.address.domain()).copied();
+        let head = payload::head(&job.message, &id, recipient, separator, &self.name);
+        let pieces = [Bytes::from(head), shared.clone(), Bytes::from_static(payload::TAIL)];
+        let timestamp = (self.clock.now() / 1000).to_string();
+        let length: usize = pieces.iter().map(Bytes::len).sum();
+        let deadline = self.timeout + Duration::from_secs(length as u64 / BYTES_PER_SECOND_MIN);
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .timeout(deadline)
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", &id)
+            .header("webhook-timestamp", &timestamp);
+        if let Some(key) = &self.key {
+            request = request.header("webhook-signature", signature(key, &id, &timestamp, &pieces));
+        }
+        match request.body(reqwest::Body::wrap(Pieces(pieces.into()))).send().await {
+            Ok(response) => self.judge(response).await,
+            Err(error) => (self.unanswered(&error, deadline), Reach::EndpointDown),
+        }
+    }
+
+    async fn judge(&self, response: Response) -> (Outcome, Reach) {
+        let status = response.status();
+        if status.is_success() {
+            let text = status.canonical_reason().unwrap_or("accepted");
+            let reply = Some(Reply::bare(status.as_u16(), text));
+            let tls = None;
+            return (Outcome::Delivered(Delivered { to: self.shown_url.clone(), reply, tls }), Reach::Answered);
+        }
+        let not_before_secs = self.retry_after(&response);
+        let answer = excerpt(response).await;
+        let said = format!("{} answered {status}{answer}", self.shown_url);
+        let failure = |status: &str, reason: String| Failure::local(status, self.name.as_str(), reason);
+        match status {
+            StatusCode::NOT_ACCEPTABLE => (Outcome::Fail(failure("5.7.1", said)), Reach::Answered),
+            StatusCode::UNPROCESSABLE_ENTITY => (Outcome::Fail(failure("5.6.0", said)), Reach::Answered),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                (Outcome::Defer { why: failure("4.3.2", said), not_before_secs }, Reach::EndpointDown)
+            }
+            StatusCode::GONE => {
+                let why = failure(
+                    "4.3.2",
+                    format!("{said}: it wants no more events; remove targets.{} or revive it", self.name),
+                );
+                (Outcome::Defer { why, not_before_secs: None }, Reach::EndpointDown)
+            }
+            _ if status.is_redirection() => {
+                let why = failure(
+                    "4.3.5",
+                    format!("{said}; redirects are not followed, put the final URL into targets.{}.url", self.name),
+                );
+                (Outcome::Defer { why, not_before_secs: None }, Reach::EndpointDown)
+            }
+            _ => (Outcome::Defer { why: failure("4.3.0", said), not_before_secs: None }, Reach::Answered),
+        }
+    }
+
+    /// RFC 9110 10.2.3: seconds, or a date.
+    fn retry_after(&self, response: &Response) -> Option<u64> {
+        let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+        let seconds = match value.parse::<u64>() {
+            Ok(seconds) => seconds,
+            Err(_) if value.bytes().all(|b| b.is_ascii_digit()) => RETRY_AFTER_SECS_MAX,
+            Err(_) => {
+                let date = mail_parser::DateTime::parse_rfc822(value).filter(mail_parser::DateTime::is_valid)?;
+                u64::try_from(date.to_timestamp()).ok()?.saturating_sub(self.clock.now() / 1000)
+            }
+        };
+        Some(seconds.min(RETRY_AFTER_SECS_MAX))
+    }
+
+    /// No complete answer came.
+    fn unanswered(&self, error: &reqwest::Error, deadline: Duration) -> Outcome {
+        let what = match () {
+            () if error.is_timeout() => format!("no answer within {} s", deadline.as_secs_f32()),
+            () if error.is_connect() => format!("no connection: {}", innermost(error)),
+            () => format!("the connection broke: {}", innermost(error)),
+        };
+        let status = if error.is_connect() { "4.4.1" } else { "4.4.2" };
+        let mut why = Failure::local(status, self.name.as_str(), format!("{}: {what}", self.shown_url));
+        // Once connected, the endpoint may have taken the event before it went silent.
+        why.unsure = !error.is_connect();
+        Outcome::Defer { why, not_before_secs: None }
+    }
+}
+
+/// Is it worth trying the next recipient of the same message?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    Answered,
+    EndpointDown,
+}
+
+/// The same for a recipient for whom nothing was sent.
+fn without_doubt(outcome: &Outcome) -> Outcome {
+    let mut outcome = outcome.clone();
+    if let Outcome::Defer { why, .. } = &mut outcome {
+        why.unsure = false;
+    }
+    outcome
+}
+
+/// The part of the JSON that all recipients share, made off the async threads.
+async fn render(job: &Job) -> Bytes {
+    let render = |unparsed: Option<String>| {
+        let (message, body) = (Arc::clone(&job.message), job.body.clone());
+        tokio::task::spawn_blocking(move || payload::shared(&message, &body.contiguous(), unparsed))
+    };
+    match render(None).await {
+        Ok(shared) => shared,
+        // The parser panicked. The message must not be lost for that: it goes unparsed.
+        Err(_) => render(Some("the message could not be taken apart".to_owned())).await.unwrap_or_default(),
+    }
+}
+
+fn client(name: &str, url: &Url) -> Result<Client, WebhookError> {
+    let builder = Client::builder()
+        .tls_backend_preconfigured(tls_config(name, url)?)
+        .user_agent(concat!("postrider/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy();
+    builder.build().map_err(|error| WebhookError::Client(name.to_owned(), innermost(&error)))
+}
+
+/// The system's certificate authorities; none for plain HTTP, so that it works where there are none.
+fn tls_config(name: &str, url: &Url) -> Result<rustls::ClientConfig, WebhookError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if url.scheme() == "https" {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+            return Err(WebhookError::NoRoots(name.to_owned(), why));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| WebhookError::Client(name.to_owned(), error.to_string()))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn signing_key(name: &str, Secret(secret): &Secret) -> Result<hmac::Key, WebhookError> {
+    let bytes = match secret.strip_prefix("whsec_") {
+        None => secret.clone().into_bytes(),
+        Some(encoded) => STANDARD_NO_PAD
+            .decode(encoded.trim_end_matches('='))
+            .map_err(|_| WebhookError::BadSecret(name.to_owned()))?,
+    };
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+}
+
+fn signature(key: &hmac::Key, id: &str, timestamp: &str, body: &[Bytes]) -> String {
+    let mut context = hmac::Context::with_key(key);
+    context.update(format!("{id}.{timestamp}.").as_bytes());
+    body.iter().for_each(|piece| context.update(piece));
+    format!("v1,{}", STANDARD.encode(context.sign()))
+}
+
+fn shown(url: &Url) -> String {
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+}
+
+/// The beginning of an answer as a piece of a sentence: one line, nothing that controls a terminal.
+async fn excerpt(mut response: Response) -> String {
+    let mut bytes = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = ANSWER_BYTES_MAX - bytes.len();
+        bytes.extend(chunk.iter().take(room));
+        if bytes.len() >= ANSWER_BYTES_MAX {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let words: Vec<_> = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
+    let line: String = words.join(" ").chars().take(ANSWER_CHARS_SHOWN).collect();
+    if line.is_empty() { line } else { format!(": {line}") }
+}
+
+/// The cause that says most: reqwest's own text repeats the URL, secrets included.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    if std::ptr::addr_eq(cause, error) { "the request could not be made".to_owned() } else { cause.to_string() }
+}
+
+/// A request body in pieces whose length is known: neither copied together nor sent in chunks.
+struct Pieces(VecDeque<Bytes>);
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}

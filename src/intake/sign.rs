@@ -152,7 +152,7 @@ impl Signer {
         let body = without_blank_end(headers.body());
         let body_hash = HashAlgorithm::Sha256.hash(Canonicalization::Relaxed.canonical_body(body, 0)).as_ref().to_vec();
         let mut canonical = Vec::with_capacity(2048);
-        Canonicalization::Relaxed.canonicalize_headers(signed.into_iter(), &mut canonical);
+        signed.iter().for_each(|field| write_relaxed(field, &mut canonical));
         let template = Tags {
             v: 1,
             d: domain.as_str().to_owned(),
@@ -239,20 +239,32 @@ impl Pair {
     }
 }
 
-/// As mail-auth canonicalises them.
-type NameAndValue<'a> = (&'a [u8], &'a [u8]);
-
 /// The names for h=, and the fields in that order. Of several fields with one name the last comes
 /// first (RFC 6376 5.4.2).
-fn signed_fields<'a>(headers: &Headers<'a>) -> (Vec<String>, Vec<NameAndValue<'a>>) {
+fn signed_fields<'h, 'a>(headers: &'h Headers<'a>) -> (Vec<String>, Vec<&'h Field<'a>>) {
     let (mut names, mut fields) = (Vec::new(), Vec::new());
     let all = OVERSIGNED.iter().map(|name| (name, true)).chain(SIGNED.iter().map(|name| (name, false)));
     for (name, once_more) in all {
         let found: Vec<&Field<'a>> = headers.all(name).collect();
         names.extend(std::iter::repeat_n((*name).to_owned(), found.len() + usize::from(once_more)));
-        fields.extend(found.iter().rev().map(|field| (field.name, field.value)));
+        fields.extend(found.iter().rev());
     }
     (names, fields)
+}
+
+/// RFC 6376 3.4.2: name in lower case, folding removed, blanks run together, none at the ends.
+fn write_relaxed(field: &Field<'_>, out: &mut Vec<u8>) {
+    out.extend(field.name.iter().map(u8::to_ascii_lowercase));
+    out.push(b':');
+    let blank = |b: &u8| matches!(b, b' ' | b'\t' | b'\r' | b'\n');
+    let words = field.value.split(blank).filter(|word| !word.is_empty());
+    for (number, word) in words.enumerate() {
+        if number > 0 {
+            out.push(b' ');
+        }
+        out.extend_from_slice(word);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<Vec<Key>, SignError> {

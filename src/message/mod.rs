@@ -8,6 +8,7 @@ pub mod findings;
 pub mod header;
 pub mod id;
 pub mod mailbox;
+pub mod mime;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use draft::{Door, Draft, Origin, Peer};

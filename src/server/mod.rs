@@ -8,4 +8,6 @@ pub mod listener;
 pub mod sasl;
 pub mod session;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod tls;

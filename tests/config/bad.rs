@@ -1,6 +1,7 @@
 //! `conf-bad/`: each bad file beside its exact complaint.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use postrider::config;
 
@@ -45,6 +46,26 @@ fn five_mistakes_are_five_problems_with_line_and_remedy() {
         assert!(!problem.remedy.is_empty(), "{problem}");
     }
     assert!(problems.to_string().ends_with("\n5 problems"));
+}
+
+/// `ExitCode` compares by its debug form only.
+#[test]
+fn the_exit_status_tells_good_from_bad() {
+    let status = |path: &str| format!("{:?}", postrider::cli::check::run(&folder(path), true));
+    let code = |code: ExitCode| format!("{code:?}");
+    assert_eq!(status("tests/conf-bad/five.toml"), code(ExitCode::from(2)));
+    assert_eq!(status("conf/relay.toml"), code(ExitCode::SUCCESS));
+}
+
+#[test]
+fn every_problem_has_a_remedy() {
+    for path in bad_files() {
+        for problem in &config::load(&path).unwrap_err() {
+            assert!(!problem.remedy.is_empty() && !problem.what.is_empty(), "{problem}");
+            assert!(!problem.what.ends_with('.'), "{problem}");
+            assert!(problem.line > 0, "{problem}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,641 @@
+//! Our side of an SMTP conversation, as a state machine: replies in, steps out. No socket, no clock.
+//!
+//! Promises: a recipient's fate is decided only by a reply to a command about it, in order; a message
+//! counts as delivered only after the reply to its final dot; a connection that is lost between the
+//! dot and that reply leaves the fate unsure and says so. What goes wrong with the host (greeting,
+//! EHLO, STARTTLS, 421 anywhere, nonsense) is [`Trouble`] of the host and never fails the mail.
+//!
+//! ```text
+//!  Greeting → Ehlo → [StartTls → Handshake → Ehlo] → Idle → Envelope → Content → Dot → Idle …
+//!                └→ Helo (RFC 5321 3.2)                         └→ EmptyDot (RFC 2920 3.1) ┘
+//! ```
+//!
+//! Leaves out: CHUNKING, AUTH (smart hosts), LMTP.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::commands::{Mail, write_mail, write_rcpt};
+use super::extensions::{Extensions, SizeOffer};
+use super::replies::{RawReply, ReplyError};
+use crate::delivery::{Delivered, Outcome};
+use crate::message::Domain;
+use crate::queue::record::Failure;
+use crate::smtp::Reply;
+
+/// How long to wait for the far end (RFC 5321 4.5.3.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub greeting: Duration,
+    /// EHLO, HELO, STARTTLS, RSET: "other commands".
+    pub command: Duration,
+    pub mail: Duration,
+    pub rcpt: Duration,
+    pub data: Duration,
+    /// One write of content.
+    pub block: Duration,
+    /// The reply to the final dot.
+    pub dot: Duration,
+    pub quit: Duration,
+}
+
+impl Timeouts {
+    pub const RFC5321: Timeouts = Timeouts {
+        greeting: Duration::from_secs(5 * 60),
+        command: Duration::from_secs(5 * 60),
+        mail: Duration::from_secs(5 * 60),
+        rcpt: Duration::from_secs(5 * 60),
+        data: Duration::from_secs(2 * 60),
+        block: Duration::from_secs(3 * 60),
+        dot: Duration::from_secs(10 * 60),
+        quit: Duration::from_secs(3),
+    };
+}
+
+/// What to do about STARTTLS on this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// In clear: the second try of a host whose TLS is broken.
+    Never,
+    IfOffered,
+    Required,
+}
+
+/// How far the conversation with a host got; the further, the more it tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Address,
+    Connect,
+    Greeting,
+    Hello,
+    Tls,
+    Transaction,
+}
+
+/// Why this host did not do. The next one may.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trouble {
+    pub stage: Stage,
+    pub failure: Failure,
+    /// TLS was at fault and is not required: the same host may do in clear.
+    pub clear_may_help: bool,
+}
+
+/// How a connection can fail us other than by a reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    Closed,
+    Broken(String),
+    TimedOut,
+    Garbage(ReplyError),
+    /// More replies than commands: what they answer cannot be known.
+    Desync,
+    /// It spoke while the content was on its way, and said this, if it made sense.
+    Interrupted(Option<RawReply>),
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Write this (it may be empty), then wait for one reply and give it to [`Client::reply`].
+    Talk { send: Vec<u8>, timeout: Duration },
+    /// Make a TLS handshake and call [`Client::secured`] or [`Client::handshake_failed`].
+    StartTls,
+    /// Write the content, dot-stuffed; give the last block to [`Client::end_content`] instead.
+    Content,
+    /// Connected; call [`Client::begin`] or [`Client::quit`].
+    Ready,
+    /// The fate of each recipient of this message; ready for the next one.
+    Done(Vec<(u32, Outcome)>),
+    /// The connection is of no further use. Recipients that are not `decided` may try the next host.
+    Over { decided: Vec<(u32, Outcome)>, trouble: Trouble },
+}
+
+/// One conversation.
+#[derive(Debug)]
+pub struct Client {
+    /// `mx1.example.com [192.0.2.1]:25`
+    peer: String,
+    helo: Domain,
+    tls: Tls,
+    timeouts: Timeouts,
+    /// Version and cipher, once under TLS.
+    secured: Option<String>,
+    offers: Extensions,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Greeting,
+    Ehlo,
+    Helo,
+    StartTls,
+    Handshake,
+    /// `reset`: the last transaction was not ended by a dot, so RSET comes before the next.
+    Idle {
+        reset: bool,
+    },
+    Envelope(Transaction),
+    Content(Transaction),
+    Dot(Transaction),
+    /// 354 although nobody is left to receive: an empty message ends it (RFC 2920 3.1).
+    EmptyDot(Transaction),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    mail: Mail,
+    /// One per recipient, in their order.
+    fates: Vec<Fate>,
+    mail_refused: bool,
+    /// A RCPT was accepted after MAIL was refused: the server's idea of the transaction is not ours.
+    confused: bool,
+    unsent: VecDeque<Command>,
+    unanswered: VecDeque<Command>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Open,
+    Accepted,
+    Decided(Outcome),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    Reset,
+    Mail,
+    /// Index into the recipients.
+    Rcpt(usize),
+    Data,
+}
+
+impl Client {
+    pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
+        let offers = Extensions::default();
+        Client { peer, helo, tls, timeouts, secured: None, offers, state: State::Greeting }
+    }
+
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// The first step: wait for the greeting.
+    pub fn start(&self) -> Step {
+        Step::Talk { send: Vec::new(), timeout: self.timeouts.greeting }
+    }
+
+    /// A reply has come.
+    pub fn reply(&mut self, raw: RawReply) -> Step {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Greeting => self.on_greeting(raw),
+            State::Ehlo => self.on_ehlo(raw),
+            State::Helo => self.on_helo(raw),
+            State::StartTls => self.on_starttls(raw),
+            State::Envelope(transaction) => self.on_envelope(transaction, raw.parsed()),
+            State::Dot(transaction) => self.on_dot(transaction, raw.parsed()),
+            State::EmptyDot(transaction) => self.finish(transaction, false),
+            // Nothing was asked.
+            State::Handshake | State::Idle { .. } | State::Content(_) | State::Closed => self.lost(Loss::Desync),
+        }
+    }
+
+    fn on_greeting(&mut self, raw: RawReply) -> Step {
+        match raw.code {
+            220 => self.hello(),
+            400.. => self.refused_by_host(Stage::Greeting, "greeted with", &raw.plain()),
+            _ => self.nonsense(Stage::Greeting, "greeted with", &raw.plain()),
+        }
+    }
+
+    fn hello(&mut self) -> Step {
+        self.state = State::Ehlo;
+        self.talk(format!("EHLO {}\r\n", self.helo))
+    }
+
+    fn talk(&self, command: String) -> Step {
+        Step::Talk { send: command.into_bytes(), timeout: self.timeouts.command }
+    }
+
+    fn on_ehlo(&mut self, raw: RawReply) -> Step {
+        match raw.code {
+            250 => {
+                self.offers = Extensions::parse(raw.lines.iter().map(String::as_str));
+                self.after_hello()
+            }
+            500..=599 => {
+                self.state = State::Helo;
+                self.talk(format!("HELO {}\r\n", self.helo))
+            }
+            400.. => self.refused_by_host(Stage::Hello, "answered EHLO with", &raw.parsed()),
+            _ => self.nonsense(Stage::Hello, "answered EHLO with", &raw.plain()),
+        }
+    }
+
+    fn on_helo(&mut self, raw: RawReply) -> Step {
+        match raw.code {
+            250 => {
+                self.offers = Extensions::default();
+                self.after_hello()
+            }
+            400.. => self.refused_by_host(Stage::Hello, "answered HELO with", &raw.parsed()),
+            _ => self.nonsense(Stage::Hello, "answered HELO with", &raw.plain()),
+        }
+    }
+
+    fn after_hello(&mut self) -> Step {
+        if self.secured.is_none() && self.tls != Tls::Never && self.offers.starttls {
+            self.state = State::StartTls;
+            return self.talk("STARTTLS\r\n".to_owned());
+        }
+        if self.secured.is_none() && self.tls == Tls::Required {
+            let reason = format!("{} does not offer TLS, which delivery.tls.policy = \"required\" demands", self.peer);
+            return self.over(Stage::Tls, self.local("4.7.10", reason));
+        }
+        self.state = State::Idle { reset: false };
+        Step::Ready
+    }
+
+    fn on_starttls(&mut self, raw: RawReply) -> Step {
+        if raw.code == 220 {
+            self.state = State::Handshake;
+            return Step::StartTls;
+        }
+        let mut failure = Failure::refused(&self.peer, raw.parsed());
+        failure.reason = format!("{} offered STARTTLS and answered it with: {}", self.peer, raw.parsed());
+        failure.status = "4.7.10".into();
+        // 421 closes the service as a whole; anything else is about TLS.
+        self.over_tls(failure, raw.code != 421)
+    }
+
+    /// The handshake is done; what the server said before it is forgotten (RFC 3207 4.2).
+    pub fn secured(&mut self, description: String) -> Step {
+        self.secured = Some(description);
+        self.offers = Extensions::default();
+        self.hello()
+    }
+
+    pub fn handshake_failed(&mut self, why: &str) -> Step {
+        let reason = format!("the TLS handshake with {} failed: {why}", self.peer);
+        self.over_tls(self.local("4.7.5", reason), true)
+    }
+
+    fn over_tls(&mut self, failure: Failure, tls_at_fault: bool) -> Step {
+        self.state = State::Closed;
+        let clear_may_help = tls_at_fault && self.tls == Tls::IfOffered;
+        Step::Over { decided: Vec::new(), trouble: Trouble { stage: Stage::Tls, failure, clear_may_help } }
+    }
+
+    /// Offers a message to the server. Only when [`Step::Ready`] or [`Step::Done`] has been given.
+    pub fn begin(&mut self, mail: Mail) -> Step {
+        let State::Idle { reset } = self.state else { return self.lost(Loss::Desync) };
+        let mut fates: Vec<Fate> = mail.recipients.iter().map(|_| Fate::Open).collect();
+        for (fate, recipient) in fates.iter_mut().zip(&mail.recipients) {
+            let needs_smtputf8 = mail.needs_smtputf8() || recipient.address.needs_smtputf8();
+            if let Some(failure) = self.unfit(&mail, needs_smtputf8) {
+                *fate = Fate::Decided(Outcome::Fail(failure));
+            }
+        }
+        let open = (0..fates.len()).filter(|at| fates.get(*at) == Some(&Fate::Open));
+        let rcpts: Vec<Command> = open.map(Command::Rcpt).collect();
+        let mut transaction = Transaction {
+            mail,
+            fates,
+            mail_refused: false,
+            confused: false,
+            unsent: VecDeque::new(),
+            unanswered: VecDeque::new(),
+        };
+        if rcpts.is_empty() {
+            return self.finish(transaction, reset);
+        }
+        transaction.unsent.extend(reset.then_some(Command::Reset));
+        transaction.unsent.push_back(Command::Mail);
+        transaction.unsent.extend(rcpts);
+        transaction.unsent.push_back(Command::Data);
+        self.proceed(transaction)
+    }
+
+    /// What this server has told us that it cannot take.
+    fn unfit(&self, mail: &Mail, needs_smtputf8: bool) -> Option<Failure> {
+        match self.offers.size {
+            Some(SizeOffer::Max(max)) if mail.size > max => {
+                let reason =
+                    format!("{} takes messages of up to {max} bytes; this one has {}", self.peer, mail.size);
+                return Some(self.local("5.3.4", reason));
+            }
+            _ => {}
+        }
+        let reason = "cannot take addresses or header fields outside ASCII (it does not offer SMTPUTF8)";
+        (needs_smtputf8 && !self.offers.smtputf8).then(|| self.local("5.6.7", format!("{} {reason}", self.peer)))
+    }
+
+    /// Sends what can be sent now: all commands at once under PIPELINING, else the next.
+    fn proceed(&mut self, mut transaction: Transaction) -> Step {
+        let mut send = Vec::new();
+        if transaction.unanswered.is_empty() {
+            while let Some(command) = transaction.unsent.pop_front() {
+                if !self.offers.pipelining && transaction.is_pointless(command) {
+                    continue;
+                }
+                self.write_command(&transaction.mail, command, &mut send);
+                transaction.unanswered.push_back(command);
+                if !self.offers.pipelining {
+                    break;
+                }
+            }
+        }
+        let timeout = match transaction.unanswered.front() {
+            None => return self.finish(transaction, true),
+            Some(Command::Reset) => self.timeouts.command,
+            Some(Command::Mail) => self.timeouts.mail,
+            Some(Command::Rcpt(_)) => self.timeouts.rcpt,
+            Some(Command::Data) => self.timeouts.data,
+        };
+        self.state = State::Envelope(transaction);
+        Step::Talk { send, timeout }
+    }
+
+    fn write_command(&self, mail: &Mail, command: Command, out: &mut Vec<u8>) {
+        match command {
+            Command::Reset => out.extend_from_slice(b"RSET\r\n"),
+            Command::Mail => write_mail(mail, &self.offers, out),
+            Command::Rcpt(at) => {
+                if let Some(recipient) = mail.recipients.get(at) {
+                    write_rcpt(recipient, &self.offers, out);
+                }
+            }
+            Command::Data => out.extend_from_slice(b"DATA\r\n"),
+        }
+    }
+
+    fn on_envelope(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
+        let Some(command) = transaction.unanswered.pop_front() else {
+            return self.over_with(transaction, Stage::Transaction, self.local("4.5.0", self.desync()));
+        };
+        let is_data = matches!(command, Command::Data);
+        let makes_sense = if is_data { reply.code == 354 || reply.code >= 400 } else { reply.code / 100 != 3 };
+        if reply.code == 421 || !makes_sense {
+            let failure = self.host_failure(&format!("answered {} with", command.name()), &reply);
+            return self.over_with(transaction, Stage::Transaction, failure);
+        }
+        match command {
+            Command::Reset if !reply.is_positive() => {
+                let failure = self.host_failure("answered RSET with", &reply);
+                return self.over_with(transaction, Stage::Transaction, failure);
+            }
+            Command::Reset => {}
+            Command::Mail if !reply.is_positive() => {
+                // RFC 3207 4: the server wants TLS (or AUTH) and says so only now. We have just been
+                // unable to give it TLS, which is no fault of the mail.
+                if reply.code == 530 && self.tls == Tls::Never {
+                    let failure = self.host_failure("answered MAIL with", &reply);
+                    return self.over_with(transaction, Stage::Transaction, failure);
+                }
+                transaction.mail_refused = true;
+                transaction.decide_open(|| self.refusal(&reply));
+            }
+            Command::Mail => {}
+            Command::Rcpt(at) => self.on_rcpt(&mut transaction, at, &reply),
+            Command::Data => return self.on_data(transaction, reply),
+        }
+        self.proceed(transaction)
+    }
+
+    fn on_rcpt(&self, transaction: &mut Transaction, at: usize, reply: &Reply) {
+        if transaction.mail_refused {
+            transaction.confused |= reply.is_positive();
+            return;
+        }
+        let fate = match reply.is_positive() {
+            true => Fate::Accepted,
+            false => Fate::Decided(self.rcpt_refusal(reply)),
+        };
+        if let Some(slot) = transaction.fates.get_mut(at) {
+            *slot = fate;
+        }
+    }
+
+    fn on_data(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
+        if reply.code != 354 {
+            // If nobody was accepted this answers nothing that is still open.
+            transaction.decide_accepted(|| self.refusal(&reply));
+            return self.finish(transaction, true);
+        }
+        if transaction.has_accepted() {
+            self.state = State::Content(transaction);
+            return Step::Content;
+        }
+        if transaction.confused {
+            // An empty message would reach those that it accepted.
+            return self.over_with(transaction, Stage::Transaction, self.local("4.5.0", self.desync()));
+        }
+        self.state = State::EmptyDot(transaction);
+        Step::Talk { send: b".\r\n".to_vec(), timeout: self.timeouts.dot }
+    }
+
+    /// The last block of content, with the final dot in it: from here on the message may have arrived.
+    pub fn end_content(&mut self, last_block: Vec<u8>) -> Step {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Content(transaction) => {
+                self.state = State::Dot(transaction);
+                Step::Talk { send: last_block, timeout: self.timeouts.dot }
+            }
+            _ => self.lost(Loss::Desync),
+        }
+    }
+
+    fn on_dot(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
+        match reply.code {
+            // The server said that it did not take the mail, and that it is closing.
+            421 => {
+                let failure = self.host_failure("answered the message with", &reply);
+                self.over_with(transaction, Stage::Transaction, failure)
+            }
+            300..=399 => self.unsure(transaction, &format!("answered the message with nonsense: {reply}")),
+            200..=299 => {
+                let delivered = Delivered { to: self.peer.clone(), reply: Some(reply), tls: self.secured.clone() };
+                transaction.decide_accepted(|| Outcome::Delivered(delivered.clone()));
+                self.finish(transaction, false)
+            }
+            _ => {
+                transaction.decide_accepted(|| self.refusal(&reply));
+                self.finish(transaction, false)
+            }
+        }
+    }
+
+    fn finish(&mut self, mut transaction: Transaction, reset: bool) -> Step {
+        // Nothing is left open here; should it be, the mail waits rather than gets lost.
+        transaction.decide_open(|| self.deferred(self.local("4.5.0", self.desync())));
+        self.state = State::Idle { reset };
+        Step::Done(transaction.decided())
+    }
+
+    /// The goodbye, and how long to wait for its echo.
+    pub fn quit(&mut self) -> (&'static [u8], Duration) {
+        self.state = State::Closed;
+        (b"QUIT\r\n", self.timeouts.quit)
+    }
+
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// The connection failed.
+    pub fn lost(&mut self, loss: Loss) -> Step {
+        let state = std::mem::replace(&mut self.state, State::Closed);
+        let (what, mut failure) = self.describe(loss);
+        let (stage, when) = match &state {
+            State::Greeting => (Stage::Greeting, "instead of greeting"),
+            State::Ehlo | State::Helo if self.secured.is_some() => (Stage::Tls, "right after the TLS handshake"),
+            State::Ehlo | State::Helo => (Stage::Hello, "instead of answering EHLO"),
+            State::StartTls | State::Handshake => (Stage::Tls, "instead of answering STARTTLS"),
+            State::Envelope(_) => (Stage::Transaction, "before the envelope was through"),
+            State::Content(_) => (Stage::Transaction, "before the message was through"),
+            State::Dot(_) | State::EmptyDot(_) => (Stage::Transaction, "instead of answering the message"),
+            State::Idle { .. } | State::Closed => (Stage::Hello, "between messages"),
+        };
+        failure.reason = format!("{} {what} {when}", self.peer);
+        match state {
+            State::Dot(transaction) => self.unsure(transaction, &format!("{what} {when}")),
+            State::Envelope(transaction) | State::Content(transaction) | State::EmptyDot(transaction) => {
+                self.over_with(transaction, stage, failure)
+            }
+            _ if stage == Stage::Tls => self.over_tls(failure, true),
+            _ => self.over(stage, failure),
+        }
+    }
+
+    /// What happened, as the middle of a sentence, and a failure whose reason is still to be written.
+    fn describe(&self, loss: Loss) -> (String, Failure) {
+        let lost = |text: &str| (text.to_owned(), self.local("4.4.2", ""));
+        match loss {
+            Loss::Closed => lost("closed the connection"),
+            Loss::Broken(error) => lost(&format!("was cut off ({error})")),
+            Loss::TimedOut => lost("said nothing in time"),
+            Loss::Garbage(error) => (format!("sent {error}"), self.local("4.5.0", "")),
+            Loss::Desync => ("sent more replies than it was given commands".into(), self.local("4.5.0", "")),
+            Loss::Interrupted(None) => ("interrupted".into(), self.local("4.5.0", "")),
+            Loss::Interrupted(Some(raw)) => {
+                let what = format!("interrupted with \"{}\"", raw.parsed());
+                (what, self.host_failure("interrupted with", &raw.parsed()))
+            }
+        }
+    }
+
+    /// The dot went out and no verdict came back: tried again later, but at no other host now.
+    fn unsure(&mut self, mut transaction: Transaction, what: &str) -> Step {
+        let reason = format!("{} {what}; the message may have arrived", self.peer);
+        let failure = Failure { unsure: true, ..self.local("4.4.2", reason) };
+        transaction.decide_accepted(|| self.deferred(failure.clone()));
+        self.over_with(transaction, Stage::Transaction, failure)
+    }
+
+    fn over(&mut self, stage: Stage, failure: Failure) -> Step {
+        self.state = State::Closed;
+        Step::Over { decided: Vec::new(), trouble: Trouble { stage, failure, clear_may_help: false } }
+    }
+
+    fn over_with(&mut self, transaction: Transaction, stage: Stage, failure: Failure) -> Step {
+        self.state = State::Closed;
+        Step::Over { decided: transaction.decided(), trouble: Trouble { stage, failure, clear_may_help: false } }
+    }
+
+    fn refused_by_host(&mut self, stage: Stage, did: &str, reply: &Reply) -> Step {
+        self.over(stage, self.host_failure(did, reply))
+    }
+
+    fn nonsense(&mut self, stage: Stage, did: &str, reply: &Reply) -> Step {
+        let reason = format!("{} {did} \"{reply}\", which is no answer to that", self.peer);
+        self.over(stage, self.local("4.5.0", reason))
+    }
+
+    /// A reply that speaks for the host and not about the mail: never permanent.
+    fn host_failure(&self, did: &str, reply: &Reply) -> Failure {
+        let status = match (reply.code, &reply.enhanced) {
+            (400.., Some(enhanced)) => format!("4.{}.{}", enhanced.0, enhanced.1),
+            (421 | 520..=599, None) => "4.3.2".to_owned(),
+            _ => "4.5.0".to_owned(),
+        };
+        let reason = format!("{} {did}: {reply}", self.peer);
+        Failure { reply: Some(reply.clone()), ..self.local(&status, reason) }
+    }
+
+    fn refusal(&self, reply: &Reply) -> Outcome {
+        let failure = Failure::refused(&self.peer, reply.clone());
+        if reply.code / 100 == 5 { Outcome::Fail(failure) } else { self.deferred(failure) }
+    }
+
+    /// 452, and 552 where old servers mean 452 (RFC 5321 4.5.3.1.10): too many recipients for now.
+    fn rcpt_refusal(&self, reply: &Reply) -> Outcome {
+        let too_many = reply.enhanced.is_none_or(|enhanced| (enhanced.0, enhanced.1) == (5, 3));
+        if too_many && matches!(reply.code, 452 | 552) {
+            let failure = Failure::refused(&self.peer, reply.clone());
+            return self.deferred(Failure { status: "4.5.3".into(), ..failure });
+        }
+        self.refusal(reply)
+    }
+
+    fn deferred(&self, why: Failure) -> Outcome {
+        Outcome::Defer { why, not_before_secs: None }
+    }
+
+    fn local(&self, status: &str, reason: impl Into<String>) -> Failure {
+        Failure::local(status, &self.peer, reason)
+    }
+
+    fn desync(&self) -> String {
+        format!("the replies of {} do not fit the commands", self.peer)
+    }
+}
+
+impl Command {
+    fn name(self) -> &'static str {
+        match self {
+            Command::Reset => "RSET",
+            Command::Mail => "MAIL",
+            Command::Rcpt(_) => "RCPT",
+            Command::Data => "DATA",
+        }
+    }
+}
+
+impl Transaction {
+    fn has_accepted(&self) -> bool {
+        self.fates.contains(&Fate::Accepted)
+    }
+
+    /// Known to lead nowhere, so not worth a round trip.
+    fn is_pointless(&self, command: Command) -> bool {
+        match command {
+            Command::Reset | Command::Mail => false,
+            Command::Rcpt(_) => self.mail_refused,
+            Command::Data => !self.has_accepted(),
+        }
+    }
+
+    fn decide_open(&mut self, outcome: impl Fn() -> Outcome) {
+        for fate in self.fates.iter_mut().filter(|fate| **fate == Fate::Open) {
+            *fate = Fate::Decided(outcome());
+        }
+    }
+
+    fn decide_accepted(&mut self, outcome: impl Fn() -> Outcome) {
+        for fate in self.fates.iter_mut().filter(|fate| **fate == Fate::Accepted) {
+            *fate = Fate::Decided(outcome());
+        }
+    }
+
+    fn decided(self) -> Vec<(u32, Outcome)> {
+        let fates = self.mail.recipients.iter().zip(self.fates);
+        fates
+            .filter_map(|(recipient, fate)| match fate {
+                Fate::Decided(outcome) => Some((recipient.number, outcome)),
+                Fate::Open | Fate::Accepted => None,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,81 @@
+//! Which way out a job takes, decided when it is due, so that a changed configuration applies to what
+//! is queued already.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::config::{Config, Target, WayOut};
+use crate::dns::Resolver;
+use crate::queue::record::{Failure, Route};
+
+use super::maildir::Maildir;
+use super::smtp::SmtpTransport;
+use super::webhook::Webhook;
+use super::{Job, Outcome};
+
+/// A target that is set up.
+#[derive(Debug)]
+enum TargetTransport {
+    Webhook(Webhook),
+    Maildir(Maildir),
+}
+
+#[derive(Debug)]
+pub struct Transports {
+    way_out: WayOut,
+    smtp: SmtpTransport,
+    targets: BTreeMap<String, TargetTransport>,
+}
+
+/// A target cannot be set up: its name and why.
+#[derive(Debug, thiserror::Error)]
+#[error("targets.{name}: {why}")]
+pub struct TargetError {
+    pub name: String,
+    pub why: String,
+}
+
+impl Transports {
+    pub fn new(config: &Arc<Config>, resolver: Resolver, clock: &Clock) -> Result<Transports, TargetError> {
+        let mut targets = BTreeMap::new();
+        for (name, target) in &config.targets {
+            targets.insert(name.clone(), set_up(config, name, target, clock)?);
+        }
+        Ok(Transports { way_out: config.delivery.default, smtp: SmtpTransport::new(config, resolver), targets })
+    }
+
+    /// Tries a job; one outcome per recipient.
+    pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        // The recipients of a job share their destination, hence their route.
+        match job.recipients.first().map(|(_, recipient)| &recipient.route) {
+            None => Vec::new(),
+            Some(Route::Remote) => match self.way_out {
+                WayOut::Direct => self.smtp.deliver(job).await,
+                WayOut::Capture => all(job, &Outcome::Captured),
+            },
+            Some(Route::Target(name)) => match self.targets.get(name) {
+                Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
+                Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
+                None => {
+                    let reason = format!("there is no target {name} in the configuration any more; add [targets.{name}] or cancel");
+                    all(job, &Outcome::Defer { why: Failure::local("4.3.5", name, reason), not_before_secs: None })
+                }
+            },
+        }
+    }
+}
+
+fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, TargetError> {
+    let failed = |why: String| TargetError { name: name.to_owned(), why };
+    match target {
+        Target::Webhook { .. } => Webhook::new(name, target, &config.domains, clock.clone())
+            .map(TargetTransport::Webhook)
+            .map_err(|error| failed(error.to_string())),
+        Target::Maildir { path } => Ok(TargetTransport::Maildir(Maildir::new(name, path, &config.hostname))),
+    }
+}
+
+fn all(job: &Job, outcome: &Outcome) -> Vec<(u32, Outcome)> {
+    job.recipients.iter().map(|(number, _)| (*number, outcome.clone())).collect()
+}
