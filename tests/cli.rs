@@ -519,3 +519,23 @@ fn the_api_answers_in_json_also_when_it_refuses() {
     }
     assert_eq!(server.ids(&[]), [1, 2, 3], "nothing was changed by what was refused");
 }
+
+/// The configuration on the README's first screen is a whole one; the other pieces fit onto it.
+#[test]
+fn the_readme_tells_no_lies_about_configuration() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let pieces: Vec<&str> = readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(pieces.len(), 3);
+    // The secret of the example is in the environment of the reader, not of the test.
+    let pieces: Vec<String> = pieces
+        .iter()
+        .map(|piece| piece.replace("{ env = \"CRM_HOOK_SECRET\" }", "\"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\""))
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [("first.toml", pieces[0].clone()), ("all.toml", pieces.join("\n"))] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, &text).unwrap();
+        let output = postrider().args(["check", "--config"]).arg(&file).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}\n{text}", stderr(&output));
+    }
+}
