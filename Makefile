@@ -5,6 +5,8 @@
 
 # One folder for all clones, outside of them, so that RocksDB is compiled once.
 export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/postrider/target
+# Where rustup puts cargo, for shells that have not heard of it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
 .PHONY: run test setup build bench fmt lint

@@ -9,7 +9,8 @@ fn three_stories_are_delivered_and_nothing_is_left() {
     // Below /tmp, because the path of a socket is short.
     let temporary = tempfile::tempdir_in("/tmp").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
-    let output = command.args(["demo", "--exit"]).env("TMPDIR", temporary.path()).stdin(Stdio::null()).output().unwrap();
+    let output =
+        command.args(["demo", "--exit"]).env("TMPDIR", temporary.path()).stdin(Stdio::null()).output().unwrap();
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
     assert_eq!(stdout.matches("\n  delivered\n").count(), 3, "{stdout}");
