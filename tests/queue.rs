@@ -69,9 +69,9 @@ async fn finish(queue: &Queue, claimed: Claimed, after: impl Fn(&Recipient) -> O
         .into_iter()
         .map(|(number, before)| Step { number, after: after(&before), before })
         .collect();
-    let batch = queue.step_batch(&claimed.message, &steps).unwrap();
+    let batch = queue.step_batch(&claimed.message, &steps, &[]).unwrap();
     queue.commit(batch, false).await.unwrap();
-    queue.release(id, &steps);
+    queue.release(id, &steps, &[]);
 }
 
 fn entries(queue: &Queue, table: Table) -> usize {

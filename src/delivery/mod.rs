@@ -7,8 +7,8 @@
 use bytes::Bytes;
 use std::sync::Arc;
 
-use crate::message::Domain;
-use crate::queue::record::{Failure, Message, Recipient};
+use crate::message::{Address, Domain};
+use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
 pub mod dispatch;
@@ -71,6 +71,8 @@ pub enum Outcome {
     },
     /// Never try again; the sender is told.
     Fail(Failure),
+    /// It was queued for an address of ours that led nowhere then; now it leads here.
+    Rerouted(Vec<(Address, Route)>),
 }
 
 /// Proof of delivery, for the story.

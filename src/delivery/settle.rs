@@ -13,7 +13,7 @@ use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::intake::Intake;
 use crate::message::{Address, Door, Draft, Envelope, Origin, ReversePath};
-use crate::queue::record::{Failure, Message, Recipient, Status};
+use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::{Queue, Step};
 
@@ -22,6 +22,13 @@ use super::{Delivered, Job, Outcome};
 /// Wait between tries to write a result down. Until it is written the claim stays, so nothing is
 /// delivered twice because the disk was full.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+fn place(address: &Address, route: &Route) -> String {
+    match route {
+        Route::Remote => format!("forward to {address}"),
+        Route::Target(name) => format!("target {name}"),
+    }
+}
 
 /// Writes down what attempts did.
 #[derive(Debug)]
@@ -36,6 +43,7 @@ pub struct Settler {
 #[derive(Default)]
 struct Settled {
     steps: Vec<Step>,
+    added: Vec<Recipient>,
     events: Vec<Event>,
     failed: Vec<(Recipient, Failure)>,
     expired: Vec<(Recipient, Failure)>,
@@ -52,7 +60,7 @@ impl Settler {
             tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
             tokio::time::sleep(WRITE_AGAIN).await;
         }
-        queue.release(id, &settled.steps);
+        queue.release(id, &settled.steps, &settled.added);
     }
 
     fn decide(&self, job: &Job, outcomes: Vec<(u32, Outcome)>) -> Settled {
@@ -95,6 +103,14 @@ impl Settler {
             Outcome::Fail(why) => {
                 settled.events.push(Event::Failed { recipient: address, why: why.clone(), attempt });
                 settled.failed.push((recipient.clone(), why));
+                None
+            }
+            Outcome::Rerouted(places) => {
+                let to = places.iter().map(|(address, route)| place(address, route)).collect();
+                settled.events.push(Event::Routed { alias: address, to });
+                let status = Status::Waiting { due: now };
+                let copy = |(address, route)| Recipient { address, route, status: status.clone(), ..recipient.clone() };
+                settled.added.extend(places.into_iter().map(copy));
                 None
             }
             Outcome::Defer { why, not_before_secs } => {
@@ -146,7 +162,7 @@ impl Settler {
         for event in &settled.events {
             telling.tell(id, event.clone());
         }
-        let mut batch = queue.step_batch(&job.message, &settled.steps).map_err(|error| error.to_string())?;
+        let mut batch = queue.step_batch(&job.message, &settled.steps, &settled.added).map_err(|error| error.to_string())?;
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
         let until = job.message.received_at.saturating_add(retry_for);
         let mut notices = Vec::new();

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::clock::Clock;
 use crate::config::{Config, Target, WayOut};
 use crate::dns::Resolver;
+use crate::message::Address;
 use crate::queue::record::{Failure, Route};
+use crate::routing::inbound::{Resolution, resolve};
 
 use super::maildir::Maildir;
 use super::smtp::SmtpTransport;
@@ -23,7 +25,7 @@ enum TargetTransport {
 
 #[derive(Debug)]
 pub struct Transports {
-    way_out: WayOut,
+    config: Arc<Config>,
     smtp: SmtpTransport,
     targets: BTreeMap<String, TargetTransport>,
 }
@@ -42,7 +44,7 @@ impl Transports {
         for (name, target) in &config.targets {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
-        Ok(Transports { way_out: config.delivery.default, smtp: SmtpTransport::new(config, resolver), targets })
+        Ok(Transports { config: config.clone(), smtp: SmtpTransport::new(config, resolver), targets })
     }
 
     /// Tries a job; one outcome per recipient.
@@ -50,7 +52,8 @@ impl Transports {
         // The recipients of a job share their destination, hence their route.
         match job.recipients.first().map(|(_, recipient)| &recipient.route) {
             None => Vec::new(),
-            Some(Route::Remote) => match self.way_out {
+            Some(Route::Remote) if self.is_own(job) => self.route_again(job),
+            Some(Route::Remote) => match self.config.delivery.default {
                 WayOut::Direct => self.smtp.deliver(job).await,
                 WayOut::Capture => all(job, &Outcome::Captured),
             },
@@ -63,6 +66,26 @@ impl Transports {
                 }
             },
         }
+    }
+}
+
+impl Transports {
+    /// Mail for us is never sent out: it was held because nobody was named for the address.
+    fn is_own(&self, job: &Job) -> bool {
+        job.recipients.iter().any(|(_, recipient)| self.config.is_own(recipient.address.domain()))
+    }
+
+    fn route_again(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        let outcome = |address: &Address| match resolve(&self.config, address) {
+            Resolution::Deliveries(found) if found.iter().all(|delivery| delivery.hold.is_none() && !delivery.discard) => {
+                Outcome::Rerouted(found.into_iter().map(|delivery| (delivery.address, delivery.route)).collect())
+            }
+            _ => {
+                let reason = format!("<{address}> still leads nowhere: give it an alias in [aliases], or cancel the message");
+                Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None }
+            }
+        };
+        job.recipients.iter().map(|(number, recipient)| (*number, outcome(&recipient.address))).collect()
     }
 }
 

@@ -247,7 +247,7 @@ impl Queue {
         let before: Recipient = keys::decode(&bytes)?;
         let Some((after, extra)) = change(&message, &before) else { return Ok(None) };
         let changed = after.clone().unwrap_or_else(|| before.clone());
-        let mut batch = self.step_batch(&message, &[Step { number, before, after }])?;
+        let mut batch = self.step_batch(&message, &[Step { number, before, after }], &[])?;
         batch.append(extra);
         self.commit(batch, true).await?;
         Ok(Some(changed))
@@ -259,9 +259,9 @@ impl Queue {
         self.message_locks[id.as_u64() as usize % MESSAGE_LOCKS].lock().await
     }
 
-    /// The writes for `steps`; the message and its body go with the last recipient. To be called,
+    /// The writes for `steps`, and for recipients that take the place of one of them; the message and its body go with the last recipient. To be called,
     /// and its batch committed, under [`Queue::lock`].
-    pub fn step_batch(&self, message: &Message, steps: &[Step]) -> Result<Batch, StoreError> {
+    pub fn step_batch(&self, message: &Message, steps: &[Step], added: &[Recipient]) -> Result<Batch, StoreError> {
         let id = message.id;
         let mut batch = Batch::new();
         for step in steps {
@@ -274,6 +274,13 @@ impl Queue {
             }
         }
         let sealed = |number: u32| steps.iter().any(|step| step.number == number && step.after.is_none());
+        if !added.is_empty() {
+            let highest = self.recipients(id)?.last().map_or(0, |(number, _)| *number + 1);
+            for (number, recipient) in (highest.max(message.recipients)..).zip(added) {
+                put_recipient(&mut batch, id, number, recipient)?;
+            }
+            return Ok(batch);
+        }
         if steps.iter().all(|step| step.after.is_none()) && !self.has_other(id, sealed)? {
             batch.delete(Table::Message, id.to_key());
             for number in 0..message.chunks {
@@ -298,12 +305,13 @@ impl Queue {
     }
 
     /// Gives recipients back after their steps are written.
-    pub fn release(&self, id: MessageId, steps: &[Step]) {
+    pub fn release(&self, id: MessageId, steps: &[Step], added: &[Recipient]) {
         for step in steps {
             self.claims.release(id, step.number);
-            if let Some(due) = step.after.as_ref().and_then(due_time) {
-                self.claims.announce(due);
-            }
+        }
+        let waiting = steps.iter().filter_map(|step| step.after.as_ref()).chain(added).filter_map(due_time);
+        if let Some(earliest) = waiting.min() {
+            self.claims.announce(earliest);
         }
     }
 }
