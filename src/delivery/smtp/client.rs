@@ -64,10 +64,6 @@ impl Client {
         Client { peer, helo, tls, timeouts, secured: None, offers, state: State::Greeting }
     }
 
-    pub fn peer(&self) -> &str {
-        &self.peer
-    }
-
     /// The first step: wait for the greeting.
     pub fn start(&self) -> Step {
         Step::Talk { send: Vec::new(), timeout: self.timeouts.greeting }
@@ -203,8 +199,7 @@ impl Client {
     fn unfit(&self, mail: &Mail, needs_smtputf8: bool) -> Option<Failure> {
         match self.offers.size {
             Some(SizeOffer::Max(max)) if mail.size > max => {
-                let reason =
-                    format!("{} takes messages of up to {max} bytes; this one has {}", self.peer, mail.size);
+                let reason = format!("{} takes messages of up to {max} bytes; this one has {}", self.peer, mail.size);
                 return Some(self.local("5.3.4", reason));
             }
             _ => {}
@@ -386,7 +381,7 @@ impl Client {
                 self.abandon(transaction, failure)
             }
             _ if stage == Stage::Tls => Over { decided: Vec::new(), trouble: self.tls_trouble(failure, true) },
-            _ => Over { decided: Vec::new(), trouble: Trouble { stage, failure, clear_may_help: false } },
+            _ => Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) },
         }
     }
 
@@ -430,12 +425,12 @@ impl Client {
 
     fn over(&mut self, stage: Stage, failure: Failure) -> Step {
         self.state = State::Closed;
-        Step::Over(Over { decided: Vec::new(), trouble: Trouble { stage, failure, clear_may_help: false } })
+        Step::Over(Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) })
     }
 
     fn abandon(&mut self, transaction: Transaction, failure: Failure) -> Over {
         self.state = State::Closed;
-        let trouble = Trouble { stage: Stage::Transaction, failure, clear_may_help: false };
+        let trouble = Trouble::new(Stage::Transaction, failure);
         Over { decided: transaction.decided(), trouble }
     }
 

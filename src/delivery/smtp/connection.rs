@@ -114,12 +114,10 @@ impl Connection {
     async fn run(&mut self, mut step: Step, body: Option<&Body>, deadline: Instant) -> Step {
         loop {
             step = match (step, body) {
-                (Step::Talk { send, timeout }, _) => {
-                    match self.talk(&send, limit(timeout, deadline)).await {
-                        Ok(reply) => self.client.reply(reply),
-                        Err(loss) => Step::Over(self.client.lost(loss)),
-                    }
-                }
+                (Step::Talk { send, timeout }, _) => match self.talk(&send, limit(timeout, deadline)).await {
+                    Ok(reply) => self.client.reply(reply),
+                    Err(loss) => Step::Over(self.client.lost(loss)),
+                },
                 (Step::Content, Some(body)) => match self.send_content(body, deadline).await {
                     Ok(last_block) => self.client.end_content(last_block),
                     Err(Unsent::Lost(loss)) => Step::Over(self.client.lost(loss)),

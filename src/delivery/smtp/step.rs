@@ -64,6 +64,12 @@ pub struct Trouble {
     pub clear_may_help: bool,
 }
 
+impl Trouble {
+    pub fn new(stage: Stage, failure: Failure) -> Trouble {
+        Trouble { stage, failure, clear_may_help: false }
+    }
+}
+
 /// How a connection can fail us other than by a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loss {
@@ -81,7 +87,10 @@ pub enum Loss {
 #[derive(Debug, PartialEq)]
 pub enum Step {
     /// Write this (it may be empty), then wait for one reply and give it to [`super::client::Client::reply`].
-    Talk { send: Vec<u8>, timeout: Duration },
+    Talk {
+        send: Vec<u8>,
+        timeout: Duration,
+    },
     /// Make a TLS handshake and call [`super::client::Client::secured`] or [`super::client::Client::handshake_failed`].
     StartTls,
     /// Write the content, dot-stuffed; give the last block to [`super::client::Client::end_content`] instead.
