@@ -1,11 +1,32 @@
 //! The configuration, checked and typed. Immutable; made whole or not at all.
 //!
-//! `file` reads TOML into a tree that knows its lines, `read` turns the tree into these types and
-//! collects every problem on the way, `problem` says them. A field here is named as its key in
-//! `conf/postrider.toml`, which documents it; what is not supported yet has no field.
+//! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
+//! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
+//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`, `trust`,
+//! `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
+//! aliases. All of them put what they find wrong into one `report`, and `problem` says it.
+//!
+//! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
+//! supported yet has no field.
 
+mod accounts;
+mod chains;
+mod destinations;
+mod domains;
+mod doors;
+mod files;
+mod keys;
+mod nearest;
 pub mod problem;
 mod read;
+mod report;
+mod running;
+mod secret;
+mod section;
+mod tree;
+mod trust;
+pub mod value;
+mod ways_out;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +37,8 @@ use ipnet::IpNet;
 
 use crate::message::{Address, Domain};
 
-pub use problem::{Problem, Problems};
+pub use keys::known_keys;
+pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
 
 #[derive(Clone, Debug)]
