@@ -1,1 +1,242 @@
-//! (to come)
+//! Delivery to a Maildir: one file for each recipient, written in `tmp`, synced, renamed into `new`.
+//!
+//! Promises: a reader never sees half a file; Delivered means that file and folder entry are on
+//! disk. A name is made of the time of arrival, the queue id and the recipient's number, so that an
+//! attempt repeated after a crash replaces its own file instead of adding a copy (unless a reader
+//! has moved it to `cur` in between; looking through a large `cur` would cost more than a rare copy).
+//!
+//! A file begins with Return-Path, X-Original-To (where an alias led here) and Delivered-To, and its
+//! lines end in LF, as mail readers and other servers have it; nothing else is changed. Left out:
+//! quotas, the rights of other users, folders inside a Maildir.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Body, Delivered, Job, Outcome};
+use crate::message::Domain;
+use crate::queue::record::{Failure, Message, Recipient};
+
+/// Only the owner reads mail.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// Bytes collected for one write.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// One `[targets.*]` of kind `maildir`, ready to be used from many tasks.
+#[derive(Clone, Debug)]
+pub struct Maildir {
+    name: String,
+    path: PathBuf,
+    hostname: String,
+}
+
+impl Maildir {
+    /// `path` and its `tmp`, `new` and `cur` are made at the first delivery; what `path` lies in must be
+    /// there, so that a disk that is not mounted is noticed.
+    pub fn new(name: &str, path: &Path, hostname: &Domain) -> Maildir {
+        // The characters that a Maildir reserves, as its specification replaces them.
+        let hostname = hostname.as_str().replace('/', "\\057").replace(':', "\\072");
+        Maildir { name: name.to_owned(), path: path.to_owned(), hostname }
+    }
+
+    /// Tries each recipient of the job once.
+    pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        let (maildir, work) = (self.clone(), job.clone());
+        let written = tokio::task::spawn_blocking(move || maildir.deliver_all(&work)).await;
+        written.unwrap_or_else(|_| {
+            let why =
+                Failure::local("4.3.0", self.name.as_str(), "the delivery was broken off by an error in postrider");
+            let defer = Outcome::Defer { why, not_before_secs: None };
+            job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect()
+        })
+    }
+
+    fn deliver_all(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        let deliver = |(number, recipient): &(u32, Recipient)| {
+            let outcome = match self.write(&job.message, *number, recipient, &job.body) {
+                Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
+                Err(trouble) => Outcome::Defer { why: self.failure(&trouble), not_before_secs: None },
+            };
+            (*number, outcome)
+        };
+        job.recipients.iter().map(deliver).collect()
+    }
+
+    /// Gives the file in `new`.
+    fn write(&self, message: &Message, number: u32, recipient: &Recipient, body: &Body) -> Result<PathBuf, Trouble> {
+        for folder in [self.path.clone(), self.path.join("tmp"), self.path.join("cur"), self.path.join("new")] {
+            make_folder(&folder)?;
+        }
+        let name = format!("{}.{}_{number}.{}", message.received_at / 1000, message.id, self.hostname);
+        let temporary = self.path.join("tmp").join(&name);
+        let new = self.path.join("new");
+        let file = new.join(&name);
+        let written = write_file(&temporary, &head(message, recipient), body)
+            .map_err(Trouble::at("write", &temporary))
+            .and_then(|()| fs::rename(&temporary, &file).map_err(Trouble::at("rename into", &file)));
+        if let Err(trouble) = written {
+            // Half a file helps nobody; if it cannot be removed, the next attempt replaces it.
+            let _ = fs::remove_file(&temporary);
+            return Err(trouble);
+        }
+        sync_folder(&new)?;
+        Ok(file)
+    }
+
+    fn failure(&self, trouble: &Trouble) -> Failure {
+        let full = matches!(trouble.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let status = if full { "4.3.1" } else { "4.3.0" };
+        Failure::local(status, self.name.as_str(), trouble.text(&self.name))
+    }
+}
+
+/// What could not be done, and where.
+struct Trouble {
+    doing: &'static str,
+    path: PathBuf,
+    error: io::Error,
+}
+
+impl Trouble {
+    fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Trouble {
+        move |error| Trouble { doing, path: path.to_owned(), error }
+    }
+
+    fn text(&self, name: &str) -> String {
+        let remedy = match self.error.kind() {
+            io::ErrorKind::StorageFull => "free some space on that disk".to_owned(),
+            io::ErrorKind::QuotaExceeded => "raise the quota of the user postrider runs as".to_owned(),
+            io::ErrorKind::PermissionDenied => "let the user postrider runs as write there".to_owned(),
+            io::ErrorKind::ReadOnlyFilesystem => "mount that disk for writing".to_owned(),
+            io::ErrorKind::NotFound => format!("make the folder it lies in, or correct targets.{name}.path"),
+            io::ErrorKind::NotADirectory => format!("correct targets.{name}.path, or move the file out of the way"),
+            _ => format!("look at that disk, or correct targets.{name}.path"),
+        };
+        format!("cannot {} {}: {}; {remedy}", self.doing, self.path.display(), self.error)
+    }
+}
+
+/// Makes a folder that is missing, on disk too.
+fn make_folder(path: &Path) -> Result<(), Trouble> {
+    match DirBuilder::new().mode(FOLDER_MODE).create(path) {
+        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(Trouble::at("make", path)(io::ErrorKind::NotADirectory.into()))
+        }
+        Err(error) => Err(Trouble::at("make", path)(error)),
+    }
+}
+
+fn sync_folder(path: &Path) -> Result<(), Trouble> {
+    // The parent of a relative path without a slash.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Trouble::at("sync", path))
+}
+
+/// The fields that the last server on the way puts on top (RFC 5321 4.4).
+fn head(message: &Message, recipient: &Recipient) -> String {
+    let original = recipient.alias.as_ref().map_or_else(String::new, |alias| format!("X-Original-To: {alias}\n"));
+    format!("Return-Path: <{}>\n{original}Delivered-To: {}\n", message.mail_from, recipient.address)
+}
+
+fn write_file(path: &Path, head: &str, body: &Body) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
+    out.write_all(head.as_bytes())?;
+    let mut lines = LineEnds::new(&mut out);
+    for chunk in &body.chunks {
+        lines.write(chunk)?;
+    }
+    lines.finish()?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// A new file, never one that is there: `tmp` may be writable by others, who could have left a link.
+/// What is there is the rest of an attempt that a crash ended.
+fn create(path: &Path) -> io::Result<File> {
+    let open = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            open()
+        }
+        opened => opened,
+    }
+}
+
+/// Writes CRLF as LF, also where a chunk ends between the two.
+struct LineEnds<'w, W: Write> {
+    out: &'w mut W,
+    pending_cr: bool,
+}
+
+impl<'w, W: Write> LineEnds<'w, W> {
+    fn new(out: &'w mut W) -> LineEnds<'w, W> {
+        LineEnds { out, pending_cr: false }
+    }
+
+    fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        for piece in chunk.split_inclusive(|b| *b == b'\n') {
+            if std::mem::take(&mut self.pending_cr) && piece != b"\n" {
+                self.out.write_all(b"\r")?;
+            }
+            match piece {
+                [line @ .., b'\r', b'\n'] => {
+                    self.out.write_all(line)?;
+                    self.out.write_all(b"\n")?;
+                }
+                [line @ .., b'\r'] => {
+                    self.out.write_all(line)?;
+                    self.pending_cr = true;
+                }
+                line => self.out.write_all(line)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<()> {
+        if self.pending_cr { self.out.write_all(b"\r") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn line_ends_do_not_depend_on_the_chunks() {
+        let text = b"a\r\nb\nc\rd\r\r\n\r\n\n\r";
+        for first in 0..=text.len() {
+            for second in first..=text.len() {
+                let mut out = Vec::new();
+                let mut lines = LineEnds::new(&mut out);
+                for chunk in [&text[..first], &text[first..second], &text[second..]] {
+                    lines.write(chunk).unwrap();
+                }
+                lines.finish().unwrap();
+                assert_eq!(out, b"a\nb\nc\rd\r\n\n\n\r", "cut at {first} and {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_disk_and_missing_rights_are_told_apart() {
+        let maildir = Maildir::new("box", Path::new("/var/mail/box"), &Domain::parse("[IPv6:2001:db8::1]").unwrap());
+        assert_eq!(maildir.hostname, "[IPv6\\0722001\\072db8\\072\\0721]");
+        let failure =
+            |kind: io::ErrorKind| maildir.failure(&Trouble::at("write", Path::new("/var/mail/x"))(kind.into()));
+        let full = failure(io::ErrorKind::StorageFull);
+        assert_eq!((full.status.as_str(), full.host.as_str()), ("4.3.1", "box"));
+        assert!(
+            full.reason.starts_with("cannot write /var/mail/x: ")
+                && full.reason.ends_with("free some space on that disk")
+        );
+        let denied = failure(io::ErrorKind::PermissionDenied);
+        assert_eq!(denied.status, "4.3.0");
+        assert!(denied.reason.ends_with("let the user postrider runs as write there"));
+    }
+}

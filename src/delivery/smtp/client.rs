@@ -12,104 +12,18 @@
 //!
 //! Leaves out: CHUNKING, AUTH (smart hosts), LMTP.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::commands::{Mail, write_mail, write_rcpt};
 use super::extensions::{Extensions, SizeOffer};
-use super::replies::{RawReply, ReplyError};
+use super::replies::RawReply;
+use super::step::{Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
+use super::transaction::{Command, Fate, Transaction};
 use crate::delivery::{Delivered, Outcome};
 use crate::message::Domain;
 use crate::queue::record::Failure;
 use crate::smtp::Reply;
-
-/// How long to wait for the far end (RFC 5321 4.5.3.2).
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    pub greeting: Duration,
-    /// EHLO, HELO, STARTTLS, RSET: "other commands".
-    pub command: Duration,
-    pub mail: Duration,
-    pub rcpt: Duration,
-    pub data: Duration,
-    /// One write of content.
-    pub block: Duration,
-    /// The reply to the final dot.
-    pub dot: Duration,
-    pub quit: Duration,
-}
-
-impl Timeouts {
-    pub const RFC5321: Timeouts = Timeouts {
-        greeting: Duration::from_secs(5 * 60),
-        command: Duration::from_secs(5 * 60),
-        mail: Duration::from_secs(5 * 60),
-        rcpt: Duration::from_secs(5 * 60),
-        data: Duration::from_secs(2 * 60),
-        block: Duration::from_secs(3 * 60),
-        dot: Duration::from_secs(10 * 60),
-        quit: Duration::from_secs(3),
-    };
-}
-
-/// What to do about STARTTLS on this connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// In clear: the second try of a host whose TLS is broken.
-    Never,
-    IfOffered,
-    Required,
-}
-
-/// How far the conversation with a host got; the further, the more it tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    Address,
-    Connect,
-    Greeting,
-    Hello,
-    Tls,
-    Transaction,
-}
-
-/// Why this host did not do. The next one may.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Trouble {
-    pub stage: Stage,
-    pub failure: Failure,
-    /// TLS was at fault and is not required: the same host may do in clear.
-    pub clear_may_help: bool,
-}
-
-/// How a connection can fail us other than by a reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Loss {
-    Closed,
-    Broken(String),
-    TimedOut,
-    Garbage(ReplyError),
-    /// More replies than commands: what they answer cannot be known.
-    Desync,
-    /// It spoke while the content was on its way, and said this, if it made sense.
-    Interrupted(Option<RawReply>),
-}
-
-/// What to do next.
-#[derive(Debug, PartialEq)]
-pub enum Step {
-    /// Write this (it may be empty), then wait for one reply and give it to [`Client::reply`].
-    Talk { send: Vec<u8>, timeout: Duration },
-    /// Make a TLS handshake and call [`Client::secured`] or [`Client::handshake_failed`].
-    StartTls,
-    /// Write the content, dot-stuffed; give the last block to [`Client::end_content`] instead.
-    Content,
-    /// Connected; call [`Client::begin`] or [`Client::quit`].
-    Ready,
-    /// The fate of each recipient of this message; ready for the next one.
-    Done(Vec<(u32, Outcome)>),
-    /// The connection is of no further use. Recipients that are not `decided` may try the next host.
-    Over { decided: Vec<(u32, Outcome)>, trouble: Trouble },
-}
+use crate::smtp::wire::Flaw;
 
 /// One conversation.
 #[derive(Debug)]
@@ -144,42 +58,10 @@ enum State {
     Closed,
 }
 
-#[derive(Debug)]
-struct Transaction {
-    mail: Mail,
-    /// One per recipient, in their order.
-    fates: Vec<Fate>,
-    mail_refused: bool,
-    /// A RCPT was accepted after MAIL was refused: the server's idea of the transaction is not ours.
-    confused: bool,
-    unsent: VecDeque<Command>,
-    unanswered: VecDeque<Command>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Fate {
-    Open,
-    Accepted,
-    Decided(Outcome),
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Command {
-    Reset,
-    Mail,
-    /// Index into the recipients.
-    Rcpt(usize),
-    Data,
-}
-
 impl Client {
     pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
         let offers = Extensions::default();
         Client { peer, helo, tls, timeouts, secured: None, offers, state: State::Greeting }
-    }
-
-    pub fn peer(&self) -> &str {
-        &self.peer
     }
 
     /// The first step: wait for the greeting.
@@ -198,7 +80,9 @@ impl Client {
             State::Dot(transaction) => self.on_dot(transaction, raw.parsed()),
             State::EmptyDot(transaction) => self.finish(transaction, false),
             // Nothing was asked.
-            State::Handshake | State::Idle { .. } | State::Content(_) | State::Closed => self.lost(Loss::Desync),
+            State::Handshake | State::Idle { .. } | State::Content(_) | State::Closed => {
+                Step::Over(self.lost(Loss::Desync))
+            }
         }
     }
 
@@ -267,7 +151,8 @@ impl Client {
         failure.reason = format!("{} offered STARTTLS and answered it with: {}", self.peer, raw.parsed());
         failure.status = "4.7.10".into();
         // 421 closes the service as a whole; anything else is about TLS.
-        self.over_tls(failure, raw.code != 421)
+        let trouble = self.tls_trouble(failure, raw.code != 421);
+        Step::Over(Over { decided: Vec::new(), trouble })
     }
 
     /// The handshake is done; what the server said before it is forgotten (RFC 3207 4.2).
@@ -277,43 +162,35 @@ impl Client {
         self.hello()
     }
 
-    pub fn handshake_failed(&mut self, why: &str) -> Step {
+    pub fn handshake_failed(&mut self, why: &str) -> Trouble {
         let reason = format!("the TLS handshake with {} failed: {why}", self.peer);
-        self.over_tls(self.local("4.7.5", reason), true)
+        self.tls_trouble(self.local("4.7.5", reason), true)
     }
 
-    fn over_tls(&mut self, failure: Failure, tls_at_fault: bool) -> Step {
+    fn tls_trouble(&mut self, failure: Failure, tls_at_fault: bool) -> Trouble {
         self.state = State::Closed;
         let clear_may_help = tls_at_fault && self.tls == Tls::IfOffered;
-        Step::Over { decided: Vec::new(), trouble: Trouble { stage: Stage::Tls, failure, clear_may_help } }
+        Trouble { stage: Stage::Tls, failure, clear_may_help }
     }
 
     /// Offers a message to the server. Only when [`Step::Ready`] or [`Step::Done`] has been given.
     pub fn begin(&mut self, mail: Mail) -> Step {
-        let State::Idle { reset } = self.state else { return self.lost(Loss::Desync) };
-        let mut fates: Vec<Fate> = mail.recipients.iter().map(|_| Fate::Open).collect();
-        for (fate, recipient) in fates.iter_mut().zip(&mail.recipients) {
+        let State::Idle { reset } = self.state else { return Step::Over(self.lost(Loss::Desync)) };
+        let mut transaction = Transaction::new(mail);
+        let mail = &transaction.mail;
+        for (fate, recipient) in transaction.fates.iter_mut().zip(&mail.recipients) {
             let needs_smtputf8 = mail.needs_smtputf8() || recipient.address.needs_smtputf8();
-            if let Some(failure) = self.unfit(&mail, needs_smtputf8) {
+            if let Some(failure) = self.unfit(mail, needs_smtputf8) {
                 *fate = Fate::Decided(Outcome::Fail(failure));
             }
         }
-        let open = (0..fates.len()).filter(|at| fates.get(*at) == Some(&Fate::Open));
-        let rcpts: Vec<Command> = open.map(Command::Rcpt).collect();
-        let mut transaction = Transaction {
-            mail,
-            fates,
-            mail_refused: false,
-            confused: false,
-            unsent: VecDeque::new(),
-            unanswered: VecDeque::new(),
-        };
-        if rcpts.is_empty() {
+        let open = transaction.open();
+        if open.is_empty() {
             return self.finish(transaction, reset);
         }
         transaction.unsent.extend(reset.then_some(Command::Reset));
         transaction.unsent.push_back(Command::Mail);
-        transaction.unsent.extend(rcpts);
+        transaction.unsent.extend(open.into_iter().map(Command::Rcpt));
         transaction.unsent.push_back(Command::Data);
         self.proceed(transaction)
     }
@@ -322,8 +199,7 @@ impl Client {
     fn unfit(&self, mail: &Mail, needs_smtputf8: bool) -> Option<Failure> {
         match self.offers.size {
             Some(SizeOffer::Max(max)) if mail.size > max => {
-                let reason =
-                    format!("{} takes messages of up to {max} bytes; this one has {}", self.peer, mail.size);
+                let reason = format!("{} takes messages of up to {max} bytes; this one has {}", self.peer, mail.size);
                 return Some(self.local("5.3.4", reason));
             }
             _ => {}
@@ -373,18 +249,18 @@ impl Client {
 
     fn on_envelope(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
         let Some(command) = transaction.unanswered.pop_front() else {
-            return self.over_with(transaction, Stage::Transaction, self.local("4.5.0", self.desync()));
+            return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
         };
         let is_data = matches!(command, Command::Data);
         let makes_sense = if is_data { reply.code == 354 || reply.code >= 400 } else { reply.code / 100 != 3 };
         if reply.code == 421 || !makes_sense {
             let failure = self.host_failure(&format!("answered {} with", command.name()), &reply);
-            return self.over_with(transaction, Stage::Transaction, failure);
+            return Step::Over(self.abandon(transaction, failure));
         }
         match command {
             Command::Reset if !reply.is_positive() => {
                 let failure = self.host_failure("answered RSET with", &reply);
-                return self.over_with(transaction, Stage::Transaction, failure);
+                return Step::Over(self.abandon(transaction, failure));
             }
             Command::Reset => {}
             Command::Mail if !reply.is_positive() => {
@@ -392,7 +268,7 @@ impl Client {
                 // unable to give it TLS, which is no fault of the mail.
                 if reply.code == 530 && self.tls == Tls::Never {
                     let failure = self.host_failure("answered MAIL with", &reply);
-                    return self.over_with(transaction, Stage::Transaction, failure);
+                    return Step::Over(self.abandon(transaction, failure));
                 }
                 transaction.mail_refused = true;
                 transaction.decide_open(|| self.refusal(&reply));
@@ -430,7 +306,7 @@ impl Client {
         }
         if transaction.confused {
             // An empty message would reach those that it accepted.
-            return self.over_with(transaction, Stage::Transaction, self.local("4.5.0", self.desync()));
+            return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
         }
         self.state = State::EmptyDot(transaction);
         Step::Talk { send: b".\r\n".to_vec(), timeout: self.timeouts.dot }
@@ -443,7 +319,7 @@ impl Client {
                 self.state = State::Dot(transaction);
                 Step::Talk { send: last_block, timeout: self.timeouts.dot }
             }
-            _ => self.lost(Loss::Desync),
+            _ => Step::Over(self.lost(Loss::Desync)),
         }
     }
 
@@ -452,9 +328,9 @@ impl Client {
             // The server said that it did not take the mail, and that it is closing.
             421 => {
                 let failure = self.host_failure("answered the message with", &reply);
-                self.over_with(transaction, Stage::Transaction, failure)
+                Step::Over(self.abandon(transaction, failure))
             }
-            300..=399 => self.unsure(transaction, &format!("answered the message with nonsense: {reply}")),
+            300..=399 => Step::Over(self.unsure(transaction, &format!("answered the message with nonsense ({reply})"))),
             200..=299 => {
                 let delivered = Delivered { to: self.peer.clone(), reply: Some(reply), tls: self.secured.clone() };
                 transaction.decide_accepted(|| Outcome::Delivered(delivered.clone()));
@@ -485,7 +361,7 @@ impl Client {
     }
 
     /// The connection failed.
-    pub fn lost(&mut self, loss: Loss) -> Step {
+    pub fn lost(&mut self, loss: Loss) -> Over {
         let state = std::mem::replace(&mut self.state, State::Closed);
         let (what, mut failure) = self.describe(loss);
         let (stage, when) = match &state {
@@ -502,10 +378,10 @@ impl Client {
         match state {
             State::Dot(transaction) => self.unsure(transaction, &format!("{what} {when}")),
             State::Envelope(transaction) | State::Content(transaction) | State::EmptyDot(transaction) => {
-                self.over_with(transaction, stage, failure)
+                self.abandon(transaction, failure)
             }
-            _ if stage == Stage::Tls => self.over_tls(failure, true),
-            _ => self.over(stage, failure),
+            _ if stage == Stage::Tls => Over { decided: Vec::new(), trouble: self.tls_trouble(failure, true) },
+            _ => Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) },
         }
     }
 
@@ -527,21 +403,35 @@ impl Client {
     }
 
     /// The dot went out and no verdict came back: tried again later, but at no other host now.
-    fn unsure(&mut self, mut transaction: Transaction, what: &str) -> Step {
+    fn unsure(&mut self, mut transaction: Transaction, what: &str) -> Over {
         let reason = format!("{} {what}; the message may have arrived", self.peer);
         let failure = Failure { unsure: true, ..self.local("4.4.2", reason) };
         transaction.decide_accepted(|| self.deferred(failure.clone()));
-        self.over_with(transaction, Stage::Transaction, failure)
+        self.abandon(transaction, failure)
+    }
+
+    /// The content must not be ended, because another server could read it as two messages. No host
+    /// will ever get it.
+    pub fn unsendable(&mut self, flaw: Flaw) -> Over {
+        let failure = Failure::local("5.6.0", "", format!("the message was not sent: {flaw}"));
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Content(mut transaction) => {
+                transaction.decide_accepted(|| Outcome::Fail(failure.clone()));
+                self.abandon(transaction, failure)
+            }
+            _ => self.lost(Loss::Desync),
+        }
     }
 
     fn over(&mut self, stage: Stage, failure: Failure) -> Step {
         self.state = State::Closed;
-        Step::Over { decided: Vec::new(), trouble: Trouble { stage, failure, clear_may_help: false } }
+        Step::Over(Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) })
     }
 
-    fn over_with(&mut self, transaction: Transaction, stage: Stage, failure: Failure) -> Step {
+    fn abandon(&mut self, transaction: Transaction, failure: Failure) -> Over {
         self.state = State::Closed;
-        Step::Over { decided: transaction.decided(), trouble: Trouble { stage, failure, clear_may_help: false } }
+        let trouble = Trouble::new(Stage::Transaction, failure);
+        Over { decided: transaction.decided(), trouble }
     }
 
     fn refused_by_host(&mut self, stage: Stage, did: &str, reply: &Reply) -> Step {
@@ -589,53 +479,5 @@ impl Client {
 
     fn desync(&self) -> String {
         format!("the replies of {} do not fit the commands", self.peer)
-    }
-}
-
-impl Command {
-    fn name(self) -> &'static str {
-        match self {
-            Command::Reset => "RSET",
-            Command::Mail => "MAIL",
-            Command::Rcpt(_) => "RCPT",
-            Command::Data => "DATA",
-        }
-    }
-}
-
-impl Transaction {
-    fn has_accepted(&self) -> bool {
-        self.fates.contains(&Fate::Accepted)
-    }
-
-    /// Known to lead nowhere, so not worth a round trip.
-    fn is_pointless(&self, command: Command) -> bool {
-        match command {
-            Command::Reset | Command::Mail => false,
-            Command::Rcpt(_) => self.mail_refused,
-            Command::Data => !self.has_accepted(),
-        }
-    }
-
-    fn decide_open(&mut self, outcome: impl Fn() -> Outcome) {
-        for fate in self.fates.iter_mut().filter(|fate| **fate == Fate::Open) {
-            *fate = Fate::Decided(outcome());
-        }
-    }
-
-    fn decide_accepted(&mut self, outcome: impl Fn() -> Outcome) {
-        for fate in self.fates.iter_mut().filter(|fate| **fate == Fate::Accepted) {
-            *fate = Fate::Decided(outcome());
-        }
-    }
-
-    fn decided(self) -> Vec<(u32, Outcome)> {
-        let fates = self.mail.recipients.iter().zip(self.fates);
-        fates
-            .filter_map(|(recipient, fate)| match fate {
-                Fate::Decided(outcome) => Some((recipient.number, outcome)),
-                Fate::Open | Fate::Accepted => None,
-            })
-            .collect()
     }
 }

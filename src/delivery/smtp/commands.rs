@@ -197,10 +197,7 @@ mod tests {
             "RCPT TO:<\"x y\"@far.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;x+20y@far.test\r\n"
         );
         assert_eq!(rcpt_line(&recipient(on, "x"), &Extensions::default()), "RCPT TO:<\"x y\"@far.test>\r\n");
-        assert_eq!(
-            rcpt_line(&recipient(Notify::Never, "ü"), &all()),
-            "RCPT TO:<\"x y\"@far.test> NOTIFY=NEVER\r\n"
-        );
+        assert_eq!(rcpt_line(&recipient(Notify::Never, "ü"), &all()), "RCPT TO:<\"x y\"@far.test> NOTIFY=NEVER\r\n");
         let long = "x".repeat(ORCPT_CHARS_MAX);
         assert_eq!(rcpt_line(&recipient(Notify::default(), &long), &all()), "RCPT TO:<\"x y\"@far.test>\r\n");
     }

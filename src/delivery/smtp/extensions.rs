@@ -58,7 +58,8 @@ mod tests {
 
     #[test]
     fn reads_what_servers_write() {
-        let offers = Extensions::parse(["STARTTLS.example DSN", "size 1000", "Pipelining", "8BITMIME", "AUTH PLAIN", ""]);
+        let offers =
+            Extensions::parse(["STARTTLS.example DSN", "size 1000", "Pipelining", "8BITMIME", "AUTH PLAIN", ""]);
         let expected = Extensions {
             pipelining: true,
             eight_bit_mime: true,

@@ -50,18 +50,18 @@ pub fn hosts(
     answer: Result<MxAnswer, DnsError>,
     own: &[&Domain],
     dice: &mut Dice,
-) -> Result<Vec<Domain>, Outcome> {
+) -> Result<Vec<Domain>, Box<Outcome>> {
     match answer {
         Ok(MxAnswer::Hosts(listed)) => from_listed(domain, listed, own, dice),
-        Ok(MxAnswer::Implicit) if own.contains(&domain) => Err(looped(domain)),
+        Ok(MxAnswer::Implicit) if own.contains(&domain) => verdict(looped(domain)),
         Ok(MxAnswer::Implicit) => Ok(vec![domain.clone()]),
         // RFC 7505 4.1: 5.1.10 says "recipient address has null MX".
-        Ok(MxAnswer::Null) => Err(fail("5.1.10", format!("the domain {domain} accepts no mail (null MX)"))),
+        Ok(MxAnswer::Null) => verdict(fail("5.1.10", format!("the domain {domain} accepts no mail (null MX)"))),
         Ok(MxAnswer::NoSuchDomain) | Err(DnsError::NoSuchDomain) => {
-            Err(fail("5.1.2", format!("the domain {domain} does not exist")))
+            verdict(fail("5.1.2", format!("the domain {domain} does not exist")))
         }
-        Err(DnsError::Unusable(reason)) => Err(fail("5.4.4", reason)),
-        Err(DnsError::Temporary(reason) | DnsError::Setup(reason)) => Err(defer("4.4.3", reason)),
+        Err(DnsError::Unusable(reason)) => verdict(fail("5.4.4", reason)),
+        Err(DnsError::Temporary(reason) | DnsError::Setup(reason)) => verdict(defer("4.4.3", reason)),
     }
 }
 
@@ -70,19 +70,23 @@ fn from_listed(
     mut listed: Vec<MxHost>,
     own: &[&Domain],
     dice: &mut Dice,
-) -> Result<Vec<Domain>, Outcome> {
+) -> Result<Vec<Domain>, Box<Outcome>> {
     // RFC 5321 5.1: if we are in the list, we and all that are not preferred to us drop out.
     let ours = listed.iter().filter(|mx| own.contains(&&mx.host)).map(|mx| mx.preference).min();
     if let Some(ours) = ours {
         listed.retain(|mx| mx.preference < ours);
         if listed.is_empty() {
-            return Err(looped(domain));
+            return verdict(looped(domain));
         }
     }
     dice.shuffle(&mut listed);
     // Stable: hosts of equal preference stay shuffled.
     listed.sort_by_key(|mx| mx.preference);
     Ok(listed.into_iter().map(|mx| mx.host).take(HOSTS_MAX).collect())
+}
+
+fn verdict(outcome: Outcome) -> Result<Vec<Domain>, Box<Outcome>> {
+    Err(Box::new(outcome))
 }
 
 fn looped(domain: &Domain) -> Outcome {
@@ -165,14 +169,14 @@ mod tests {
         Ok(MxAnswer::Hosts(hosts.collect()))
     }
 
-    fn plan(answer: Result<MxAnswer, DnsError>, seed: u64) -> Result<Vec<String>, Outcome> {
+    fn plan(answer: Result<MxAnswer, DnsError>, seed: u64) -> Result<Vec<String>, Box<Outcome>> {
         let own = domain("mail.own.test");
         let plan = hosts(&domain("far.test"), answer, &[&own], &mut Dice::new(seed))?;
         Ok(plan.iter().map(Domain::to_string).collect())
     }
 
-    fn status(outcome: Outcome) -> (bool, String) {
-        match outcome {
+    fn status(outcome: Box<Outcome>) -> (bool, String) {
+        match *outcome {
             Outcome::Fail(why) => (true, why.status),
             Outcome::Defer { why, .. } => (false, why.status),
             Outcome::Delivered(_) => panic!("delivered"),

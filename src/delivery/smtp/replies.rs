@@ -228,7 +228,10 @@ mod tests {
         // No line end at all.
         assert_eq!(read(&vec![b'2'; LINE_BYTES_MAX]), Err(ReplyError::LongLine));
         assert_eq!(read(&line(8).repeat(LINES_MAX + 1)), Err(ReplyError::LongReply));
-        assert_eq!(read(&line(LINE_BYTES_MAX).repeat(REPLY_BYTES_MAX / LINE_BYTES_MAX + 1)), Err(ReplyError::LongReply));
+        assert_eq!(
+            read(&line(LINE_BYTES_MAX).repeat(REPLY_BYTES_MAX / LINE_BYTES_MAX + 1)),
+            Err(ReplyError::LongReply)
+        );
     }
 
     #[test]
