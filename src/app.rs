@@ -21,7 +21,7 @@ use crate::clock::{Clock, Millis};
 use crate::config::{Config, Durability, Role};
 use crate::delivery::dispatch::{Dispatcher, Parts};
 use crate::delivery::settle::Settler;
-use crate::delivery::transport::{TargetError, Transports};
+use crate::delivery::transport::{SetUpError, Transports};
 use crate::dns::{DnsError, Resolver};
 use crate::events::journal::{self, Journal};
 use crate::intake::sign::{SignError, Signer};
@@ -59,7 +59,7 @@ pub enum Error {
     #[error("dns: {0}")]
     Dns(#[from] DnsError),
     #[error(transparent)]
-    Target(#[from] TargetError),
+    WayOut(#[from] SetUpError),
     #[error(transparent)]
     Listen(#[from] listener::BindError),
     #[error(transparent)]

@@ -12,8 +12,8 @@ use crate::queue::record::{Failure, Route};
 use crate::routing::inbound::{Resolution, resolve};
 
 use super::maildir::Maildir;
-use super::smtp::SmtpTransport;
-use super::webhook::Webhook;
+use super::smtp::{SetupError, SmtpTransport};
+use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
 
 /// A target that is set up.
@@ -30,21 +30,22 @@ pub struct Transports {
     targets: BTreeMap<String, TargetTransport>,
 }
 
-/// A target cannot be set up: its name and why.
+/// Why a way out cannot be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("targets.{name}: {why}")]
-pub struct TargetError {
-    pub name: String,
-    pub why: String,
+pub enum SetUpError {
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
+    #[error(transparent)]
+    Smtp(#[from] SetupError),
 }
 
 impl Transports {
-    pub fn new(config: &Arc<Config>, resolver: Resolver, clock: &Clock) -> Result<Transports, TargetError> {
+    pub fn new(config: &Arc<Config>, resolver: Resolver, clock: &Clock) -> Result<Transports, SetUpError> {
         let mut targets = BTreeMap::new();
         for (name, target) in &config.targets {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
-        Ok(Transports { config: config.clone(), smtp: SmtpTransport::new(config, resolver), targets })
+        Ok(Transports { config: config.clone(), smtp: SmtpTransport::new(config, resolver)?, targets })
     }
 
     /// Tries a job; one outcome per recipient.
@@ -89,14 +90,13 @@ impl Transports {
     }
 }
 
-fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, TargetError> {
-    let failed = |why: String| TargetError { name: name.to_owned(), why };
-    match target {
-        Target::Webhook { .. } => Webhook::new(name, target, &config.domains, clock.clone())
-            .map(TargetTransport::Webhook)
-            .map_err(|error| failed(error.to_string())),
-        Target::Maildir { path } => Ok(TargetTransport::Maildir(Maildir::new(name, path, &config.hostname))),
-    }
+fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
+    Ok(match target {
+        Target::Webhook { .. } => {
+            TargetTransport::Webhook(Webhook::new(name, target, &config.domains, clock.clone())?)
+        }
+        Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
+    })
 }
 
 fn all(job: &Job, outcome: &Outcome) -> Vec<(u32, Outcome)> {

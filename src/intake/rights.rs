@@ -18,13 +18,7 @@ impl Intake {
     }
 
     /// At RCPT: is this recipient taken?
-    pub fn recipient(
-        &self,
-        role: Role,
-        _account: Option<&str>,
-        _sender: &ReversePath,
-        recipient: &Address,
-    ) -> Result<(), Refusal> {
+    pub fn recipient(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
         match resolve(&self.config, recipient) {
             Resolution::Deliveries(_) => Ok(()),
             Resolution::NotOurs if role == Role::Submission => Ok(()),
