@@ -201,8 +201,8 @@ impl Player {
     /// Reads something; false at the end of the stream.
     async fn fill(&mut self) -> Result<bool, String> {
         let mut buffer = [0; 65536];
-        let heard = String::from_utf8_lossy(&self.heard).into_owned();
         let read = timeout(PATIENCE, self.io()?.read(&mut buffer)).await;
+        let heard = String::from_utf8_lossy(self.heard.get(..200).unwrap_or(&self.heard));
         let count = read.map_err(|_| format!("waited in vain after {heard:?}"))?.unwrap_or(0);
         self.heard.extend_from_slice(&buffer[..count]);
         Ok(count > 0)
@@ -242,12 +242,15 @@ impl Player {
     }
 
     async fn content(&mut self) -> Result<Vec<u8>, String> {
+        let mut searched = 0;
         let end = loop {
-            let at_once = self.heard.starts_with(b".\r\n").then_some(0);
-            let later = || self.heard.windows(5).position(|five| five == b"\r\n.\r\n").map(|at| at + 2);
-            if let Some(end) = at_once.or_else(later) {
-                break end;
+            if self.heard.starts_with(b".\r\n") {
+                break 0;
             }
+            if let Some(at) = self.heard[searched..].windows(5).position(|five| five == b"\r\n.\r\n") {
+                break searched + at + 2;
+            }
+            searched = self.heard.len().saturating_sub(4);
             if !self.fill().await? {
                 return Err("the client left in the middle of the content".to_owned());
             }

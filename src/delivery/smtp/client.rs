@@ -481,3 +481,6 @@ impl Client {
         format!("the replies of {} do not fit the commands", self.peer)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,8 +175,8 @@ mod tests {
         Ok(plan.iter().map(Domain::to_string).collect())
     }
 
-    fn status(outcome: Box<Outcome>) -> (bool, String) {
-        match *outcome {
+    fn status(outcome: &Outcome) -> (bool, String) {
+        match outcome.clone() {
             Outcome::Fail(why) => (true, why.status),
             Outcome::Defer { why, .. } => (false, why.status),
             Outcome::Delivered(_) => panic!("delivered"),
@@ -209,10 +209,10 @@ mod tests {
         let better = plan(listed(&[(5, "a.test"), (10, "mail.own.test"), (10, "b.test"), (20, "c.test")]), 1);
         assert_eq!(better.unwrap(), ["a.test"]);
         let alone = plan(listed(&[(10, "mail.own.test"), (20, "c.test")]), 1).unwrap_err();
-        assert_eq!(status(alone), (true, "5.4.6".into()));
+        assert_eq!(status(&alone), (true, "5.4.6".into()));
         let own = domain("mail.own.test");
         let implicit = hosts(&own, Ok(MxAnswer::Implicit), &[&own], &mut Dice::new(1)).unwrap_err();
-        assert_eq!(status(implicit), (true, "5.4.6".into()));
+        assert_eq!(status(&implicit), (true, "5.4.6".into()));
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
             (Err(DnsError::Temporary("SERVFAIL".into())), false, "4.4.3"),
         ];
         for (answer, permanent, code) in table {
-            assert_eq!(status(plan(answer.clone(), 1).unwrap_err()), (permanent, code.to_owned()), "{answer:?}");
+            assert_eq!(status(&plan(answer.clone(), 1).unwrap_err()), (permanent, code.to_owned()), "{answer:?}");
         }
     }
 
