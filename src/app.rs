@@ -28,13 +28,14 @@ use crate::intake::sign::{SignError, Signer};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
 use crate::routing::loops;
-use crate::server::accounts::Accounts;
-use crate::server::limits::Limits;
-use crate::server::listener::{self, BoundListener};
+use crate::server::accounts::AccountsError;
+use crate::server::listener::{BindError, BoundListener, Listener};
+use crate::server::outside::Shared;
 use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use operator::Operator;
+use outside::Behind;
 
 /// How long attempts under way may go on after the first signal.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -61,7 +62,9 @@ pub enum Error {
     #[error(transparent)]
     WayOut(#[from] SetUpError),
     #[error(transparent)]
-    Listen(#[from] listener::BindError),
+    Listen(#[from] BindError),
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
     #[error(transparent)]
     Admin(#[from] SocketError),
     #[error("signals cannot be received: {0}")]
@@ -74,6 +77,7 @@ pub struct App {
     /// Closes the doors and stops claiming.
     stop: CancellationToken,
     doors: TaskTracker,
+    sessions: TaskTracker,
     attempts: TaskTracker,
     queue: Arc<Queue>,
 }
@@ -117,8 +121,9 @@ impl App {
             status,
         });
 
-        let app = App {
+        let mut app = App {
             operator: operator.clone(),
+            sessions: TaskTracker::new(),
             stop: CancellationToken::new(),
             doors: TaskTracker::new(),
             attempts: TaskTracker::new(),
@@ -127,7 +132,11 @@ impl App {
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
         let parts = Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler });
         app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
-        app.open_doors(&config, &clock, bound, intake, tls);
+        let shared = Shared::new(config.clone(), tls, Behind(intake.clone()), clock.clone())?;
+        for listener in bound {
+            app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
+        }
+        app.sessions = shared.sessions.clone();
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(async move {
             if let Err(error) = socket.serve(operator, max_size, stop).await {
@@ -151,9 +160,11 @@ impl App {
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         self.stop.cancel();
         self.doors.close();
+        self.sessions.close();
         self.attempts.close();
         let drained = async {
             self.doors.wait().await;
+            self.sessions.wait().await;
             self.attempts.wait().await;
         };
         tokio::select! {
@@ -229,17 +240,28 @@ impl Signals {
     }
 }
 
-fn status(config: &Config, clock: &Clock, bound: &[(String, Role, BoundListener)]) -> ServerStatus {
-    let listener = |(name, role, bound): &(String, Role, BoundListener)| ListenerStatus {
-        name: name.clone(),
-        role: role_name(*role).to_owned(),
-        address: bound.local_addr(),
+/// Opens every address of every listener, or none.
+fn bind(config: &Config) -> Result<Vec<BoundListener>, BindError> {
+    let mut bound = Vec::new();
+    for (name, settings) in &config.listeners {
+        bound.extend(Listener::bind(name, settings)?);
+    }
+    Ok(bound)
+}
+
+fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStatus {
+    let listener = |bound: &BoundListener| {
+        Some(ListenerStatus {
+            name: bound.name().to_owned(),
+            role: role_name(config.listeners.get(bound.name())?.role).to_owned(),
+            address: bound.local_addr().ok()?,
+        })
     };
     ServerStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         hostname: config.hostname.to_string(),
         started_at: clock.now(),
-        listeners: bound.iter().map(listener).collect(),
+        listeners: bound.iter().filter_map(listener).collect(),
     }
 }
 
