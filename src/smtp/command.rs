@@ -287,7 +287,8 @@ mod tests {
         };
         assert_eq!(to.local(), "\"a>\\\" b\"");
         assert!(matches!(parse("MAIL FROM: <a@b>"), Ok(Command::Mail { .. })));
-        for bad in ["MAIL FROM:a@b", "MAIL FROM:<a@b", "MAIL FROM:<a@b>x", "MAIL FROM:<\"a@b>", "MAIL TO:<a@b>", "MAIL"] {
+        for bad in ["MAIL FROM:a@b", "MAIL FROM:<a@b", "MAIL FROM:<a@b>x", "MAIL FROM:<\"a@b>", "MAIL TO:<a@b>", "MAIL"]
+        {
             assert_eq!(parse(bad).unwrap_err().reply().code, 501, "{bad}");
         }
         assert_eq!(parse("MAIL FROM:<jörg@b.example>").unwrap_err(), CommandError::NeedsSmtpUtf8);

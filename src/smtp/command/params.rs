@@ -185,7 +185,9 @@ impl<'a> Parameters<'a> {
             let legal = match value {
                 None => *keyword == "SMTPUTF8",
                 Some(value) => {
-                    *keyword != "SMTPUTF8" && !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && b != b'=')
+                    *keyword != "SMTPUTF8"
+                        && !value.is_empty()
+                        && value.bytes().all(|b| b.is_ascii_graphic() && b != b'=')
                 }
             };
             if !legal {
