@@ -88,7 +88,7 @@ pub fn story(store: &Store, id: MessageId) -> Result<Vec<Entry>, StoreError> {
 pub fn forget(store: &Store, before: Millis) -> Result<(), StoreError> {
     let mut end = MessageId::first_at(before);
     if let Some(oldest) = store.range(Table::Message, &[0; 8], &[0xff; 9])?.next().transpose()? {
-        end = end.min(crate::queue::keys::message_id(&oldest.0)?);
+        end = end.min(MessageId::from_prefix(&oldest.0).unwrap_or(end));
     }
     store.delete_range(Table::Journal, &[0; 8], &end.to_key())
 }

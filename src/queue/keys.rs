@@ -48,8 +48,7 @@ pub fn read_due(key: &[u8]) -> Result<(Millis, MessageId, u32), StoreError> {
 
 /// The id at the front of a key of the tables message, body, recipient and journal.
 pub fn message_id(key: &[u8]) -> Result<MessageId, StoreError> {
-    let id = key.get(..8).and_then(|part| part.try_into().ok()).map(MessageId::from_key);
-    id.ok_or_else(|| StoreError::Damaged(format!("key {key:?} without a message id")))
+    MessageId::from_prefix(key).ok_or_else(|| StoreError::Damaged(format!("key {key:?} without a message id")))
 }
 
 /// The number at the end of a body's or recipient's key.

@@ -61,7 +61,10 @@ struct Entry<'c> {
 }
 
 pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
-    if !config.is_own(recipient.domain()) {
+    // RFC 5321 4.1.1.3: <postmaster> without a domain means the one of this host.
+    let is_ours = config.is_own(recipient.domain())
+        || (*recipient.domain() == config.hostname && is_postmaster(config, recipient));
+    if !is_ours {
         return Resolution::NotOurs;
     }
     let resolution = match entry(config, recipient) {

@@ -1,4 +1,5 @@
 //! A plain SMTP client for tests and benches: one connection, strict about replies.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,5 @@
 //! A whole server in this process, on free loopback ports, with a throwaway data folder.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

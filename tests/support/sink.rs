@@ -1,5 +1,6 @@
 //! A far end that takes every message and remembers it. Speaks SMTP with PIPELINING, and STARTTLS if
 //! asked to, on a loopback port of its own.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -146,7 +147,7 @@ impl Sink {
                     replies.extend_from_slice(b"354 go on\r\n");
                     stream.get_mut().write_all(&replies).await?;
                     replies.clear();
-                    let content = read_data(&mut stream).await?;
+                    let content = read_data(stream).await?;
                     let content = if self.keep { content } else { Vec::new() };
                     let taken = Taken { mail_from: mail_from.clone(), recipients: std::mem::take(&mut recipients), content, tls };
                     self.taken.lock().unwrap().push(taken);
