@@ -537,7 +537,8 @@ mod tests {
             assert_eq!((one.salt.len(), &one.salt, one.stored_key), (keys.salt.len(), &two.salt, two.stored_key));
             assert_ne!(one.salt, keys.salt);
         }
-        for number in accounts.lock().scram.len()..SCRAM_KEYS_MAX {
+        let kept = accounts.lock().scram.len();
+        for number in kept..SCRAM_KEYS_MAX {
             accounts.lock().scram.insert(format!("filler {number}"), Arc::new(derive_nothing()));
         }
         accounts.scram_keys("one more").await.unwrap();
