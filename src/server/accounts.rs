@@ -259,6 +259,18 @@ impl Accounts {
         })
     }
 
+    /// The end of SCRAM: who it is if the proof was `good`, the refusal if not.
+    pub fn scram_result(&self, account: &str, good: bool) -> Result<Verified, Refusal> {
+        match self.config.accounts.get(account) {
+            Some(Account { active: true, max_recipients, credential: Credential::Password(_), .. }) if good => {
+                Ok(Verified { name: account.to_owned(), max_recipients: *max_recipients })
+            }
+            Some(account_found) if account_found.active => Err(refused(account, "wrong password (SCRAM)")),
+            Some(_) => Err(refused(account, "the account is not active")),
+            None => Err(refused(account, "there is no such account")),
+        }
+    }
+
     async fn derive(&self, account: &str, password: Option<&Secret>) -> Result<Arc<DerivedKeys>, Refusal> {
         let salt = self.scram_secret("salt", account)[..SALT_BYTES].to_vec();
         let password = match password {
@@ -526,6 +538,10 @@ mod tests {
         assert_eq!((keys.iterations, keys.max_recipients), (4096, 1000));
         let again = derive_keys(b"pencil", keys.salt.clone());
         assert_eq!((keys.stored_key, keys.server_key), (again.stored_key, again.server_key));
+        assert_eq!(accounts.scram_result("word", true).unwrap().max_recipients, 1000);
+        for (name, good) in [("word", false), ("off", true), ("none", true)] {
+            assert_eq!(accounts.scram_result(name, good).unwrap_err().reply.code, 535);
+        }
         let second = accounts.scram_keys("word").await.unwrap();
         assert_eq!(second.salt, keys.salt);
         assert_ne!(second.server_nonce, keys.server_nonce);

@@ -1,1 +1,584 @@
-//! (to come)
+//! The I/O pump of one connection: reads, cuts lines, asks the session what they mean, does what it
+//! says.
+//!
+//! Promises: replies are gathered while input is buffered and flushed before any wait (RFC 2920);
+//! whatever came before a handshake closes the connection (RFC 3207 4.2, CVE-2011-0411); every wait has
+//! an end; an idle connection holds a small buffer and nothing of an earlier message. When the server
+//! stops, a message that is being read is finished and answered, and an idle client gets 421.
+//!
+//! Leaves out: what commands mean (`session`), and how many connections there may be (`limits`).
+
+pub mod memory;
+mod stream;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use self::memory::{Content, Paid};
+use self::stream::Stream;
+use super::limits::{self, ConnectionGuard};
+use super::outside::{Outside, Shared};
+use super::session::Session;
+use super::step::{Answer, DataEnd, Policy, Question, Step};
+use crate::config::{ListenerTls, Role};
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
+use crate::smtp::wire::{ChunkDecoder, DataDecoder, Fed, Flaw, LINE_END_BYTES, LineCutter, Progress};
+
+/// From the first byte of a handshake to its end.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+/// Before the reply to a failed login. It slows one connection down; `limits` does the rest.
+pub const AUTH_FAILURE_DELAY: Duration = Duration::from_millis(500);
+/// For the last words to a client that is given up, and for it to hear them.
+pub const FAREWELL_TIME: Duration = Duration::from_secs(2);
+/// Bytes that are read and forgotten so that a client hears the last words (a socket that is closed
+/// with unread input throws away what was sent).
+const FAREWELL_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of read buffer between messages, and while a message is read.
+const IDLE_BUFFER_BYTES: usize = 2 * 1024;
+const MESSAGE_BUFFER_BYTES: usize = 64 * 1024;
+/// Bytes of gathered replies that are flushed in any case.
+const OUTPUT_BYTES_MAX: usize = 8 * 1024;
+/// A message that comes in slower than this (bytes a second, after the first `data_timeout`) is cut off.
+const MESSAGE_RATE_MIN: u64 = 500;
+
+/// What a connection is, before it says anything.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Name of the listener.
+    pub listener: Arc<str>,
+    pub role: Role,
+    pub tls: ListenerTls,
+    /// Canonical: never an IPv4 address in IPv6 clothes.
+    pub peer: IpAddr,
+}
+
+/// Why a connection ends other than by the session's own will.
+#[derive(Debug)]
+enum End {
+    /// The session has said its last word.
+    Done {
+        code: u16,
+    },
+    /// The client has gone, or the network has.
+    Gone(io::Error),
+    /// The client sends nothing, or does not take what is sent.
+    TimedOut,
+    /// The server stops.
+    Stopping,
+    Handshake(io::Error),
+    /// Plain text between STARTTLS and the handshake.
+    Injection,
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> End {
+        End::Gone(error)
+    }
+}
+
+/// Talks to one client until one of the two has enough. `place` is given back at the end.
+pub async fn serve<S, O>(
+    shared: Arc<Shared<O>>,
+    arrival: Arrival,
+    stream: S,
+    place: ConnectionGuard,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    O: Outside,
+{
+    let (session, greeting) = Session::new(policy(&shared, &arrival));
+    let mut connection = Connection {
+        shared,
+        arrival,
+        session,
+        stream: Stream::Plain(stream),
+        input: Vec::new(),
+        start: 0,
+        output: Vec::new(),
+        lines: LineCutter::new(),
+        declared: None,
+        chunks: None,
+        held: Paid::default(),
+        stop,
+    };
+    debug!("connected");
+    let end = connection.converse(greeting).await;
+    connection.finish(end).await;
+    drop(place);
+}
+
+fn policy<O: Outside>(shared: &Shared<O>, arrival: &Arrival) -> Policy {
+    let config = &shared.config;
+    Policy {
+        hostname: config.hostname.clone(),
+        listener: arrival.listener.to_string(),
+        role: arrival.role,
+        tls: arrival.tls,
+        peer_ip: arrival.peer,
+        trusted: limits::contains(&config.networks.trusted, arrival.peer),
+        loopback: arrival.peer.is_loopback(),
+        scram: shared.accounts.offers_scram(),
+        max_size: config.limits.max_size,
+        max_recipients: config.limits.max_recipients,
+        errors_max: config.limits.errors_per_session,
+    }
+}
+
+struct Connection<S, O> {
+    shared: Arc<Shared<O>>,
+    arrival: Arrival,
+    session: Session,
+    stream: Stream<S>,
+    /// Read and not used yet, from `start` on.
+    input: Vec<u8>,
+    start: usize,
+    /// Said and not flushed yet.
+    output: Vec<u8>,
+    lines: LineCutter,
+    /// SIZE of the last MAIL.
+    declared: Option<u64>,
+    /// A message of several BDAT chunks.
+    chunks: Option<Box<(ChunkDecoder, Content)>>,
+    /// Pays for a message until it is queued.
+    held: Paid,
+    stop: CancellationToken,
+}
+
+impl<S, O> Connection<S, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    O: Outside,
+{
+    async fn converse(&mut self, greeting: Reply) -> End {
+        if self.arrival.tls == ListenerTls::Implicit
+            && let Err(end) = self.handshake().await
+        {
+            return end;
+        }
+        self.say(&greeting);
+        loop {
+            let done = match self.next_step().await {
+                Ok(step) => self.perform(step).await,
+                Err(end) => Err(end),
+            };
+            if let Err(end) = done {
+                return end;
+            }
+            if !self.session.is_between_chunks() {
+                self.chunks = None;
+            }
+        }
+    }
+
+    /// Waits for a line and hands it to the session.
+    async fn next_step(&mut self) -> Result<Step, End> {
+        let mut deadline = None;
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(End::Stopping);
+            }
+            let buffered = self.input.get(self.start..).unwrap_or_default();
+            match self.lines.cut(buffered) {
+                Ok(Some(length)) => {
+                    let step = self.session.line(buffered.get(..length).unwrap_or_default());
+                    self.start += length + LINE_END_BYTES;
+                    return Ok(step);
+                }
+                Err(error) => return Ok(self.session.bad_line(error)),
+                Ok(None) => {}
+            }
+            self.flush().await?;
+            // One deadline for the whole line: a byte now and then does not move it.
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.shared.config.limits.command_timeout);
+            self.tidy(IDLE_BUFFER_BYTES);
+            let stop = self.stop.clone();
+            tokio::select! {
+                biased;
+                read = tokio::time::timeout_at(deadline, self.stream.read_buf(&mut self.input)) => match read {
+                    Ok(Ok(0)) => return Err(End::Gone(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return Err(error.into()),
+                    Err(_) => return Err(End::TimedOut),
+                },
+                () = stop.cancelled() => return Err(End::Stopping),
+            }
+        }
+    }
+
+    /// Does what the session says, until it wants the next line.
+    async fn perform(&mut self, mut step: Step) -> Result<(), End> {
+        loop {
+            step = match step {
+                Step::Reply(reply) => {
+                    self.say(&reply);
+                    if self.output.len() > OUTPUT_BYTES_MAX {
+                        self.flush().await?;
+                    }
+                    return Ok(());
+                }
+                Step::ReplyAlone(reply) if self.has_input() => {
+                    self.say(&reply);
+                    return Err(End::Done { code: reply.code });
+                }
+                Step::ReplyAlone(reply) => {
+                    self.say(&reply);
+                    return Ok(());
+                }
+                Step::Ask(question) => {
+                    let answer = self.find_out(question).await;
+                    self.session.answer(answer)
+                }
+                Step::StartTls(reply) => {
+                    self.say(&reply);
+                    self.flush().await?;
+                    return if self.has_input() { Err(End::Injection) } else { self.handshake().await };
+                }
+                Step::ReadData(reply) => {
+                    self.say(&reply);
+                    let end = self.read_data().await?;
+                    self.session.data_read(end)
+                }
+                Step::ReadChunk { size, first, last, discard } => {
+                    let end = self.read_chunk(size, first, last, discard).await?;
+                    self.session.chunk_read(end)
+                }
+                Step::Close(reply) => {
+                    self.say(&reply);
+                    return Err(End::Done { code: reply.code });
+                }
+            };
+        }
+    }
+
+    async fn handshake(&mut self) -> Result<(), End> {
+        self.lines = LineCutter::new();
+        (self.input, self.start) = (Vec::new(), 0);
+        let acceptor = self.shared.tls.acceptor();
+        // Boxed: the state of a handshake is large and soon over.
+        match timeout(HANDSHAKE_TIME, Box::pin(self.stream.start_tls(acceptor))).await {
+            Ok(Ok(description)) => {
+                debug!(tls = description, "TLS started");
+                self.session.tls_started(description);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(End::Handshake(error)),
+            Err(_) => Err(End::Handshake(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    fn has_input(&self) -> bool {
+        self.start < self.input.len()
+    }
+
+    fn say(&mut self, reply: &Reply) {
+        reply.write_to(&mut self.output);
+    }
+
+    async fn flush(&mut self) -> Result<(), End> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        let all = async {
+            self.stream.write_all(&self.output).await?;
+            self.stream.flush().await
+        };
+        match timeout(self.shared.config.limits.command_timeout, all).await {
+            Ok(done) => done?,
+            Err(_) => return Err(End::TimedOut),
+        }
+        self.output.clear();
+        Ok(())
+    }
+
+    /// Drops what has been used, so that there is room for a read of `size`, and not much more.
+    fn tidy(&mut self, size: usize) {
+        self.input.drain(..self.start.min(self.input.len()));
+        self.start = 0;
+        if self.input.is_empty() && self.input.capacity() > size {
+            self.input = Vec::new();
+        }
+        // At least a quarter of a buffer for each read; a line is never longer than two.
+        if self.input.capacity() - self.input.len() < size / 4 {
+            let more = size.max(self.input.len());
+            self.input.reserve_exact(more);
+        }
+        if self.output.is_empty() && self.output.capacity() > OUTPUT_BYTES_MAX {
+            self.output = Vec::new();
+        }
+    }
+}
+
+/// What the outside knows.
+impl<S, O> Connection<S, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    O: Outside,
+{
+    async fn find_out(&mut self, question: Question) -> Answer {
+        let answer = match question {
+            Question::Authenticate(login) => {
+                let account = login.account.clone();
+                match self.may_log_in(&account) {
+                    Ok(()) => {
+                        let verified = Box::pin(self.shared.accounts.verify(login)).await;
+                        self.logged_in(&account, verified).await
+                    }
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            Question::Scram { account } => match self.may_log_in(&account) {
+                Ok(()) => Box::pin(self.shared.accounts.scram_keys(&account)).await.map(Answer::Scram),
+                Err(refusal) => Err(refusal),
+            },
+            Question::ScramResult { account, good } => {
+                let verified = self.shared.accounts.scram_result(&account, good);
+                self.logged_in(&account, verified).await
+            }
+            Question::Sender { account, sender, size } => {
+                self.declared = size;
+                let asked = self.shared.outside.sender(account.as_deref(), &sender, size);
+                asked.map(|()| Answer::Ok(Reply::new(250, (1, 0), "sender ok")))
+            }
+            Question::Recipient { account, sender, recipient } => {
+                let role = self.arrival.role;
+                let asked = self.shared.outside.recipient(role, account.as_deref(), &sender, &recipient);
+                asked.map(|()| Answer::Ok(Reply::new(250, (1, 5), "recipient ok")))
+            }
+            Question::Accept(draft) => {
+                let accepted = Box::pin(self.shared.outside.accept(*draft)).await.map(Answer::Ok);
+                self.held = Paid::default();
+                accepted
+            }
+        };
+        answer.unwrap_or_else(|refusal| {
+            log_refusal(&refusal);
+            Answer::Refused(refusal)
+        })
+    }
+
+    fn may_log_in(&self, account: &str) -> Result<(), Refusal> {
+        let shared = &self.shared;
+        shared.limits.may_log_in(&shared.config, self.arrival.peer, account, shared.clock.now())
+    }
+
+    async fn logged_in(
+        &self,
+        account: &str,
+        verified: Result<super::accounts::Verified, Refusal>,
+    ) -> Result<Answer, Refusal> {
+        match verified {
+            Ok(verified) => {
+                debug!(account, "logged in");
+                Ok(Answer::Account { name: verified.name, max_recipients: verified.max_recipients })
+            }
+            Err(refusal) => {
+                // 454 is our trouble, not a wrong guess.
+                if refusal.reply.code == 535 {
+                    let shared = &self.shared;
+                    let now = shared.clock.now();
+                    shared.limits.login_failed(&shared.config, self.arrival.peer, Some(account), now);
+                    tokio::time::sleep(AUTH_FAILURE_DELAY).await;
+                }
+                Err(refusal)
+            }
+        }
+    }
+}
+
+fn log_refusal(refusal: &Refusal) {
+    info!(reply = %refusal.reply, reason = refusal.reason, "refused");
+}
+
+/// Either way of sending a message.
+enum Decoder<'a> {
+    Data(&'a mut DataDecoder),
+    Chunk(&'a mut ChunkDecoder),
+}
+
+impl Decoder<'_> {
+    fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> Fed {
+        match self {
+            Decoder::Data(decoder) => decoder.feed(input, out),
+            Decoder::Chunk(decoder) => decoder.feed(input, out),
+        }
+    }
+
+    fn flaw(&self) -> Option<Flaw> {
+        match self {
+            Decoder::Data(decoder) => decoder.flaw(),
+            Decoder::Chunk(decoder) => decoder.flaw(),
+        }
+    }
+
+    fn discard(&mut self) {
+        match self {
+            Decoder::Data(decoder) => decoder.discard(),
+            Decoder::Chunk(decoder) => decoder.discard(),
+        }
+    }
+}
+
+/// Octets that a decoder may have kept back of earlier input (a dot, a CR) and adds to the next.
+const HELD_BACK_BYTES_MAX: usize = 2;
+
+/// Messages.
+impl<S, O> Connection<S, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    O: Outside,
+{
+    async fn read_data(&mut self) -> Result<DataEnd, End> {
+        let max_size = self.shared.config.limits.max_size;
+        let mut decoder = DataDecoder::new(max_size);
+        let mut content = Content::new(self.declared.take(), max_size);
+        if self.read_body(Decoder::Data(&mut decoder), &mut content).await? == Progress::Endless {
+            return Ok(DataEnd::Endless);
+        }
+        Ok(self.complete(decoder.flaw(), content))
+    }
+
+    async fn read_chunk(&mut self, size: u64, first: bool, last: bool, discard: bool) -> Result<DataEnd, End> {
+        let max_size = self.shared.config.limits.max_size;
+        if discard {
+            let mut decoder = ChunkDecoder::new(max_size);
+            decoder.discard();
+            decoder.begin(size);
+            let mut nothing = Content::none();
+            let progress = self.read_body(Decoder::Chunk(&mut decoder), &mut nothing).await?;
+            return Ok(if progress == Progress::Endless { DataEnd::Endless } else { DataEnd::Partial });
+        }
+        let declared = self.declared.take();
+        let mut message = match self.chunks.take() {
+            Some(begun) if !first => begun,
+            _ => Box::new((ChunkDecoder::new(max_size), Content::new(declared.or(Some(size)), max_size))),
+        };
+        let (decoder, content) = &mut *message;
+        decoder.begin(size);
+        if self.read_body(Decoder::Chunk(decoder), content).await? == Progress::Endless {
+            return Ok(DataEnd::Endless);
+        }
+        if last {
+            let (decoder, content) = *message;
+            return Ok(self.complete(decoder.finish(), content));
+        }
+        if let Some(flaw) = decoder.flaw() {
+            return Ok(flaw.into());
+        }
+        if content.lacks_room() {
+            return Ok(DataEnd::NoRoom);
+        }
+        self.chunks = Some(message);
+        Ok(DataEnd::Partial)
+    }
+
+    fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
+        if let Some(flaw) = flaw {
+            return flaw.into();
+        }
+        if content.lacks_room() {
+            return DataEnd::NoRoom;
+        }
+        let (bytes, paid) = content.finish();
+        self.held = paid;
+        DataEnd::Complete(bytes)
+    }
+
+    /// Feeds the decoder to the end of the message or chunk.
+    async fn read_body(&mut self, mut decoder: Decoder<'_>, content: &mut Content) -> Result<Progress, End> {
+        let mut patience = Patience::new(self.shared.config.limits.data_timeout);
+        loop {
+            let buffered = self.input.get(self.start..).unwrap_or_default();
+            let is_kept = decoder.flaw().is_none() && !content.lacks_room();
+            if is_kept && !content.make_room(buffered.len() + HELD_BACK_BYTES_MAX, &self.shared.memory).await {
+                info!("no room in queue.memory for a message");
+                decoder.discard();
+            }
+            let fed = decoder.feed(buffered, &mut content.bytes);
+            self.start += fed.consumed;
+            if fed.progress != Progress::More {
+                return Ok(fed.progress);
+            }
+            if decoder.flaw().is_some() {
+                content.let_go();
+            }
+            self.flush().await?;
+            self.tidy(MESSAGE_BUFFER_BYTES);
+            let before = Instant::now();
+            match timeout(patience.left, self.stream.read_buf(&mut self.input)).await {
+                Ok(Ok(0)) => return Err(End::Gone(io::ErrorKind::UnexpectedEof.into())),
+                Ok(Ok(bytes)) => patience.read(bytes, before.elapsed()),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => return Err(End::TimedOut),
+            }
+        }
+    }
+}
+
+/// How long a message may still make us wait. Waiting uses it up, bytes bring it back; our own waits
+/// (for memory) do not count.
+struct Patience {
+    left: Duration,
+    most: Duration,
+}
+
+impl Patience {
+    fn new(most: Duration) -> Patience {
+        Patience { left: most, most }
+    }
+
+    fn read(&mut self, bytes: usize, waited: Duration) {
+        let earned = Duration::from_millis(bytes as u64 * 1000 / MESSAGE_RATE_MIN);
+        self.left = self.left.saturating_sub(waited).saturating_add(earned).min(self.most);
+    }
+}
+
+/// The end.
+impl<S, O> Connection<S, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    O: Outside,
+{
+    async fn finish(&mut self, end: End) {
+        self.chunks = None;
+        let mut hears = false;
+        match end {
+            // After 221 the client closes; after any other last word it may be in the middle of something.
+            End::Done { code } => hears = code != 221,
+            End::TimedOut => {
+                info!("timed out");
+                self.say(&Reply::new(421, (4, 2), "timed out, closing the connection"));
+            }
+            End::Stopping => self.say(&Reply::new(421, (3, 2), "the server is stopping, please try again later")),
+            End::Gone(error) => return debug!(%error, "the client has gone"),
+            End::Handshake(error) => return info!(%error, "the TLS handshake failed"),
+            End::Injection => return info!("closed: plain text between STARTTLS and the handshake"),
+        }
+        // Whether it was heard or not: there is nothing left to say.
+        let _ = timeout(FAREWELL_TIME, self.farewell(hears)).await;
+        debug!("closed");
+    }
+
+    async fn farewell(&mut self, hears: bool) -> Result<(), End> {
+        self.flush().await?;
+        self.stream.shutdown().await?;
+        let mut read = 0;
+        while hears && read < FAREWELL_BYTES_MAX {
+            self.start = self.input.len();
+            self.tidy(IDLE_BUFFER_BYTES);
+            match self.stream.read_buf(&mut self.input).await? {
+                0 => return Ok(()),
+                bytes => read += bytes,
+            }
+        }
+        Ok(())
+    }
+}

@@ -40,9 +40,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 /// What a `draft:` line may speak of. `from` and `to` every transport tells, the rest where it can.
-pub const DRAFT_KEYS: [&str; 13] = [
-    "from", "to", "content", "account", "helo", "esmtp", "tls", "body", "smtputf8", "ret", "envid", "notify", "orcpt",
-];
+pub const DRAFT_KEYS: [&str; 13] =
+    ["from", "to", "content", "account", "helo", "esmtp", "tls", "body", "smtputf8", "ret", "envid", "notify", "orcpt"];
 
 /// What was taken, by key of a `draft:` line.
 pub type Taken = BTreeMap<&'static str, String>;
@@ -423,6 +422,7 @@ pub fn fits(pattern: &str, reply: &str) -> bool {
     }
     tail = remaining;
     // A pattern ends at the end of a word.
-    let at_word_end = tail.is_empty() || !tail.starts_with(|c: char| c.is_ascii_alphanumeric()) || pattern.ends_with("...");
+    let at_word_end =
+        tail.is_empty() || !tail.starts_with(|c: char| c.is_ascii_alphanumeric()) || pattern.ends_with("...");
     code_fits && at_word_end
 }
