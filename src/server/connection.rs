@@ -582,3 +582,60 @@ where
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::message::{Address, Draft, ReversePath};
+    use crate::server::testing;
+    use crate::server::tls::ServerTls;
+
+    struct Nobody;
+
+    impl Outside for Nobody {
+        fn sender(&self, _: Option<&str>, _: &ReversePath, _: Option<u64>) -> Result<(), Refusal> {
+            Ok(())
+        }
+
+        fn recipient(&self, _: Role, _: Option<&str>, _: &ReversePath, _: &Address) -> Result<(), Refusal> {
+            Ok(())
+        }
+
+        async fn accept(&self, _: Draft) -> Result<Reply, Refusal> {
+            Err(Refusal::inner("nobody is there"))
+        }
+    }
+
+    /// What a task of an idle connection holds: its future and its buffers.
+    #[tokio::test]
+    async fn an_idle_connection_is_small() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Arc::new(testing::config(folder.path()));
+        let tls = ServerTls::load(&config).unwrap();
+        let shared = Shared::new(config.clone(), tls, Nobody, Clock::manual(0)).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let peer = IpAddr::from([127, 0, 0, 1]);
+        let place = shared.limits.connect(&config, Role::Mx, peer, 0).unwrap();
+        let arrival = Arrival { listener: "mx".into(), role: Role::Mx, tls: ListenerTls::Off, peer };
+        let task = serve(shared, arrival, stream, place, CancellationToken::new());
+        let bytes = std::mem::size_of_val(&task);
+        assert!(bytes + IDLE_BUFFER_BYTES < 8 * 1024, "the future takes {bytes} bytes");
+    }
+
+    #[test]
+    fn a_trickle_does_not_buy_time() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let mut patience = Patience::new(minutes(10));
+        for _ in 0..9 {
+            patience.read(1, minutes(1));
+        }
+        assert!(patience.left <= minutes(1) + Duration::from_secs(1), "{:?}", patience.left);
+        patience.read(1_000_000, minutes(1));
+        assert_eq!(patience.left, minutes(10), "a client that sends gets the whole time again, and not more");
+    }
+}

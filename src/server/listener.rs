@@ -135,6 +135,8 @@ impl BoundListener {
     /// Accepts until `stop`. The sessions are tasks of `shared.sessions`; they see the same `stop` and
     /// may take longer.
     pub async fn run<O: Outside>(self, shared: Arc<Shared<O>>, stop: CancellationToken) {
+        // One line of log for one shortage, not one for each try.
+        let mut is_short = false;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -142,11 +144,20 @@ impl BoundListener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.welcome(&shared, stream, peer, &stop),
+                Ok((stream, peer)) => {
+                    is_short = false;
+                    self.welcome(&shared, stream, peer, &stop);
+                }
                 Err(error) if is_the_clients(&error) => debug!(listener = %self.name, %error, "a client left at once"),
                 Err(error) => {
-                    warn!(listener = %self.name, %error, "cannot accept connections, trying again; \
-                        if this stays, raise the limit of open files (LimitNOFILE) or lower limits.connections");
+                    if !is_short {
+                        warn!(
+                            listener = %self.name, %error,
+                            "cannot accept connections, trying again; raise the limit of open files (LimitNOFILE) \
+                             or lower limits.connections"
+                        );
+                    }
+                    is_short = true;
                     tokio::select! {
                         () = stop.cancelled() => return,
                         () = tokio::time::sleep(ACCEPT_PAUSE) => {}
