@@ -18,24 +18,21 @@
 //! Leaves out: whose sender and recipients are good and who knows which password (`Question`),
 //! time-outs and connection limits (`connection`, `limits`).
 
+mod auth;
 mod replies;
+mod transaction;
 
 use std::mem;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-
-use super::sasl::{Exchange, Mechanism, ScramHello, ScramSuccess, Turn};
-use super::step::{Answer, DataEnd, Policy, Question, Step};
+use super::sasl::{Exchange, ScramHello, ScramSuccess};
+use super::step::{Answer, Policy, Question, Step};
 use crate::config::{ListenerTls, Role};
-use crate::message::draft::{Door, Origin, Peer};
-use crate::message::envelope::{BodyType, Envelope, Recipient};
-use crate::message::{Address, Draft, ReversePath};
+use crate::message::ReversePath;
+use crate::message::envelope::Recipient;
 use crate::smtp::Reply;
-use crate::smtp::command::{Command, CommandError, Credentials, MailParams, RcptParams};
+use crate::smtp::command::{Command, CommandError, MailParams};
 use crate::smtp::reply::Severity;
-use crate::smtp::wire::{DRAIN_BYTES_MAX, LineError};
+use crate::smtp::wire::LineError;
 
 /// Commands that move no mail (NOOP, RSET, EHLO …) between two messages.
 pub const IDLE_COMMANDS_MAX: u32 = 100;
@@ -201,6 +198,38 @@ impl Session {
         self.state = State::Fresh;
     }
 
+    /// What the outside found for the last [`Step::Ask`].
+    pub fn answer(&mut self, answer: Answer) -> Step {
+        let State::Asked(asked) = mem::replace(&mut self.state, State::Closed) else {
+            return self.out_of_step();
+        };
+        match (asked, answer) {
+            (Asked::Login(hello), Answer::Account { name, max_recipients }) => {
+                self.logged_in(hello, Account { name, max_recipients })
+            }
+            (Asked::ScramKeys(hello, scram), Answer::Scram(keys)) => self.turn(hello, scram.challenge(keys), None),
+            (Asked::ScramResult(hello, Some(success)), Answer::Account { name, max_recipients }) => {
+                self.turn(hello, success.challenge(), Some(Account { name, max_recipients }))
+            }
+            (Asked::Sender(sender), Answer::Ok(reply)) => self.say(State::Sender(sender), reply),
+            (Asked::Recipient { before, recipient }, Answer::Ok(reply)) => {
+                self.recipient_taken(*before, recipient, reply)
+            }
+            (Asked::Accept(hello), Answer::Ok(reply)) => {
+                self.idle_commands = 0;
+                self.say(State::Greeted(hello), reply)
+            }
+            (Asked::Accept(hello), Answer::Refused(refusal)) => self.refuse_message(hello, refusal.reply),
+            (
+                Asked::Login(hello) | Asked::ScramKeys(hello, _) | Asked::ScramResult(hello, _),
+                Answer::Refused(refusal),
+            ) => self.say(State::Greeted(hello), refusal.reply),
+            (Asked::Sender(sender), Answer::Refused(refusal)) => self.say(State::Greeted(sender.hello), refusal.reply),
+            (Asked::Recipient { before, .. }, Answer::Refused(refusal)) => self.say(*before, refusal.reply),
+            _ => self.out_of_step(),
+        }
+    }
+
     fn close(&mut self, reply: Reply) -> Step {
         self.state = State::Closed;
         Step::Close(reply)
@@ -223,6 +252,11 @@ impl Session {
         }
         self.state = state;
         Step::Reply(reply)
+    }
+
+    fn ask(&mut self, asked: Asked, question: Question) -> Step {
+        self.state = State::Asked(asked);
+        Step::Ask(question)
     }
 
     /// As `say`, to a client that had to wait for the reply.
@@ -312,306 +346,4 @@ impl Session {
 /// True if the line would have announced octets.
 fn is_bdat(line: &[u8]) -> bool {
     line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"))
-}
-
-/// AUTH (RFC 4954).
-impl Session {
-    fn auth(&mut self, state: State, mechanism: &str, initial: Option<Credentials>) -> Step {
-        let refusal = if self.policy.role == Role::Mx {
-            Some(replies::auth_not_offered())
-        } else if self.account.is_some() {
-            Some(replies::auth_already())
-        } else if state.is_transaction() {
-            Some(replies::in_transaction())
-        } else if self.needs_tls() {
-            Some(replies::tls_first())
-        } else if !self.may_authenticate() {
-            Some(replies::auth_needs_tls())
-        } else {
-            None
-        };
-        if let Some(reply) = refusal {
-            return self.say(state, reply);
-        }
-        let hello = match state {
-            State::Greeted(hello) if hello.esmtp => hello,
-            other => return self.say(other, replies::hello_first()),
-        };
-        let known = Mechanism::named(mechanism).filter(|m| *m != Mechanism::ScramSha256 || self.policy.scram);
-        let Some(mechanism) = known else {
-            return self.say(State::Greeted(hello), replies::unknown_mechanism());
-        };
-        self.turn(hello, Exchange::start(mechanism, initial.as_ref().map(|i| i.0.as_str())), None)
-    }
-
-    fn turn(&mut self, hello: Hello, turn: Turn, proven: Option<Account>) -> Step {
-        match (turn, proven) {
-            (Turn::Challenge(exchange, message), proven) => {
-                self.state = State::LoggingIn { hello, exchange, proven };
-                Step::Reply(Reply::bare(334, STANDARD.encode(message)))
-            }
-            (Turn::Check(login), _) => self.ask(Asked::Login(hello), Question::Authenticate(login)),
-            (Turn::FetchKeys(account, scram), _) => {
-                self.ask(Asked::ScramKeys(hello, scram), Question::Scram { account })
-            }
-            (Turn::Proven(success), _) => {
-                let account = success.account.clone();
-                self.ask(Asked::ScramResult(hello, Some(success)), Question::ScramResult { account, good: true })
-            }
-            (Turn::Disproven(account), _) => {
-                self.ask(Asked::ScramResult(hello, None), Question::ScramResult { account, good: false })
-            }
-            (Turn::Finished, Some(account)) => self.logged_in(hello, account),
-            (Turn::Finished, None) => self.out_of_step(),
-            (Turn::Refused(error), _) => self.say(State::Greeted(hello), error.reply()),
-        }
-    }
-
-    fn logged_in(&mut self, hello: Hello, account: Account) -> Step {
-        self.account = Some(account);
-        self.say(State::Greeted(hello), replies::authenticated())
-    }
-
-    fn ask(&mut self, asked: Asked, question: Question) -> Step {
-        self.state = State::Asked(asked);
-        Step::Ask(question)
-    }
-
-    /// What the outside found for the last [`Step::Ask`].
-    pub fn answer(&mut self, answer: Answer) -> Step {
-        let State::Asked(asked) = mem::replace(&mut self.state, State::Closed) else {
-            return self.out_of_step();
-        };
-        match (asked, answer) {
-            (Asked::Login(hello), Answer::Account { name, max_recipients }) => {
-                self.logged_in(hello, Account { name, max_recipients })
-            }
-            (Asked::ScramKeys(hello, scram), Answer::Scram(keys)) => self.turn(hello, scram.challenge(keys), None),
-            (Asked::ScramResult(hello, Some(success)), Answer::Account { name, max_recipients }) => {
-                self.turn(hello, success.challenge(), Some(Account { name, max_recipients }))
-            }
-            (Asked::Sender(sender), Answer::Ok(reply)) => self.say(State::Sender(sender), reply),
-            (Asked::Recipient { before, recipient }, Answer::Ok(reply)) => {
-                self.recipient_taken(*before, recipient, reply)
-            }
-            (Asked::Accept(hello), Answer::Ok(reply)) => {
-                self.idle_commands = 0;
-                self.say(State::Greeted(hello), reply)
-            }
-            (Asked::Accept(hello), Answer::Refused(refusal)) => self.refuse_message(hello, refusal.reply),
-            (
-                Asked::Login(hello) | Asked::ScramKeys(hello, _) | Asked::ScramResult(hello, _),
-                Answer::Refused(refusal),
-            ) => self.say(State::Greeted(hello), refusal.reply),
-            (Asked::Sender(sender), Answer::Refused(refusal)) => self.say(State::Greeted(sender.hello), refusal.reply),
-            (Asked::Recipient { before, .. }, Answer::Refused(refusal)) => self.say(*before, refusal.reply),
-            _ => self.out_of_step(),
-        }
-    }
-}
-
-/// MAIL, RCPT, DATA, BDAT.
-impl Session {
-    fn mail(&mut self, state: State, from: ReversePath, params: MailParams) -> Step {
-        let hello = match state {
-            State::Greeted(hello) => hello,
-            State::Fresh => return self.say(State::Fresh, replies::hello_first()),
-            other => return self.say(other, replies::in_transaction()),
-        };
-        let may_submit = self.policy.role == Role::Mx || self.account.is_some() || self.policy.trusted;
-        let refusal = if self.needs_tls() {
-            Some(replies::tls_first())
-        } else if !may_submit {
-            Some(replies::auth_first())
-        } else if params.size.is_some_and(|size| size > self.policy.max_size) {
-            Some(replies::too_large(self.policy.max_size))
-        } else {
-            None
-        };
-        if let Some(reply) = refusal {
-            return self.say(State::Greeted(hello), reply);
-        }
-        let account = self.account().map(str::to_owned);
-        let question = Question::Sender { account, sender: from.clone(), size: params.size };
-        self.ask(Asked::Sender(Sender { hello, from, params, over: 0 }), question)
-    }
-
-    fn max_recipients(&self) -> usize {
-        self.account.as_ref().map_or(self.policy.max_recipients, |account| account.max_recipients)
-    }
-
-    fn rcpt(&mut self, mut state: State, to: Address, params: RcptParams, utf8: bool) -> Step {
-        let max = self.max_recipients();
-        let (sender, recipients): (&mut Sender, &[Recipient]) = match &mut state {
-            State::Sender(sender) => (sender, &[]),
-            State::Recipients(transaction) => (&mut transaction.sender, &transaction.recipients),
-            State::Chunks { .. } => return self.say(state, replies::in_chunks()),
-            _ => return self.say(state, replies::mail_first()),
-        };
-        if utf8 && !sender.params.smtputf8 {
-            return self.say(state, replies::needs_smtputf8());
-        }
-        if recipients.iter().any(|recipient| recipient.address == to) {
-            return self.say(state, replies::same_recipient());
-        }
-        if recipients.len() >= max {
-            sender.over += 1;
-            if sender.over > RECIPIENTS_OVER_MAX {
-                return self.close(replies::too_many_errors());
-            }
-            return self.say(state, replies::too_many_recipients(max));
-        }
-        let sender = sender.from.clone();
-        let account = self.account().map(str::to_owned);
-        let question = Question::Recipient { account, sender, recipient: to.clone() };
-        let recipient = Recipient { address: to, notify: params.notify, original: params.original };
-        self.ask(Asked::Recipient { before: Box::new(state), recipient }, question)
-    }
-
-    fn recipient_taken(&mut self, before: State, recipient: Recipient, reply: Reply) -> Step {
-        let transaction = match before {
-            State::Sender(sender) => Transaction { sender, recipients: vec![recipient] },
-            State::Recipients(mut transaction) => {
-                transaction.recipients.push(recipient);
-                transaction
-            }
-            _ => return self.out_of_step(),
-        };
-        self.say(State::Recipients(transaction), reply)
-    }
-
-    fn data(&mut self, state: State) -> Step {
-        match state {
-            State::Recipients(transaction) => {
-                self.state = State::Reading(transaction);
-                Step::ReadData(replies::go_ahead())
-            }
-            other => {
-                let reply = no_message_reply(&other);
-                self.say_alone(other, reply)
-            }
-        }
-    }
-
-    /// How the reading of DATA ended.
-    pub fn data_read(&mut self, end: DataEnd) -> Step {
-        match mem::replace(&mut self.state, State::Closed) {
-            State::Reading(transaction) => self.message_read(transaction, end),
-            _ => self.out_of_step(),
-        }
-    }
-
-    /// RFC 3030: a chunk follows at once, whether it is welcome or not.
-    fn bdat(&mut self, state: State, size: u64, last: bool) -> Step {
-        let (transaction, before) = match state {
-            State::Recipients(transaction) => (transaction, None),
-            State::Chunks { transaction, received } => (transaction, Some(received)),
-            other => {
-                let reply = no_message_reply(&other);
-                return self.drain(other, size, reply);
-            }
-        };
-        let received = before.unwrap_or(0).saturating_add(size);
-        if received > self.policy.max_size {
-            let reply = replies::too_large(self.policy.max_size);
-            return self.drain(State::Greeted(transaction.sender.hello), size, reply);
-        }
-        if received == 0 && last {
-            return self.say(State::Greeted(transaction.sender.hello), replies::nothing_sent());
-        }
-        self.state = State::ReadingChunk { transaction, size, received, last };
-        Step::ReadChunk { size, first: before.is_none(), last, discard: false }
-    }
-
-    fn drain(&mut self, after: State, size: u64, reply: Reply) -> Step {
-        if size == 0 {
-            return self.say(after, reply);
-        }
-        if size > self.policy.max_size.saturating_add(DRAIN_BYTES_MAX) {
-            return self.close(reply);
-        }
-        self.state = State::Draining { after: Box::new(after), reply };
-        Step::ReadChunk { size, first: true, last: true, discard: true }
-    }
-
-    /// How the reading of a chunk ended.
-    pub fn chunk_read(&mut self, end: DataEnd) -> Step {
-        match (mem::replace(&mut self.state, State::Closed), end) {
-            (State::Draining { reply, .. }, DataEnd::Endless) => self.close(reply),
-            (State::Draining { after, reply }, _) => self.say(*after, reply),
-            (State::ReadingChunk { transaction, size, received, last: false }, DataEnd::Partial) => {
-                self.say(State::Chunks { transaction, received }, replies::chunk_read(size))
-            }
-            (State::ReadingChunk { transaction, last, .. }, end) if last || !matches!(end, DataEnd::Complete(_)) => {
-                self.message_read(transaction, end)
-            }
-            _ => self.out_of_step(),
-        }
-    }
-
-    fn message_read(&mut self, transaction: Transaction, end: DataEnd) -> Step {
-        let reply = match end {
-            DataEnd::Complete(content) => {
-                let hello = transaction.sender.hello.clone();
-                let draft = self.draft(transaction, content);
-                return self.ask(Asked::Accept(hello), Question::Accept(Box::new(draft)));
-            }
-            DataEnd::TooLarge => replies::too_large(self.policy.max_size),
-            DataEnd::BareLineEnd => replies::bare_line_end(),
-            DataEnd::Nul => replies::nul(),
-            DataEnd::NoRoom => replies::no_room(),
-            DataEnd::Endless => return self.close(replies::too_large(self.policy.max_size)),
-            DataEnd::Partial => return self.out_of_step(),
-        };
-        self.refuse_message(transaction.sender.hello, reply)
-    }
-
-    /// The verdict on a message is always said, also when it is one error too many: a 421 in its place
-    /// would have the client send the message again. The next error ends the session.
-    fn refuse_message(&mut self, hello: Hello, reply: Reply) -> Step {
-        if reply.severity() == Severity::Permanent {
-            self.errors = self.errors.saturating_add(1);
-            self.state = State::Greeted(hello);
-            return Step::Reply(reply);
-        }
-        self.say(State::Greeted(hello), reply)
-    }
-
-    fn draft(&self, transaction: Transaction, content: Bytes) -> Draft {
-        let Transaction { sender, recipients } = transaction;
-        // What the client declared, or what is there if it declared less.
-        let is_eight_bit = sender.params.body == Some(BodyType::EightBitMime) || !content.is_ascii();
-        let envelope = Envelope {
-            mail_from: sender.from,
-            recipients,
-            body: if is_eight_bit { BodyType::EightBitMime } else { BodyType::SevenBit },
-            smtputf8: sender.params.smtputf8,
-            dsn: sender.params.dsn,
-        };
-        let listener = self.policy.listener.clone();
-        let origin = Origin {
-            door: match self.policy.role {
-                Role::Mx => Door::Mx { listener },
-                Role::Submission => Door::Submission { listener },
-            },
-            account: self.account().map(str::to_owned),
-            peer: Some(Peer {
-                ip: self.policy.peer_ip,
-                helo: sender.hello.name,
-                esmtp: sender.hello.esmtp,
-                tls: self.tls.clone(),
-            }),
-        };
-        Draft { envelope, content, origin }
-    }
-}
-
-/// Why no message can come now.
-fn no_message_reply(state: &State) -> Reply {
-    match state {
-        State::Fresh => replies::hello_first(),
-        State::Sender(_) => replies::no_recipients(),
-        State::Chunks { .. } => replies::in_chunks(),
-        _ => replies::mail_first(),
-    }
 }

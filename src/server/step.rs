@@ -131,13 +131,13 @@ pub enum DataEnd {
     /// Drained, but more than `max_size`.
     TooLarge,
     /// Drained, but it holds a CR or LF that is not part of a CRLF. RFC 5321 2.3.8 forbids it; taken
-    /// as a line end it would let one message pass for two.
+    /// as a line end it would let one message pass for two. After DATA the session closes.
     BareLineEnd,
     /// Drained, but it holds a NUL octet.
     Nul,
     /// More than `max_size`, and no end of it in sight (`smtp::wire::DRAIN_BYTES_MAX`).
     Endless,
-    /// No room for it in memory or on disk right now; drained.
+    /// No room for it in memory or on disk right now; drained. A bare line end goes before it.
     NoRoom,
 }
 

@@ -33,6 +33,9 @@
 //!
 //! At the end QUIT must be answered with 221, and no taken message may be left without its `draft:`.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code)] // each test that takes this file in uses another part of it
+
 use std::collections::{BTreeMap, VecDeque};
 
 use aws_lc_rs::{digest, hmac, pbkdf2};
@@ -49,12 +52,21 @@ pub type Taken = BTreeMap<&'static str, String>;
 /// The way to a server.
 pub trait Transport {
     fn send(&mut self, bytes: &[u8]);
-    /// The next reply, its lines joined by single spaces; none if the connection is closed.
-    fn reply(&mut self) -> Option<String>;
+    fn hear(&mut self) -> Heard;
     /// The client's half of the handshake.
     fn start_tls(&mut self);
     /// Messages taken since the last call.
     fn taken(&mut self) -> Vec<Taken>;
+}
+
+/// What comes from a server.
+pub enum Heard {
+    /// A whole reply, its lines joined by single spaces.
+    Reply(String),
+    /// It has closed the connection.
+    Closed,
+    /// It is waiting for more.
+    Silence,
 }
 
 #[derive(Clone, Debug)]
@@ -321,12 +333,19 @@ impl Talk<'_> {
         Ok(())
     }
 
-    fn next(&mut self) -> Option<String> {
-        self.held_back.take().or_else(|| self.transport.reply())
+    fn next(&mut self) -> Result<String, String> {
+        if let Some(reply) = self.held_back.take() {
+            return Ok(reply);
+        }
+        match self.transport.hear() {
+            Heard::Reply(reply) => Ok(reply),
+            Heard::Closed => Err("the connection is closed".into()),
+            Heard::Silence => Err("no reply".into()),
+        }
     }
 
     fn expect(&mut self, pattern: &str) -> Result<(), String> {
-        let reply = self.next().ok_or_else(|| format!("expected {pattern:?}, but the connection is closed"))?;
+        let reply = self.next().map_err(|why| format!("expected {pattern:?}, but {why}"))?;
         if !fits(pattern, &reply) {
             return Err(format!("expected {pattern:?}, got {reply:?}"));
         }
@@ -336,9 +355,10 @@ impl Talk<'_> {
 
     fn expect_closed(&mut self) -> Result<(), String> {
         self.closed = true;
-        match self.next() {
-            None => Ok(()),
-            Some(reply) => Err(format!("the connection should be closed, but it says {reply:?}")),
+        match self.transport.hear() {
+            Heard::Closed => Ok(()),
+            Heard::Reply(reply) => Err(format!("the connection should be closed, but it says {reply:?}")),
+            Heard::Silence => Err("the connection should be closed".into()),
         }
     }
 
@@ -393,7 +413,7 @@ impl Talk<'_> {
 
     /// What a 334 holds; any other reply is left for the next `S:`.
     fn challenge(&mut self) -> Result<Option<String>, String> {
-        let reply = self.next().ok_or("the connection is closed")?;
+        let reply = self.next()?;
         let Some(encoded) = reply.strip_prefix("334 ") else {
             self.held_back = Some(reply);
             return Ok(None);
@@ -409,20 +429,20 @@ fn sign(key: &[u8], text: &[u8]) -> Vec<u8> {
 
 /// True if the reply begins as the pattern says.
 pub fn fits(pattern: &str, reply: &str) -> bool {
-    let (code, rest) = pattern.split_at(pattern.len().min(3));
-    let code_fits = reply.len() >= 3 && code.bytes().zip(reply.bytes()).all(|(p, r)| p == b'.' || p == r);
-    let Some(mut tail) = reply.get(3..) else { return false };
+    let (Some((code, rest)), Some((reply_code, tail))) = (pattern.split_at_checked(3), reply.split_at_checked(3))
+    else {
+        return false;
+    };
+    let code_fits = code.bytes().zip(reply_code.bytes()).all(|(p, r)| p == b'.' || p == r);
     let mut pieces = rest.split("...");
-    let Some(mut remaining) = pieces.next().and_then(|first| tail.strip_prefix(first)) else { return false };
+    let Some(mut tail) = pieces.next().and_then(|first| tail.strip_prefix(first)) else { return false };
     for piece in pieces {
-        match remaining.find(piece.trim()) {
-            Some(at) => remaining = &remaining[at + piece.trim().len()..],
+        match tail.split_once(piece) {
+            Some((_, after)) => tail = after,
             None => return false,
         }
     }
-    tail = remaining;
     // A pattern ends at the end of a word.
-    let at_word_end =
-        tail.is_empty() || !tail.starts_with(|c: char| c.is_ascii_alphanumeric()) || pattern.ends_with("...");
-    code_fits && at_word_end
+    let ends_well = pattern.ends_with("...") || !tail.starts_with(|c: char| c.is_ascii_alphanumeric());
+    code_fits && ends_well
 }
