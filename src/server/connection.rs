@@ -8,7 +8,9 @@
 //!
 //! Leaves out: what commands mean (`session`), and how many connections there may be (`limits`).
 
+mod body;
 pub mod memory;
+mod questions;
 mod stream;
 
 use std::io;
@@ -26,28 +28,22 @@ use self::stream::Stream;
 use super::limits::{self, ConnectionGuard};
 use super::outside::{Outside, Shared};
 use super::session::Session;
-use super::step::{Answer, DataEnd, Policy, Question, Step};
+use super::step::{Policy, Step};
 use crate::config::{ListenerTls, Role};
 use crate::smtp::Reply;
-use crate::smtp::reply::Refusal;
-use crate::smtp::wire::{ChunkDecoder, DataDecoder, Fed, Flaw, LINE_END_BYTES, LineCutter, Progress};
+use crate::smtp::wire::{ChunkDecoder, LINE_END_BYTES, LineCutter};
 
 /// From the first byte of a handshake to its end.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
-/// Before the reply to a failed login. It slows one connection down; `limits` does the rest.
-pub const AUTH_FAILURE_DELAY: Duration = Duration::from_millis(500);
 /// For the last words to a client that is given up, and for it to hear them.
 pub const FAREWELL_TIME: Duration = Duration::from_secs(2);
 /// Bytes that are read and forgotten so that a client hears the last words (a socket that is closed
 /// with unread input throws away what was sent).
 const FAREWELL_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of read buffer between messages, and while a message is read.
+/// Bytes of read buffer between messages.
 const IDLE_BUFFER_BYTES: usize = 2 * 1024;
-const MESSAGE_BUFFER_BYTES: usize = 64 * 1024;
 /// Bytes of gathered replies that are flushed in any case.
 const OUTPUT_BYTES_MAX: usize = 8 * 1024;
-/// A message that comes in slower than this (bytes a second, after the first `data_timeout`) is cut off.
-const MESSAGE_RATE_MIN: u64 = 500;
 
 /// What a connection is, before it says anything.
 #[derive(Clone, Debug)]
@@ -317,230 +313,6 @@ where
     }
 }
 
-/// What the outside knows.
-impl<S, O> Connection<S, O>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-    O: Outside,
-{
-    async fn find_out(&mut self, question: Question) -> Answer {
-        let answer = match question {
-            Question::Authenticate(login) => {
-                let account = login.account.clone();
-                match self.may_log_in(&account) {
-                    Ok(()) => {
-                        let verified = Box::pin(self.shared.accounts.verify(login)).await;
-                        self.logged_in(&account, verified).await
-                    }
-                    Err(refusal) => Err(refusal),
-                }
-            }
-            Question::Scram { account } => match self.may_log_in(&account) {
-                Ok(()) => Box::pin(self.shared.accounts.scram_keys(&account)).await.map(Answer::Scram),
-                Err(refusal) => Err(refusal),
-            },
-            Question::ScramResult { account, good } => {
-                let verified = self.shared.accounts.scram_result(&account, good);
-                self.logged_in(&account, verified).await
-            }
-            Question::Sender { account, sender, size } => {
-                self.declared = size;
-                let asked = self.shared.outside.sender(account.as_deref(), &sender, size);
-                asked.map(|()| Answer::Ok(Reply::new(250, (1, 0), "sender ok")))
-            }
-            Question::Recipient { account, sender, recipient } => {
-                let role = self.arrival.role;
-                let asked = self.shared.outside.recipient(role, account.as_deref(), &sender, &recipient);
-                asked.map(|()| Answer::Ok(Reply::new(250, (1, 5), "recipient ok")))
-            }
-            Question::Accept(draft) => {
-                let accepted = Box::pin(self.shared.outside.accept(*draft)).await.map(Answer::Ok);
-                self.held = Paid::default();
-                accepted
-            }
-        };
-        answer.unwrap_or_else(|refusal| {
-            log_refusal(&refusal);
-            Answer::Refused(refusal)
-        })
-    }
-
-    fn may_log_in(&self, account: &str) -> Result<(), Refusal> {
-        let shared = &self.shared;
-        shared.limits.may_log_in(&shared.config, self.arrival.peer, account, shared.clock.now())
-    }
-
-    async fn logged_in(
-        &self,
-        account: &str,
-        verified: Result<super::accounts::Verified, Refusal>,
-    ) -> Result<Answer, Refusal> {
-        match verified {
-            Ok(verified) => {
-                debug!(account, "logged in");
-                Ok(Answer::Account { name: verified.name, max_recipients: verified.max_recipients })
-            }
-            Err(refusal) => {
-                // 454 is our trouble, not a wrong guess.
-                if refusal.reply.code == 535 {
-                    let shared = &self.shared;
-                    let now = shared.clock.now();
-                    shared.limits.login_failed(&shared.config, self.arrival.peer, Some(account), now);
-                    tokio::time::sleep(AUTH_FAILURE_DELAY).await;
-                }
-                Err(refusal)
-            }
-        }
-    }
-}
-
-fn log_refusal(refusal: &Refusal) {
-    info!(reply = %refusal.reply, reason = refusal.reason, "refused");
-}
-
-/// Either way of sending a message.
-enum Decoder<'a> {
-    Data(&'a mut DataDecoder),
-    Chunk(&'a mut ChunkDecoder),
-}
-
-impl Decoder<'_> {
-    fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> Fed {
-        match self {
-            Decoder::Data(decoder) => decoder.feed(input, out),
-            Decoder::Chunk(decoder) => decoder.feed(input, out),
-        }
-    }
-
-    fn flaw(&self) -> Option<Flaw> {
-        match self {
-            Decoder::Data(decoder) => decoder.flaw(),
-            Decoder::Chunk(decoder) => decoder.flaw(),
-        }
-    }
-
-    fn discard(&mut self) {
-        match self {
-            Decoder::Data(decoder) => decoder.discard(),
-            Decoder::Chunk(decoder) => decoder.discard(),
-        }
-    }
-}
-
-/// Octets that a decoder may have kept back of earlier input (a dot, a CR) and adds to the next.
-const HELD_BACK_BYTES_MAX: usize = 2;
-
-/// Messages.
-impl<S, O> Connection<S, O>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-    O: Outside,
-{
-    async fn read_data(&mut self) -> Result<DataEnd, End> {
-        let max_size = self.shared.config.limits.max_size;
-        let mut decoder = DataDecoder::new(max_size);
-        let mut content = Content::new(self.declared.take(), max_size);
-        if self.read_body(Decoder::Data(&mut decoder), &mut content).await? == Progress::Endless {
-            return Ok(DataEnd::Endless);
-        }
-        Ok(self.complete(decoder.flaw(), content))
-    }
-
-    async fn read_chunk(&mut self, size: u64, first: bool, last: bool, discard: bool) -> Result<DataEnd, End> {
-        let max_size = self.shared.config.limits.max_size;
-        if discard {
-            let mut decoder = ChunkDecoder::new(max_size);
-            decoder.discard();
-            decoder.begin(size);
-            let mut nothing = Content::none();
-            let progress = self.read_body(Decoder::Chunk(&mut decoder), &mut nothing).await?;
-            return Ok(if progress == Progress::Endless { DataEnd::Endless } else { DataEnd::Partial });
-        }
-        let declared = self.declared.take();
-        let mut message = match self.chunks.take() {
-            Some(begun) if !first => begun,
-            _ => Box::new((ChunkDecoder::new(max_size), Content::new(declared.or(Some(size)), max_size))),
-        };
-        let (decoder, content) = &mut *message;
-        decoder.begin(size);
-        if self.read_body(Decoder::Chunk(decoder), content).await? == Progress::Endless {
-            return Ok(DataEnd::Endless);
-        }
-        if last {
-            let (decoder, content) = *message;
-            return Ok(self.complete(decoder.finish(), content));
-        }
-        if let Some(flaw) = decoder.flaw() {
-            return Ok(flaw.into());
-        }
-        if content.lacks_room() {
-            return Ok(DataEnd::NoRoom);
-        }
-        self.chunks = Some(message);
-        Ok(DataEnd::Partial)
-    }
-
-    fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
-        if let Some(flaw) = flaw {
-            return flaw.into();
-        }
-        if content.lacks_room() {
-            return DataEnd::NoRoom;
-        }
-        let (bytes, paid) = content.finish();
-        self.held = paid;
-        DataEnd::Complete(bytes)
-    }
-
-    /// Feeds the decoder to the end of the message or chunk.
-    async fn read_body(&mut self, mut decoder: Decoder<'_>, content: &mut Content) -> Result<Progress, End> {
-        let mut patience = Patience::new(self.shared.config.limits.data_timeout);
-        loop {
-            let buffered = self.input.get(self.start..).unwrap_or_default();
-            let is_kept = decoder.flaw().is_none() && !content.lacks_room();
-            if is_kept && !content.make_room(buffered.len() + HELD_BACK_BYTES_MAX, &self.shared.memory).await {
-                info!("no room in queue.memory for a message");
-                decoder.discard();
-            }
-            let fed = decoder.feed(buffered, &mut content.bytes);
-            self.start += fed.consumed;
-            if fed.progress != Progress::More {
-                return Ok(fed.progress);
-            }
-            if decoder.flaw().is_some() {
-                content.let_go();
-            }
-            self.flush().await?;
-            self.tidy(MESSAGE_BUFFER_BYTES);
-            let before = Instant::now();
-            match timeout(patience.left, self.stream.read_buf(&mut self.input)).await {
-                Ok(Ok(0)) => return Err(End::Gone(io::ErrorKind::UnexpectedEof.into())),
-                Ok(Ok(bytes)) => patience.read(bytes, before.elapsed()),
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => return Err(End::TimedOut),
-            }
-        }
-    }
-}
-
-/// How long a message may still make us wait. Waiting uses it up, bytes bring it back; our own waits
-/// (for memory) do not count.
-struct Patience {
-    left: Duration,
-    most: Duration,
-}
-
-impl Patience {
-    fn new(most: Duration) -> Patience {
-        Patience { left: most, most }
-    }
-
-    fn read(&mut self, bytes: usize, waited: Duration) {
-        let earned = Duration::from_millis(bytes as u64 * 1000 / MESSAGE_RATE_MIN);
-        self.left = self.left.saturating_sub(waited).saturating_add(earned).min(self.most);
-    }
-}
-
 /// The end.
 impl<S, O> Connection<S, O>
 where
@@ -593,6 +365,7 @@ mod tests {
     use crate::message::{Address, Draft, ReversePath};
     use crate::server::testing;
     use crate::server::tls::ServerTls;
+    use crate::smtp::reply::Refusal;
 
     struct Nobody;
 
@@ -625,17 +398,5 @@ mod tests {
         let task = serve(shared, arrival, stream, place, CancellationToken::new());
         let bytes = std::mem::size_of_val(&task);
         assert!(bytes + IDLE_BUFFER_BYTES < 8 * 1024, "the future takes {bytes} bytes");
-    }
-
-    #[test]
-    fn a_trickle_does_not_buy_time() {
-        let minutes = |count: u64| Duration::from_secs(60 * count);
-        let mut patience = Patience::new(minutes(10));
-        for _ in 0..9 {
-            patience.read(1, minutes(1));
-        }
-        assert!(patience.left <= minutes(1) + Duration::from_secs(1), "{:?}", patience.left);
-        patience.read(1_000_000, minutes(1));
-        assert_eq!(patience.left, minutes(10), "a client that sends gets the whole time again, and not more");
     }
 }
