@@ -21,7 +21,7 @@ fn parse_map(line: &str) -> BTreeMap<String, Vec<u8>> {
             quoted(after).unwrap_or_else(|| panic!("{line}"))
         } else {
             let end = after.find([',', '}']).unwrap_or(after.len());
-            (after[..end].as_bytes().to_vec(), &after[end..])
+            (after.as_bytes()[..end].to_vec(), &after[end..])
         };
         map.insert(key.to_string(), value);
         rest = tail.strip_prefix(", ").unwrap_or(tail);
