@@ -23,7 +23,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 use tokio_util::sync::CancellationToken;
 
 use super::bare::{HOSTNAME, tell};
-use super::conversation::{Setting, Taken, Transport};
+use super::conversation::{Heard, Setting, Taken, Transport};
 
 #[path = "../../src/server/testing.rs"]
 mod testing;
@@ -124,38 +124,37 @@ impl Tcp {
         tcp
     }
 
-    /// False at the end of the connection.
-    fn read_more(&mut self) -> bool {
+    /// What there is instead of more bytes.
+    fn read_more(&mut self) -> Result<(), Heard> {
         let mut buffer = [0; 4096];
         let read = match &mut self.wire {
             Wire::Plain(stream) => stream.read(&mut buffer),
             Wire::Tls(stream) => stream.read(&mut buffer),
-            Wire::Gone => return false,
+            Wire::Gone => return Err(Heard::Closed),
         };
         match read {
-            Ok(0) => false,
+            Ok(0) => Err(Heard::Closed),
             Ok(bytes) => {
                 self.unread.extend_from_slice(&buffer[..bytes]);
-                true
+                Ok(())
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                panic!("no reply within {READ_TIME:?}; so far: {:?}", String::from_utf8_lossy(&self.unread))
-            }
-            Err(_) => false,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Err(Heard::Silence),
+            // A reset: the server closed while it was being sent to.
+            Err(_) => Err(Heard::Closed),
         }
     }
 
-    fn line(&mut self) -> Option<String> {
+    fn line(&mut self) -> Result<String, Heard> {
         loop {
             if let Some(end) = self.unread.windows(2).position(|two| two == b"\r\n") {
                 let rest = self.unread.split_off(end + 2);
                 let mut line = std::mem::replace(&mut self.unread, rest);
                 line.truncate(end);
-                return Some(String::from_utf8(line).unwrap());
+                return Ok(String::from_utf8(line).unwrap());
             }
-            if !self.read_more() {
-                assert!(self.unread.is_empty(), "half a reply: {:?}", String::from_utf8_lossy(&self.unread));
-                return None;
+            if let Err(heard) = self.read_more() {
+                assert!(self.unread.is_empty(), "half a line: {:?}", String::from_utf8_lossy(&self.unread));
+                return Err(heard);
             }
         }
     }
@@ -181,10 +180,8 @@ fn config(setting: &Setting, peer: IpAddr, folder: &std::path::Path) -> Config {
     }
     for account in &setting.accounts {
         let credential = Credential::Password(Secret(account.password.clone()));
-        let made = postrider::config::Account {
-            max_recipients: account.max_recipients,
-            ..testing::account(credential)
-        };
+        let made =
+            postrider::config::Account { max_recipients: account.max_recipients, ..testing::account(credential) };
         config.accounts.insert(account.name.clone(), made);
     }
     config
@@ -200,14 +197,18 @@ impl Transport for Tcp {
         };
     }
 
-    fn reply(&mut self) -> Option<String> {
+    fn hear(&mut self) -> Heard {
         let mut lines = Vec::new();
         loop {
-            let line = self.line()?;
+            let line = match self.line() {
+                Ok(line) => line,
+                Err(_) if !lines.is_empty() => panic!("half a reply: {lines:?}"),
+                Err(heard) => return heard,
+            };
             let is_last = line.as_bytes().get(3) != Some(&b'-');
             lines.push(line);
             if is_last {
-                return Some(lines.join(" "));
+                return Heard::Reply(lines.join(" "));
             }
         }
     }
