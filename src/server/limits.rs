@@ -451,7 +451,8 @@ mod tests {
         }
         assert!(limits.may_log_in(&config, ip("10.1.2.3"), "shop", 1).is_ok());
         assert!(limits.may_log_in(&config, ip("::1"), "shop", 1).is_ok());
-        for (address, name) in [("192.0.2.1", "shop"), ("192.0.2.2", "shop"), ("192.0.2.3", "none"), ("192.0.2.4", "none")]
+        for (address, name) in
+            [("192.0.2.1", "shop"), ("192.0.2.2", "shop"), ("192.0.2.3", "none"), ("192.0.2.4", "none")]
         {
             limits.login_failed(&config, ip(address), Some(name), 1);
         }

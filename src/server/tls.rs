@@ -233,8 +233,7 @@ fn still_good(pair: &CertifiedKey, hostname: &Domain, provider: &CryptoProvider,
         return false;
     }
     let Ok(name) = ServerName::try_from(san(hostname)) else { return false };
-    let Ok(verifier) =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider.clone())).build()
+    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider.clone())).build()
     else {
         return false;
     };
