@@ -1,1 +1,308 @@
-//! (to come)
+//! The one place that builds the parts and joins them: start order, stop order, signals.
+//!
+//! Start: store, keys, certificate, then the doors, so that nothing is accepted before it can be
+//! kept. Stop, on a signal: doors close and sessions end, attempts under way get
+//! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once; the queue
+//! on disk is what it was (see the table in `queue::record`).
+
+pub mod operator;
+mod outside;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{AdminSocket, ListenerStatus, ServerStatus, SocketError};
+use crate::clock::{Clock, Millis};
+use crate::config::{Config, Durability, Role};
+use crate::delivery::dispatch::{Dispatcher, Parts};
+use crate::delivery::settle::Settler;
+use crate::delivery::transport::{SetUpError, Transports};
+use crate::dns::{DnsError, Resolver};
+use crate::events::journal::{self, Journal};
+use crate::intake::sign::{SignError, Signer};
+use crate::intake::{Intake, pickup};
+use crate::queue::Queue;
+use crate::routing::loops;
+use crate::server::accounts::AccountsError;
+use crate::server::listener::{BindError, BoundListener, Listener};
+use crate::server::outside::Shared;
+use crate::server::tls::{ServerTls, TlsError};
+use crate::store::{Batch, Store, StoreError, Table};
+
+use operator::Operator;
+use outside::Behind;
+
+/// How long attempts under way may go on after the first signal.
+pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// How long stories are kept after their message came in (`events.keep`).
+const STORIES_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often old stories and counters are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Counters looked at in one go.
+const SWEEP_SLICE: usize = 1000;
+
+/// Why the server does not start. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}: the folder cannot be made or written: {source}; create it for the user that runs postrider, or change data_dir", path.display())]
+    DataDir { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Store { path: PathBuf, source: StoreError },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error("dns: {0}")]
+    Dns(#[from] DnsError),
+    #[error(transparent)]
+    WayOut(#[from] SetUpError),
+    #[error(transparent)]
+    Listen(#[from] BindError),
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
+    #[error(transparent)]
+    Admin(#[from] SocketError),
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+}
+
+/// A running server.
+pub struct App {
+    operator: Arc<Operator>,
+    /// Closes the doors and stops claiming.
+    stop: CancellationToken,
+    doors: TaskTracker,
+    sessions: TaskTracker,
+    attempts: TaskTracker,
+    queue: Arc<Queue>,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("App")
+    }
+}
+
+impl App {
+    /// Starts everything; when it returns, the listeners accept.
+    pub async fn start(config: Config, clock: Clock) -> Result<App, Error> {
+        let config = Arc::new(config);
+        let store = open_store(&config)?;
+        let signer = Signer::load(&config)?;
+        let tls = ServerTls::load(&config)?;
+        let resolver = Resolver::new(&config.dns)?;
+        let bound = bind(&config)?;
+        let socket = AdminSocket::bind(&config.data_dir)?;
+
+        let sync = config.queue.durability == Durability::Sync;
+        let opened = Queue::new(store, clock.clone(), sync, config.queue.memory);
+        let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
+        let journal = Arc::new(Journal::new(clock.clone()));
+        let transports = Transports::new(&config, resolver.clone(), &clock)?;
+        let intake = Arc::new(Intake::new(
+            config.clone(),
+            clock.clone(),
+            queue.clone(),
+            journal.clone(),
+            resolver,
+            signer,
+        ));
+        let status = status(&config, &clock, &bound);
+        let operator = Arc::new(Operator {
+            clock: clock.clone(),
+            queue: queue.clone(),
+            journal: journal.clone(),
+            intake: intake.clone(),
+            status,
+        });
+
+        let mut app = App {
+            operator: operator.clone(),
+            sessions: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            doors: TaskTracker::new(),
+            attempts: TaskTracker::new(),
+            queue: queue.clone(),
+        };
+        let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
+        let parts = Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler });
+        app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
+        let shared = Shared::new(config.clone(), tls, Behind(intake.clone()), clock.clone())?;
+        for listener in bound {
+            app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
+        }
+        app.sessions = shared.sessions.clone();
+        let (max_size, stop) = (config.limits.max_size, app.stop.clone());
+        app.doors.spawn(async move {
+            if let Err(error) = socket.serve(operator, max_size, stop).await {
+                tracing::error!(%error, "the admin socket has failed");
+            }
+        });
+        app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));
+        Ok(app)
+    }
+
+    pub fn operator(&self) -> &Arc<Operator> {
+        &self.operator
+    }
+
+    /// The doors that are open, with their real addresses.
+    pub fn listeners(&self) -> &[ListenerStatus] {
+        &self.operator.status.listeners
+    }
+
+    /// Closes the doors, lets attempts end, writes everything down. `hurry` cuts the wait short.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+        self.stop.cancel();
+        self.doors.close();
+        self.sessions.close();
+        self.attempts.close();
+        let drained = async {
+            self.doors.wait().await;
+            self.sessions.wait().await;
+            self.attempts.wait().await;
+        };
+        tokio::select! {
+            () = drained => {}
+            () = tokio::time::sleep(DRAIN_TIME) => tracing::warn!("attempts are still under way; they are repeated at the next start"),
+            () = hurry => {}
+        }
+    }
+}
+
+fn store_path(config: &Config) -> PathBuf {
+    config.data_dir.join("store")
+}
+
+fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
+    let made = std::fs::DirBuilder::new().recursive(true).create(&config.data_dir);
+    made.map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
+    let path = store_path(config);
+    Store::open(&path).map(Arc::new).map_err(|source| Error::Store { path, source })
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Mx => "mx",
+        Role::Submission => "submission",
+    }
+}
+
+/// Starts, tells systemd, runs until SIGTERM or SIGINT, drains; a second signal stops at once.
+pub async fn serve(config: Config) -> Result<(), Error> {
+    let mut signals = Signals::new().map_err(Error::Signals)?;
+    let warnings = config.warnings.clone();
+    let app = App::start(config, Clock::System).await?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    for ListenerStatus { name, role, address } in app.listeners() {
+        tracing::info!(name, role, %address, "listening");
+    }
+    // Not under systemd: nobody to tell, and no harm.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    signals.next().await;
+    tracing::info!("stopping: no new mail is taken, attempts under way may end; a second signal stops at once");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    app.stop(signals.next()).await;
+    Ok(())
+}
+
+/// Runs until `stop`, for callers that have signals of their own.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let app = App::start(config, Clock::System).await?;
+    stop.cancelled().await;
+    app.stop(std::future::pending()).await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Opens every address of every listener, or none.
+fn bind(config: &Config) -> Result<Vec<BoundListener>, BindError> {
+    let mut bound = Vec::new();
+    for (name, settings) in &config.listeners {
+        bound.extend(Listener::bind(name, settings)?);
+    }
+    Ok(bound)
+}
+
+fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStatus {
+    let listener = |bound: &BoundListener| {
+        Some(ListenerStatus {
+            name: bound.name().to_owned(),
+            role: role_name(config.listeners.get(bound.name())?.role).to_owned(),
+            address: bound.local_addr().ok()?,
+        })
+    };
+    ServerStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        hostname: config.hostname.to_string(),
+        started_at: clock.now(),
+        listeners: bound.iter().filter_map(listener).collect(),
+    }
+}
+
+/// Forgets what is old, once in a while.
+async fn sweep(queue: Arc<Queue>, clock: Clock, stop: CancellationToken) {
+    loop {
+        let now = clock.now();
+        let before = now.saturating_sub(STORIES_KEPT.as_millis() as u64);
+        if let Err(error) = journal::forget(queue.store(), before) {
+            tracing::warn!(%error, "old stories could not be removed");
+        }
+        if let Err(error) = forget_counters(&queue, now).await {
+            tracing::warn!(%error, "old counters of the loop guard could not be removed");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+    }
+}
+
+/// Counters of the loop guard that nobody needs any more, a slice at a time.
+async fn forget_counters(queue: &Queue, now: Millis) -> Result<(), StoreError> {
+    let mut from = Vec::new();
+    loop {
+        let mut batch = Batch::new();
+        let mut seen = 0;
+        for entry in queue.store().range(Table::Loops, &from, &[0xff; 64])?.take(SWEEP_SLICE) {
+            let (key, value) = entry?;
+            if loops::is_expired(&value, now) {
+                batch.delete(Table::Loops, key.clone());
+            }
+            from = [&key, [0].as_slice()].concat();
+            seen += 1;
+        }
+        if !batch.is_empty() {
+            queue.commit(batch, false).await?;
+        }
+        if seen < SWEEP_SLICE {
+            return Ok(());
+        }
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,4 +1,43 @@
-//! postrider
+//! postrider: an SMTP relay and inbound MX server in one process.
+//!
+//! # The way of a message
+//!
+//! ```text
+//!  SMTP ──► server (listener, connection, session) ─┐                        ┌─► smtp (MX)
+//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir
+//!  socket ─► admin ─────────────────────────────────┘   │ checks   ▲        │
+//!                                                       │ routing  │        └─► settle ─► events
+//!                                                       │ sign     └── bounce (a notice comes back in
+//!                                                                      through intake)
+//! ```
+//!
+//! # The parts, in the order in which they may import each other
+//!
+//! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
+//!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
+//!   [`events`]' enum, which are data only.
+//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`].
+//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC),
+//!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
+//!   [`bounce`] (writing notices), [`events`] (the journal).
+//! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
+//!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
+//! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
+//! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
+//!
+//! # What holds everywhere
+//!
+//! - A 250 after DATA or the last BDAT means that body, envelope and schedule are synced.
+//! - Every message enters through [`intake::Intake::accept`]; so a check or a limit exists once.
+//! - Only [`store`] names RocksDB, only [`dns`] resolves, only [`app`] spawns long-lived tasks.
+//! - There is no global state: configuration, clock and store are handed in.
+//! - Trouble of our own is a 4yz reply, never a 5yz; what a peer or a file sends cannot panic.
+//! - Nothing in memory grows with the length of the queue; every cache, buffer and list has a named
+//!   bound.
+//!
+//! # What is not here
+//!
+//! Mailboxes to read (no IMAP, no POP3), spam scoring, a configuration language, plug-ins.
 
 pub mod message;
 pub mod smtp;

@@ -13,6 +13,10 @@ use rocksdb::{
 /// Raised when the meaning of a stored byte changes; see [`Store::open`].
 pub const FORMAT_VERSION: u32 = 1;
 
+/// Above every key of every table: they begin with an id or a time, which stay below all ones, or
+/// with text.
+const KEY_END: [u8; 16] = [0xff; 16];
+
 /// The tables, each with its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
@@ -232,6 +236,9 @@ impl Store {
                 to.push(last + 1);
                 break;
             }
+        }
+        if to.is_empty() {
+            to.extend_from_slice(&KEY_END);
         }
         self.range(table, prefix, &to)
     }

@@ -1,1 +1,223 @@
-//! (to come)
+//! The command line: one file a command group. `serve` and `demo` run a server in this process,
+//! `check`, `dns` and `account` need none, everything else speaks to the running server over its
+//! admin socket (`client`).
+//!
+//! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,
+//! 1 it did not work, 2 the command or the configuration is wrong. Errors go to standard error with
+//! what to do about them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config};
+
+mod account;
+pub mod check;
+mod client;
+mod demo;
+pub mod dns;
+mod queue;
+mod send;
+mod serve;
+mod story;
+mod text;
+
+/// Where the configuration lies, if nothing is said.
+pub const CONFIG_DEFAULT: &str = "/etc/postrider/postrider.toml";
+
+const EXAMPLES: &str = "\
+Examples:
+  postrider demo                                  try it: no configuration, nothing leaves this machine
+  postrider check                                 is the configuration right?
+  postrider serve                                 run the server
+  postrider dns example.com                       the DNS records to publish
+  postrider send --from a@example.com --to b@example.net
+  postrider queue list                            what waits, and why
+
+`postrider help COMMAND` tells more about a command, with examples.
+Exit status: 0 done, 1 it did not work, 2 the command or the configuration is wrong.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  postrider check
+  postrider check --config ./postrider.toml --json
+
+Every problem is named with its line and what to do; then the exit status is 2.";
+
+const DNS_EXAMPLES: &str = "\
+Examples:
+  postrider dns example.com                              lines for a zone file
+  postrider dns example.com --json
+
+DKIM keys that do not exist yet are made, so run it as the user who runs the server.";
+
+/// A mail server for applications: takes mail, signs it, delivers it, and lets it come in.
+#[derive(Debug, Parser)]
+#[command(name = "postrider", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    /// The configuration
+    #[arg(long, global = true, value_name = "FILE", default_value = CONFIG_DEFAULT)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    Serve(serve::Args),
+    /// Run a throwaway server, send a message through each door, print their stories
+    Demo(demo::Args),
+    /// Say what is wrong with the configuration, or what it amounts to
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check {
+        /// JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// The DNS records to publish for a domain
+    #[command(after_help = DNS_EXAMPLES)]
+    Dns {
+        /// One of [domains]
+        domain: String,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Submit a message to the running server
+    Send(send::Args),
+    /// See and change what is queued
+    Queue(queue::Args),
+    /// Password hashes for the accounts of the configuration
+    Account(account::Args),
+}
+
+/// Parses these arguments (the first is the program's name) and does what they say.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Also help and version come this way. If they cannot be printed there is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                use io::Write;
+                let _ = writeln!(io::stderr(), "postrider: {failure}");
+            }
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let config = cli.config.as_path();
+    let done = match cli.command {
+        Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
+        Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
+        Command::Check { json } => return Ok(check::run(config, json)),
+        Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
+        Command::Send(args) => block_on(Threads::One, send::run(config, args)),
+        Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Account(args) => account::run(args),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+enum Threads {
+    One,
+    Many,
+}
+
+fn block_on(threads: Threads, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let mut builder = match threads {
+        Threads::One => tokio::runtime::Builder::new_current_thread(),
+        Threads::Many => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build().map_err(|error| {
+        Failure::new(format!("cannot start threads: {error}")).remedy("check the limits of this user (ulimit -u)")
+    })?;
+    runtime.block_on(work)
+}
+
+/// Loads the configuration, or says all that is wrong with it: exit status 2.
+fn load(path: &Path) -> Result<Config, Failure> {
+    config::load(path).map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
+}
+
+/// A client for the server of this configuration.
+fn client(config: &Path) -> Result<client::Client, Failure> {
+    Ok(client::Client::new(&load(config)?.data_dir))
+}
+
+/// Why a command did not do it, for standard error, and the exit status.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    /// Empty: nothing is said.
+    message: String,
+    remedy: Option<String>,
+}
+
+impl Failure {
+    /// It did not work: exit status 1.
+    fn new(message: impl Into<String>) -> Failure {
+        Failure { status: 1, message: message.into(), remedy: None }
+    }
+
+    /// The command cannot be meant like this: exit status 2.
+    fn usage(message: impl Into<String>) -> Failure {
+        Failure { status: 2, message: message.into(), remedy: None }
+    }
+
+    fn remedy(mut self, remedy: impl Into<String>) -> Failure {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n  → {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Trouble with standard output. A reader that went away (`| head`) has what it wanted.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure { status: 0, message: String::new(), remedy: None },
+            _ => Failure::new(format!("cannot write: {error}")),
+        }
+    }
+}
+
+/// One JSON object on a line of its own.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(value).map_err(|error| Failure::new(error.to_string()))?;
+    Ok(text::print(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,11 +1,32 @@
 //! The configuration, checked and typed. Immutable; made whole or not at all.
 //!
-//! `file` reads TOML into a tree that knows its lines, `read` turns the tree into these types and
-//! collects every problem on the way, `problem` says them. A field here is named as its key in
-//! `conf/postrider.toml`, which documents it; what is not supported yet has no field.
+//! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
+//! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
+//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`, `trust`,
+//! `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
+//! aliases. All of them put what they find wrong into one `report`, and `problem` says it.
+//!
+//! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
+//! supported yet has no field.
 
+mod accounts;
+mod chains;
+mod destinations;
+mod domains;
+mod doors;
+mod files;
+mod keys;
+mod nearest;
 pub mod problem;
 mod read;
+mod report;
+mod running;
+mod secret;
+mod section;
+mod tree;
+mod trust;
+pub mod value;
+mod ways_out;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +37,8 @@ use ipnet::IpNet;
 
 use crate::message::{Address, Domain};
 
-pub use problem::{Problem, Problems};
+pub use keys::known_keys;
+pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
 
 #[derive(Clone, Debug)]
@@ -121,6 +143,15 @@ pub enum Senders {
 pub enum AddressOrDomain {
     Address(Address),
     Domain(Domain),
+}
+
+impl std::fmt::Display for AddressOrDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AddressOrDomain::Address(address) => address.fmt(f),
+            AddressOrDomain::Domain(domain) => domain.fmt(f),
+        }
+    }
 }
 
 impl AddressOrDomain {
@@ -344,6 +375,26 @@ pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
     pub format: LogFormat,
+}
+
+impl OwnDomain {
+    /// `sales+x@example.com` → `sales@example.com`, if the domain has subaddresses.
+    pub fn base_key(&self, address: &Address) -> Option<String> {
+        let local = address.lookup_local();
+        let (base, _) = local.split_once(self.subaddress?)?;
+        (!base.is_empty()).then(|| format!("{base}@{}", address.domain()))
+    }
+}
+
+impl Aliases {
+    /// What takes this lookup key: an exact alias, else the first pattern that fits it whole.
+    pub fn named(&self, key: &str) -> Option<&[Destination]> {
+        if let Some(destinations) = self.exact.get(key) {
+            return Some(destinations);
+        }
+        let whole = |regex: &regex::Regex| regex.find(key).is_some_and(|found| found.len() == key.len());
+        self.patterns.iter().find(|pattern| whole(&pattern.regex)).map(|pattern| pattern.destinations.as_slice())
+    }
 }
 
 impl Config {

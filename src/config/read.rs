@@ -1,8 +1,149 @@
-//! (to come)
-use super::*;
-pub fn load(_path: &std::path::Path) -> Result<Config, Problems> {
-    Err(Problems)
+//! Text to configuration: the top of it, and what needs more than one section to check.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::chains::{self, Map};
+use super::destinations::{self, Names, Origin};
+use super::problem::ProblemKind;
+use super::report::Report;
+use super::section::{Section, Wrong, read_address, read_domain};
+use super::tree::Place;
+use super::{Config, OwnDomain, Problems};
+use super::{accounts, domains, doors, files, keys, running, trust, ways_out};
+use crate::message::{Address, Domain};
+
+/// Reads and checks the configuration in a file, and the files that it includes and names.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let report = Report::default();
+    let file_name = &path.display().to_string();
+    match files::read_text(path) {
+        Ok(text) => read(file_name, &text, report),
+        Err(reason) => {
+            let (what, remedy) = (format!("cannot read it: {reason}"), "Name a configuration with --config FILE.");
+            report.problem(ProblemKind::Unreadable, &Place::file(file_name), "", what, remedy);
+            Err(nothing(file_name, report))
+        }
+    }
 }
-pub fn parse(_name: &str, _text: &str) -> Result<Config, Problems> {
-    Err(Problems)
+
+/// As [`load`], with the text given. Includes are looked for beside `file_name`.
+pub fn parse(file_name: &str, text: &str) -> Result<Config, Problems> {
+    read(file_name, text, Report::default())
+}
+
+fn read(file_name: &str, text: &str, report: Report) -> Result<Config, Problems> {
+    let tree = files::read_tree(file_name, text, &report);
+    keys::check(&tree, &report);
+    let config = config(&Section::root(&tree, file_name, &report));
+    match config {
+        Some(config) => Ok(Config { warnings: report.finish()?, ..config }),
+        None => Err(nothing(file_name, report)),
+    }
+}
+
+/// The problems that left no configuration. There always are some; if not, that is one.
+fn nothing(file_name: &str, report: Report) -> Problems {
+    let (what, remedy) = ("nothing could be read, for no reason found", "Please report this.");
+    if report.is_empty() {
+        report.problem(ProblemKind::Unreadable, &Place::file(file_name), "", what, remedy);
+    }
+    report.finish().err().unwrap_or_else(|| Problems::new(Vec::new()))
+}
+
+/// None only if there were problems.
+fn config(root: &Section<'_>) -> Option<Config> {
+    let names = Names::gather(root);
+    let hostname = hostname(root);
+    let data_dir = data_dir(root);
+    let postmaster = postmaster(root, &names, hostname.as_ref());
+    let listeners = doors::listeners(root);
+    let networks = doors::networks(root);
+    let tls = doors::certificate(root);
+    let accounts = accounts::accounts(root);
+    let domains = domains::domains(root, &names);
+    let (aliases, mut origins) = destinations::aliases(root, &names);
+    let targets = destinations::targets(root);
+    let delivery = ways_out::delivery(root, hostname.as_ref());
+    let checks = trust::checks(root);
+    let loops = trust::loops(root, &names);
+    let pickup = trust::pickup(root, &accounts, &names);
+    let queue = running::queue(root);
+    let limits = running::limits(root);
+    let dns = running::dns(root);
+    let log = running::log(root);
+    origins.extend(catchalls(root, &names));
+    if let Some(postmaster) = &postmaster {
+        let map = Map { domains: &domains, aliases: &aliases, postmaster };
+        chains::check(&map, &origins, root.report);
+    }
+    warn_of_sizes(&domains, limits.max_size, root.report);
+    Some(Config {
+        hostname: hostname?,
+        data_dir: data_dir?,
+        postmaster: postmaster?,
+        listeners,
+        networks,
+        tls,
+        accounts,
+        domains,
+        aliases,
+        targets,
+        delivery: delivery?,
+        checks,
+        loops,
+        pickup,
+        queue,
+        limits,
+        dns,
+        log,
+        warnings: Vec::new(),
+    })
+}
+
+fn hostname(root: &Section<'_>) -> Option<Domain> {
+    let remedy = "Add the full name of this machine, such as hostname = \"mail.example.com\".";
+    root.required("hostname", remedy)?.read("a domain", |text| {
+        let domain = read_domain(text)?;
+        if domain.as_str().contains('_') {
+            return Err(Wrong::value(format!("{text:?} is not a host name"), "Use letters, digits, hyphens and dots."));
+        }
+        Ok(domain)
+    })
+}
+
+fn data_dir(root: &Section<'_>) -> Option<PathBuf> {
+    let remedy = "Add a folder for the queue, such as data_dir = \"/var/lib/postrider\".";
+    root.required("data_dir", remedy)?.absolute_path()
+}
+
+/// Default: postmaster at the first of our domains in the order of the file, else at this host.
+fn postmaster(root: &Section<'_>, names: &Names, hostname: Option<&Domain>) -> Option<Address> {
+    if let Some(item) = root.item("postmaster") {
+        return item.read("an address", read_address);
+    }
+    let domain = names.domains.first().or(hostname)?;
+    Address::new("postmaster", domain.clone()).ok()
+}
+
+/// Catchalls to follow. Their values were read, and complained about, with their domains.
+fn catchalls<'a>(root: &Section<'a>, names: &Names) -> Vec<Origin<'a>> {
+    let quiet = Report::default();
+    let sections = root.section("domains").named().into_iter();
+    let items = sections.filter_map(|(_, section)| section.item("catchall"));
+    let origin = |item: super::section::Item<'a>| {
+        let silent = super::section::Item { report: &quiet, ..item.clone() };
+        let destinations = destinations::destinations(&silent, names);
+        Origin { item, address: None, destinations }
+    };
+    items.map(origin).collect()
+}
+
+fn warn_of_sizes(domains: &BTreeMap<Domain, OwnDomain>, limit: u64, report: &Report) {
+    for (domain, own) in domains {
+        if own.max_size.is_some_and(|size| size > limit) {
+            report
+                .warn(format!("domains.\"{domain}\".max_size is more than limits.max_size, which applies to all mail"));
+        }
+    }
 }

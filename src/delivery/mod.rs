@@ -7,12 +7,15 @@
 use bytes::Bytes;
 use std::sync::Arc;
 
-use crate::message::Domain;
-use crate::queue::record::{Failure, Message, Recipient};
+use crate::message::{Address, Domain};
+use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
+pub mod dispatch;
 pub mod maildir;
+pub mod settle;
 pub mod smtp;
+pub mod transport;
 pub mod webhook;
 
 /// One message for one destination: all recipients in it may share a transaction.
@@ -58,6 +61,8 @@ impl Body {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Delivered(Delivered),
+    /// Kept on this server instead of sent (`delivery.default = "capture"`).
+    Captured,
     /// Try again: on the schedule, or not before the given number of seconds from now
     /// (Retry-After of a webhook).
     Defer {
@@ -66,6 +71,8 @@ pub enum Outcome {
     },
     /// Never try again; the sender is told.
     Fail(Failure),
+    /// It was queued for an address of ours that led nowhere then; now it leads here.
+    Rerouted(Vec<(Address, Route)>),
 }
 
 /// Proof of delivery, for the story.

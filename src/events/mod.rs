@@ -1,10 +1,12 @@
 //! What happened to each message. One enum; the log line and the journal record derive from it, so
 //! they cannot disagree. Passwords and bodies are never in an event.
 
+pub mod journal;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::message::{Address, MessageId, Origin, ReversePath};
+use crate::message::{Address, Origin, ReversePath};
 use crate::queue::record::Failure;
 
 /// A line of a message's story.
@@ -79,10 +81,6 @@ pub enum Event {
         recipient: Address,
         reason: String,
     },
-    /// A DSN went to the sender, queued under its own id.
-    Notified {
-        sender: Address,
-        dsn: MessageId,
-        about: String,
-    },
+    /// A DSN went to the sender, queued as a message of its own.
+    NoticeSent { sender: Address, about: String },
 }

@@ -1,4 +1,266 @@
-//! (to come)
+//! The one door: turns a draft (envelope, bytes, where it came from) into queued deliveries, or
+//! refuses it. SMTP, the pickup folder, the admin socket and our own notices all pass through here,
+//! so a check, a limit or a signature exists once.
+//!
+//! The order: limits of the content, who it is from (`rights` for our accounts, `checks` for the
+//! outside), who gets it (`routing`), the loop guard, trace fields and signatures (`content`,
+//! `sign`), one synced commit. Nothing is kept of a draft that is refused.
 
+mod content;
+pub mod guard;
 pub mod pickup;
+mod plan;
+mod rights;
 pub mod sign;
+
+use std::sync::Arc;
+
+use tokio::sync::MutexGuard;
+
+use crate::checks::{self, Checked, Verdict};
+use crate::clock::{Clock, Millis};
+use crate::config::Config;
+use crate::dns::Resolver;
+use crate::events::Event;
+use crate::events::journal::{Journal, Telling};
+use crate::message::header::Headers;
+use crate::message::{Door, Draft, Findings, MessageId, header};
+use crate::queue::record::{Message, Status};
+use crate::queue::{NewMessage, Queue};
+use crate::routing::loops;
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
+use crate::store::{Batch, StoreError, Table};
+
+use guard::DiskGuard;
+use plan::Plan;
+use sign::Signer;
+
+/// Locks under which loop counters are read and written.
+const LOOP_LOCKS: usize = 64;
+/// Longest subject kept for people, in characters.
+const SUBJECT_CHARS_MAX: usize = 200;
+
+/// What was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub id: MessageId,
+    /// The 250 for the client.
+    pub reply: Reply,
+}
+
+pub struct Intake {
+    config: Arc<Config>,
+    clock: Clock,
+    queue: Arc<Queue>,
+    journal: Arc<Journal>,
+    resolver: Resolver,
+    signer: Signer,
+    disk: DiskGuard,
+    loop_locks: Vec<tokio::sync::Mutex<()>>,
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Intake")
+    }
+}
+
+impl Intake {
+    pub fn new(
+        config: Arc<Config>,
+        clock: Clock,
+        queue: Arc<Queue>,
+        journal: Arc<Journal>,
+        resolver: Resolver,
+        signer: Signer,
+    ) -> Intake {
+        let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
+        let loop_locks = (0..LOOP_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect();
+        Intake { config, clock, queue, journal, resolver, signer, disk, loop_locks }
+    }
+
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// Queues a draft. The reply says 250 only after the synced write.
+    pub async fn accept(&self, draft: Draft) -> Result<Accepted, Refusal> {
+        self.accept_with(draft, Batch::new()).await
+    }
+
+    /// As [`Intake::accept`]; `extra` is written in the same batch (a pickup claim, the end of the
+    /// attempt that a bounce tells of).
+    pub async fn accept_with(&self, draft: Draft, extra: Batch) -> Result<Accepted, Refusal> {
+        let now = self.clock.now();
+        let id = self.queue.new_id();
+        let headers = Headers::parse(&draft.content);
+        headers.within_limits().map_err(|error| {
+            Refusal::plain(Reply::new(552, (3, 4), error.to_string()))
+        })?;
+        if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
+            return Err(refusal);
+        }
+        let checked = self.check(&draft, &headers).await?;
+        let mut plan = Plan::make(&self.config, &draft, now)?;
+        if let Verdict::Hold(reason) = &checked.verdict {
+            plan.hold_all(reason);
+        }
+        let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+
+        let stored = content::assemble(self, &draft, &headers, &checked, &plan, id, now)?;
+        let mut extra = extra;
+        for (key, value) in counters {
+            extra.put(Table::Loops, key, value);
+        }
+        let message = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
+        let mut telling = self.journal.begin();
+        tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
+        extra.append(telling.take_batch());
+
+        let recipients: Vec<_> = plan.deliveries.into_iter().map(|delivery| delivery.recipient).collect();
+        let written = if recipients.is_empty() {
+            self.queue.commit(extra, true).await
+        } else {
+            self.queue.enqueue(NewMessage { message, body: stored.chunks, recipients, extra }).await
+        };
+        drop(locks);
+        written.map_err(|error| store_trouble(&error))?;
+        telling.log();
+        Ok(Accepted { id, reply: Reply::new(250, (0, 0), format!("queued as {id}")) })
+    }
+
+    /// Who it is from: rights for those who have shown who they are, checks for all others.
+    async fn check(&self, draft: &Draft, headers: &Headers<'_>) -> Result<Checked, Refusal> {
+        match &draft.origin.door {
+            Door::Mx { .. } => {
+                let checked = checks::check(&self.resolver, &self.config, draft).await;
+                match checked.verdict {
+                    Verdict::Reject(refusal) => Err(refusal),
+                    _ => Ok(checked),
+                }
+            }
+            Door::Submission { .. } | Door::Pickup { .. } | Door::Admin => {
+                rights::author(&self.config, draft, headers)?;
+                Ok(unchecked())
+            }
+            Door::Bounce => Ok(unchecked()),
+        }
+    }
+
+    /// Applies the loop guard to the plan. Gives the counters to write, and the locks to keep until
+    /// they are written.
+    async fn guard_loops(
+        &self,
+        plan: &mut Plan,
+        draft: &Draft,
+        headers: &Headers<'_>,
+        now: Millis,
+    ) -> Result<(Counters, Vec<MutexGuard<'_, ()>>), Refusal> {
+        if plan.guarded().is_empty() || draft.origin.door == Door::Bounce {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let input = loops::Input {
+            config: &self.config.loops,
+            headers,
+            content: &draft.content,
+            mail_from: &draft.envelope.mail_from,
+            recipients: plan.guarded(),
+            door: &draft.origin.door,
+            account: draft.origin.account.as_deref(),
+            now,
+        };
+        let locks = self.lock(loops::lock_keys(&input)).await;
+        let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
+        let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
+        plan.apply_loops(&self.config.loops, &ruling)?;
+        Ok((ruling.writes, locks))
+    }
+
+    async fn lock(&self, keys: Vec<u64>) -> Vec<MutexGuard<'_, ()>> {
+        let mut stripes: Vec<usize> = keys.into_iter().map(|key| key as usize % LOOP_LOCKS).collect();
+        // In order, so that two messages never wait for each other.
+        stripes.sort_unstable();
+        stripes.dedup();
+        let mut locks = Vec::with_capacity(stripes.len());
+        for lock in stripes.into_iter().filter_map(|stripe| self.loop_locks.get(stripe)) {
+            locks.push(lock.lock().await);
+        }
+        locks
+    }
+}
+
+/// Keys and values of the loop guard's table.
+type Counters = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn unchecked() -> Checked {
+    Checked { findings: Findings::default(), authentication_results: String::new(), verdict: Verdict::Accept }
+}
+
+fn store_trouble(error: &StoreError) -> Refusal {
+    Refusal::inner(format!("the message could not be stored: {error}"))
+}
+
+fn message_record(
+    draft: &Draft,
+    headers: &Headers<'_>,
+    stored: &content::Stored,
+    plan: &Plan,
+    findings: Findings,
+    id: MessageId,
+    now: Millis,
+) -> Message {
+    let subject = headers.get("subject").map(|field| header::unfold(field.value)).unwrap_or_default();
+    Message {
+        id,
+        received_at: now,
+        origin: draft.origin.clone(),
+        mail_from: draft.envelope.mail_from.clone(),
+        body_type: draft.envelope.body,
+        smtputf8: draft.envelope.smtputf8,
+        dsn: draft.envelope.dsn.clone(),
+        size: stored.size,
+        chunks: stored.chunks.len() as u32,
+        message_id: stored.message_id.clone(),
+        subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),
+        findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),
+        recipients: plan.deliveries.len() as u32,
+    }
+}
+
+fn tell_accepted(
+    telling: &mut Telling<'_>,
+    message: &Message,
+    draft: &Draft,
+    plan: &Plan,
+    signed: Vec<String>,
+    checked: String,
+) {
+    telling.tell(
+        message.id,
+        Event::Accepted {
+            origin: message.origin.clone(),
+            from: message.mail_from.clone(),
+            recipients: draft.envelope.recipients.len() as u32,
+            size: message.size,
+            message_id: message.message_id.clone(),
+            subject: message.subject.clone(),
+            signed,
+            checked: header::unfold(checked.as_bytes()),
+        },
+    );
+    for (alias, to) in &plan.routed {
+        telling.tell(message.id, Event::Routed { alias: alias.clone(), to: to.clone() });
+    }
+    for delivery in &plan.deliveries {
+        if let Status::Held { reason } = &delivery.recipient.status {
+            telling.tell(
+                message.id,
+                Event::Held { recipient: delivery.recipient.address.clone(), reason: reason.clone() },
+            );
+        }
+    }
+    for (recipient, reason) in &plan.discarded {
+        telling.tell(message.id, Event::Discarded { recipient: recipient.clone(), reason: reason.clone() });
+    }
+}

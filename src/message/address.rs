@@ -51,13 +51,15 @@ impl Domain {
         if text.is_empty() || text.len() > 4 * DOMAIN_BYTES_MAX {
             return Err(if text.is_empty() { AddressError::BadDomain } else { AddressError::LongDomain });
         }
-        if is_plain_lower(text) {
+        if is_plain_lower(text) && !has_a_label(text) {
             return check_labels(text).map(|()| Domain(text.into()));
         }
-        let ascii = if text.is_ascii() {
-            text.to_ascii_lowercase()
+        let lower = text.to_ascii_lowercase();
+        // An A-label that is not the form of any U-label would pass for a name it is not.
+        let ascii = if lower.is_ascii() && !has_a_label(&lower) {
+            lower
         } else {
-            idna::domain_to_ascii(text).map_err(|_| AddressError::BadDomain)?
+            idna::domain_to_ascii(&lower).map_err(|_| AddressError::BadDomain)?
         };
         check_labels(&ascii).map(|()| Domain(ascii.into()))
     }
@@ -71,6 +73,10 @@ impl Domain {
     pub fn literal(&self) -> Option<IpAddr> {
         parse_literal(self.0.strip_prefix('[')?.strip_suffix(']')?).ok()
     }
+}
+
+fn has_a_label(lower: &str) -> bool {
+    lower.split('.').any(|label| label.starts_with("xn--"))
 }
 
 fn is_plain_lower(text: &str) -> bool {
@@ -159,8 +165,8 @@ impl Address {
         &self.domain
     }
 
-    /// For look-ups among our own addresses: local part lower-cased, and unquoted where the quotes
-    /// were not needed (RFC 5321 4.1.2: both forms are the same mailbox).
+    /// For look-ups among our own addresses: local part lower-cased, in NFC (RFC 6532 3.1), and
+    /// unquoted where the quotes were not needed (RFC 5321 4.1.2: both forms are the same mailbox).
     pub fn lookup_key(&self) -> String {
         format!("{}@{}", self.lookup_local(), self.domain)
     }
@@ -168,10 +174,11 @@ impl Address {
     /// The local part of [`Address::lookup_key`].
     pub fn lookup_local(&self) -> String {
         let inner = self.local.strip_prefix('"').and_then(|l| l.strip_suffix('"'));
-        match inner {
-            Some(inner) if is_dot_string(inner) => inner.to_lowercase(),
-            _ => self.local.to_lowercase(),
+        let plain = inner.filter(|inner| is_dot_string(inner)).unwrap_or(&self.local);
+        if plain.is_ascii() {
+            return plain.to_ascii_lowercase();
         }
+        icu_normalizer::ComposingNormalizerBorrowed::new_nfc().normalize(&plain.to_lowercase()).into_owned()
     }
 
     /// True if the local part needs SMTPUTF8 (RFC 6531).
@@ -358,6 +365,7 @@ fn strip_source_route(inner: &str) -> Result<&str, AddressError> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -380,6 +388,8 @@ mod tests {
             "@b.example",
             "a@",
             ".a@b.example",
+            "a@xn--a.example",
+            "a@XN--A.example",
         ] {
             assert!(Address::parse(bad).is_err(), "{bad:?}");
         }

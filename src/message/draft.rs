@@ -47,6 +47,16 @@ impl Door {
     pub fn is_trusted(&self) -> bool {
         !matches!(self, Door::Mx { .. })
     }
+
+    /// One word or two for logs and Received.
+    pub fn name(&self) -> &str {
+        match self {
+            Door::Mx { listener } | Door::Submission { listener } => listener,
+            Door::Pickup { .. } => "pickup",
+            Door::Admin => "admin",
+            Door::Bounce => "bounce",
+        }
+    }
 }
 
 /// The other end of an SMTP session.

@@ -19,6 +19,10 @@ pub const HEADER_BYTES_MAX: usize = 256 * 1024;
 const LINE_BYTES_GOOD: usize = 78;
 /// Bytes after which even a word without blanks is broken (RFC 5322 2.1.1 says 998: must).
 const LINE_BYTES_MAX: usize = 990;
+/// Bytes of a field name that we write.
+const NAME_BYTES_MAX: usize = 76;
+/// Blanks between two words that we write; more are no content.
+const BLANKS_MAX: usize = 32;
 /// Bytes of a Message-ID that is taken for one; it fits into a line.
 const MESSAGE_ID_BYTES_MAX: usize = 980;
 
@@ -183,7 +187,8 @@ fn field_len(rest: &[u8]) -> Option<usize> {
 
 /// Length of the first line, its CRLF included.
 fn line_len(rest: &[u8]) -> usize {
-    rest.windows(2).position(|pair| pair == b"\r\n").map_or(rest.len(), |at| at + 2)
+    let ends_here = |at: &usize| at.checked_sub(1).and_then(|before| rest.get(before)) == Some(&b'\r');
+    memchr::memchr_iter(b'\n', rest).find(ends_here).map_or(rest.len(), |at| at + 1)
 }
 
 /// None if this is no field: a name is printable ASCII without a colon (RFC 5322 2.2), and only
@@ -228,23 +233,28 @@ pub fn message_id(value: &[u8]) -> Option<String> {
 
 /// Writes a field of our own: `name: value` CRLF, folded at blanks so that lines stay within 78
 /// bytes where the words allow it. Whatever the arguments hold, exactly one field comes out:
-/// control characters become blanks, runs of blanks one blank, and a word too long for any line
-/// is broken.
+/// control characters become blanks, blanks at both ends vanish, a word too long for any line is
+/// broken.
 pub fn field(name: &str, value: &str) -> Vec<u8> {
-    let mut out: Vec<u8> = name.bytes().filter(|b| matches!(b, 33..=57 | 59..=126)).collect();
+    let is_name = |b: &u8| matches!(b, 33..=57 | 59..=126);
+    let mut out: Vec<u8> = name.bytes().filter(is_name).take(NAME_BYTES_MAX).collect();
     out.push(b':');
     let mut column = out.len();
-    let ends_line = |c: char| c.is_control() || matches!(c, ' ' | '\u{2028}' | '\u{2029}');
-    let words = value.split(ends_line).filter(|word| !word.is_empty());
-    for (number, piece) in words.flat_map(|word| pieces(word, LINE_BYTES_MAX)).enumerate() {
-        // A field that folds before its first word is legal, but some read it badly.
-        if number > 0 && column + 1 + piece.len() > LINE_BYTES_GOOD {
-            out.extend_from_slice(b"\r\n");
-            column = 0;
+    let (mut blanks, mut first) = (0, true);
+    for word in value.split(|c: char| c.is_control() || matches!(c, ' ' | '\u{2028}' | '\u{2029}')) {
+        blanks += 1;
+        for piece in pieces(word, LINE_BYTES_MAX - NAME_BYTES_MAX - BLANKS_MAX) {
+            let gap = if first { 1 } else { blanks.clamp(1, BLANKS_MAX) };
+            // A field that folds before its first word is legal, but some read it badly.
+            if !first && column + gap + piece.len() > LINE_BYTES_GOOD {
+                out.extend_from_slice(b"\r\n");
+                column = 0;
+            }
+            out.resize(out.len() + gap, b' ');
+            out.extend_from_slice(piece.as_bytes());
+            column += gap + piece.len();
+            (blanks, first) = (0, false);
         }
-        out.push(b' ');
-        out.extend_from_slice(piece.as_bytes());
-        column += 1 + piece.len();
     }
     out.extend_from_slice(b"\r\n");
     out
@@ -322,6 +332,45 @@ mod tests {
         assert_eq!(headers.body(), b"\n\r\n");
     }
 
+    /// Every attack on the From field in tests/vectors/header-attacks ends in one identity that no
+    /// reader could take for another, or in an error.
+    #[test]
+    fn attacks_on_the_author_give_one_identity_or_none() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/header-attacks");
+        for (name, wanted) in [
+            ("two-from", Err(HeaderError::SeveralFrom)),
+            ("three-from-case", Err(HeaderError::SeveralFrom)),
+            ("from-space-colon", Err(HeaderError::SeveralFrom)),
+            ("from-leading-space", Err(HeaderError::NoFrom)),
+            ("from-fold-value", Ok("ceo@victim.example")),
+            ("from-nul-value", Err(HeaderError::Control)),
+            // A Cyrillic letter in the name of the field: no field, so the header ends there.
+            ("from-8bit-name", Err(HeaderError::NoFrom)),
+            ("from-two-addr", Err(HeaderError::NotOneAuthor)),
+            ("from-group", Err(HeaderError::NotOneAuthor)),
+            ("from-empty-group", Err(HeaderError::NotOneAuthor)),
+            ("from-quoted-display", Ok("a@attacker.example")),
+            ("from-encoded-all", Ok("a@attacker.example")),
+            ("from-encoded-localpart", Ok("=?utf-8?Q?ceo=40victim.example=2C?=@attacker.example")),
+            ("from-comment", Ok("a@attacker.example")),
+            ("from-comment-in-domain", Ok("ceo@victim.example")),
+            ("from-trailing", Err(HeaderError::BadList)),
+            ("from-no-domain", Err(HeaderError::BadAddress(AddressError::NoAt))),
+            ("from-idn-u", Ok("ceo@xn--vctim-zsa.example")),
+            ("from-zwj", Err(HeaderError::BadAddress(AddressError::BadDomain))),
+            ("from-rtl", Err(HeaderError::BadList)),
+            ("from-tld-only", Ok("ceo@example")),
+            ("from-psl", Ok("ceo@co.uk")),
+            ("resent-from", Ok("a@attacker.example")),
+            ("header-no-colon", Ok("a@attacker.example")),
+            ("header-bare-lf", Ok("a@attacker.example")),
+        ] {
+            let content = std::fs::read(format!("{folder}/{name}.eml")).unwrap();
+            let author = Headers::parse(&content).author().map(|mailbox| mailbox.address.to_string());
+            assert_eq!(author, wanted.map(str::to_owned), "{name}");
+        }
+    }
+
     #[test]
     fn limits_are_told_not_enforced() {
         let many = "A: 1\r\n".repeat(FIELDS_MAX + 1) + "\r\nbody";
@@ -355,7 +404,10 @@ mod tests {
         assert_eq!(field("Subject", "hello"), b"Subject: hello\r\n");
         assert_eq!(field("To", ""), b"To:\r\n");
         let evil = field("X\r\nBcc", "a\r\nBcc: b\0c\n\r\n body \u{2028}\t");
-        assert_eq!(evil, b"XBcc: a Bcc: b c body\r\n");
+        assert_eq!(evil, b"XBcc: a  Bcc: b c    body\r\n");
+        assert_eq!(field("To", "\"a  b\"@c.example"), b"To: \"a  b\"@c.example\r\n");
+        let wide = field("To", &format!("a{}b", " ".repeat(2000)));
+        assert_eq!(Headers::parse(&wide).get("To").unwrap().raw, wide);
         let long = field("References", &"<0123456789@host.example> ".repeat(9));
         assert!(long.split(|b| *b == b'\n').all(|line| line.len() <= LINE_BYTES_GOOD + 1));
         let headers = Headers::parse(&long);
@@ -364,5 +416,49 @@ mod tests {
         let endless = field("X", &"\u{e4}".repeat(3000));
         assert!(endless.split(|b| *b == b'\n').all(|line| line.len() <= 998));
         assert_eq!(Headers::parse(&endless).fields().len(), 1);
+    }
+
+    proptest::proptest! {
+        /// Nothing is lost and nothing is invented: fields, empty line and body are the message.
+        #[test]
+        fn a_scan_keeps_every_byte(content in "([A-Za-z :\t<>@\\.\\\\\"(),;]|\r\n|\n|\r|\0|\u{e4}){0,80}") {
+            let content = content.as_bytes();
+            let headers = Headers::parse(content);
+            let mut joined: Vec<u8> = headers.fields().iter().flat_map(|f| f.raw.to_vec()).collect();
+            proptest::prop_assert_eq!(&joined, headers.header_bytes());
+            if headers.has_empty_line() {
+                joined.extend_from_slice(b"\r\n");
+            }
+            joined.extend_from_slice(headers.body());
+            proptest::prop_assert_eq!(joined, content);
+        }
+
+        /// One field comes out, whatever went in, and its lines are legal.
+        #[test]
+        fn a_field_is_one_field(name in "[!-9;-~]{1,20}", value in "(\\PC|[ \r\n\t\0:]){0,200}") {
+            let written = field(&name, &value);
+            let headers = Headers::parse(&written);
+            proptest::prop_assert_eq!(headers.fields().len(), 1);
+            proptest::prop_assert_eq!(headers.header_bytes(), &written[..]);
+            proptest::prop_assert_eq!(headers.fields()[0].name, name.as_bytes());
+            proptest::prop_assert!(!written[..written.len() - 2].windows(2).any(|w| w[0] == b'\n' && w[1] != b' '));
+        }
+
+        /// What is written for a mailbox is read as that mailbox; what is not a list is an error.
+        #[test]
+        fn mailboxes_survive_being_written(
+            name in "[A-Za-z0-9 ]{0,20}",
+            local in "[a-z0-9!#$%&'*+/=?^_`{|}~-]{1,10}(\\.[a-z0-9]{1,5}){0,2}",
+            noise in "([A-Za-z :\t<>@\\.\\\\\"(),;\\[\\]]|\r\n |\u{e4}){0,60}",
+        ) {
+            let written = field("From", &format!("\"{name}\" <{local}@host.example>"));
+            let author = Headers::parse(&written).author();
+            let address = author.map(|mailbox| mailbox.address.to_string());
+            proptest::prop_assert_eq!(address, Ok(format!("{local}@host.example")));
+            for mailbox in mailboxes(noise.as_bytes()).unwrap_or_default() {
+                let again = mailboxes(format!("<{}>", mailbox.address).as_bytes());
+                proptest::prop_assert_eq!(again.unwrap().remove(0).address, mailbox.address);
+            }
+        }
     }
 }

@@ -34,6 +34,11 @@ impl MessageId {
         MessageId(u64::from_be_bytes(key))
     }
 
+    /// The id at the front of a key.
+    pub fn from_prefix(key: &[u8]) -> Option<MessageId> {
+        key.first_chunk().copied().map(MessageId::from_key)
+    }
+
     /// The first id that could be made at `now_ms` (milliseconds since 1970) by node 0.
     pub fn first_at(now_ms: u64) -> MessageId {
         MessageId(now_ms.saturating_sub(EPOCH_MS) << (NODE_BITS + SEQUENCE_BITS))

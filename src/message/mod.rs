@@ -1,6 +1,7 @@
 //! Words for a message: address, header, envelope, draft. No I/O, no clock, no tokio.
 
 pub mod address;
+pub mod body;
 pub mod draft;
 pub mod envelope;
 pub mod findings;

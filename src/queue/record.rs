@@ -39,6 +39,8 @@ pub struct Message {
     pub dsn: DsnRequest,
     /// Bytes of the whole message, trace fields included.
     pub size: u64,
+    /// How many `body` records hold it.
+    pub chunks: u32,
     /// Message-ID field, without brackets; empty if there is none.
     pub message_id: String,
     /// Subject field, for people who look for a message; shortened to 200 characters.

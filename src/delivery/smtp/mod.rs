@@ -1,1 +1,113 @@
-//! (to come)
+//! Mail to other servers by SMTP: one job, tried at the hosts of its domain in order.
+//!
+//! `mx` and `addresses` say where to go, `client` (with `replies`, `extensions`, `commands`,
+//! `transaction`, `step`) speaks, `connection` and `tls` do the I/O, `attempt` goes from host to host.
+//!
+//! Promises: one outcome per recipient, whatever the far end does; every wait is bounded, and so is
+//! the whole; trouble with a host never fails the mail; a message whose fate is unsure is not offered
+//! to another host in the same attempt.
+//!
+//! Leaves out: MTA-STS and DANE, smart hosts, LMTP, idle connections kept for the next message (a
+//! [`connection::Connection`] can already take several).
+
+mod addresses;
+mod attempt;
+mod client;
+mod commands;
+mod connection;
+mod extensions;
+mod mx;
+mod replies;
+mod step;
+mod tls;
+mod transaction;
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use tokio_rustls::TlsConnector;
+
+use super::{Job, Outcome};
+use crate::config::{self, Config};
+use crate::dns::{DnsError, Resolver};
+use crate::message::Domain;
+
+pub use addresses::{Refused, refused};
+pub use mx::Dice;
+pub use step::Timeouts;
+
+/// Why there can be no SMTP transport: the program was built wrongly.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS for outgoing mail cannot be set up: {0}")]
+pub struct SetupError(#[from] tokio_rustls::rustls::Error);
+
+/// Delivers jobs with `Route::Remote`. Share it; make a new one when the configuration changes.
+#[derive(Debug)]
+pub struct SmtpTransport {
+    resolver: Resolver,
+    /// Names under which this server may stand in an MX record.
+    own_names: [Domain; 2],
+    settings: config::Delivery,
+    timeouts: Timeouts,
+    connector: Connector,
+    dice: Mutex<Dice>,
+}
+
+impl SmtpTransport {
+    pub fn new(config: &Config, resolver: Resolver) -> Result<SmtpTransport, SetupError> {
+        let mut seed = [0; 8];
+        // Without randomness the hosts of equal preference come in the same order after each start.
+        let _ = getrandom::fill(&mut seed);
+        Ok(SmtpTransport {
+            resolver,
+            own_names: [config.hostname.clone(), config.delivery.helo_name.clone()],
+            settings: config.delivery.clone(),
+            timeouts: Timeouts::RFC5321,
+            connector: Connector(tls::opportunistic()?),
+            dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
+        })
+    }
+
+    /// Fixes the order of hosts of equal preference.
+    pub fn with_seed(self, seed: u64) -> SmtpTransport {
+        SmtpTransport { dice: Mutex::new(Dice::new(seed)), ..self }
+    }
+
+    /// Other time-outs than those of RFC 5321.
+    pub fn with_timeouts(self, timeouts: Timeouts) -> SmtpTransport {
+        SmtpTransport { timeouts, ..self }
+    }
+
+    /// Tries the job once. All its recipients are at one domain. One outcome per recipient.
+    pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        attempt::run(self, job).await
+    }
+
+    async fn hosts(&self, domain: &Domain) -> Result<Vec<Domain>, Box<Outcome>> {
+        let answer = self.resolver.mx(domain).await;
+        let own: Vec<&Domain> = self.own_names.iter().collect();
+        self.with_dice(|dice| mx::hosts(domain, answer, &own, dice))
+    }
+
+    async fn addresses(&self, host: &Domain) -> Result<mx::Addresses, String> {
+        let found: Vec<IpAddr> = match self.resolver.addresses(host).await {
+            Ok(found) => found,
+            Err(DnsError::NoSuchDomain | DnsError::Unusable(_)) => Vec::new(),
+            Err(DnsError::Temporary(reason) | DnsError::Setup(reason)) => return Err(reason),
+        };
+        Ok(self.with_dice(|dice| mx::addresses(found, self.settings.allow_private_addresses, dice)))
+    }
+
+    fn with_dice<T>(&self, roll: impl FnOnce(&mut Dice) -> T) -> T {
+        roll(&mut self.dice.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A `TlsConnector` that can be shown.
+struct Connector(TlsConnector);
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsConnector")
+    }
+}

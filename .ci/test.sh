@@ -1,0 +1,34 @@
+#!/bin/sh
+# The whole suite: a Python with the other implementations that ours is tested against, then
+# `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
+set -eu
+cd "$(dirname "$0")/.."
+
+: "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/postrider/target}"
+export CARGO_TARGET_DIR
+venv=$CARGO_TARGET_DIR/python
+wanted=tests/interop/requirements.txt
+
+# Made again when the list changes. Without the network the tests that need it are left out, loudly.
+if ! cmp -s "$wanted" "$venv/requirements.txt"; then
+    echo "Installing $wanted into $venv"
+    mkdir -p "$CARGO_TARGET_DIR"
+    if python3 -m venv --clear "$venv" &&
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted"; then
+        cp "$wanted" "$venv/requirements.txt"
+    fi
+fi
+
+skipped=
+if cmp -s "$wanted" "$venv/requirements.txt"; then
+    # The tests take this Python, and fail if it cannot do what they need.
+    export POSTRIDER_TEST_PYTHON="$venv/bin/python"
+else
+    skipped="WARNING: dkimpy could not be installed from PyPI; tests against it are SKIPPED."
+    echo "$skipped" >&2
+fi
+
+status=0
+cargo test --locked --no-fail-fast "$@" </dev/null || status=$?
+[ -z "$skipped" ] || echo "$skipped" >&2
+exit $status

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh Debian with a Rust toolchain:
+#   make run     what the build needs is installed if missing, then built, then the demo runs
+#   make test    the same set-up, then the whole suite
+# ARGS is handed on: make run ARGS=--exit, make test ARGS="--test cli".
+
+# One folder for all clones, outside of them, so that RocksDB is compiled once.
+export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/postrider/target
+# Where rustup puts cargo, for shells that have not heard of it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+ARGS ?=
+
+.PHONY: run test setup build bench fmt lint
+
+run: setup
+	cargo build --locked
+	@exec "$(CARGO_TARGET_DIR)/debug/postrider" demo $(ARGS)
+
+test: setup
+	.ci/test.sh $(ARGS)
+
+setup:
+	@.ci/setup.sh
+
+# The binary to install: $(CARGO_TARGET_DIR)/release/postrider
+build: setup
+	cargo build --release --locked
+	@echo "built $(CARGO_TARGET_DIR)/release/postrider"
+
+bench: setup
+	cargo bench --locked --bench relay -- $(ARGS)
+
+fmt:
+	cargo fmt
+
+lint: setup
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings

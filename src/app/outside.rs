@@ -1,0 +1,34 @@
+//! The server's door into intake.
+
+use std::sync::Arc;
+
+use crate::config::Role;
+use crate::intake::Intake;
+use crate::message::{Address, Draft, ReversePath};
+use crate::server::outside::Outside;
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
+
+/// What lies behind the listeners.
+#[derive(Clone, Debug)]
+pub struct Behind(pub Arc<Intake>);
+
+impl Outside for Behind {
+    fn sender(&self, account: Option<&str>, sender: &ReversePath, size: Option<u64>) -> Result<(), Refusal> {
+        self.0.sender(account, sender, size)
+    }
+
+    fn recipient(
+        &self,
+        role: Role,
+        _account: Option<&str>,
+        _sender: &ReversePath,
+        recipient: &Address,
+    ) -> Result<(), Refusal> {
+        self.0.recipient(role, recipient)
+    }
+
+    async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {
+        self.0.accept(draft).await.map(|accepted| accepted.reply)
+    }
+}

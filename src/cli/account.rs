@@ -1,0 +1,132 @@
+//! `postrider account hash`: the argon2id hash of a password, for `password_hash` in the
+//! configuration. The password is asked for on a terminal, or read from standard input; never an
+//! argument, which other users could see.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use clap::Subcommand;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
+use super::{Failure, print_json, text};
+use crate::server::accounts::hash_password;
+
+/// Bytes of a password at most.
+const PASSWORD_BYTES_MAX: usize = 1024;
+
+const EXAMPLES: &str = "\
+Examples:
+  postrider account hash                                 asks for the password
+  openssl rand -base64 24 | tee /dev/stderr | postrider account hash";
+
+const HASH_EXAMPLES: &str = "\
+Examples:
+  postrider account hash                                 asks for the password twice, without echo
+  printf %s \"$PASSWORD\" | postrider account hash         the first line of standard input
+
+Put the line into the configuration:
+  [accounts.shop]
+  password_hash = \"$argon2id$...\"";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: AccountCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AccountCommand {
+    /// Hash a password for `password_hash`
+    #[command(after_help = HASH_EXAMPLES)]
+    Hash(HashArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct HashArgs {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let AccountCommand::Hash(args) = args.command;
+    let password = if io::stdin().is_terminal() { ask()? } else { first_line(io::stdin().lock())? };
+    let hash = hash_password(&password).map_err(|error| Failure::new(format!("cannot hash: {error}")))?;
+    if args.json {
+        return print_json(&serde_json::json!({ "password_hash": hash }));
+    }
+    Ok(text::print(&hash)?)
+}
+
+fn first_line(input: impl BufRead) -> Result<String, Failure> {
+    let mut line = String::new();
+    let read = input.take(PASSWORD_BYTES_MAX as u64 + 2).read_line(&mut line);
+    read.map_err(|error| Failure::new(format!("cannot read the password: {error}")).remedy("give it as UTF-8 text"))?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    match password.len() {
+        0 => Err(Failure::usage("the password is empty").remedy("give it as the first line of standard input")),
+        1..=PASSWORD_BYTES_MAX => Ok(password.to_owned()),
+        _ => Err(Failure::usage(format!("the password is longer than {PASSWORD_BYTES_MAX} bytes"))),
+    }
+}
+
+/// Twice, because what is typed cannot be seen.
+fn ask() -> Result<String, Failure> {
+    let password = ask_once("Password: ")?;
+    if ask_once("The same again: ")? != password {
+        return Err(Failure::new("the two are different").remedy("try again"));
+    }
+    Ok(password)
+}
+
+fn ask_once(prompt: &str) -> Result<String, Failure> {
+    let mut stderr = io::stderr();
+    write!(stderr, "{prompt}")?;
+    stderr.flush()?;
+    let quiet = NoEcho::start()?;
+    let answer = first_line(io::stdin().lock());
+    drop(quiet);
+    writeln!(stderr)?;
+    answer
+}
+
+/// The terminal does not show what is typed while this lives.
+struct NoEcho {
+    before: rustix::termios::Termios,
+}
+
+impl NoEcho {
+    fn start() -> Result<NoEcho, Failure> {
+        let failed = |error| {
+            Failure::new(format!("cannot hide what is typed: {error}")).remedy("give the password on standard input")
+        };
+        let before = tcgetattr(io::stdin()).map_err(failed)?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &quiet).map_err(failed)?;
+        Ok(NoEcho { before })
+    }
+}
+
+impl Drop for NoEcho {
+    fn drop(&mut self) {
+        // There is nothing to be done if it fails: the terminal is gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_first_line_is_the_password() {
+        assert_eq!(first_line(&b"se cret \r\nmore"[..]).unwrap(), "se cret ");
+        assert_eq!(first_line(&b"x"[..]).unwrap(), "x");
+        assert_eq!(first_line(&b"\n"[..]).unwrap_err().status, 2);
+        assert_eq!(first_line(&b""[..]).unwrap_err().status, 2);
+        assert_eq!(first_line(&[b'a'; 2000][..]).unwrap_err().status, 2);
+        assert_eq!(first_line(&b"\xff\n"[..]).unwrap_err().status, 1);
+    }
+}

@@ -1,0 +1,136 @@
+//! `postrider check`: says everything that is wrong with a configuration, or what it amounts to.
+//!
+//! Problems go to stderr and the exit status is 2; a good configuration's summary goes to stdout.
+//! With `--json` both are JSON, one object a line. Nothing is opened, bound or sent, except that the
+//! files which the configuration names are read.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::config::{self, Config, ListenerTls, Problems, Role, Target, WayOut};
+
+/// Exit status for a configuration that does not load.
+const STATUS_PROBLEMS: u8 = 2;
+
+pub fn run(path: &Path, json: bool) -> ExitCode {
+    match config::load(path) {
+        Ok(config) => {
+            let text = if json { format!("{}\n", summary_json(&config)) } else { summary(path, &config) };
+            print(&mut std::io::stdout().lock(), &text);
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            print(&mut std::io::stderr().lock(), &complaint(&problems, json));
+            ExitCode::from(STATUS_PROBLEMS)
+        }
+    }
+}
+
+/// A closed pipe is the reader's choice, not an error.
+fn print(to: &mut impl std::io::Write, text: &str) {
+    let _ = to.write_all(text.as_bytes());
+    let _ = to.flush();
+}
+
+/// All problems and their number; as JSON one object a line.
+pub fn complaint(problems: &Problems, json: bool) -> String {
+    if !json {
+        return format!("{problems}\n");
+    }
+    problems.iter().map(|problem| format!("{}\n", json!(problem))).collect()
+}
+
+/// What a configuration amounts to, for people.
+pub fn summary(path: &Path, config: &Config) -> String {
+    let mut text = format!("{}: good\n", path.display());
+    let mut row = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {name:<10} {value}");
+    };
+    row("hostname", config.hostname.as_str());
+    row("data", &config.data_dir.display().to_string());
+    for line in listeners(config) {
+        row("listener", &line);
+    }
+    row("accounts", &config.accounts.len().to_string());
+    row("domains", &list(config.domains.keys().map(|domain| domain.to_string())));
+    row("aliases", &aliases(config));
+    row("targets", &list(config.targets.iter().map(|(name, target)| format!("{name} ({})", kind(target)))));
+    row("way out", way_out(config));
+    for warning in &config.warnings {
+        row("warning", warning);
+    }
+    text
+}
+
+fn listeners(config: &Config) -> Vec<String> {
+    let lines = config.listeners.iter().map(|(name, listener)| {
+        let addresses: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
+        let (role, tls) = (role(listener.role), tls(listener.tls));
+        format!("{name}: {} as {role}, TLS {tls}", addresses.join(", "))
+    });
+    lines.collect()
+}
+
+fn list(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<String> = names.collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn aliases(config: &Config) -> String {
+    let (exact, patterns) = (config.aliases.exact.len(), config.aliases.patterns.len());
+    let catchalls = config.domains.values().filter(|domain| !domain.catchall.is_empty()).count();
+    format!("{exact} exact, {patterns} by pattern, {catchalls} catchall")
+}
+
+fn summary_json(config: &Config) -> Value {
+    let listeners = config.listeners.iter().map(|(name, listener)| {
+        let bind: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
+        json!({ "name": name, "role": role(listener.role), "bind": bind, "tls": tls(listener.tls) })
+    });
+    let targets = config.targets.iter().map(|(name, target)| json!({ "name": name, "kind": kind(target) }));
+    json!({
+        "ok": true,
+        "hostname": config.hostname.as_str(),
+        "data_dir": config.data_dir.display().to_string(),
+        "listeners": listeners.collect::<Vec<_>>(),
+        "accounts": config.accounts.keys().collect::<Vec<_>>(),
+        "domains": config.domains.keys().map(|domain| domain.as_str()).collect::<Vec<_>>(),
+        "aliases": config.aliases.exact.len() + config.aliases.patterns.len(),
+        "targets": targets.collect::<Vec<_>>(),
+        "way_out": way_out(config),
+        "warnings": config.warnings,
+    })
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Mx => "mx",
+        Role::Submission => "submission",
+    }
+}
+
+fn tls(tls: ListenerTls) -> &'static str {
+    match tls {
+        ListenerTls::Off => "off",
+        ListenerTls::Opportunistic => "opportunistic",
+        ListenerTls::Required => "required",
+        ListenerTls::Implicit => "implicit",
+    }
+}
+
+fn kind(target: &Target) -> &'static str {
+    match target {
+        Target::Webhook { .. } => "webhook",
+        Target::Maildir { .. } => "maildir",
+    }
+}
+
+fn way_out(config: &Config) -> &'static str {
+    match config.delivery.default {
+        WayOut::Direct => "direct",
+        WayOut::Capture => "capture",
+    }
+}

@@ -1,0 +1,194 @@
+//! The command line's side of the admin socket: HTTP over `data_dir/admin.sock`. If no server
+//! answers there, the error says which socket was tried and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::Failure;
+use crate::admin::api::{ChangeAnswer, ListAnswer, SubmitAnswer};
+use crate::admin::filter::SelectionBody;
+use crate::admin::{Action, Filter, Page, SOCKET_NAME, ServerStatus, Story};
+use crate::message::MessageId;
+
+/// Bytes of an answer that are read at most: a full page of messages with many recipients.
+const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The longest wait for an answer; an action on a long queue takes a while.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Talks to the server of one data folder; a connection a request.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+#[derive(serde::Deserialize)]
+struct ErrorAnswer {
+    error: String,
+    remedy: String,
+}
+
+impl Client {
+    pub(super) fn new(data_dir: &Path) -> Client {
+        Client { socket: data_dir.join(SOCKET_NAME) }
+    }
+
+    pub(super) async fn list(&self, filter: &Filter, page: Page) -> Result<ListAnswer, Failure> {
+        let limit = page.limit.to_string();
+        let after = page.after.map(|id| id.to_string());
+        let age = filter.older_than.map(|age| format!("{}s", age.as_secs()));
+        let parameters = [
+            ("limit", Some(limit.as_str())),
+            ("after", after.as_deref()),
+            ("to", filter.to.as_deref()),
+            ("from", filter.from.as_deref()),
+            ("domain", filter.domain.as_deref()),
+            ("status", filter.status.map(|status| status.name())),
+            ("older_than", age.as_deref()),
+        ];
+        let given = parameters.iter().filter_map(|(name, value)| value.map(|value| (*name, value)));
+        self.get(&format!("/api/v1/queue?{}", query(given))).await
+    }
+
+    pub(super) async fn story(&self, id: MessageId) -> Result<Story, Failure> {
+        self.get(&format!("/api/v1/queue/{id}")).await
+    }
+
+    pub(super) async fn change(&self, action: Action, selection: &SelectionBody) -> Result<ChangeAnswer, Failure> {
+        let body = serde_json::to_vec(selection).map_err(|error| Failure::new(error.to_string()))?;
+        self.post(&format!("/api/v1/queue/{}", action.name()), "application/json", body.into()).await
+    }
+
+    pub(super) async fn submit(&self, from: &str, to: &[String], raw: Bytes) -> Result<MessageId, Failure> {
+        let parameters = std::iter::once(("from", from)).chain(to.iter().map(|to| ("to", to.as_str())));
+        let path = format!("/api/v1/messages?{}", query(parameters));
+        let answer: SubmitAnswer = self.post(&path, "message/rfc822", raw).await?;
+        Ok(answer.id)
+    }
+
+    pub(super) async fn status(&self) -> Result<ServerStatus, Failure> {
+        self.get("/api/v1/status").await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.ask(Method::GET, path, None, Bytes::new()).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, kind: &str, body: Bytes) -> Result<T, Failure> {
+        self.ask(Method::POST, path, Some(kind), body).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&str>,
+        body: Bytes,
+    ) -> Result<T, Failure> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "postrider");
+        let request = match kind {
+            Some(kind) => request.header(header::CONTENT_TYPE, kind),
+            None => request,
+        };
+        let request = request.body(Full::new(body)).map_err(|error| Failure::new(error.to_string()))?;
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
+        let (status, body) = answered
+            .map_err(|_| self.broken(&format!("no answer in {} s", ANSWER_TIMEOUT.as_secs())))?
+            .map_err(|error| self.broken(&error))?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| {
+                self.broken(&format!("the answer is not understood ({error}); is the server of another version?"))
+            });
+        }
+        Err(match serde_json::from_slice::<ErrorAnswer>(&body) {
+            Ok(answer) => Failure::new(answer.error).remedy(answer.remedy),
+            Err(_) => self.broken(&format!("the server answered {status}")),
+        })
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let socket = self.socket.display();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                Failure::new(format!("no server is running: nobody answers on {socket}"))
+                    .remedy("start it with `postrider serve`, or name the server's configuration with --config")
+            }
+            io::ErrorKind::PermissionDenied => Failure::new(format!("{socket} may not be opened by this user"))
+                .remedy("run the command as the user who runs the server, or as root"),
+            _ => Failure::new(format!("{socket}: {error}")).remedy("check data_dir in the configuration"),
+        }
+    }
+
+    fn broken(&self, why: &str) -> Failure {
+        Failure::new(format!("the server on {} could not be asked: {why}", self.socket.display()))
+            .remedy("look into the server's log, then try again")
+    }
+}
+
+async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let talk = async {
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok((status, body.map_err(|error| error.to_string())?.to_bytes()))
+    };
+    // The connection only moves the bytes of this one request; its own error comes out of `talk` too.
+    let connection = async {
+        let _ = connection.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = talk => result,
+        () = connection => Err("the connection ended".to_owned()),
+    }
+}
+
+/// `a=1&b=two%20words`
+fn query<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut out = String::new();
+    for (name, value) in parameters {
+        if !out.is_empty() {
+            out.push('&');
+        }
+        out.push_str(name);
+        out.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                out.push(byte.into());
+            } else {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn parameters_are_escaped() {
+        let parameters = [("to", "a+b&c@example.net"), ("to", "ü")];
+        assert_eq!(query(parameters.into_iter()), "to=a%2Bb%26c%40example.net&to=%C3%BC");
+    }
+
+    #[tokio::test]
+    async fn without_a_server_the_socket_and_the_remedy_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let failure = Client::new(folder.path()).status().await.unwrap_err();
+        let text = failure.to_string();
+        assert!(text.contains("admin.sock") && text.contains("postrider serve"), "{text}");
+    }
+}

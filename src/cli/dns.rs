@@ -1,0 +1,119 @@
+//! `postrider dns DOMAIN`: the records to publish for one of our domains, as lines for a zone file or
+//! as JSON. Keys that are missing are made on the way, so that the records can be published before
+//! the server first starts. Says nothing about what is published already.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::intake::sign::Signer;
+use crate::message::Domain;
+
+/// Longest string inside a TXT record, in octets (RFC 1035 3.3).
+const TXT_STRING_BYTES_MAX: usize = 255;
+
+/// One record to publish.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Record {
+    /// Without the final dot.
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// As in a zone file, but a text is one string without quotes.
+    pub value: String,
+    #[serde(skip)]
+    comment: &'static str,
+}
+
+/// Prints the records of `domain`, or why there are none.
+pub fn run(config: &Config, domain: &str, json: bool) -> ExitCode {
+    match answer(config, domain, json) {
+        Ok(text) => {
+            // A reader that has seen enough (`| head`) is no failure, and no panic.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(text) => {
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn answer(config: &Config, domain: &str, json: bool) -> Result<String, String> {
+    let known = Domain::parse(domain).ok().filter(|domain| config.is_own(domain));
+    let Some(domain) = known else { return Err(not_ours(config, domain)) };
+    let folder = config.data_dir.display();
+    if !config.data_dir.is_dir() {
+        return Err(format!("data_dir {folder} does not exist: make it for the user that runs the server"));
+    }
+    let signer = Signer::load(config).map_err(|error| error.to_string())?;
+    let records = records(config, &signer, &domain);
+    Ok(if json { json_lines(&records) } else { zone_lines(&records) })
+}
+
+fn not_ours(config: &Config, domain: &str) -> String {
+    let known: Vec<&str> = config.domains.keys().map(Domain::as_str).collect();
+    let shown: String = domain.chars().filter(|c| !c.is_control()).collect();
+    match known.is_empty() {
+        true => format!("{shown} is not in [domains]: the configuration has none yet"),
+        false => format!("{shown} is not in [domains]; there are {}", known.join(", ")),
+    }
+}
+
+/// MX, SPF, DKIM and DMARC for a domain of ours.
+pub fn records(config: &Config, signer: &Signer, domain: &Domain) -> Vec<Record> {
+    let host = &config.hostname;
+    let txt = |name: String, value: String, comment| Record { name, kind: "TXT", value, comment };
+    let mut records = vec![
+        Record { name: domain.to_string(), kind: "MX", value: format!("10 {host}."), comment: "mail comes in here" },
+        txt(domain.to_string(), format!("v=spf1 mx a:{host} -all"), "SPF: only this server sends for the domain"),
+    ];
+    // Bounces have no sender; then SPF asks about the name in EHLO (RFC 7208 2.4).
+    if is_within(host, domain) && host != domain {
+        records.push(txt(host.to_string(), "v=spf1 a -all".to_owned(), "SPF of the server's own name, for bounces"));
+    }
+    for (name, value) in signer.records(domain) {
+        records.push(txt(name, value, "DKIM"));
+    }
+    records.push(txt(
+        format!("_dmarc.{domain}"),
+        format!("v=DMARC1; p=none; rua=mailto:postmaster@{domain}"),
+        "DMARC: reports only; when they show no mail of yours failing, p=quarantine, then p=reject",
+    ));
+    records
+}
+
+fn is_within(host: &Domain, domain: &Domain) -> bool {
+    let rest = host.as_str().strip_suffix(domain.as_str());
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Lines for a zone file, each record behind a comment.
+pub fn zone_lines(records: &[Record]) -> String {
+    let mut text = String::new();
+    for record in records {
+        let value = match record.kind {
+            "TXT" => quoted(&record.value),
+            _ => record.value.clone(),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "; {}\n{}. IN {} {value}", record.comment, record.name, record.kind);
+    }
+    text
+}
+
+/// A text as strings of at most 255 octets. Ours are ASCII without quotes and backslashes.
+fn quoted(text: &str) -> String {
+    let strings = text.as_bytes().chunks(TXT_STRING_BYTES_MAX);
+    strings.map(|part| format!("\"{}\"", String::from_utf8_lossy(part))).collect::<Vec<_>>().join(" ")
+}
+
+/// One JSON object a line.
+pub fn json_lines(records: &[Record]) -> String {
+    let lines = records.iter().filter_map(|record| serde_json::to_string(record).ok());
+    lines.map(|line| line + "\n").collect()
+}

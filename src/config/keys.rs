@@ -1,0 +1,363 @@
+//! Every key of the configuration, and what becomes of it in this version.
+//!
+//! One table. Checking a tree against it finds unknown keys, with the nearest known one, and what
+//! is documented but not supported yet. A key of the latter sort is accepted where its value is the
+//! default and so changes nothing; it is never ignored otherwise. Values are read elsewhere.
+
+use std::collections::BTreeMap;
+
+use super::nearest::nearest;
+use super::problem::ProblemKind;
+use super::report::Report;
+use super::tree::{self, Entry, Node, Table, Value, join};
+
+#[derive(Clone, Copy, Debug)]
+enum Support {
+    /// Read into the configuration.
+    Now,
+    /// Not supported yet; these values, in TOML, change nothing and are accepted.
+    Later(&'static [&'static str]),
+    /// Not supported yet, as a whole section.
+    LaterSection,
+    /// Without effect by itself, for now: any value of this type is accepted.
+    Idle(&'static str),
+}
+
+use Support::{Idle, Later, LaterSection, Now};
+
+/// `*` stands for a name that the user chooses.
+const KEYS: &[(&str, Support)] = &[
+    ("hostname", Now),
+    ("data_dir", Now),
+    ("postmaster", Now),
+    ("include", Now),
+    // doors
+    ("listeners.*.role", Now),
+    ("listeners.*.bind", Now),
+    ("listeners.*.tls", Now),
+    ("listeners.*.proxy_protocol", Later(&["false"])),
+    ("networks.trusted", Now),
+    ("networks.proxies", Later(&["[]"])),
+    ("networks.blocked", Now),
+    ("tls.certificate", Now),
+    ("tls.private_key", Now),
+    ("tls.extra", LaterSection),
+    ("tls.extra.certificate", Now),
+    ("tls.extra.private_key", Now),
+    ("tls.acme.enabled", Later(&["false"])),
+    ("tls.acme.contact", Idle("a string")),
+    ("tls.acme.directory", Idle("a string")),
+    ("tls.acme.challenge", Idle("a string")),
+    ("tls.acme.bind", Idle("a string")),
+    // who may submit
+    ("accounts.*.password_hash", Now),
+    ("accounts.*.password", Now),
+    ("accounts.*.label", Now),
+    ("accounts.*.active", Now),
+    ("accounts.*.senders", Now),
+    ("accounts.*.force_from", Later(&["\"\""])),
+    ("accounts.*.stream", Later(&["\"transactional\""])),
+    ("accounts.*.streams", Later(&["[\"transactional\"]"])),
+    ("accounts.*.daily_limit", Later(&[])),
+    ("accounts.*.rate_limit", Later(&[])),
+    ("accounts.*.max_recipients", Now),
+    ("accounts.*.max_attachments", Later(&[])),
+    ("accounts.*.notify", Later(&["\"\""])),
+    ("accounts.*.hold", Later(&["false"])),
+    // domains that are ours
+    ("domains.*.catchall", Now),
+    ("domains.*.bounce", Now),
+    ("domains.*.subaddress", Now),
+    ("domains.*.max_size", Now),
+    ("domains.*.previous_names", Later(&["[]"])),
+    ("domains.*.dkim.selectors", Now),
+    ("domains.*.dkim.key_files", Now),
+    // where inbound mail goes
+    ("aliases.*", Now),
+    ("aliases.limits", LaterSection),
+    ("aliases.limits.*.limit", Now),
+    ("aliases.limits.*.period", Now),
+    ("aliases.limits.*.automatic", Now),
+    ("targets.*.kind", Now),
+    ("targets.*.url", Now),
+    ("targets.*.secret", Now),
+    ("targets.*.format", Later(&["\"json\""])),
+    ("targets.*.timeout", Now),
+    ("targets.*.path", Now),
+    ("targets.*.address", Idle("a string")),
+    ("targets.*.command", Idle("a list")),
+    ("targets.*.host", Idle("a string")),
+    ("targets.*.port", Idle("an integer")),
+    ("targets.*.tls", Idle("a string")),
+    // the ways out
+    ("delivery.default", Now),
+    ("delivery.file_path", Idle("a string")),
+    ("delivery.helo_name", Now),
+    ("delivery.source_addresses", Later(&["[]"])),
+    ("delivery.concurrency", Now),
+    ("delivery.mx_port", Now),
+    ("delivery.allow_private_addresses", Now),
+    ("delivery.redirect_all_to", Later(&["\"\""])),
+    ("delivery.allow_recipients", Later(&["[]"])),
+    ("delivery.retry.schedule", Now),
+    ("delivery.retry.expire", Now),
+    ("delivery.retry.delay_notice", Now),
+    ("delivery.retry.max_attempts", Now),
+    ("delivery.tls.policy", Now),
+    ("delivery.tls.mta_sts", Idle("a boolean")),
+    ("delivery.tls.dane", Idle("a boolean")),
+    ("delivery.tls.tls_rpt", Idle("a boolean")),
+    ("destinations.*.connections", Later(&["10"])),
+    ("destinations.*.messages_per_connection", Later(&["100"])),
+    ("destinations.*.recipients_per_message", Later(&["100"])),
+    ("destinations.*.rate", Later(&["\"\""])),
+    ("destinations.*.idle_timeout", Later(&["\"5s\""])),
+    ("streams.*", LaterSection),
+    ("streams.*.smart_host", Now),
+    ("streams.*.concurrency", Now),
+    ("streams.*.block_size", Now),
+    ("streams.*.block_pause", Now),
+    ("streams.*.daily_limit", Now),
+    ("streams.*.verp", Now),
+    ("streams.*.suppress", Now),
+    ("streams.*.exempt_from_suspend", Now),
+    ("smart_hosts.*", LaterSection),
+    ("smart_hosts.*.kind", Now),
+    ("smart_hosts.*.host", Now),
+    ("smart_hosts.*.port", Now),
+    ("smart_hosts.*.tls", Now),
+    ("smart_hosts.*.verify_certificate", Now),
+    ("smart_hosts.*.username", Now),
+    ("smart_hosts.*.password", Now),
+    ("smart_hosts.*.from_filter", Now),
+    ("smart_hosts.*.priority", Now),
+    ("smart_hosts.*.active", Now),
+    ("smart_hosts.*.max_size", Now),
+    ("smart_hosts.*.pop_before_smtp", Now),
+    ("smart_hosts.*.debug", Now),
+    ("smart_hosts.*.oauth.provider", Now),
+    ("smart_hosts.*.oauth.flow", Now),
+    ("smart_hosts.*.oauth.tenant", Now),
+    ("smart_hosts.*.oauth.client_id", Now),
+    ("smart_hosts.*.oauth.client_secret", Now),
+    ("sender.default_from", Later(&["\"\""])),
+    ("sender.from_filter", Later(&["[]"])),
+    ("sender.reply_to", Later(&["\"keep_or_author\""])),
+    ("sender.return_path", Later(&["\"client\""])),
+    ("archive", LaterSection),
+    ("archive.path", Now),
+    ("archive.per", Now),
+    // trust
+    ("checks.spf", Now),
+    ("checks.dkim", Now),
+    ("checks.dmarc", Now),
+    ("checks.arc", Later(&["\"annotate\"", "\"off\""])),
+    ("checks.trusted_sealers", Later(&["[]"])),
+    ("checks.rdns", Later(&["\"annotate\"", "\"off\""])),
+    ("checks.dnsbl", Later(&["[]"])),
+    ("checks.milters", Later(&["[]"])),
+    ("checks.seal_forwards", Later(&["true", "false"])),
+    ("loops.period", Now),
+    ("loops.limit", Now),
+    ("loops.replies", Later(&["90"])),
+    ("loops.key", Now),
+    ("loops.on_limit", Now),
+    ("loops.max_hops", Now),
+    ("loops.trusted", Now),
+    ("loops.automatic", Now),
+    ("bounces.suppress_after", Later(&["5"])),
+    ("bounces.within", Later(&["\"30d\""])),
+    ("bounces.spread", Later(&["\"7d\""])),
+    ("bounces.hard_at_once", Later(&["false"])),
+    ("bounces.reset_on_inbound", Later(&["true"])),
+    // more doors
+    ("pickup.*.path", Now),
+    ("pickup.*.account", Now),
+    ("pickup.*.format", Later(&["\"auto\""])),
+    ("pickup.*.settle", Now),
+    ("pickup.*.done", Later(&["\"delete\""])),
+    ("pickup.*.max_per_minute", Later(&["0"])),
+    ("fetch.*", LaterSection),
+    ("fetch.*.protocol", Now),
+    ("fetch.*.host", Now),
+    ("fetch.*.tls", Now),
+    ("fetch.*.username", Now),
+    ("fetch.*.password", Now),
+    ("fetch.*.folder", Now),
+    ("fetch.*.interval", Now),
+    ("fetch.*.after", Now),
+    ("fetch.*.deliver_to", Now),
+    // running it
+    ("queue.durability", Now),
+    ("queue.min_free", Now),
+    ("queue.memory", Now),
+    ("limits.max_size", Now),
+    ("limits.max_recipients", Now),
+    ("limits.connections", Now),
+    ("limits.connections_per_ip", Now),
+    ("limits.connection_rate", Now),
+    ("limits.errors_per_session", Now),
+    ("limits.auth_failures", Now),
+    ("limits.command_timeout", Now),
+    ("limits.data_timeout", Now),
+    ("dns.nameservers", Now),
+    ("dns.timeout", Now),
+    ("admin.bind", Later(&["\"\""])),
+    ("admin.token", Idle("a string or a table")),
+    ("events.keep", Later(&["\"30d\""])),
+    ("events.log", Later(&["\"all\""])),
+    ("events.webhooks.*", LaterSection),
+    ("events.webhooks.*.url", Now),
+    ("events.webhooks.*.secret", Now),
+    ("events.webhooks.*.only", Now),
+    ("log.level", Now),
+    ("log.format", Now),
+];
+
+/// The paths of all known keys, each with whether this version supports it.
+pub fn known_keys() -> Vec<(&'static str, bool)> {
+    let later: Vec<&str> =
+        KEYS.iter().filter(|(_, support)| matches!(support, LaterSection)).map(|(path, _)| *path).collect();
+    let inside_later =
+        |path: &str| later.iter().any(|section| path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')));
+    KEYS.iter().map(|(path, support)| (*path, matches!(support, Now) && !inside_later(path))).collect()
+}
+
+/// The table above as a tree.
+#[derive(Default)]
+struct Known {
+    support: Option<Support>,
+    children: BTreeMap<&'static str, Known>,
+}
+
+impl Known {
+    fn all() -> Known {
+        let mut root = Known::default();
+        for (path, support) in KEYS {
+            let leaf = path.split('.').fold(&mut root, |node, name| node.children.entry(name).or_default());
+            leaf.support = Some(*support);
+        }
+        root
+    }
+
+    fn child(&self, name: &str) -> Option<&Known> {
+        self.children.get(name).or_else(|| self.children.get("*"))
+    }
+}
+
+/// Reports every key of `root` that is unknown or not supported yet.
+pub(super) fn check(root: &Table, report: &Report) {
+    let known = Known::all();
+    Check { known: &known, report }.table(root, &known, "", false);
+}
+
+struct Check<'a> {
+    known: &'a Known,
+    report: &'a Report,
+}
+
+impl Check<'_> {
+    /// `later`: inside a section that has been refused already, so only unknown keys are news.
+    fn table(&self, table: &Table, known: &Known, path: &str, later: bool) {
+        for (name, entry) in table.in_order() {
+            let key = join(path, name);
+            match known.child(name) {
+                Some(child) => self.entry(entry, child, &key, later),
+                None => self.unknown(name, entry, known, &key),
+            }
+        }
+    }
+
+    fn entry(&self, entry: &Entry, known: &Known, key: &str, later: bool) {
+        let value = &entry.node.value;
+        let mut later = later;
+        match known.support {
+            _ if later => {}
+            Some(LaterSection) if !is_empty(value) => {
+                let remedy = "Take this section out; the rest works without it.";
+                self.report.problem(ProblemKind::NotSupportedYet, &entry.key, key, "not supported yet", remedy);
+                later = true;
+            }
+            Some(Later(accepted)) => self.later_value(&entry.node, accepted, key),
+            Some(Idle(expected)) if !expected.contains(value.type_name()) => {
+                let what = format!("must be {expected}, not {}", value.type_name());
+                self.report.problem(
+                    ProblemKind::WrongType,
+                    &entry.node.place,
+                    key,
+                    what,
+                    "Correct it, or leave it out.",
+                );
+            }
+            _ => {}
+        }
+        if known.children.is_empty() {
+            return;
+        }
+        match value {
+            Value::Table(table) => self.table(table, known, key, later),
+            Value::Array(items) if matches!(known.support, Some(LaterSection)) => {
+                for item in items {
+                    if let Value::Table(table) = &item.value {
+                        self.table(table, known, key, later);
+                    }
+                }
+            }
+            other if !later => {
+                let what = format!("must be a section, not {}", other.type_name());
+                let remedy = format!("Write [{key}] on a line of its own and its keys below.");
+                self.report.problem(ProblemKind::WrongType, &entry.node.place, key, what, remedy);
+            }
+            _ => {}
+        }
+    }
+
+    fn later_value(&self, node: &Node, accepted: &[&str], key: &str) {
+        if accepted.iter().any(|text| literal(text).is_some_and(|value| value.same(&node.value))) {
+            return;
+        }
+        let remedy = match accepted {
+            [] => "Leave it out.".to_owned(),
+            [first, ..] => format!("Leave it out, or set it to {first}, which is the default."),
+        };
+        self.report.problem(ProblemKind::NotSupportedYet, &node.place, key, "not supported yet", remedy);
+    }
+
+    fn unknown(&self, name: &str, entry: &Entry, siblings: &Known, key: &str) {
+        let names: Vec<&str> = siblings.children.keys().copied().filter(|name| *name != "*").collect();
+        let remedy = if let Some(near) = nearest(name, names.iter().copied()) {
+            format!("Did you mean \"{near}\"?")
+        } else if let Some(home) = self.home(name) {
+            home
+        } else {
+            format!("Known here: {}.", names.join(", "))
+        };
+        self.report.problem(ProblemKind::UnknownKey, &entry.key, key, "unknown key", remedy);
+    }
+
+    /// Where a key of exactly this name belongs, if there is one place only.
+    fn home(&self, name: &str) -> Option<String> {
+        if self.known.children.contains_key(name) {
+            return Some("It belongs at the top of the file, before the first [section].".to_owned());
+        }
+        let ends = |path: &&str| path.rsplit_once('.').is_some_and(|(_, last)| last == name);
+        let mut homes = KEYS.iter().map(|(path, _)| *path).filter(ends);
+        let (first, second) = (homes.next()?, homes.next());
+        let section = first.rsplit_once('.').map(|(section, _)| section.replace('*', "NAME"))?;
+        second.is_none().then(|| format!("It belongs in [{section}]."))
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Table(table) => table.is_empty(),
+        _ => false,
+    }
+}
+
+/// The value of a TOML literal in [`KEYS`].
+fn literal(text: &str) -> Option<Value> {
+    let table = tree::parse("", 0, &format!("value = {text}"), &Report::default());
+    table.get("value").map(|entry| entry.node.value.clone())
+}

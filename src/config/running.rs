@@ -1,0 +1,79 @@
+//! Reads how the server runs: queue, limits, DNS, log.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::accounts::RECIPIENTS_MAX;
+use super::domains::MESSAGE_BYTES_MIN;
+use super::section::{Section, Wrong};
+use super::{Dns, Durability, Limits, Log, LogFormat, Queue, Rate};
+
+const MIB: u64 = 1 << 20;
+/// Enough for a few chunks of bodies.
+const MEMORY_BYTES_MIN: u64 = MIB;
+const CONNECTIONS_MAX: i64 = 1_000_000;
+const ERRORS_MAX: i64 = 1_000_000;
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+
+const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=TIMEOUT_MAX;
+
+pub(super) fn queue(root: &Section<'_>) -> Queue {
+    let section = root.section("queue");
+    let durabilities = [("sync", Durability::Sync), ("relaxed", Durability::Relaxed)];
+    let durability = section.choice("durability", &durabilities, Durability::Sync);
+    if durability == Durability::Relaxed {
+        section
+            .report
+            .warn("queue.durability is \"relaxed\": mail that was acknowledged can be lost when the power fails");
+    }
+    Queue {
+        durability,
+        min_free: section.size("min_free", 0, 1024 * MIB),
+        memory: section.size("memory", MEMORY_BYTES_MIN, 512 * MIB),
+    }
+}
+
+pub(super) fn limits(root: &Section<'_>) -> Limits {
+    let section = root.section("limits");
+    let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+    Limits {
+        max_size: section.size("max_size", MESSAGE_BYTES_MIN, 35 * MIB),
+        max_recipients: section.count("max_recipients", 1..=RECIPIENTS_MAX, 100),
+        connections: section.count("connections", 1..=CONNECTIONS_MAX, 10_000),
+        connections_per_ip: section.count("connections_per_ip", 1..=CONNECTIONS_MAX, 50),
+        connection_rate: section.rate("connection_rate", Rate { count: 60, per: minutes(1) }),
+        errors_per_session: section.count("errors_per_session", 1..=ERRORS_MAX, 10),
+        auth_failures: section.rate("auth_failures", Rate { count: 10, per: minutes(15) }),
+        command_timeout: section.duration("command_timeout", TIMEOUTS, minutes(5)),
+        data_timeout: section.duration("data_timeout", TIMEOUTS, minutes(10)),
+    }
+}
+
+pub(super) fn dns(root: &Section<'_>) -> Dns {
+    let section = root.section("dns");
+    let form = "a list of name servers such as [\"127.0.0.1:53\"]";
+    Dns {
+        nameservers: section.list("nameservers", form, read_nameserver).unwrap_or_default(),
+        timeout: section.duration("timeout", TIMEOUTS, Duration::from_secs(5)),
+    }
+}
+
+/// `ip` or `ip:port`.
+fn read_nameserver(text: &str) -> Result<SocketAddr, Wrong> {
+    let remedy = "Write an IP address, with a port if it is not 53, such as \"127.0.0.1:5353\".";
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, 53));
+    }
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+    address.ok_or_else(|| Wrong::value(format!("{text:?} is not the address of a name server"), remedy))
+}
+
+pub(super) fn log(root: &Section<'_>) -> Log {
+    let section = root.section("log");
+    let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    Log {
+        level: section.choice("level", &levels, "info").to_owned(),
+        format: section.choice("format", &formats, LogFormat::Text),
+    }
+}

@@ -1,0 +1,130 @@
+//! Reads whom to believe: checks of inbound mail, loop limits, pickup folders.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::destinations::Names;
+use super::nearest::nearest;
+use super::problem::ProblemKind;
+use super::section::{Item, Section, Wrong, read_address_or_domain};
+use super::{Account, AddressOrDomain, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup};
+
+const LOOP_LIMIT_MAX: i64 = 1_000_000;
+const HOPS_MAX: i64 = 1000;
+const LOOP_PERIOD: Duration = Duration::from_secs(60 * 60);
+const LOOP_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
+const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE_MAX: Duration = Duration::from_secs(86_400);
+
+const TRUSTED_FORM: &str = "a list of addresses, domains and account names such as [\"monitor@example.com\"]";
+
+pub(super) fn checks(root: &Section<'_>) -> Checks {
+    let section = root.section("checks");
+    let modes = [("off", CheckMode::Off), ("annotate", CheckMode::Annotate), ("reject", CheckMode::Reject)];
+    let dmarc = [("off", DmarcMode::Off), ("annotate", DmarcMode::Annotate), ("enforce", DmarcMode::Enforce)];
+    Checks {
+        spf: section.choice("spf", &modes, CheckMode::Annotate),
+        dkim: section.choice("dkim", &modes, CheckMode::Annotate),
+        dmarc: section.choice("dmarc", &dmarc, DmarcMode::Enforce),
+    }
+}
+
+pub(super) fn loops(root: &Section<'_>, names: &Names) -> Loops {
+    let section = root.section("loops");
+    let keys = [("sender+alias", LoopKey::SenderAndAlias), ("alias", LoopKey::Alias)];
+    let on_limit = [
+        ("reject", OnLimit::Reject),
+        ("hold", OnLimit::Hold),
+        ("discard", OnLimit::Discard),
+        ("defer", OnLimit::Defer),
+    ];
+    let automatic = [
+        ("accept", OnAutomatic::Accept),
+        ("hold", OnAutomatic::Hold),
+        ("discard", OnAutomatic::Discard),
+        ("reject", OnAutomatic::Reject),
+    ];
+    let trusted = section.list("trusted", TRUSTED_FORM, |text| read_trusted(text, names)).unwrap_or_default();
+    let (trusted, trusted_accounts) = split(trusted);
+    Loops {
+        period: section.duration("period", Duration::from_secs(1)..=LOOP_PERIOD_MAX, LOOP_PERIOD),
+        limit: section.count("limit", 0..=LOOP_LIMIT_MAX, 5),
+        key: section.choice("key", &keys, LoopKey::SenderAndAlias),
+        on_limit: section.choice("on_limit", &on_limit, OnLimit::Reject),
+        max_hops: section.count("max_hops", 1..=HOPS_MAX, 50),
+        trusted,
+        trusted_accounts,
+        automatic: section.choice("automatic", &automatic, OnAutomatic::Accept),
+    }
+}
+
+enum Trusted {
+    Sender(AddressOrDomain),
+    Account(String),
+}
+
+fn split(trusted: Vec<Trusted>) -> (Vec<AddressOrDomain>, Vec<String>) {
+    let (mut senders, mut accounts) = (Vec::new(), Vec::new());
+    for entry in trusted {
+        match entry {
+            Trusted::Sender(sender) => senders.push(sender),
+            Trusted::Account(name) => accounts.push(name),
+        }
+    }
+    (senders, accounts)
+}
+
+/// An account's name comes first; a word without @ and dot can be nothing else.
+fn read_trusted(text: &str, names: &Names) -> Result<Trusted, Wrong> {
+    if names.accounts.contains(text) {
+        return Ok(Trusted::Account(text.to_owned()));
+    }
+    if !text.contains(['@', '.']) {
+        return Err(no_account(text, names));
+    }
+    read_address_or_domain(text).map(Trusted::Sender)
+}
+
+fn no_account(text: &str, names: &Names) -> Wrong {
+    let remedy = match nearest(text, names.accounts.iter().map(String::as_str)) {
+        Some(near) => format!("Did you mean \"{near}\"?"),
+        None => format!("Add [accounts.{text}], or name another account."),
+    };
+    Wrong::reference(format!("there is no account named {text:?}"), remedy)
+}
+
+pub(super) fn pickup(
+    root: &Section<'_>,
+    accounts: &BTreeMap<String, Account>,
+    names: &Names,
+) -> BTreeMap<String, Pickup> {
+    let mut folders = BTreeMap::new();
+    let mut paths = BTreeSet::new();
+    for (name, section) in root.section("pickup").named() {
+        if !section.exists() {
+            continue;
+        }
+        let settle = section.duration("settle", Duration::ZERO..=SETTLE_MAX, SETTLE);
+        let path = section.required("path", "Add the folder, such as path = \"/var/spool/postrider/pickup\".");
+        let path = path.and_then(|item| item.absolute_path().map(|path| (item, path)));
+        let account = section.required("account", "Name the account whose rights apply.");
+        let account = account.and_then(|item| pickup_account(&item, accounts, names));
+        let (Some((item, path)), Some(account)) = (path, account) else { continue };
+        if !paths.insert(path.clone()) {
+            item.problem(ProblemKind::Duplicate, "another pickup uses this folder", "Give each a folder of its own.");
+        }
+        folders.insert(name.to_owned(), Pickup { path, account, settle });
+    }
+    folders
+}
+
+fn pickup_account(item: &Item<'_>, accounts: &BTreeMap<String, Account>, names: &Names) -> Option<String> {
+    let name = item.string("a string")?;
+    if !names.accounts.contains(name) {
+        item.wrong(no_account(name, names));
+    } else if accounts.get(name).is_some_and(|account| !account.active) {
+        let remedy = "Name an active account, or set active = true there.";
+        item.problem(ProblemKind::BadValue, format!("the account {name:?} is not active"), remedy);
+    }
+    Some(name.to_owned())
+}

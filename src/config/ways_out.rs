@@ -1,0 +1,88 @@
+//! Reads how mail leaves.
+
+use std::time::Duration;
+
+use super::problem::ProblemKind;
+use super::section::{Item, Section, read_domain};
+use super::value::{DURATION_FORM, DURATION_SECONDS_MAX, parse_duration};
+use super::{Delivery, OutboundTls, Retry, WayOut};
+use crate::message::Domain;
+
+const CONNECTIONS_MAX: i64 = 1_000_000;
+const ATTEMPTS_MAX: i64 = 1_000_000;
+/// Steps of the retry schedule.
+const SCHEDULE_STEPS_MAX: usize = 100;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+/// Seconds: 1m 5m 15m 30m 1h 2h 4h.
+const SCHEDULE: [u64; 7] = [MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR];
+
+const SCHEDULE_FORM: &str = "a list of durations such as [\"1m\", \"5m\", \"1h\"]";
+
+const ANY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(DURATION_SECONDS_MAX);
+
+pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<Delivery> {
+    let section = root.section("delivery");
+    let ways = [("direct", WayOut::Direct), ("capture", WayOut::Capture)];
+    let default = section.item("default").and_then(|item| item.choice(&ways, &["smart_hosts", "file"]));
+    let helo_name = section.item("helo_name").and_then(|item| helo_name(&item));
+    let concurrency = section.count("concurrency", 1..=CONNECTIONS_MAX, 500);
+    let mx_port = section.count("mx_port", 1..=65_535, 25);
+    let allow_private_addresses = section.boolean("allow_private_addresses", false);
+    let retry = retry(&section.section("retry"));
+    let policies = [("opportunistic", OutboundTls::Opportunistic), ("required", OutboundTls::Required)];
+    let tls = section.section("tls").choice("policy", &policies, OutboundTls::Opportunistic);
+    Some(Delivery {
+        default: default.unwrap_or(WayOut::Direct),
+        helo_name: helo_name.or_else(|| hostname.cloned())?,
+        concurrency,
+        mx_port,
+        allow_private_addresses,
+        retry,
+        tls,
+    })
+}
+
+/// Empty: as if it were not there.
+fn helo_name(item: &Item<'_>) -> Option<Domain> {
+    item.read("a domain", |text| if text.is_empty() { Ok(None) } else { read_domain(text).map(Some) }).flatten()
+}
+
+fn retry(section: &Section<'_>) -> Retry {
+    let schedule = section.item("schedule").and_then(|item| schedule(&item));
+    let delay_notice = match section.item("delay_notice") {
+        None => Some(Duration::from_secs(4 * HOUR)),
+        Some(item) => delay_notice(&item),
+    };
+    Retry {
+        schedule: schedule.unwrap_or_else(|| SCHEDULE.into_iter().map(Duration::from_secs).collect()),
+        expire: section.duration("expire", ANY, Duration::from_secs(5 * DAY)),
+        delay_notice,
+        max_attempts: section.count("max_attempts", 0..=ATTEMPTS_MAX, 0),
+    }
+}
+
+fn schedule(item: &Item<'_>) -> Option<Vec<Duration>> {
+    let elements = item.elements(SCHEDULE_FORM)?;
+    if elements.is_empty() || elements.len() > SCHEDULE_STEPS_MAX {
+        let what = format!("the schedule needs 1 to {SCHEDULE_STEPS_MAX} steps");
+        item.problem(ProblemKind::BadValue, what, format!("Write {SCHEDULE_FORM}."));
+        return None;
+    }
+    Some(elements.iter().filter_map(|element| element.duration(ANY)).collect())
+}
+
+fn delay_notice(item: &Item<'_>) -> Option<Duration> {
+    let text = item.string("a duration or \"never\"")?;
+    if text == "never" {
+        return None;
+    }
+    if parse_duration(text).is_none() {
+        let remedy = format!("{DURATION_FORM} \"never\" turns it off.");
+        item.problem(ProblemKind::BadValue, format!("{text:?} is neither a duration nor \"never\""), remedy);
+        return None;
+    }
+    item.duration(ANY)
+}

@@ -1,0 +1,258 @@
+//! One attempt at one job: host after host until every recipient's fate is known or nobody is left
+//! to ask.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::addresses::Refused;
+use super::client::Client;
+use super::commands::{Mail, MailRecipient, Smtputf8};
+use super::connection::Connection;
+use super::step::{Stage, Tls, Trouble};
+use super::{SmtpTransport, mx, tls};
+use crate::config::OutboundTls;
+use crate::delivery::{Body, Job, Outcome};
+use crate::message::Domain;
+use crate::queue::record::Failure;
+
+/// An attempt takes no longer, hosts, addresses and all. A server that is slow but moving gets most
+/// of it; one that trickles does not hold a connection for days.
+const ATTEMPT_MAX: Duration = Duration::from_secs(60 * 60);
+/// A TCP connection that is not there by then is tried elsewhere.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// RCPT commands of one transaction; more recipients go in further ones on the same connection
+/// (RFC 5321 4.5.3.1.8 makes every server take 100).
+const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
+
+pub async fn run(transport: &SmtpTransport, job: &Job) -> Vec<(u32, Outcome)> {
+    let mut attempt = Attempt {
+        transport,
+        job,
+        outcomes: job.recipients.iter().map(|_| None).collect(),
+        traits: Traits::of(job),
+        deadline: Instant::now() + ATTEMPT_MAX,
+        worst: None,
+        tries: 0,
+    };
+    if let Some((_, first)) = job.recipients.first() {
+        attempt.at_domain(first.address.domain()).await;
+    }
+    attempt.finish()
+}
+
+struct Attempt<'a> {
+    transport: &'a SmtpTransport,
+    job: &'a Job,
+    /// One per recipient of the job, in their order.
+    outcomes: Vec<Option<Outcome>>,
+    traits: Traits,
+    deadline: Instant,
+    /// Of the hosts that did not do, the one that got furthest; the first of equals.
+    worst: Option<Trouble>,
+    /// Connections tried in vain.
+    tries: usize,
+}
+
+impl Attempt<'_> {
+    async fn at_domain(&mut self, domain: &Domain) {
+        let hosts = match timeout_at(self.deadline, self.transport.hosts(domain)).await {
+            Ok(Ok(hosts)) => hosts,
+            Ok(Err(outcome)) => return self.decide_rest(&outcome),
+            // The attempt's time was used up by the name servers; `finish` says so.
+            Err(_) => return,
+        };
+        let mut forbidden = None;
+        for host in &hosts {
+            if self.undecided().is_empty() || Instant::now() >= self.deadline {
+                return;
+            }
+            self.at_host(host, &mut forbidden).await;
+        }
+        // Nothing was tried, for reasons that will not pass.
+        if self.worst.is_none() {
+            let outcome = match forbidden {
+                Some((host, ip, reason)) => mx::all_refused(domain, &host, ip, reason),
+                None => mx::no_addresses(domain, &hosts),
+            };
+            self.decide_rest(&outcome);
+        }
+    }
+
+    async fn at_host(&mut self, host: &Domain, forbidden: &mut Option<(Domain, IpAddr, Refused)>) {
+        let found = match timeout_at(self.deadline, self.transport.addresses(host)).await {
+            Ok(found) => found,
+            Err(_) => Err(format!("the addresses of {host} could not be looked up in time")),
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(reason) => {
+                return self.note(Trouble::new(Stage::Address, Failure::local("4.4.3", host.as_str(), reason)));
+            }
+        };
+        if let (None, Some((ip, reason))) = (&forbidden, found.refused.first()) {
+            *forbidden = Some((host.clone(), *ip, *reason));
+        }
+        for ip in found.usable {
+            if self.undecided().is_empty() || Instant::now() >= self.deadline {
+                return;
+            }
+            self.at_address(host, ip).await;
+        }
+    }
+
+    /// With TLS as the policy has it; where that is broken and nothing demands it, once more without.
+    async fn at_address(&mut self, host: &Domain, ip: IpAddr) {
+        let first = match self.transport.settings.tls {
+            OutboundTls::Opportunistic => Tls::IfOffered,
+            OutboundTls::Required => Tls::Required,
+        };
+        let Err(trouble) = self.at_connection(host, ip, first).await else { return };
+        let in_clear = trouble.clear_may_help;
+        self.note(trouble);
+        if in_clear && let Err(trouble) = self.at_connection(host, ip, Tls::Never).await {
+            self.note(trouble);
+        }
+    }
+
+    async fn at_connection(&mut self, host: &Domain, ip: IpAddr, mode: Tls) -> Result<(), Trouble> {
+        let mut connection = self.connect(host, ip, mode).await?;
+        let undecided = self.undecided();
+        for some in undecided.chunks(RECIPIENTS_PER_TRANSACTION_MAX) {
+            let mail = self.mail(some);
+            let sent = connection.send(mail, &self.job.body, self.deadline).await;
+            for (number, outcome) in sent.decided {
+                self.decide(number, outcome);
+            }
+            if let Some(trouble) = sent.trouble {
+                return Err(trouble);
+            }
+        }
+        connection.quit().await;
+        Ok(())
+    }
+
+    async fn connect(&self, host: &Domain, ip: IpAddr, mode: Tls) -> Result<Connection, Trouble> {
+        let transport = self.transport;
+        let address = SocketAddr::new(ip, transport.settings.mx_port);
+        let peer = peer_text(host, address);
+        let connecting = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        };
+        let stream: std::io::Result<TcpStream> = match timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(result) => result,
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        let stream = stream.map_err(|error| {
+            let reason = format!("could not connect to {peer}: {error}");
+            Trouble::new(Stage::Connect, Failure::local("4.4.1", &peer, reason))
+        })?;
+        let client = Client::new(peer, transport.settings.helo_name.clone(), mode, transport.timeouts);
+        let name = tls::server_name(host, ip);
+        Connection::open(Box::new(stream), client, &transport.connector.0, name, self.deadline).await
+    }
+
+    fn mail(&self, some: &[usize]) -> Mail {
+        let recipients = some.iter().filter_map(|at| self.job.recipients.get(*at));
+        let message = &self.job.message;
+        Mail {
+            mail_from: message.mail_from.clone(),
+            size: self.job.body.len() as u64,
+            eight_bit: self.traits.eight_bit,
+            smtputf8: self.traits.smtputf8,
+            dsn: message.dsn.clone(),
+            recipients: recipients
+                .map(|(number, recipient)| MailRecipient {
+                    number: *number,
+                    address: recipient.address.clone(),
+                    notify: recipient.notify,
+                    original: recipient.original.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    fn undecided(&self) -> Vec<usize> {
+        let open = self.outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_none());
+        open.map(|(at, _)| at).collect()
+    }
+
+    fn decide(&mut self, number: u32, outcome: Outcome) {
+        let recipients = self.job.recipients.iter().zip(&mut self.outcomes);
+        for (_, slot) in recipients.filter(|((known, _), _)| *known == number) {
+            slot.get_or_insert_with(|| outcome.clone());
+        }
+    }
+
+    fn decide_rest(&mut self, outcome: &Outcome) {
+        for slot in &mut self.outcomes {
+            slot.get_or_insert_with(|| outcome.clone());
+        }
+    }
+
+    fn note(&mut self, trouble: Trouble) {
+        self.tries += 1;
+        if self.worst.as_ref().is_none_or(|worst| trouble.stage > worst.stage) {
+            self.worst = Some(trouble);
+        }
+    }
+
+    fn finish(mut self) -> Vec<(u32, Outcome)> {
+        let mut why = match self.worst.take() {
+            Some(trouble) => trouble.failure,
+            None => Failure::local("4.4.7", "", "the attempt took too long and was given up"),
+        };
+        match self.tries {
+            0 | 1 => {}
+            2 => why.reason += "; one other try did no better",
+            tries => why.reason += &format!("; {} other tries did no better", tries - 1),
+        }
+        self.decide_rest(&Outcome::Defer { why, not_before_secs: None });
+        let numbers = self.job.recipients.iter().map(|(number, _)| *number);
+        numbers.zip(self.outcomes.into_iter().flatten()).collect()
+    }
+}
+
+/// `mx1.example.com [192.0.2.1]:25`; an address literal is not said twice.
+fn peer_text(host: &Domain, address: SocketAddr) -> String {
+    let place = format!("[{}]:{}", address.ip(), address.port());
+    if host.literal().is_some() { place } else { format!("{host} {place}") }
+}
+
+/// What the content asks of a server.
+#[derive(Clone, Copy, Debug)]
+struct Traits {
+    eight_bit: bool,
+    smtputf8: Smtputf8,
+}
+
+impl Traits {
+    fn of(job: &Job) -> Traits {
+        let eight_bit = job.body.chunks.iter().any(|chunk| !chunk.is_ascii());
+        let smtputf8 = match job.message.smtputf8 {
+            false => Smtputf8::No,
+            true if eight_bit && !has_ascii_header(&job.body) => Smtputf8::Needed,
+            true => Smtputf8::Welcome,
+        };
+        Traits { eight_bit, smtputf8 }
+    }
+}
+
+/// The header ends at the first empty line.
+fn has_ascii_header(body: &Body) -> bool {
+    let mut line_is_empty = true;
+    for byte in body.chunks.iter().flatten() {
+        match byte {
+            b'\r' => {}
+            b'\n' if line_is_empty => return true,
+            b'\n' => line_is_empty = true,
+            0..=127 => line_is_empty = false,
+            _ => return false,
+        }
+    }
+    true
+}

@@ -1,0 +1,486 @@
+//! Our side of an SMTP conversation, as a state machine: replies in, steps out. No socket, no clock.
+//!
+//! Promises: a recipient's fate is decided only by a reply to a command about it, in order; a message
+//! counts as delivered only after the reply to its final dot; a connection that is lost between the
+//! dot and that reply leaves the fate unsure and says so. What goes wrong with the host (greeting,
+//! EHLO, STARTTLS, 421 anywhere, nonsense) is [`Trouble`] of the host and never fails the mail.
+//!
+//! ```text
+//!  Greeting → Ehlo → [StartTls → Handshake → Ehlo] → Idle → Envelope → Content → Dot → Idle …
+//!                └→ Helo (RFC 5321 3.2)                         └→ EmptyDot (RFC 2920 3.1) ┘
+//! ```
+//!
+//! Leaves out: CHUNKING, AUTH (smart hosts), LMTP.
+
+use std::time::Duration;
+
+use super::commands::{Mail, write_mail, write_rcpt};
+use super::extensions::{Extensions, SizeOffer};
+use super::replies::RawReply;
+use super::step::{Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
+use super::transaction::{Command, Fate, Transaction};
+use crate::delivery::{Delivered, Outcome};
+use crate::message::Domain;
+use crate::queue::record::Failure;
+use crate::smtp::Reply;
+use crate::smtp::wire::Flaw;
+
+/// One conversation.
+#[derive(Debug)]
+pub struct Client {
+    /// `mx1.example.com [192.0.2.1]:25`
+    peer: String,
+    helo: Domain,
+    tls: Tls,
+    timeouts: Timeouts,
+    /// Version and cipher, once under TLS.
+    secured: Option<String>,
+    offers: Extensions,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Greeting,
+    Ehlo,
+    Helo,
+    StartTls,
+    Handshake,
+    /// `reset`: the last transaction was not ended by a dot, so RSET comes before the next.
+    Idle {
+        reset: bool,
+    },
+    Envelope(Transaction),
+    Content(Transaction),
+    Dot(Transaction),
+    /// 354 although nobody is left to receive: an empty message ends it (RFC 2920 3.1).
+    EmptyDot(Transaction),
+    Closed,
+}
+
+impl Client {
+    pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
+        let offers = Extensions::default();
+        Client { peer, helo, tls, timeouts, secured: None, offers, state: State::Greeting }
+    }
+
+    /// The first step: wait for the greeting.
+    pub fn start(&self) -> Step {
+        Step::Talk { send: Vec::new(), timeout: self.timeouts.greeting }
+    }
+
+    /// A reply has come.
+    pub fn reply(&mut self, raw: RawReply) -> Step {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Greeting => self.on_greeting(raw),
+            State::Ehlo => self.on_ehlo(raw),
+            State::Helo => self.on_helo(raw),
+            State::StartTls => self.on_starttls(raw),
+            State::Envelope(transaction) => self.on_envelope(transaction, raw.parsed()),
+            State::Dot(transaction) => self.on_dot(transaction, raw.parsed()),
+            State::EmptyDot(transaction) => self.finish(transaction, false),
+            // Nothing was asked.
+            State::Handshake | State::Idle { .. } | State::Content(_) | State::Closed => {
+                Step::Over(self.lost(Loss::Desync))
+            }
+        }
+    }
+
+    fn on_greeting(&mut self, raw: RawReply) -> Step {
+        match raw.code {
+            220 => self.hello(),
+            400.. => self.refused_by_host(Stage::Greeting, "greeted with", &raw.plain()),
+            _ => self.nonsense(Stage::Greeting, "greeted with", &raw.plain()),
+        }
+    }
+
+    fn hello(&mut self) -> Step {
+        self.state = State::Ehlo;
+        self.talk(format!("EHLO {}\r\n", self.helo))
+    }
+
+    fn talk(&self, command: String) -> Step {
+        Step::Talk { send: command.into_bytes(), timeout: self.timeouts.command }
+    }
+
+    fn on_ehlo(&mut self, raw: RawReply) -> Step {
+        match raw.code {
+            250 => {
+                self.offers = Extensions::parse(raw.lines.iter().map(String::as_str));
+                self.after_hello()
+            }
+            500..=599 => {
+                self.state = State::Helo;
+                self.talk(format!("HELO {}\r\n", self.helo))
+            }
+            400.. => self.refused_by_host(Stage::Hello, "answered EHLO with", &raw.parsed()),
+            _ => self.nonsense(Stage::Hello, "answered EHLO with", &raw.plain()),
+        }
+    }
+
+    fn on_helo(&mut self, raw: RawReply) -> Step {
+        match raw.code {
+            250 => {
+                self.offers = Extensions::default();
+                self.after_hello()
+            }
+            400.. => self.refused_by_host(Stage::Hello, "answered HELO with", &raw.parsed()),
+            _ => self.nonsense(Stage::Hello, "answered HELO with", &raw.plain()),
+        }
+    }
+
+    fn after_hello(&mut self) -> Step {
+        if self.secured.is_none() && self.tls != Tls::Never && self.offers.starttls {
+            self.state = State::StartTls;
+            return self.talk("STARTTLS\r\n".to_owned());
+        }
+        if self.secured.is_none() && self.tls == Tls::Required {
+            let reason = format!("{} does not offer TLS, which delivery.tls.policy = \"required\" demands", self.peer);
+            return self.over(Stage::Tls, self.local("4.7.10", reason));
+        }
+        self.state = State::Idle { reset: false };
+        Step::Ready
+    }
+
+    fn on_starttls(&mut self, raw: RawReply) -> Step {
+        if raw.code == 220 {
+            self.state = State::Handshake;
+            return Step::StartTls;
+        }
+        let mut failure = Failure::refused(&self.peer, raw.parsed());
+        failure.reason = format!("{} offered STARTTLS and answered it with: {}", self.peer, raw.parsed());
+        failure.status = "4.7.10".into();
+        // 421 closes the service as a whole; anything else is about TLS.
+        let trouble = self.tls_trouble(failure, raw.code != 421);
+        Step::Over(Over { decided: Vec::new(), trouble })
+    }
+
+    /// The handshake is done; what the server said before it is forgotten (RFC 3207 4.2).
+    pub fn secured(&mut self, description: String) -> Step {
+        self.secured = Some(description);
+        self.offers = Extensions::default();
+        self.hello()
+    }
+
+    pub fn handshake_failed(&mut self, why: &str) -> Trouble {
+        let reason = format!("the TLS handshake with {} failed: {why}", self.peer);
+        self.tls_trouble(self.local("4.7.5", reason), true)
+    }
+
+    fn tls_trouble(&mut self, failure: Failure, tls_at_fault: bool) -> Trouble {
+        self.state = State::Closed;
+        let clear_may_help = tls_at_fault && self.tls == Tls::IfOffered;
+        Trouble { stage: Stage::Tls, failure, clear_may_help }
+    }
+
+    /// Offers a message to the server. Only when [`Step::Ready`] or [`Step::Done`] has been given.
+    pub fn begin(&mut self, mail: Mail) -> Step {
+        let State::Idle { reset } = self.state else { return Step::Over(self.lost(Loss::Desync)) };
+        let mut transaction = Transaction::new(mail);
+        let mail = &transaction.mail;
+        for (fate, recipient) in transaction.fates.iter_mut().zip(&mail.recipients) {
+            let needs_smtputf8 = mail.needs_smtputf8() || recipient.address.needs_smtputf8();
+            if let Some(failure) = self.unfit(mail, needs_smtputf8) {
+                *fate = Fate::Decided(Outcome::Fail(failure));
+            }
+        }
+        let open = transaction.open();
+        if open.is_empty() {
+            return self.finish(transaction, reset);
+        }
+        transaction.unsent.extend(reset.then_some(Command::Reset));
+        transaction.unsent.push_back(Command::Mail);
+        transaction.unsent.extend(open.into_iter().map(Command::Rcpt));
+        transaction.unsent.push_back(Command::Data);
+        self.proceed(transaction)
+    }
+
+    /// What this server has told us that it cannot take.
+    fn unfit(&self, mail: &Mail, needs_smtputf8: bool) -> Option<Failure> {
+        match self.offers.size {
+            Some(SizeOffer::Max(max)) if mail.size > max => {
+                let reason = format!("{} takes messages of up to {max} bytes; this one has {}", self.peer, mail.size);
+                return Some(self.local("5.3.4", reason));
+            }
+            _ => {}
+        }
+        let reason = "cannot take addresses or header fields outside ASCII (it does not offer SMTPUTF8)";
+        (needs_smtputf8 && !self.offers.smtputf8).then(|| self.local("5.6.7", format!("{} {reason}", self.peer)))
+    }
+
+    /// Sends what can be sent now: all commands at once under PIPELINING, else the next.
+    fn proceed(&mut self, mut transaction: Transaction) -> Step {
+        let mut send = Vec::new();
+        if transaction.unanswered.is_empty() {
+            while let Some(command) = transaction.unsent.pop_front() {
+                if !self.offers.pipelining && transaction.is_pointless(command) {
+                    continue;
+                }
+                self.write_command(&transaction.mail, command, &mut send);
+                transaction.unanswered.push_back(command);
+                if !self.offers.pipelining {
+                    break;
+                }
+            }
+        }
+        let timeout = match transaction.unanswered.front() {
+            None => return self.finish(transaction, true),
+            Some(Command::Reset) => self.timeouts.command,
+            Some(Command::Mail) => self.timeouts.mail,
+            Some(Command::Rcpt(_)) => self.timeouts.rcpt,
+            Some(Command::Data) => self.timeouts.data,
+        };
+        self.state = State::Envelope(transaction);
+        Step::Talk { send, timeout }
+    }
+
+    fn write_command(&self, mail: &Mail, command: Command, out: &mut Vec<u8>) {
+        match command {
+            Command::Reset => out.extend_from_slice(b"RSET\r\n"),
+            Command::Mail => write_mail(mail, &self.offers, out),
+            Command::Rcpt(at) => {
+                if let Some(recipient) = mail.recipients.get(at) {
+                    write_rcpt(recipient, &self.offers, out);
+                }
+            }
+            Command::Data => out.extend_from_slice(b"DATA\r\n"),
+        }
+    }
+
+    fn on_envelope(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
+        let Some(command) = transaction.unanswered.pop_front() else {
+            return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
+        };
+        let is_data = matches!(command, Command::Data);
+        let makes_sense = if is_data { reply.code == 354 || reply.code >= 400 } else { reply.code / 100 != 3 };
+        if reply.code == 421 || !makes_sense {
+            let failure = self.host_failure(&format!("answered {} with", command.name()), &reply);
+            return Step::Over(self.abandon(transaction, failure));
+        }
+        match command {
+            Command::Reset if !reply.is_positive() => {
+                let failure = self.host_failure("answered RSET with", &reply);
+                return Step::Over(self.abandon(transaction, failure));
+            }
+            Command::Reset => {}
+            Command::Mail if !reply.is_positive() => {
+                // RFC 3207 4: the server wants TLS (or AUTH) and says so only now. We have just been
+                // unable to give it TLS, which is no fault of the mail.
+                if reply.code == 530 && self.tls == Tls::Never {
+                    let failure = self.host_failure("answered MAIL with", &reply);
+                    return Step::Over(self.abandon(transaction, failure));
+                }
+                transaction.mail_refused = true;
+                transaction.decide_open(|| self.refusal(&reply));
+            }
+            Command::Mail => {}
+            Command::Rcpt(at) => self.on_rcpt(&mut transaction, at, &reply),
+            Command::Data => return self.on_data(transaction, reply),
+        }
+        self.proceed(transaction)
+    }
+
+    fn on_rcpt(&self, transaction: &mut Transaction, at: usize, reply: &Reply) {
+        if transaction.mail_refused {
+            transaction.confused |= reply.is_positive();
+            return;
+        }
+        let fate = match reply.is_positive() {
+            true => Fate::Accepted,
+            false => Fate::Decided(self.rcpt_refusal(reply)),
+        };
+        if let Some(slot) = transaction.fates.get_mut(at) {
+            *slot = fate;
+        }
+    }
+
+    fn on_data(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
+        if reply.code != 354 {
+            // If nobody was accepted this answers nothing that is still open.
+            transaction.decide_accepted(|| self.refusal(&reply));
+            return self.finish(transaction, true);
+        }
+        if transaction.has_accepted() {
+            self.state = State::Content(transaction);
+            return Step::Content;
+        }
+        if transaction.confused {
+            // An empty message would reach those that it accepted.
+            return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
+        }
+        self.state = State::EmptyDot(transaction);
+        Step::Talk { send: b".\r\n".to_vec(), timeout: self.timeouts.dot }
+    }
+
+    /// The last block of content, with the final dot in it: from here on the message may have arrived.
+    pub fn end_content(&mut self, last_block: Vec<u8>) -> Step {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Content(transaction) => {
+                self.state = State::Dot(transaction);
+                Step::Talk { send: last_block, timeout: self.timeouts.dot }
+            }
+            _ => Step::Over(self.lost(Loss::Desync)),
+        }
+    }
+
+    fn on_dot(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
+        match reply.code {
+            // The server said that it did not take the mail, and that it is closing.
+            421 => {
+                let failure = self.host_failure("answered the message with", &reply);
+                Step::Over(self.abandon(transaction, failure))
+            }
+            300..=399 => Step::Over(self.unsure(transaction, &format!("answered the message with nonsense ({reply})"))),
+            200..=299 => {
+                let delivered = Delivered { to: self.peer.clone(), reply: Some(reply), tls: self.secured.clone() };
+                transaction.decide_accepted(|| Outcome::Delivered(delivered.clone()));
+                self.finish(transaction, false)
+            }
+            _ => {
+                transaction.decide_accepted(|| self.refusal(&reply));
+                self.finish(transaction, false)
+            }
+        }
+    }
+
+    fn finish(&mut self, mut transaction: Transaction, reset: bool) -> Step {
+        // Nothing is left open here; should it be, the mail waits rather than gets lost.
+        transaction.decide_open(|| self.deferred(self.local("4.5.0", self.desync())));
+        self.state = State::Idle { reset };
+        Step::Done(transaction.decided())
+    }
+
+    /// The goodbye, and how long to wait for its echo.
+    pub fn quit(&mut self) -> (&'static [u8], Duration) {
+        self.state = State::Closed;
+        (b"QUIT\r\n", self.timeouts.quit)
+    }
+
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// The connection failed.
+    pub fn lost(&mut self, loss: Loss) -> Over {
+        let state = std::mem::replace(&mut self.state, State::Closed);
+        let (what, mut failure) = self.describe(loss);
+        let (stage, when) = match &state {
+            State::Greeting => (Stage::Greeting, "instead of greeting"),
+            State::Ehlo | State::Helo if self.secured.is_some() => (Stage::Tls, "right after the TLS handshake"),
+            State::Ehlo | State::Helo => (Stage::Hello, "instead of answering EHLO"),
+            State::StartTls | State::Handshake => (Stage::Tls, "instead of answering STARTTLS"),
+            State::Envelope(_) => (Stage::Transaction, "before the envelope was through"),
+            State::Content(_) => (Stage::Transaction, "before the message was through"),
+            State::Dot(_) | State::EmptyDot(_) => (Stage::Transaction, "instead of answering the message"),
+            State::Idle { .. } | State::Closed => (Stage::Hello, "between messages"),
+        };
+        failure.reason = format!("{} {what} {when}", self.peer);
+        match state {
+            State::Dot(transaction) => self.unsure(transaction, &format!("{what} {when}")),
+            State::Envelope(transaction) | State::Content(transaction) | State::EmptyDot(transaction) => {
+                self.abandon(transaction, failure)
+            }
+            _ if stage == Stage::Tls => Over { decided: Vec::new(), trouble: self.tls_trouble(failure, true) },
+            _ => Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) },
+        }
+    }
+
+    /// What happened, as the middle of a sentence, and a failure whose reason is still to be written.
+    fn describe(&self, loss: Loss) -> (String, Failure) {
+        let lost = |text: &str| (text.to_owned(), self.local("4.4.2", ""));
+        match loss {
+            Loss::Closed => lost("closed the connection"),
+            Loss::Broken(error) => lost(&format!("was cut off ({error})")),
+            Loss::TimedOut => lost("said nothing in time"),
+            Loss::Garbage(error) => (format!("sent {error}"), self.local("4.5.0", "")),
+            Loss::Desync => ("sent more replies than it was given commands".into(), self.local("4.5.0", "")),
+            Loss::Interrupted(None) => ("interrupted".into(), self.local("4.5.0", "")),
+            Loss::Interrupted(Some(raw)) => {
+                let what = format!("interrupted with \"{}\"", raw.parsed());
+                (what, self.host_failure("interrupted with", &raw.parsed()))
+            }
+        }
+    }
+
+    /// The dot went out and no verdict came back: tried again later, but at no other host now.
+    fn unsure(&mut self, mut transaction: Transaction, what: &str) -> Over {
+        let reason = format!("{} {what}; the message may have arrived", self.peer);
+        let failure = Failure { unsure: true, ..self.local("4.4.2", reason) };
+        transaction.decide_accepted(|| self.deferred(failure.clone()));
+        self.abandon(transaction, failure)
+    }
+
+    /// The content must not be ended, because another server could read it as two messages. No host
+    /// will ever get it.
+    pub fn unsendable(&mut self, flaw: Flaw) -> Over {
+        let failure = Failure::local("5.6.0", "", format!("the message was not sent: {flaw}"));
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Content(mut transaction) => {
+                transaction.decide_accepted(|| Outcome::Fail(failure.clone()));
+                self.abandon(transaction, failure)
+            }
+            _ => self.lost(Loss::Desync),
+        }
+    }
+
+    fn over(&mut self, stage: Stage, failure: Failure) -> Step {
+        self.state = State::Closed;
+        Step::Over(Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) })
+    }
+
+    fn abandon(&mut self, transaction: Transaction, failure: Failure) -> Over {
+        self.state = State::Closed;
+        let trouble = Trouble::new(Stage::Transaction, failure);
+        Over { decided: transaction.decided(), trouble }
+    }
+
+    fn refused_by_host(&mut self, stage: Stage, did: &str, reply: &Reply) -> Step {
+        self.over(stage, self.host_failure(did, reply))
+    }
+
+    fn nonsense(&mut self, stage: Stage, did: &str, reply: &Reply) -> Step {
+        let reason = format!("{} {did} \"{reply}\", which is no answer to that", self.peer);
+        self.over(stage, self.local("4.5.0", reason))
+    }
+
+    /// A reply that speaks for the host and not about the mail: never permanent.
+    fn host_failure(&self, did: &str, reply: &Reply) -> Failure {
+        let status = match (reply.code, &reply.enhanced) {
+            (400.., Some(enhanced)) => format!("4.{}.{}", enhanced.0, enhanced.1),
+            (421 | 520..=599, None) => "4.3.2".to_owned(),
+            _ => "4.5.0".to_owned(),
+        };
+        let reason = format!("{} {did}: {reply}", self.peer);
+        Failure { reply: Some(reply.clone()), ..self.local(&status, reason) }
+    }
+
+    fn refusal(&self, reply: &Reply) -> Outcome {
+        let failure = Failure::refused(&self.peer, reply.clone());
+        if reply.code / 100 == 5 { Outcome::Fail(failure) } else { self.deferred(failure) }
+    }
+
+    /// 452, and 552 where old servers mean 452 (RFC 5321 4.5.3.1.10): too many recipients for now.
+    fn rcpt_refusal(&self, reply: &Reply) -> Outcome {
+        let too_many = reply.enhanced.is_none_or(|enhanced| (enhanced.0, enhanced.1) == (5, 3));
+        if too_many && matches!(reply.code, 452 | 552) {
+            let failure = Failure::refused(&self.peer, reply.clone());
+            return self.deferred(Failure { status: "4.5.3".into(), ..failure });
+        }
+        self.refusal(reply)
+    }
+
+    fn deferred(&self, why: Failure) -> Outcome {
+        Outcome::Defer { why, not_before_secs: None }
+    }
+
+    fn local(&self, status: &str, reason: impl Into<String>) -> Failure {
+        Failure::local(status, &self.peer, reason)
+    }
+
+    fn desync(&self) -> String {
+        format!("the replies of {} do not fit the commands", self.peer)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! The I/O of one outgoing connection: does what the [`Client`] machine says, and tells it what came.
+//!
+//! Promises: every wait has an end (the step's time-out and the attempt's deadline, whichever is
+//! first); what is read ahead is bounded; bytes that a server sends before it is asked are noticed
+//! and end the connection, so that a reply is never taken for the answer to a later command.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::client::Client;
+use super::commands::Mail;
+use super::replies::{RawReply, ReplyReader};
+use super::step::{Loss, Over, Step, Trouble};
+use super::tls;
+use crate::delivery::{Body, Outcome};
+use crate::smtp::wire::{DotStuffer, Flaw};
+
+/// Octets read at once.
+const READ_BYTES: usize = 4096;
+/// Octets of content written at once; the block time-out is for this much.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// A TLS handshake takes no longer. RFC 5321 has no number for it.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a connection runs over: TCP, TLS over it, or a pipe of a test.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// An open connection to a server that has greeted us, ready for a message.
+pub struct Connection {
+    stream: Box<dyn Io>,
+    client: Client,
+    replies: ReplyReader,
+}
+
+/// What became of a message: the fates that are sealed, and why the others are not.
+#[derive(Debug)]
+pub struct Sent {
+    pub decided: Vec<(u32, Outcome)>,
+    /// The connection is of no further use; recipients that are not `decided` may try the next host.
+    pub trouble: Option<Trouble>,
+}
+
+impl Connection {
+    /// Says hello, under TLS if `client` wants it and the server offers it.
+    pub async fn open(
+        stream: Box<dyn Io>,
+        client: Client,
+        connector: &TlsConnector,
+        name: ServerName<'static>,
+        deadline: Instant,
+    ) -> Result<Connection, Trouble> {
+        let mut connection = Connection { stream, client, replies: ReplyReader::default() };
+        let first = connection.client.start();
+        let mut step = connection.run(first, None, deadline).await;
+        if step == Step::StartTls {
+            // RFC 3207 4.2, CVE-2011-0411: what came in clear behind the reply may have been put there
+            // by anybody, and must not be taken for an answer under TLS.
+            if !connection.replies.is_empty() {
+                let why = "the server went on in clear after its reply to STARTTLS";
+                return Err(connection.client.handshake_failed(why));
+            }
+            let Connection { stream, mut client, replies } = connection;
+            let handshake = connector.connect(name, stream);
+            let (stream, hello) = match timeout_at(limit(HANDSHAKE_TIMEOUT, deadline), handshake).await {
+                Ok(Ok(stream)) => {
+                    let hello = client.secured(tls::description(stream.get_ref().1));
+                    (stream, hello)
+                }
+                Ok(Err(error)) => return Err(client.handshake_failed(&error.to_string())),
+                Err(_) => return Err(client.handshake_failed("it took too long")),
+            };
+            connection = Connection { stream: Box::new(stream), client, replies };
+            step = connection.run(hello, None, deadline).await;
+        }
+        match step {
+            Step::Ready => Ok(connection),
+            other => Err(trouble_in(other, &mut connection.client)),
+        }
+    }
+
+    /// Offers one message.
+    pub async fn send(&mut self, mail: Mail, body: &Body, deadline: Instant) -> Sent {
+        let first = self.client.begin(mail);
+        match self.run(first, Some(body), deadline).await {
+            Step::Done(decided) => Sent { decided, trouble: None },
+            Step::Over(Over { decided, trouble }) => Sent { decided, trouble: Some(trouble) },
+            other => Sent { decided: Vec::new(), trouble: Some(trouble_in(other, &mut self.client)) },
+        }
+    }
+
+    /// Says goodbye. RFC 5321 4.1.1.10 asks to wait for the answer; a server that has none to give is
+    /// left after a few seconds.
+    pub async fn quit(mut self) {
+        let (command, wait) = self.client.quit();
+        let goodbye = async {
+            self.stream.write_all(command).await?;
+            self.stream.flush().await?;
+            let _ = self.read_reply().await;
+            self.stream.shutdown().await
+        };
+        // Nobody depends on how this ends.
+        let _: Result<std::io::Result<()>, _> = timeout(wait, goodbye).await;
+    }
+
+    /// Does what the machine says until it is at a rest.
+    async fn run(&mut self, mut step: Step, body: Option<&Body>, deadline: Instant) -> Step {
+        loop {
+            step = match (step, body) {
+                (Step::Talk { send, timeout }, _) => match self.talk(&send, limit(timeout, deadline)).await {
+                    Ok(reply) => self.client.reply(reply),
+                    Err(loss) => Step::Over(self.client.lost(loss)),
+                },
+                (Step::Content, Some(body)) => match self.send_content(body, deadline).await {
+                    Ok(last_block) => self.client.end_content(last_block),
+                    Err(Unsent::Lost(loss)) => Step::Over(self.client.lost(loss)),
+                    Err(Unsent::Flawed(flaw)) => Step::Over(self.client.unsendable(flaw)),
+                },
+                (rest, _) => return rest,
+            }
+        }
+    }
+
+    async fn talk(&mut self, send: &[u8], limit: Instant) -> Result<RawReply, Loss> {
+        if !send.is_empty() && !self.replies.is_empty() {
+            return Err(Loss::Desync);
+        }
+        match timeout_at(limit, self.say_and_hear(send)).await {
+            Ok(result) => result,
+            Err(_) => Err(Loss::TimedOut),
+        }
+    }
+
+    async fn say_and_hear(&mut self, send: &[u8]) -> Result<RawReply, Loss> {
+        let written = async {
+            self.stream.write_all(send).await?;
+            self.stream.flush().await
+        };
+        if let Err(error) = written.await {
+            // A server that hangs up may have said why (421) before.
+            return match self.read_reply().await {
+                Ok(reply) if reply.code >= 400 => Ok(reply),
+                _ => Err(Loss::Broken(error.to_string())),
+            };
+        }
+        self.read_reply().await
+    }
+
+    async fn read_reply(&mut self) -> Result<RawReply, Loss> {
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            if let Some(reply) = self.replies.next().map_err(Loss::Garbage)? {
+                return Ok(reply);
+            }
+            let read = self.stream.read(&mut buffer).await.map_err(|error| Loss::Broken(error.to_string()))?;
+            match buffer.get(..read) {
+                None | Some([]) => return Err(Loss::Closed),
+                Some(bytes) => self.replies.push(bytes),
+            }
+        }
+    }
+
+    /// Writes all of the content but the last block, which is returned: with it goes the final dot.
+    async fn send_content(&mut self, body: &Body, deadline: Instant) -> Result<Vec<u8>, Unsent> {
+        let mut stuffer = DotStuffer::new();
+        let mut block = Vec::with_capacity(BLOCK_BYTES + READ_BYTES);
+        for piece in body.chunks.iter().flat_map(|chunk| chunk.chunks(BLOCK_BYTES)) {
+            stuffer.encode(piece, &mut block).map_err(Unsent::Flawed)?;
+            if block.len() >= BLOCK_BYTES {
+                self.write_block(&block, deadline).await.map_err(Unsent::Lost)?;
+                block.clear();
+            }
+        }
+        stuffer.finish(&mut block).map_err(Unsent::Flawed)?;
+        // A server that has spoken by now does not wait for the dot: its reply to it could not be told
+        // from what it said before.
+        self.write_block(&[], deadline).await.map_err(Unsent::Lost)?;
+        Ok(block)
+    }
+
+    /// Writes and listens at once, so that a server that gives up half-way is heard.
+    async fn write_block(&mut self, block: &[u8], deadline: Instant) -> Result<(), Loss> {
+        if !self.replies.is_empty() {
+            return Err(Loss::Desync);
+        }
+        let limit = limit(self.client.timeouts().block, deadline);
+        let heard = timeout_at(limit, write_unless_heard(&mut self.stream, block)).await;
+        let heard = heard.map_err(|_| Loss::TimedOut)?.map_err(|error| Loss::Broken(error.to_string()))?;
+        match heard {
+            None => Ok(()),
+            Some(bytes) if bytes.is_empty() => Err(Loss::Closed),
+            Some(bytes) => {
+                self.replies.push(&bytes);
+                Err(Loss::Interrupted(self.replies.next().ok().flatten()))
+            }
+        }
+    }
+}
+
+/// Why content did not go out whole.
+enum Unsent {
+    Lost(Loss),
+    Flawed(Flaw),
+}
+
+/// Writes all of `block`, unless something can be read: then returns that (nothing at the end of the
+/// stream). Looks once even if there is nothing to write.
+async fn write_unless_heard(stream: &mut Box<dyn Io>, block: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
+    let mut written = 0;
+    poll_fn(|context| {
+        loop {
+            let mut bytes = [0; READ_BYTES];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            if let Poll::Ready(result) = Pin::new(&mut *stream).poll_read(context, &mut buffer) {
+                return Poll::Ready(result.map(|()| Some(buffer.filled().to_vec())));
+            }
+            let Some(rest) = block.get(written..).filter(|rest| !rest.is_empty()) else {
+                return Poll::Ready(Ok(None));
+            };
+            match ready!(Pin::new(&mut *stream).poll_write(context, rest)) {
+                Ok(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Ok(count) => written += count,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    })
+    .await
+}
+
+fn limit(timeout: Duration, deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + timeout)
+}
+
+/// The trouble of a step that leads nowhere. The machine gives no other than `Over` where this is
+/// called; if it did, the host would be left alone.
+fn trouble_in(step: Step, client: &mut Client) -> Trouble {
+    match step {
+        Step::Over(over) => over.trouble,
+        _ => client.lost(Loss::Desync).trouble,
+    }
+}

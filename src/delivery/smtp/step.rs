@@ -1,0 +1,110 @@
+//! The words between the dialogue and what does its I/O: steps, time-outs, and how it can go wrong.
+
+use std::time::Duration;
+
+use super::replies::{RawReply, ReplyError};
+use crate::delivery::Outcome;
+use crate::queue::record::Failure;
+
+/// How long to wait for the far end (RFC 5321 4.5.3.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub greeting: Duration,
+    /// EHLO, HELO, STARTTLS, RSET: "other commands".
+    pub command: Duration,
+    pub mail: Duration,
+    pub rcpt: Duration,
+    pub data: Duration,
+    /// One write of content.
+    pub block: Duration,
+    /// The reply to the final dot.
+    pub dot: Duration,
+    pub quit: Duration,
+}
+
+impl Timeouts {
+    pub const RFC5321: Timeouts = Timeouts {
+        greeting: Duration::from_secs(5 * 60),
+        command: Duration::from_secs(5 * 60),
+        mail: Duration::from_secs(5 * 60),
+        rcpt: Duration::from_secs(5 * 60),
+        data: Duration::from_secs(2 * 60),
+        block: Duration::from_secs(3 * 60),
+        dot: Duration::from_secs(10 * 60),
+        quit: Duration::from_secs(3),
+    };
+}
+
+/// What to do about STARTTLS on this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// In clear: the second try of a host whose TLS is broken.
+    Never,
+    IfOffered,
+    Required,
+}
+
+/// How far the conversation with a host got; the further, the more it tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Address,
+    Connect,
+    Greeting,
+    Hello,
+    Tls,
+    Transaction,
+}
+
+/// Why this host did not do. The next one may.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trouble {
+    pub stage: Stage,
+    pub failure: Failure,
+    /// TLS was at fault and is not required: the same host may do in clear.
+    pub clear_may_help: bool,
+}
+
+impl Trouble {
+    pub fn new(stage: Stage, failure: Failure) -> Trouble {
+        Trouble { stage, failure, clear_may_help: false }
+    }
+}
+
+/// How a connection can fail us other than by a reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    Closed,
+    Broken(String),
+    TimedOut,
+    Garbage(ReplyError),
+    /// More replies than commands: what they answer cannot be known.
+    Desync,
+    /// It spoke while the content was on its way, and said this, if it made sense.
+    Interrupted(Option<RawReply>),
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Write this (it may be empty), then wait for one reply and give it to [`super::client::Client::reply`].
+    Talk {
+        send: Vec<u8>,
+        timeout: Duration,
+    },
+    /// Make a TLS handshake and call [`super::client::Client::secured`] or [`super::client::Client::handshake_failed`].
+    StartTls,
+    /// Write the content, dot-stuffed; give the last block to [`super::client::Client::end_content`] instead.
+    Content,
+    /// Connected; call [`super::client::Client::begin`] or [`super::client::Client::quit`].
+    Ready,
+    /// The fate of each recipient of this message; ready for the next one.
+    Done(Vec<(u32, Outcome)>),
+    Over(Over),
+}
+
+/// The connection is of no further use. Recipients that are not `decided` may try the next host.
+#[derive(Debug, PartialEq)]
+pub struct Over {
+    pub decided: Vec<(u32, Outcome)>,
+    pub trouble: Trouble,
+}

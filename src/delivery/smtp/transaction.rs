@@ -1,0 +1,99 @@
+//! One message on one connection: its commands, and what has been decided about each recipient.
+
+use std::collections::VecDeque;
+
+use super::commands::Mail;
+use crate::delivery::Outcome;
+
+#[derive(Debug)]
+pub struct Transaction {
+    pub mail: Mail,
+    /// One per recipient, in their order.
+    pub fates: Vec<Fate>,
+    pub mail_refused: bool,
+    /// A RCPT was accepted after MAIL was refused: the server's idea of the transaction is not ours.
+    pub confused: bool,
+    pub unsent: VecDeque<Command>,
+    pub unanswered: VecDeque<Command>,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Fate {
+    Open,
+    Accepted,
+    Decided(Outcome),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Command {
+    Reset,
+    Mail,
+    /// Index into the recipients.
+    Rcpt(usize),
+    Data,
+}
+
+impl Command {
+    pub fn name(self) -> &'static str {
+        match self {
+            Command::Reset => "RSET",
+            Command::Mail => "MAIL",
+            Command::Rcpt(_) => "RCPT",
+            Command::Data => "DATA",
+        }
+    }
+}
+
+impl Transaction {
+    pub fn new(mail: Mail) -> Transaction {
+        let fates = mail.recipients.iter().map(|_| Fate::Open).collect();
+        Transaction {
+            mail,
+            fates,
+            mail_refused: false,
+            confused: false,
+            unsent: VecDeque::new(),
+            unanswered: VecDeque::new(),
+        }
+    }
+
+    /// Recipients whose fate is open, by index.
+    pub fn open(&self) -> Vec<usize> {
+        (0..self.fates.len()).filter(|at| self.fates.get(*at) == Some(&Fate::Open)).collect()
+    }
+
+    pub fn has_accepted(&self) -> bool {
+        self.fates.contains(&Fate::Accepted)
+    }
+
+    /// Known to lead nowhere, so not worth a round trip.
+    pub fn is_pointless(&self, command: Command) -> bool {
+        match command {
+            Command::Reset | Command::Mail => false,
+            Command::Rcpt(_) => self.mail_refused,
+            Command::Data => !self.has_accepted(),
+        }
+    }
+
+    pub fn decide_open(&mut self, outcome: impl Fn() -> Outcome) {
+        for fate in self.fates.iter_mut().filter(|fate| **fate == Fate::Open) {
+            *fate = Fate::Decided(outcome());
+        }
+    }
+
+    pub fn decide_accepted(&mut self, outcome: impl Fn() -> Outcome) {
+        for fate in self.fates.iter_mut().filter(|fate| **fate == Fate::Accepted) {
+            *fate = Fate::Decided(outcome());
+        }
+    }
+
+    pub fn decided(self) -> Vec<(u32, Outcome)> {
+        let fates = self.mail.recipients.iter().zip(self.fates);
+        fates
+            .filter_map(|(recipient, fate)| match fate {
+                Fate::Decided(outcome) => Some((recipient.number, outcome)),
+                Fate::Open | Fate::Accepted => None,
+            })
+            .collect()
+    }
+}

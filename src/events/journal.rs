@@ -1,0 +1,119 @@
+//! The journal: every message's story, kept in the store for a time after the message is done.
+//!
+//! Entries are written in the batch of the step they tell of, so a story never says what did not
+//! happen and never misses what did.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::clock::{Clock, Millis};
+use crate::message::MessageId;
+use crate::store::{Batch, Store, StoreError, Table};
+
+use super::{Entry, Event};
+
+/// Most entries of one story that are read at once; 5 days of retries make a few hundred.
+const STORY_ENTRIES_MAX: usize = 10_000;
+
+/// Writes entries; knows the time.
+#[derive(Debug)]
+pub struct Journal {
+    clock: Clock,
+    /// Tells entries of one millisecond apart.
+    count: AtomicU32,
+}
+
+impl Journal {
+    pub fn new(clock: Clock) -> Journal {
+        Journal { clock, count: AtomicU32::new(0) }
+    }
+
+    /// Starts telling what a step does.
+    pub fn begin(&self) -> Telling<'_> {
+        Telling { journal: self, batch: Batch::new(), events: Vec::new() }
+    }
+
+    fn key(&self, id: MessageId, at: Millis) -> [u8; 20] {
+        let mut key = [0; 20];
+        key[..8].copy_from_slice(&id.to_key());
+        key[8..16].copy_from_slice(&at.to_be_bytes());
+        key[16..].copy_from_slice(&self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+        key
+    }
+}
+
+/// The events of one step: first into its batch, and into the log once that is written.
+#[derive(Debug)]
+pub struct Telling<'a> {
+    journal: &'a Journal,
+    batch: Batch,
+    events: Vec<(MessageId, Event)>,
+}
+
+impl Telling<'_> {
+    pub fn tell(&mut self, id: MessageId, event: Event) {
+        let entry = Entry { at: self.journal.clock.now(), event };
+        match serde_json::to_vec(&entry) {
+            Ok(value) => self.batch.put(Table::Journal, self.journal.key(id, entry.at), value),
+            Err(error) => tracing::error!(%id, %error, "an event could not be written to the journal"),
+        }
+        self.events.push((id, entry.event));
+    }
+
+    /// What to write together with the step.
+    pub fn take_batch(&mut self) -> Batch {
+        std::mem::take(&mut self.batch)
+    }
+
+    /// The step is written: say so.
+    pub fn log(self) {
+        for (id, event) in &self.events {
+            log(*id, event);
+        }
+    }
+}
+
+/// All that happened to a message, oldest first; empty if it is unknown or long gone.
+pub fn story(store: &Store, id: MessageId) -> Result<Vec<Entry>, StoreError> {
+    let entries = store.prefix(Table::Journal, &id.to_key())?.take(STORY_ENTRIES_MAX);
+    entries
+        .map(|entry| {
+            let (key, value) = entry?;
+            serde_json::from_slice(&value).map_err(|error| StoreError::Damaged(format!("journal {key:?}: {error}")))
+        })
+        .collect()
+}
+
+/// Forgets stories of messages that came in before `before`, unless they are still queued: those
+/// keep theirs. One range delete, whatever its length.
+pub fn forget(store: &Store, before: Millis) -> Result<(), StoreError> {
+    let mut end = MessageId::first_at(before);
+    if let Some(oldest) = store.range(Table::Message, &[0; 8], &[0xff; 9])?.next().transpose()? {
+        end = end.min(MessageId::from_prefix(&oldest.0).unwrap_or(end));
+    }
+    store.delete_range(Table::Journal, &[0; 8], &end.to_key())
+}
+
+fn log(id: MessageId, event: &Event) {
+    match event {
+        Event::Accepted { origin, from, recipients, size, message_id, .. } => {
+            let door = origin.door.name();
+            tracing::info!(%id, %from, recipients, size, message_id, door, account = origin.account, "accepted");
+        }
+        Event::Routed { alias, to } => tracing::info!(%id, %alias, ?to, "routed"),
+        Event::Delivered { recipient, to, reply, tls, attempt } => {
+            tracing::info!(%id, %recipient, to, reply, tls, attempt, "delivered");
+        }
+        Event::Captured { recipient } => tracing::info!(%id, %recipient, "captured"),
+        Event::Deferred { recipient, why, attempt, next } => {
+            let next = crate::clock::rfc3339(*next);
+            tracing::info!(%id, %recipient, reason = why.reason, unsure = why.unsure, attempt, next, "deferred");
+        }
+        Event::Failed { recipient, why, attempt } => tracing::info!(%id, %recipient, reason = why.reason, attempt, "failed"),
+        Event::Expired { recipient, why, attempt } => tracing::info!(%id, %recipient, reason = why.reason, attempt, "expired"),
+        Event::Held { recipient, reason } => tracing::info!(%id, %recipient, reason, "held"),
+        Event::Released { recipient } => tracing::info!(%id, %recipient, "released"),
+        Event::Cancelled { recipient } => tracing::info!(%id, %recipient, "cancelled"),
+        Event::Discarded { recipient, reason } => tracing::info!(%id, %recipient, reason, "discarded"),
+        Event::NoticeSent { sender, about } => tracing::info!(%id, %sender, about, "notice sent"),
+    }
+}

@@ -1,0 +1,236 @@
+//! The bytes that are stored: trace fields of ours, signatures, then the message as it came.
+//!
+//! The body is never touched and never copied: it is stored in slices of what was received. Fields
+//! are taken out where they lie about us or would give recipients away; missing ones are added for
+//! our own senders (RFC 6409 8).
+
+use bytes::Bytes;
+
+use crate::checks::{self, Checked};
+use crate::clock::{Millis, rfc5322};
+use crate::message::header::{self, Headers};
+use crate::message::{Door, Draft, MessageId, Origin};
+use crate::queue::CHUNK_BYTES_MAX;
+use crate::queue::record::Route;
+use crate::smtp::reply::Refusal;
+
+use super::Intake;
+use super::plan::Plan;
+
+/// Fields that our own senders' mail must not carry out: blind copies, and what final delivery adds.
+const NEVER_SUBMITTED: [&str; 3] = ["bcc", "resent-bcc", "return-path"];
+
+/// A message as it goes into the store.
+#[derive(Debug)]
+pub struct Stored {
+    pub chunks: Vec<Bytes>,
+    /// Bytes of all chunks.
+    pub size: u64,
+    pub message_id: String,
+    /// `selector._domainkey.domain` of each signature.
+    pub signed: Vec<String>,
+}
+
+pub fn assemble(
+    intake: &Intake,
+    draft: &Draft,
+    headers: &Headers<'_>,
+    checked: &Checked,
+    plan: &Plan,
+    id: MessageId,
+    now: Millis,
+) -> Result<Stored, Refusal> {
+    let removed = removed_fields(intake, draft, headers);
+    let mut added = Vec::new();
+    let given_id = headers.get("message-id").and_then(|field| header::message_id(field.value));
+    let message_id = given_id.unwrap_or_else(|| format!("{id}@{}", intake.config.hostname));
+    if draft.origin.door.is_trusted() {
+        add_missing(&mut added, draft, headers, &message_id, now);
+    }
+    let rest = rest_of(&draft.content, headers, &removed, added);
+
+    let (signature_fields, signed) = sign(intake, draft, headers, plan, &rest)?;
+    let mut top = Vec::with_capacity(1024 + rest.header.len());
+    if draft.origin.door != Door::Bounce {
+        top.extend_from_slice(&received(intake, draft, id, now));
+    }
+    // Our own mark against loops (`routing::loops`), where it gives no second recipient away.
+    if let [only] = plan.guarded() {
+        top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
+    }
+    if !checked.authentication_results.is_empty() {
+        top.extend_from_slice(b"Authentication-Results: ");
+        top.extend_from_slice(checked.authentication_results.as_bytes());
+        top.extend_from_slice(b"\r\n");
+    }
+    top.extend_from_slice(&signature_fields);
+    top.extend_from_slice(&rest.header);
+
+    let mut chunks = cut(Bytes::from(top));
+    chunks.extend(cut(rest.unchanged));
+    let size = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+    Ok(Stored { chunks, size, message_id, signed })
+}
+
+/// What follows our trace fields: a header section that had to be written anew (empty if nothing in
+/// it changed), then bytes as they came.
+struct Rest {
+    header: Vec<u8>,
+    unchanged: Bytes,
+}
+
+fn rest_of(content: &Bytes, headers: &Headers<'_>, removed: &[usize], added: Vec<u8>) -> Rest {
+    if removed.is_empty() && added.is_empty() && headers.has_empty_line() {
+        return Rest { header: Vec::new(), unchanged: content.clone() };
+    }
+    let mut header = added;
+    for (index, field) in headers.fields().iter().enumerate() {
+        if !removed.contains(&index) {
+            header.extend_from_slice(field.raw);
+        }
+    }
+    // Where no empty line stood, other readers must not take the body for more header.
+    if !header.ends_with(b"\r\n") {
+        header.extend_from_slice(b"\r\n");
+    }
+    header.extend_from_slice(b"\r\n");
+    let body_at = content.len() - headers.body().len();
+    Rest { header, unchanged: content.slice(body_at..) }
+}
+
+fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<usize> {
+    // RFC 8601 5: what claims to be our own result, from wherever, is a forgery.
+    let mut removed = checks::forged_results(headers, &intake.config.hostname);
+    if draft.origin.door.is_trusted() {
+        let never = |field: &header::Field<'_>| NEVER_SUBMITTED.iter().any(|name| field.is(name));
+        removed.extend(headers.fields().iter().enumerate().filter(|(_, field)| never(field)).map(|(index, _)| index));
+    }
+    removed
+}
+
+/// RFC 6409 8.1 to 8.3: From, Message-ID and Date, for senders that leave them out.
+fn add_missing(
+    added: &mut Vec<u8>,
+    draft: &Draft,
+    headers: &Headers<'_>,
+    message_id: &str,
+    now: Millis,
+) {
+    if headers.get("from").is_none() {
+        added.extend_from_slice(&header::field("From", &format!("<{}>", draft.envelope.mail_from)));
+    }
+    if headers.get("date").is_none() {
+        added.extend_from_slice(&header::field("Date", &rfc5322(now)));
+    }
+    if headers.get("message-id").is_none() {
+        added.extend_from_slice(&header::field("Message-ID", &format!("<{message_id}>")));
+    }
+    let addressed = ["to", "cc", "resent-to"].iter().any(|name| headers.get(name).is_some());
+    if !addressed {
+        added.extend_from_slice(&header::field("To", "undisclosed-recipients:;"));
+    }
+}
+
+/// Both signatures, if the message is one of our own senders', says it is from a domain of ours, and
+/// goes out.
+fn sign(
+    intake: &Intake,
+    draft: &Draft,
+    headers: &Headers<'_>,
+    plan: &Plan,
+    rest: &Rest,
+) -> Result<(Vec<u8>, Vec<String>), Refusal> {
+    let leaves = plan.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote);
+    if !leaves || !draft.origin.door.is_trusted() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let author = match headers.author() {
+        Ok(author) => author.address,
+        Err(_) => match draft.envelope.mail_from.address() {
+            Some(address) if headers.get("from").is_none() => address.clone(),
+            _ => return Ok((Vec::new(), Vec::new())),
+        },
+    };
+    if !intake.config.is_own(author.domain()) {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let whole = if rest.header.is_empty() {
+        rest.unchanged.clone()
+    } else {
+        Bytes::from([rest.header.as_slice(), &rest.unchanged].concat())
+    };
+    let signatures = intake
+        .signer
+        .sign(author.domain(), &whole)
+        .map_err(|error| Refusal::inner(format!("the message could not be signed: {error}")))?;
+    let mut fields = Vec::new();
+    let mut names = Vec::new();
+    for signature in signatures {
+        fields.extend_from_slice(&signature.field);
+        names.push(signature.name);
+    }
+    Ok((fields, names))
+}
+
+/// RFC 5321 4.4, with the protocol words of RFC 3848 and RFC 6531.
+fn received(intake: &Intake, draft: &Draft, id: MessageId, now: Millis) -> Vec<u8> {
+    let hostname = &intake.config.hostname;
+    let from = match &draft.origin.peer {
+        Some(peer) => format!("from {} ([{}]) ", word(&peer.helo), tagged(peer.ip)),
+        None => String::new(),
+    };
+    let tls = match draft.origin.peer.as_ref().and_then(|peer| peer.tls.as_ref()) {
+        Some(tls) => format!(" ({})", comment(tls)),
+        None => String::new(),
+    };
+    let recipient = match draft.envelope.recipients.as_slice() {
+        [only] => format!(" for <{}>", only.address),
+        _ => String::new(),
+    };
+    let with = protocol(&draft.origin, draft.envelope.smtputf8);
+    let text = format!("{from}by {hostname} (postrider) with {with} id {id}{tls}{recipient}; {}", rfc5322(now));
+    header::field("Received", &text)
+}
+
+fn protocol(origin: &Origin, smtputf8: bool) -> String {
+    let Some(peer) = &origin.peer else {
+        return origin.door.name().to_owned();
+    };
+    if !peer.esmtp {
+        return "SMTP".to_owned();
+    }
+    let secure = if peer.tls.is_some() { "S" } else { "" };
+    let authenticated = if origin.account.is_some() { "A" } else { "" };
+    let base = if smtputf8 { "UTF8SMTP" } else { "ESMTP" };
+    format!("{base}{secure}{authenticated}")
+}
+
+fn tagged(ip: std::net::IpAddr) -> String {
+    match ip {
+        std::net::IpAddr::V4(v4) => v4.to_string(),
+        std::net::IpAddr::V6(v6) => format!("IPv6:{v6}"),
+    }
+}
+
+/// What a client called itself, as one word that cannot end a clause or open a comment.
+fn word(text: &str) -> String {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    let word: String = text.chars().filter(|c| legal(*c)).take(255).collect();
+    if word.is_empty() { "unknown".to_owned() } else { word }
+}
+
+fn comment(text: &str) -> String {
+    text.chars().filter(|c| !matches!(c, '(' | ')' | '\\') && !c.is_control()).collect()
+}
+
+/// Into pieces that fit a record, without copying.
+fn cut(mut bytes: Bytes) -> Vec<Bytes> {
+    let mut pieces = Vec::with_capacity(bytes.len() / CHUNK_BYTES_MAX + 1);
+    while bytes.len() > CHUNK_BYTES_MAX {
+        pieces.push(bytes.split_to(CHUNK_BYTES_MAX));
+    }
+    if !bytes.is_empty() {
+        pieces.push(bytes);
+    }
+    pieces
+}

@@ -1,0 +1,55 @@
+//! The disk guard: new mail is turned away while there is still room to deliver what is queued.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
+
+/// How long a look at the disk is believed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct DiskGuard {
+    path: PathBuf,
+    min_free: u64,
+    last: Mutex<Option<(Instant, u64)>>,
+}
+
+impl DiskGuard {
+    /// `min_free` in bytes, of the file system that holds `path`.
+    pub fn new(path: PathBuf, min_free: u64) -> DiskGuard {
+        DiskGuard { path, min_free, last: Mutex::new(None) }
+    }
+
+    /// 452 while less than `min_free` plus the announced message is free.
+    pub fn room_for(&self, size: u64) -> Result<(), Refusal> {
+        let free = self.free();
+        if free >= self.min_free.saturating_add(size) {
+            return Ok(());
+        }
+        Err(Refusal {
+            reply: Reply::new(452, (3, 1), "not enough disk space on this server, please try again later"),
+            reason: format!(
+                "{} has {} MiB free, less than queue.min_free ({} MiB)",
+                self.path.display(),
+                free >> 20,
+                self.min_free >> 20
+            ),
+        })
+    }
+
+    fn free(&self) -> u64 {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((at, free)) = *last
+            && at.elapsed() < LOOK_AGAIN
+        {
+            return free;
+        }
+        // Where the file system cannot tell, the write itself will.
+        let free = rustix::fs::statvfs(&self.path).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        *last = Some((Instant::now(), free));
+        free
+    }
+}

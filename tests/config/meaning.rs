@@ -1,0 +1,230 @@
+//! What the text of a configuration comes to mean.
+
+use std::time::Duration;
+
+use postrider::config::{self, AddressOrDomain, Credential, Destination, Senders, Target, WayOut};
+use postrider::message::{Address, Domain};
+use proptest::prelude::*;
+
+use super::{conf, lines, load, refused, with};
+
+fn domain(text: &str) -> Domain {
+    Domain::parse(text).unwrap()
+}
+
+#[test]
+fn two_keys_are_enough() {
+    let config = load(&with(""));
+    assert_eq!(config.hostname, domain("mail.example.com"));
+    assert_eq!(config.postmaster.to_string(), "postmaster@mail.example.com");
+    let ports: Vec<u16> = config.listeners.values().flat_map(|l| &l.bind).map(|address| address.port()).collect();
+    assert_eq!(ports, [25, 587, 465]);
+    assert_eq!(config.delivery.default, WayOut::Direct);
+    assert_eq!(config.delivery.helo_name, config.hostname);
+    assert_eq!(config.delivery.retry.schedule.len(), 7);
+    assert_eq!(config.delivery.retry.delay_notice, Some(Duration::from_secs(4 * 3600)));
+    assert!(config.tls.is_none());
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(config.warnings[0].contains("self-signed"));
+}
+
+#[test]
+fn postmaster_is_at_the_first_domain_of_the_file() {
+    let config = load(&with("[domains.\"zebra.example\"]\ncatchall = \"discard\"\n[domains.\"apple.example\"]\n"));
+    assert_eq!(config.postmaster.to_string(), "postmaster@zebra.example");
+}
+
+#[test]
+fn a_postmaster_that_leads_nowhere_is_a_warning() {
+    let nowhere = load(&with("[domains.\"example.com\"]\n"));
+    assert!(nowhere.warnings.iter().any(|w| w.starts_with("postmaster:")), "{:?}", nowhere.warnings);
+    let elsewhere = load(&with("postmaster = \"ops@partner.example\"\n[domains.\"example.com\"]\n"));
+    assert!(!elsewhere.warnings.iter().any(|w| w.starts_with("postmaster:")), "{:?}", elsewhere.warnings);
+}
+
+#[test]
+fn an_alias_that_leads_nowhere_is_a_warning() {
+    let text = "postmaster = \"ops@partner.example\"\n[domains.\"example.com\"]\n[aliases]\n\"a@example.com\" = \"b@example.com\"\n";
+    let warnings = load(&with(text)).warnings;
+    assert!(warnings.iter().any(|w| w.contains("leads to b@example.com")), "{warnings:?}");
+}
+
+#[test]
+fn what_weakens_the_server_is_a_warning() {
+    let text = "[queue]\ndurability = \"relaxed\"\n[listeners.s]\nrole = \"submission\"\nbind = [\"0.0.0.0:587\"]\ntls = \"off\"\n\
+                [targets.hook]\nkind = \"webhook\"\nurl = \"http://crm.example.com/\"\n\
+                [targets.local]\nkind = \"webhook\"\nurl = \"http://127.0.0.1:3000/\"\n\
+                [domains.\"example.com\"]\nmax_size = \"1GiB\"\ncatchall = \"hook\"\n[domains.\"example.com\".dkim]\nselectors = []\n";
+    let warnings = load(&with(text)).warnings;
+    let said = |part: &str| warnings.iter().filter(|warning| warning.contains(part)).count();
+    for part in ["durability", "listeners.s", "targets.hook", "max_size", "without a signature", "self-signed"] {
+        assert_eq!(said(part), 1, "{part}: {warnings:?}");
+    }
+    assert_eq!(said("targets.local"), 0, "{warnings:?}");
+}
+
+#[test]
+fn accounts_have_rights() {
+    let text = "[domains.\"example.com\"]\ncatchall = \"discard\"\n[accounts.shop]\npassword = \"secret\"\n\
+                [accounts.ceo]\npassword = \"secret\"\nsenders = [\"ceo@example.org\", \"Example.NET\"]\n";
+    let config = load(&with(text));
+    let (shop, ceo) = (&config.accounts["shop"], &config.accounts["ceo"]);
+    assert_eq!(shop.senders, Senders::OwnDomains);
+    assert!(shop.active && shop.max_recipients == 1000);
+    let address = |text| Address::parse(text).unwrap();
+    assert!(config.may_send_as(shop, &address("any@example.com")));
+    assert!(!config.may_send_as(shop, &address("ceo@example.org")));
+    assert!(config.may_send_as(ceo, &address("CEO@example.org")));
+    assert!(config.may_send_as(ceo, &address("any@example.net")));
+    assert!(!config.may_send_as(ceo, &address("any@example.com")));
+}
+
+#[test]
+fn secrets_come_from_files_and_lose_one_line_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    std::fs::write(&path, "two\nlines\n\n").unwrap();
+    let text = with(&format!(
+        "[accounts.a]\npassword = {{ file = \"{}\" }}\n[accounts.b]\npassword = {{ env = \"CARGO_PKG_NAME\" }}\n",
+        path.display()
+    ));
+    let config = load(&text);
+    let password = |name: &str| match &config.accounts[name].credential {
+        Credential::Password(secret) => secret.0.clone(),
+        Credential::Hash(_) => panic!("not a password"),
+    };
+    assert_eq!(password("a"), "two\nlines\n");
+    assert_eq!(password("b"), "postrider");
+    assert!(!format!("{config:?}").contains("lines"));
+}
+
+#[test]
+fn no_problem_shows_a_secret() {
+    let text = with(
+        "[accounts.a]\npassword = \"hunter2\"\npassword_hash = \"hunter2\"\n[accounts.b]\npassword_hash = \"hunter2\"\n\
+                     [targets.t]\nkind = \"webhook\"\nurl = \"https://u:hunter2@example.com/\"\nsecret = [\"hunter2\"]\n",
+    );
+    let problems = refused(&text);
+    assert_eq!(problems.len(), 4, "{problems:?}");
+    assert!(!problems.join("").contains("hunter2"), "{problems:?}");
+}
+
+#[test]
+fn aliases_and_targets() {
+    let text = "[domains.\"example.com\"]\ncatchall = [\"box\", \"bob@partner.example\"]\n[domains.\"plain.example\"]\nsubaddress = \"\"\n\
+                [targets.box]\nkind = \"maildir\"\npath = \"/var/mail/box\"\n\
+                [aliases]\n\"Sales@Example.com\" = \"box\"\n\"no@example.com\" = \"reject\"\n\
+                '/z-(?P<id>[0-9]+)@example\\.com/' = \"discard\"\n'/a-.*/' = \"box\"\n";
+    let config = load(&with(text));
+    let own = &config.domains[&domain("example.com")];
+    assert_eq!(
+        own.catchall,
+        [Destination::Target("box".to_owned()), Destination::Address(Address::parse("bob@partner.example").unwrap())]
+    );
+    assert_eq!(own.subaddress, Some('+'));
+    assert_eq!(config.domains[&domain("plain.example")].subaddress, None);
+    assert_eq!(config.aliases.exact["sales@example.com"], [Destination::Target("box".to_owned())]);
+    assert_eq!(config.aliases.exact["no@example.com"], [Destination::Reject]);
+    let patterns: Vec<&str> = config.aliases.patterns.iter().map(|p| p.text.as_str()).collect();
+    assert_eq!(patterns, ["/z-(?P<id>[0-9]+)@example\\.com/", "/a-.*/"], "in the order of the file");
+    let ticket = &config.aliases.patterns[0].regex;
+    assert!(ticket.is_match("z-12@example.com"));
+    assert!(!ticket.is_match("xz-12@example.com") && !ticket.is_match("z-12@example.com.evil"));
+    assert!(matches!(&config.targets["box"], Target::Maildir { path } if path.ends_with("box")));
+}
+
+#[test]
+fn loop_exceptions_are_senders_and_accounts() {
+    let text =
+        "[accounts.monitor]\npassword = \"x\"\n[loops]\ntrusted = [\"monitor\", \"a@b.example\", \"c.example\"]\n";
+    let loops = load(&with(text)).loops;
+    assert_eq!(loops.trusted_accounts, ["monitor"]);
+    let address = AddressOrDomain::Address(Address::parse("a@b.example").unwrap());
+    assert_eq!(loops.trusted, [address, AddressOrDomain::Domain(domain("c.example"))]);
+}
+
+#[test]
+fn name_servers_have_a_port() {
+    let dns = load(&with("[dns]\nnameservers = [\"192.0.2.53\", \"[::1]:5353\"]\n")).dns;
+    assert_eq!(dns.nameservers, ["192.0.2.53:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
+}
+
+#[test]
+fn includes_are_merged_in_order_of_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("conf.d")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("conf.d/20-b.toml", "[domains.\"b.example\"]\ncatchall = \"discard\"\n");
+    write("conf.d/10-c.toml", "[domains.\"c.example\"]\ncatchall = \"discard\"\n[limits]\nmax_recipients = 7\n");
+    write("conf.d/ignored.conf", "nonsense");
+    write("main.toml", &with("include = [\"conf.d/*.toml\", \"conf.d/none*.toml\"]\n[limits]\nmax_size = \"1MiB\"\n"));
+    let config = config::load(&folder.path().join("main.toml")).unwrap();
+    assert_eq!(config.domains.len(), 2);
+    assert_eq!(config.postmaster.to_string(), "postmaster@c.example");
+    assert_eq!((config.limits.max_recipients, config.limits.max_size), (7, 1 << 20));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_problem() {
+    let missing = config::load(std::path::Path::new("/nonexistent/postrider.toml")).unwrap_err();
+    assert_eq!(lines(&missing).len(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("latin1.toml");
+    std::fs::write(&path, b"hostname = \"mail.example.com\"\n# b\xfccher\n").unwrap();
+    let problems = config::load(&path).unwrap_err();
+    assert!(problems.to_string().contains("line 2 is not UTF-8"), "{problems}");
+}
+
+#[test]
+fn a_syntax_error_hides_nothing_else_and_invents_nothing() {
+    // The broken line holds `data_dir`, so that it is missing is no news.
+    let problems = refused("hostname = \"mail.example.com\"\ndata_dir /var\n[log]\nlevel = \"inf\"\n");
+    assert_eq!(problems.iter().filter(|p| p.contains("missing")).count(), 0, "{problems:?}");
+}
+
+#[test]
+fn a_summary_says_what_it_amounts_to() {
+    let text = postrider::cli::check::summary(std::path::Path::new("inbound.toml"), &load(&conf("inbound.toml")));
+    for part in [
+        "inbound.toml: good\n",
+        "mx: [::]:25 as mx, TLS opportunistic",
+        "5 exact, 1 by pattern, 1 catchall",
+        "crm (webhook), inbox (maildir)",
+        "way out    direct",
+        "warning    tls: no certificate",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+}
+
+#[test]
+fn many_aliases_are_read() {
+    let mut text = with(
+        "[targets.box]\nkind = \"maildir\"\npath = \"/var/mail/box\"\n[domains.\"example.com\"]\ncatchall = \"box\"\n[aliases]\n",
+    );
+    for number in 0..5000 {
+        text += &format!("\"user{number}@example.com\" = [\"box\", \"other{number}@example.com\"]\n");
+    }
+    assert_eq!(load(&text).aliases.exact.len(), 5000);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Whatever is cut out of the reference or put into it: an answer, never a panic.
+    #[test]
+    fn damage_is_answered(at in 0usize..16_000, length in 0usize..200, put in "[\\[\\]\"'=a-z.{}\n0-9#\\\\]{0,20}") {
+        let text = conf("postrider.toml").replace("#: ", "");
+        let cut = |mut at: usize| {
+            at = at.min(text.len());
+            while !text.is_char_boundary(at) {
+                at -= 1;
+            }
+            at
+        };
+        let damaged = format!("{}{put}{}", &text[..cut(at)], &text[cut(at + length)..]);
+        if let Err(problems) = config::parse("postrider.toml", &damaged) {
+            prop_assert!(!problems.is_empty());
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `conf/`: the reference and the examples.
+
+use std::collections::BTreeSet;
+
+use postrider::config::{self, ProblemKind};
+use tempfile::TempDir;
+
+use super::{conf, lines, load};
+
+/// The reference, with the files and variables that it names replaced by ones that are there.
+fn reference() -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut text = conf("postrider.toml");
+    for name in ["fullchain.pem", "privkey.pem"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "").unwrap();
+        let old = format!("\"/etc/postrider/{name}\"");
+        assert!(text.contains(&old), "{old}");
+        text = text.replace(&old, &format!("\"{}\"", path.display()));
+    }
+    let old = "{ env = \"CRM_HOOK_SECRET\" }";
+    assert!(text.contains(old));
+    (folder, text.replace(old, "\"whsec_c2VjcmV0\""))
+}
+
+#[test]
+fn the_reference_loads_without_a_warning() {
+    let (_folder, text) = reference();
+    let config = load(&text);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert_eq!(config.listeners.len(), 3);
+    assert_eq!(config.aliases.exact.len(), 3);
+    assert_eq!(config.aliases.patterns.len(), 1);
+}
+
+#[test]
+fn what_is_marked_as_not_supported_yet_is_refused_as_that() {
+    let (_folder, text) = reference();
+    let marked = text.lines().filter(|line| line.starts_with("#: [")).count();
+    let problems = config::parse("postrider.toml", &text.replace("#: ", "")).unwrap_err();
+    for problem in &problems {
+        assert_eq!(problem.kind, ProblemKind::NotSupportedYet, "{problem}");
+    }
+    // Empty sections change nothing, subsections go with theirs.
+    assert!(problems.len() >= marked, "{problems}");
+}
+
+/// A line that gives a key: where, which, and the comment behind it.
+struct Line<'t> {
+    number: usize,
+    section: String,
+    key: &'t str,
+    marked: bool,
+    comment: &'t str,
+}
+
+/// Every key of a text written as the reference is: one a line, comments starting with `#`.
+fn key_lines(text: &str) -> Vec<Line<'_>> {
+    let mut section = String::new();
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let marked = line.starts_with('#');
+        let line = line.trim_start_matches("#: ").trim_start_matches("# ");
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_start_matches('[').split(']').next().unwrap().to_owned();
+            continue;
+        }
+        let Some((key, rest)) = line.split_once('=') else { continue };
+        let key = key.trim();
+        if key.contains(' ') && !key.starts_with('"') {
+            continue;
+        }
+        let comment = rest.rfind(" # ").map_or("", |at| &rest[at..]);
+        found.push(Line { number, section: section.clone(), key, marked, comment });
+    }
+    found
+}
+
+/// The key's path in the table of known keys: names that users choose become `*`.
+fn pattern(line: &Line<'_>) -> String {
+    let path = if line.section.is_empty() { line.key.to_owned() } else { format!("{}.{}", line.section, line.key) };
+    // A quoted name may hold dots.
+    let mut names = Vec::new();
+    for (at, part) in path.split('"').enumerate() {
+        if at % 2 == 1 {
+            names.push("*".to_owned());
+        } else {
+            names.extend(part.split('.').filter(|name| !name.is_empty()).map(str::to_owned));
+        }
+    }
+    let known = config::known_keys();
+    let fits = |names: &[String]| {
+        let path = names.join(".");
+        known.iter().any(|(key, _)| *key == path)
+    };
+    for at in 0..names.len() {
+        if fits(&names) {
+            break;
+        }
+        let old = std::mem::replace(&mut names[at], "*".to_owned());
+        let prefix = format!("{}.", names[..=at].join("."));
+        let known_name = !known.iter().any(|(key, _)| key.starts_with(&prefix) || format!("{key}.") == prefix);
+        if known_name {
+            names[at] = old;
+        }
+    }
+    names.join(".")
+}
+
+#[test]
+fn the_reference_names_every_key_and_only_those() {
+    let (_folder, text) = reference();
+    let lines = key_lines(&text);
+    let named: BTreeSet<String> = lines.iter().map(pattern).collect();
+    let unmarked: BTreeSet<String> = lines.iter().filter(|line| !line.marked).map(pattern).collect();
+    // Two are given in place of others, so they stand in comments.
+    let in_comments = ["accounts.*.password", "domains.*.dkim.key_files"];
+    for (key, supported) in config::known_keys() {
+        let key = if key == "aliases.limits.*.limit" || key.starts_with("aliases.limits.*.") {
+            "aliases.limits.*".to_owned()
+        } else {
+            key.to_owned()
+        };
+        assert!(
+            named.contains(&key) || key == "tls.extra" || key == "archive" || is_section(&key),
+            "{key} is not named"
+        );
+        if supported && !in_comments.contains(&key.as_str()) {
+            assert!(unmarked.contains(&key), "{key} is supported, but only in a comment");
+        }
+    }
+}
+
+/// Named by its header alone.
+fn is_section(key: &str) -> bool {
+    config::known_keys().iter().any(|(other, _)| other.starts_with(&format!("{key}.")))
+}
+
+/// Without the line, the configuration stays the same; or the comment says which value it then has,
+/// or that there is no default.
+#[test]
+fn documented_defaults_are_the_real_ones() {
+    let (_folder, text) = reference();
+    let whole = format!("{:?}", load(&text));
+    let (mut same, mut documented) = (0, 0);
+    for line in key_lines(&text) {
+        if line.marked || line.section == "aliases" {
+            continue;
+        }
+        let without = replace_line(&text, line.number, "");
+        let parsed = config::parse("postrider.toml", &without);
+        if line.comment.starts_with(" # required") {
+            let problems = lines(&parsed.expect_err(&format!("{}.{} is not required", line.section, line.key)));
+            assert!(problems.iter().any(|problem| problem.contains("missing")), "{problems:?}");
+            continue;
+        }
+        let now = format!("{:?}", parsed.unwrap_or_else(|problems| panic!("{}: {problems}", line.key)));
+        let default = line.comment.split("default: ").nth(1).or_else(|| line.comment.split("default ").nth(1));
+        let literal =
+            default.filter(|default| default.starts_with('"')).map(|default| default.split('"').nth(1).unwrap());
+        match (default, literal) {
+            (_, Some(literal)) => {
+                let with = replace_line(&text, line.number, &format!("{} = \"{literal}\"", line.key));
+                assert_eq!(now, format!("{:?}", load(&with)), "{}.{}", line.section, line.key);
+                documented += 1;
+            }
+            (Some(other), None) if !other.starts_with("these") => {}
+            _ => {
+                assert_eq!(now, whole, "line {}: {}.{} is not its default", line.number + 1, line.section, line.key);
+                same += 1;
+            }
+        }
+    }
+    assert!(same > 60 && documented >= 3, "{same} {documented}");
+}
+
+fn replace_line(text: &str, number: usize, new: &str) -> String {
+    let lines = text.lines().enumerate().map(|(at, line)| if at == number { new } else { line });
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// A date is right nowhere: so each key that is said to be supported must complain about one.
+#[test]
+fn every_supported_key_is_read() {
+    for (key, supported) in config::known_keys() {
+        if !supported {
+            continue;
+        }
+        let names: Vec<String> =
+            key.split('.').map(|name| if name == "*" { "\"a.example\"".to_owned() } else { name.to_owned() }).collect();
+        let path = names.join(".");
+        let mut text = String::new();
+        for (needed, value) in [("hostname", "\"mail.example.com\""), ("data_dir", "\"/var/lib/postrider\"")] {
+            if needed != path {
+                text += &format!("{needed} = {value}\n");
+            }
+        }
+        if path.starts_with("targets") && !path.ends_with("kind") {
+            let kind = if path.ends_with("path") { "maildir" } else { "webhook" };
+            text += &format!("targets.\"a.example\".kind = \"{kind}\"\n");
+        }
+        text += &format!("{path} = 1979-05-27\n");
+        let problems = config::parse("postrider.toml", &text).expect_err(&text);
+        let about = problems
+            .iter()
+            .any(|p| p.key.replace('"', "") == path.replace('"', "") && p.kind == ProblemKind::WrongType);
+        assert!(about, "{key} is not read:\n{text}{problems}");
+    }
+}
+
+#[test]
+fn the_examples_load() {
+    let minimal = load(&conf("minimal.toml"));
+    assert_eq!(minimal.postmaster.to_string(), "postmaster@example.com");
+    assert_eq!(minimal.warnings.len(), 1, "{:?}", minimal.warnings);
+
+    let relay = load(&conf("relay.toml"));
+    assert_eq!(relay.listeners.len(), 2);
+    assert_eq!(relay.accounts["shop"].max_recipients, 50);
+
+    let inbound = load(&conf("inbound.toml"));
+    assert_eq!(inbound.aliases.exact.len(), 5);
+    assert_eq!(inbound.loops.limit, 10);
+
+    let development = load(&conf("development.toml"));
+    assert_eq!(development.delivery.default, config::WayOut::Capture);
+    let all_loopback = development.listeners.values().flat_map(|l| &l.bind).all(|address| address.ip().is_loopback());
+    assert!(all_loopback);
+}
+
+#[test]
+fn every_file_in_conf_is_tested() {
+    let entries = std::fs::read_dir(super::folder("conf")).unwrap();
+    let names: BTreeSet<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let tested = ["postrider.toml", "minimal.toml", "relay.toml", "inbound.toml", "development.toml"];
+    assert_eq!(names, tested.into_iter().map(str::to_owned).collect());
+}

@@ -1,0 +1,290 @@
+//! Whole ways of a message through a whole server: in by SMTP, out by SMTP, Maildir and webhook.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support {
+    pub mod client;
+    pub mod server;
+    pub mod sink;
+    pub mod zone;
+}
+
+use std::path::Path;
+
+use postrider::clock::Clock;
+use postrider::events::Event;
+use postrider::message::header::Headers;
+use support::client::Client;
+use support::server::{HOSTNAME, TestServer, queued_id};
+use support::sink::Sink;
+use support::zone::{Zone, ZoneServer};
+
+/// Delivers to a sink that is the MX of `far.test`; `home.test` is ours.
+fn relay_conf(sink: &Sink, zone: &ZoneServer) -> String {
+    format!(
+        r#"
+[networks]
+trusted = ["127.0.0.0/8"]
+[domains."home.test"]
+[delivery]
+mx_port = {}
+allow_private_addresses = true
+[dns]
+nameservers = ["{}"]
+"#,
+        sink.address.port(),
+        zone.addr()
+    )
+}
+
+fn far_zone() -> Zone {
+    Zone::new().mx("far.test", 10, "mx.far.test").a("mx.far.test", "127.0.0.1")
+}
+
+fn letter(from: &str, to: &str, subject: &str, body: &str) -> String {
+    format!("From: <{from}>\r\nTo: <{to}>\r\nSubject: {subject}\r\n\r\n{body}\r\n")
+}
+
+fn maildir_messages(path: &Path) -> Vec<String> {
+    let mut files: Vec<_> = match std::fs::read_dir(path.join("new")) {
+        Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+        Err(_) => Vec::new(),
+    };
+    files.sort();
+    files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submitted_message_arrives_signed_and_byte_exact() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let server = TestServer::start(folder.path(), &relay_conf(&sink, &zone)).await;
+
+    let body = "first\r\n.leading dot\r\n..two\r\ntrailing blanks  \t \r\n\u{00e9} 8-bit\r\n\r\n\r\nend";
+    let content = letter("me@home.test", "you@far.test", "hello", body);
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let stuffed = content.replace("\r\n.", "\r\n..");
+    let reply = client.send("me@home.test", &["you@far.test"], &stuffed).await.unwrap();
+    assert!(reply.starts_with("250 2.0.0"), "{reply}");
+    let story = server.wait_done(queued_id(&reply)).await;
+    assert!(story.entries.iter().any(|entry| matches!(&entry.event, Event::Delivered { to, .. } if to.contains("mx.far.test"))));
+
+    let taken = &sink.taken()[0];
+    assert_eq!((taken.mail_from.as_str(), taken.recipients.as_slice()), ("me@home.test", ["you@far.test".to_owned()].as_slice()));
+    let headers = Headers::parse(&taken.content);
+    assert_eq!(headers.body(), format!("{body}\r\n").as_bytes());
+    let selectors: Vec<String> = headers.all("dkim-signature").map(|field| field.text()).collect();
+    assert_eq!(selectors.len(), 2, "RSA and Ed25519");
+    assert!(selectors.iter().all(|signature| signature.contains("d=home.test")));
+    assert!(headers.get("message-id").is_some() && headers.get("date").is_some());
+    assert!(headers.get("received").unwrap().text().contains(HOSTNAME));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blind_copies_are_served_and_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let server = TestServer::start(folder.path(), &relay_conf(&sink, &zone)).await;
+    let content = "From: <me@home.test>\r\nTo: <you@far.test>\r\nBcc: <secret@far.test>\r\nSubject: x\r\n\r\nhi\r\n";
+    let mut client = Client::connect(server.submission).await.unwrap();
+    client.send("me@home.test", &["you@far.test", "secret@far.test"], content).await.unwrap();
+    sink.wait_for(1).await;
+    let taken = &sink.taken()[0];
+    assert_eq!(taken.recipients.len(), 2, "one transaction for one destination");
+    assert!(!String::from_utf8_lossy(&taken.content).contains("secret@"));
+    server.stop().await;
+}
+
+const SALES: &str = r#"
+[domains."home.test"]
+[aliases]
+"sales@home.test" = ["box", "friend@far.test"]
+"info@home.test" = "box"
+[targets.box]
+kind = "maildir"
+path = "DATA_DIR/box"
+[delivery]
+mx_port = PORT
+allow_private_addresses = true
+[dns]
+nameservers = ["ZONE"]
+"#;
+
+fn sales_conf(sink: &Sink, zone: &ZoneServer) -> String {
+    SALES.replace("PORT", &sink.address.port().to_string()).replace("ZONE", &zone.addr().to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alias_list_reaches_maildir_and_forward_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().txt("outside.test", "v=spf1 ip4:127.0.0.1 -all").serve().await);
+    let server = TestServer::start(folder.path(), &sales_conf(&sink, &zone)).await;
+    let mut client = Client::connect(server.mx).await.unwrap();
+    let content = format!(
+        "Authentication-Results: {HOSTNAME}; dkim=pass header.d=bank.test\r\n{}",
+        letter("ann@outside.test", "sales@home.test", "order", "two boxes")
+    );
+    let reply = client.send("ann@outside.test", &["sales@home.test"], &content).await.unwrap();
+    let story = server.wait_done(queued_id(&reply)).await;
+    let delivered = story.entries.iter().filter(|entry| matches!(entry.event, Event::Delivered { .. })).count();
+    assert_eq!(delivered, 2);
+    assert_eq!(sink.taken()[0].recipients, ["friend@far.test"]);
+
+    let boxed = maildir_messages(&folder.path().join("box"));
+    assert_eq!(boxed.len(), 1);
+    assert!(boxed[0].contains("spf=pass"), "{}", boxed[0]);
+    assert!(!boxed[0].contains("bank.test"), "a forged result of ours is removed");
+    assert!(boxed[0].ends_with("two boxes\n"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused_at_rcpt_and_cannot_relay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let server = TestServer::start(folder.path(), &sales_conf(&sink, &zone)).await;
+    let mut client = Client::connect(server.mx).await.unwrap();
+    client.command("MAIL FROM:<ann@outside.test>", "250").await.unwrap();
+    client.command("RCPT TO:<nobody@home.test>", "550 5.1.1").await.unwrap();
+    client.command("RCPT TO:<you@far.test>", "550 5.7.1").await.unwrap();
+    client.command("RCPT TO:<you%far.test@home.test>", "550 5.1.1").await.unwrap();
+    client.command("RCPT TO:<@home.test:you@far.test>", "550 5.7.1").await.unwrap();
+    client.command("RCPT TO:<sales+x@home.test>", "250").await.unwrap();
+    let mut outsider = Client::connect(server.submission).await.unwrap();
+    outsider.command("MAIL FROM:<ann@home.test>", "530").await.unwrap();
+    server.stop().await;
+    assert_eq!(sink.count(), 0);
+}
+
+async fn send_to_info(server: &TestServer, subject: &str) -> String {
+    let mut client = Client::connect(server.mx).await.unwrap();
+    let content = letter("ann@outside.test", "info@home.test", subject, "again");
+    client.send("ann@outside.test", &["info@home.test"], &content).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sixth_of_one_sender_to_one_alias_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let clock = Clock::manual(1_800_000_000_000);
+    let server = TestServer::start_at(folder.path(), &sales_conf(&sink, &zone), clock.clone()).await;
+    for n in 0..5 {
+        let reply = send_to_info(&server, &format!("message {n}")).await;
+        server.wait_done(queued_id(&reply)).await;
+    }
+    let sixth = send_to_info(&server, "message 6").await;
+    assert!(sixth.starts_with("554 5.4.6"), "{sixth}");
+    clock.advance(60 * 60 * 1000 + 1);
+    assert!(send_to_info(&server, "an hour later").await.starts_with("250"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loop_counters_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let conf = sales_conf(&sink, &zone);
+    let server = TestServer::start(folder.path(), &conf).await;
+    for n in 0..3 {
+        assert!(send_to_info(&server, &format!("message {n}")).await.starts_with("250"));
+    }
+    server.stop().await;
+    let server = TestServer::start(folder.path(), &conf).await;
+    for n in 3..5 {
+        assert!(send_to_info(&server, &format!("message {n}")).await.starts_with("250"));
+    }
+    let sixth = send_to_info(&server, "message 6").await;
+    assert!(sixth.starts_with("554 5.4.6"), "{sixth}");
+    server.stop().await;
+    assert_eq!(maildir_messages(&folder.path().join("box")).len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_message_comes_back_as_a_notice() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = Sink::start().await;
+    // nomail.test says by a null MX (RFC 7505) that it takes none.
+    let zone = far_zone().null_mx("nomail.test").serve().await;
+    let server = TestServer::start(folder.path(), &relay_conf(&sink, &zone)).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let content = letter("me@far.test", "you@nomail.test", "hello", "text");
+    let reply = client.send("me@far.test", &["you@nomail.test"], &content).await.unwrap();
+    server.wait_done(queued_id(&reply)).await;
+    sink.wait_for(1).await;
+    let notice = sink.taken().remove(0);
+    assert_eq!((notice.mail_from.as_str(), notice.recipients.as_slice()), ("", ["me@far.test".to_owned()].as_slice()));
+    let text = String::from_utf8(notice.content).unwrap();
+    for part in ["multipart/report", "report-type=delivery-status", "Action: failed", "Status: 5.1.10", "you@nomail.test", "Auto-Submitted:"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+
+    // The null sender hears nothing: no backscatter, no loop of notices.
+    let reply = client.send("", &["you@nomail.test"], &content).await.unwrap();
+    let story = server.wait_done(queued_id(&reply)).await;
+    assert!(!story.entries.iter().any(|entry| matches!(entry.event, Event::NoticeSent { .. })));
+    server.stop().await;
+    assert_eq!(sink.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_go_now_waits_and_goes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = Sink::start().await;
+    let zone = far_zone().fail("far.test").serve().await;
+    let clock = Clock::manual(1_800_000_000_000);
+    let conf = relay_conf(&sink, &zone);
+    let server = TestServer::start_at(folder.path(), &conf, clock.clone()).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let content = letter("me@home.test", "you@far.test", "hello", "text");
+    let reply = client.send("me@home.test", &["you@far.test"], &content).await.unwrap();
+    let id = queued_id(&reply);
+    server.wait_for(id, |event| matches!(event, Event::Deferred { attempt: 1, .. })).await;
+    assert_eq!(server.queue().await[0].recipients[0].attempts, 1);
+    server.stop().await;
+
+    zone.replace(far_zone());
+    clock.advance(2 * 60 * 1000);
+    let server = TestServer::start_at(folder.path(), &conf, clock).await;
+    let story = server.wait_done(id).await;
+    assert!(matches!(story.entries.last().unwrap().event, Event::Delivered { attempt: 2, .. }));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mx_on_loopback_is_a_mistake_not_a_destination() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let conf = relay_conf(&sink, &zone).replace("allow_private_addresses = true", "");
+    let server = TestServer::start(folder.path(), &conf).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let reply = client.send("", &["you@far.test"], &letter("me@home.test", "you@far.test", "x", "y")).await.unwrap();
+    let story = server.wait_done(queued_id(&reply)).await;
+    let why = story.entries.iter().find_map(|entry| match &entry.event {
+        Event::Failed { why, .. } => Some(why.reason.clone()),
+        _ => None,
+    });
+    assert!(why.as_ref().is_some_and(|why| why.contains("allow_private_addresses")), "{why:?}");
+    server.stop().await;
+    assert_eq!(sink.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_sends_as_itself_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let conf = relay_conf(&sink, &zone).replace("trusted = [\"127.0.0.0/8\"]", "")
+        + "[accounts.shop]\npassword = \"correct horse\"\nsenders = [\"shop@home.test\"]\n";
+    let server = TestServer::start(folder.path(), &conf).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    // \0shop\0correct horse
+    client.command("AUTH PLAIN AHNob3AAY29ycmVjdCBob3JzZQ==", "235").await.unwrap();
+    client.command("MAIL FROM:<boss@home.test>", "553 5.7.1").await.unwrap();
+    let forged = letter("boss@home.test", "you@far.test", "x", "y");
+    let reply = client.send("shop@home.test", &["you@far.test"], &forged).await.unwrap();
+    assert!(reply.starts_with("553 5.7.1"), "{reply}");
+    let honest = letter("shop@home.test", "you@far.test", "x", "y");
+    let reply = client.send("shop@home.test", &["you@far.test"], &honest).await.unwrap();
+    server.wait_done(queued_id(&reply)).await;
+    server.stop().await;
+    assert_eq!(sink.count(), 1);
+}

@@ -1,0 +1,217 @@
+//! The queue against a real store: what is acknowledged is found again, claims are exclusive, and a
+//! message goes with its last recipient.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use postrider::clock::Clock;
+use postrider::message::{Address, BodyType, DsnRequest, Door, MessageId, Notify, Origin, ReversePath};
+use postrider::queue::record::{Message, Recipient, Route, Status};
+use postrider::queue::{Claimed, NewMessage, Queue, Step};
+use postrider::store::{Batch, Store, Table};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+const START: u64 = 1_800_000_000_000;
+
+fn open(path: &Path, clock: &Clock) -> (Arc<Queue>, UnboundedReceiver<Claimed>) {
+    let store = Arc::new(Store::open(path).unwrap());
+    Queue::new(store, clock.clone(), true, 1 << 20).unwrap()
+}
+
+fn recipient(address: &str, due: u64) -> Recipient {
+    Recipient {
+        address: Address::parse(address).unwrap(),
+        alias: None,
+        route: Route::Remote,
+        notify: Notify::default(),
+        original: None,
+        status: Status::Waiting { due },
+        attempts: 0,
+        last_failure: None,
+        delay_notified: false,
+    }
+}
+
+fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
+    Message {
+        id,
+        received_at: START,
+        origin: Origin { door: Door::Admin, account: None, peer: None },
+        mail_from: ReversePath::Null,
+        body_type: BodyType::EightBitMime,
+        smtputf8: false,
+        dsn: DsnRequest::default(),
+        size: body.iter().map(|chunk| chunk.len() as u64).sum(),
+        chunks: body.len() as u32,
+        message_id: String::new(),
+        subject: String::new(),
+        findings: None,
+        recipients,
+    }
+}
+
+async fn enqueue(queue: &Queue, text: &str, recipients: Vec<Recipient>) -> MessageId {
+    let id = queue.new_id();
+    let body = vec![Bytes::from("Subject: x\r\n\r\n"), Bytes::copy_from_slice(text.as_bytes())];
+    let message = message(id, &body, recipients.len() as u32);
+    queue.enqueue(NewMessage { message, body, recipients, extra: Batch::new() }).await.unwrap();
+    id
+}
+
+async fn finish(queue: &Queue, claimed: Claimed, after: impl Fn(&Recipient) -> Option<Recipient>) {
+    let id = claimed.message.id;
+    let _lock = queue.lock(id).await;
+    let steps: Vec<Step> = claimed
+        .recipients
+        .into_iter()
+        .map(|(number, before)| Step { number, after: after(&before), before })
+        .collect();
+    let batch = queue.step_batch(&claimed.message, &steps, &[]).unwrap();
+    queue.commit(batch, false).await.unwrap();
+    queue.release(id, &steps, &[]);
+}
+
+fn entries(queue: &Queue, table: Table) -> usize {
+    queue.store().prefix(table, b"").unwrap().map(|entry| entry.unwrap()).count()
+}
+
+#[tokio::test]
+async fn a_restart_finds_everything_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let mut ids = Vec::new();
+    {
+        let (queue, _fresh) = open(folder.path(), &clock);
+        for n in 0..50 {
+            ids.push(enqueue(&queue, &format!("body {n}"), vec![recipient("a@b.example", START)]).await);
+        }
+    }
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    let scan = queue.claim_due().unwrap();
+    assert!(fresh.try_recv().is_err());
+    assert_eq!(scan.claimed.iter().map(|claimed| claimed.message.id).collect::<Vec<_>>(), ids);
+    for (n, claimed) in scan.claimed.iter().enumerate() {
+        let body = queue.body(&claimed.message).unwrap().concat();
+        assert_eq!(body, format!("Subject: x\r\n\r\nbody {n}").into_bytes());
+    }
+    assert!(queue.new_id() > *ids.last().unwrap(), "ids grow across a restart");
+}
+
+#[tokio::test]
+async fn fresh_mail_comes_without_a_scan_and_is_claimed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    let id = enqueue(&queue, "hello", vec![recipient("a@b.example", START), recipient("c@d.example", START)]).await;
+    let claimed = fresh.try_recv().unwrap();
+    assert_eq!((claimed.message.id, claimed.recipients.len()), (id, 2));
+    assert_eq!(claimed.body.as_ref().unwrap().chunks.concat(), b"Subject: x\r\n\r\nhello");
+    assert!(queue.claim_due().unwrap().claimed.is_empty(), "claimed already");
+    finish(&queue, claimed, |_| None).await;
+    assert!(queue.claim_due().unwrap().claimed.is_empty(), "done");
+    assert_eq!(queue.claims().held(), 0);
+}
+
+#[tokio::test]
+async fn the_message_goes_with_its_last_recipient() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    enqueue(&queue, "hello", vec![recipient("a@b.example", START), recipient("c@d.example", START)]).await;
+    let claimed = fresh.try_recv().unwrap();
+    let later = |recipient: &Recipient| {
+        let waits = recipient.address.local() == "c";
+        waits.then(|| Recipient { status: Status::Waiting { due: START + 60_000 }, attempts: 1, ..recipient.clone() })
+    };
+    finish(&queue, claimed, later).await;
+    assert_eq!([Table::Message, Table::Body, Table::Recipient, Table::Due].map(|t| entries(&queue, t)), [1, 2, 1, 1]);
+
+    let scan = queue.claim_due().unwrap();
+    assert!(scan.claimed.is_empty());
+    assert_eq!(scan.next, Some(START + 60_000));
+    clock.advance(60_000);
+    let mut scan = queue.claim_due().unwrap();
+    let claimed = scan.claimed.remove(0);
+    assert_eq!(claimed.recipients[0].1.attempts, 1);
+    finish(&queue, claimed, |_| None).await;
+    assert_eq!([Table::Message, Table::Body, Table::Recipient, Table::Due].map(|t| entries(&queue, t)), [0; 4]);
+}
+
+#[tokio::test]
+async fn nothing_due_is_skipped_when_the_clock_goes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    clock.advance(600_000);
+    assert!(queue.claim_due().unwrap().claimed.is_empty());
+    // Due before everything that the last scan saw.
+    enqueue(&queue, "early", vec![recipient("a@b.example", START + 5)]).await;
+    let claimed = fresh.try_recv().unwrap();
+    let same_time = |recipient: &Recipient| Some(Recipient { attempts: 1, ..recipient.clone() });
+    finish(&queue, claimed, same_time).await;
+    assert_eq!(queue.claim_due().unwrap().claimed.len(), 1);
+}
+
+#[tokio::test]
+async fn held_mail_waits_for_a_person() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    let held = Recipient { status: Status::Held { reason: "test".into() }, ..recipient("a@b.example", START) };
+    let id = enqueue(&queue, "hello", vec![held]).await;
+    assert!(fresh.try_recv().map(|claimed| claimed.recipients.len()).unwrap_or(0) == 0);
+    assert!(queue.claim_due().unwrap().claimed.is_empty());
+
+    let release = |_: &Message, before: &Recipient| {
+        Some((Some(Recipient { status: Status::Waiting { due: START }, ..before.clone() }), Batch::new()))
+    };
+    assert!(queue.change(id, 0, release).await.unwrap());
+    let claimed = queue.claim_due().unwrap().claimed.remove(0);
+    assert!(!queue.change(id, 0, |_, _| Some((None, Batch::new()))).await.unwrap(), "an attempt is under way");
+    finish(&queue, claimed, |_| None).await;
+    let mut seen = 0;
+    queue
+        .walk(None, |_, _| {
+            seen += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(seen, 0);
+}
+
+#[tokio::test]
+async fn many_writers_share_groups_and_all_are_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    let mut tasks = Vec::new();
+    for n in 0..200 {
+        let queue = queue.clone();
+        tasks.push(tokio::spawn(async move { enqueue(&queue, &format!("{n}"), vec![recipient("a@b.example", START)]).await }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let mut handed_over = 0;
+    while fresh.try_recv().is_ok() {
+        handed_over += 1;
+    }
+    assert_eq!(handed_over, 200);
+    assert_eq!(entries(&queue, Table::Message), 200);
+}
+
+#[tokio::test]
+async fn more_than_the_claims_hold_goes_by_the_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    let many: Vec<Recipient> = (0..7000).map(|n| recipient(&format!("u{n}@b.example"), START)).collect();
+    enqueue(&queue, "many", many).await;
+    assert!(fresh.try_recv().is_err(), "does not fit the share of fresh mail");
+    let scan = queue.claim_due().unwrap();
+    assert!(scan.more);
+    assert_eq!(scan.claimed.iter().map(|claimed| claimed.recipients.len()).sum::<usize>(), 1024);
+}

@@ -1,0 +1,491 @@
+//! Properties of the wire code: how the input is cut into reads changes nothing; what is stuffed comes
+//! back; no sequence of commands makes a message without a sender and recipients; and the
+//! smuggling forms and the address forms of `tests/data`.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "support/bare.rs"]
+mod bare;
+#[path = "support/conversation.rs"]
+mod conversation;
+#[path = "support/flow.rs"]
+mod flow;
+
+use std::collections::BTreeMap;
+
+use bare::Bare;
+use conversation::{Heard, Setting, Transport};
+use postrider::message::address::{parse_forward_path, parse_reverse_path};
+use postrider::message::{Address, Domain};
+use postrider::smtp::wire::{
+    ChunkDecoder, DataDecoder, DotStuffer, Flaw, LINE_END_BYTES, LineCutter, LineError, Progress,
+};
+use proptest::prelude::*;
+
+/// Bytes among which line ends, dots and NULs are frequent.
+fn awkward_bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        6 => Just(b"\r\n".to_vec()),
+        3 => Just(b".".to_vec()),
+        3 => Just(b"\r\n.".to_vec()),
+        2 => Just(b"\r\n.\r\n".to_vec()),
+        1 => Just(b"\r".to_vec()),
+        1 => Just(b"\n".to_vec()),
+        1 => Just(b"\0".to_vec()),
+        4 => proptest::collection::vec(any::<u8>(), 1..40),
+        4 => "[ -~]{1,40}".prop_map(String::into_bytes),
+    ];
+    proptest::collection::vec(piece, 0..most).prop_map(|pieces| pieces.concat())
+}
+
+/// Content as the queue holds it: CRLF lines, nothing bare, no NUL.
+fn clean_content() -> impl Strategy<Value = Vec<u8>> {
+    let line = prop_oneof![Just(String::new()), "[.]{1,3}", "[.]?[ -~äöü]{0,90}"];
+    (proptest::collection::vec(line, 0..30), any::<bool>()).prop_map(|(lines, ends)| {
+        let mut content = lines.join("\r\n");
+        if ends && !content.is_empty() {
+            content.push_str("\r\n");
+        }
+        content.into_bytes()
+    })
+}
+
+/// Where to cut, as shares of the whole.
+fn cuts() -> impl Strategy<Value = Vec<usize>> {
+    proptest::collection::vec(1usize..30, 1..60)
+}
+
+/// `input` in pieces of these lengths, again and again.
+fn pieces<'a>(input: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    let mut rest = input;
+    cuts.iter().cycle().map_while(move |length| {
+        let (piece, tail) = rest.split_at((*length).min(rest.len()));
+        rest = tail;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// The lines, and the error that ended them.
+fn cut_lines<'a>(reads: impl Iterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, Option<LineError>) {
+    let (mut cutter, mut buffer, mut lines) = (LineCutter::new(), Vec::new(), Vec::new());
+    for read in reads {
+        buffer.extend_from_slice(read);
+        loop {
+            match cutter.cut(&buffer) {
+                Ok(None) => break,
+                Ok(Some(length)) => {
+                    lines.push(buffer[..length].to_vec());
+                    buffer.drain(..length + LINE_END_BYTES);
+                }
+                Err(error) => return (lines, Some(error)),
+            }
+        }
+    }
+    (lines, None)
+}
+
+/// What DATA holds, its flaw, and how much input it used; the content only if there is no flaw.
+fn read_data<'a>(reads: impl Iterator<Item = &'a [u8]>, limit: u64) -> (Vec<u8>, Option<Flaw>, Option<usize>) {
+    let (mut decoder, mut content, mut used) = (DataDecoder::new(limit), Vec::new(), 0);
+    for read in reads {
+        let fed = decoder.feed(read, &mut content);
+        used += fed.consumed;
+        if fed.progress == Progress::Ended {
+            return (if decoder.flaw().is_none() { content } else { Vec::new() }, decoder.flaw(), Some(used));
+        }
+        assert_eq!(fed.consumed, read.len());
+    }
+    (if decoder.flaw().is_none() { content } else { Vec::new() }, decoder.flaw(), None)
+}
+
+/// RFC 5321 4.5.2 and 2.3.8, said as plainly as can be and as slowly.
+fn plain_reading(input: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let (mut content, mut rest) = (Vec::new(), input);
+    loop {
+        let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
+        let (line, tail) = (&rest[..end], &rest[end + 2..]);
+        if line == b"." {
+            return Some((content, input.len() - tail.len()));
+        }
+        content.extend_from_slice(line.strip_prefix(b".").unwrap_or(line));
+        content.extend_from_slice(b"\r\n");
+        rest = tail;
+    }
+}
+
+fn has_bare_end(content: &[u8]) -> bool {
+    let without = content.to_vec();
+    let text = String::from_utf8_lossy(&without).replace("\r\n", "");
+    text.contains(['\r', '\n'])
+}
+
+proptest! {
+    #[test]
+    fn any_cut_of_the_input_gives_the_same_lines(input in awkward_bytes(30), cuts in cuts()) {
+        let whole = cut_lines(std::iter::once(&input[..]));
+        let parts = cut_lines(pieces(&input, &cuts));
+        prop_assert_eq!(&whole, &parts);
+        for line in whole.0 {
+            prop_assert!(!line.contains(&b'\r') && !line.contains(&b'\n'));
+        }
+    }
+
+    #[test]
+    fn any_cut_of_the_input_gives_the_same_message(
+        input in awkward_bytes(60), cuts in cuts(), limit in prop_oneof![Just(1_000_000u64), 0u64..200]
+    ) {
+        let whole = read_data(std::iter::once(&input[..]), limit);
+        prop_assert_eq!(&whole, &read_data(pieces(&input, &cuts), limit));
+        let plain = plain_reading(&input);
+        prop_assert_eq!(whole.2, plain.as_ref().map(|(_, used)| *used));
+        if let (Some((content, _)), None) = (&plain, whole.1) {
+            prop_assert_eq!(&whole.0, content);
+        }
+        if let Some((content, _)) = plain {
+            let expected = if has_bare_end(&content) {
+                Some(Flaw::BareLineEnd)
+            } else if content.contains(&0) {
+                Some(Flaw::Nul)
+            } else if content.len() as u64 > limit {
+                Some(Flaw::TooLarge)
+            } else {
+                None
+            };
+            prop_assert_eq!(whole.1, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_stuffed_comes_back(content in clean_content(), cuts in cuts(), reads in cuts()) {
+        let (mut stuffer, mut wire) = (DotStuffer::new(), Vec::new());
+        for chunk in pieces(&content, &cuts) {
+            stuffer.encode(chunk, &mut wire).unwrap();
+        }
+        stuffer.finish(&mut wire).unwrap();
+        let (read, flaw, used) = read_data(pieces(&wire, &reads), u64::MAX);
+        prop_assert_eq!((flaw, used), (None, Some(wire.len())));
+        let mut expected = content.clone();
+        if !expected.is_empty() && !expected.ends_with(b"\r\n") {
+            expected.extend_from_slice(b"\r\n");
+        }
+        prop_assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn nothing_unclean_leaves(content in awkward_bytes(20), cuts in cuts()) {
+        let (mut stuffer, mut wire) = (DotStuffer::new(), Vec::new());
+        let mut written = Ok(());
+        for chunk in pieces(&content, &cuts) {
+            written = written.and_then(|()| stuffer.encode(chunk, &mut wire));
+        }
+        written = written.and_then(|()| stuffer.finish(&mut wire));
+        let is_clean = !has_bare_end(&content) && !content.contains(&0);
+        prop_assert_eq!(written.is_ok(), is_clean);
+        if is_clean {
+            prop_assert_eq!(plain_reading(&wire).unwrap().1, wire.len());
+        } else {
+            prop_assert!(!wire.ends_with(b"\r\n.\r\n") || content.windows(5).any(|w| w == b"\r\n.\r\n"));
+        }
+    }
+
+    #[test]
+    fn chunks_are_counted(content in awkward_bytes(20), sizes in cuts(), reads in cuts()) {
+        let (mut decoder, mut out) = (ChunkDecoder::new(u64::MAX), Vec::new());
+        for chunk in pieces(&content, &sizes) {
+            decoder.begin(chunk.len() as u64);
+            // More than the chunk is there; it must be left.
+            let with_rest = [chunk, b"\r\n.\r\nQUIT"].concat();
+            let mut used = 0;
+            for read in pieces(&with_rest, &reads) {
+                let fed = decoder.feed(read, &mut out);
+                used += fed.consumed;
+                if fed.progress == Progress::Ended {
+                    break;
+                }
+            }
+            prop_assert_eq!(used, chunk.len());
+        }
+        let flaw = decoder.finish();
+        if has_bare_end(&content) {
+            prop_assert_eq!(flaw, Some(Flaw::BareLineEnd));
+        } else {
+            prop_assert_eq!(flaw, content.contains(&0).then_some(Flaw::Nul));
+        }
+        if flaw.is_none() {
+            prop_assert_eq!(out, content);
+        }
+    }
+}
+
+fn setting(role: &str) -> Setting {
+    Setting {
+        role: role.into(),
+        tls: "opportunistic".into(),
+        errors: 1000,
+        max_size: 60,
+        max_recipients: 3,
+        domains: vec!["example.test".into()],
+        recipients: vec!["ok@example.test".into(), "two@example.test".into()],
+        accounts: vec![conversation::AccountSetting {
+            name: "tim".into(),
+            password: "tanstaaftanstaaf".into(),
+            max_recipients: 2,
+        }],
+        ..Setting::default()
+    }
+}
+
+fn any_command() -> impl Strategy<Value = String> {
+    let known = [
+        "EHLO client.test",
+        "HELO client.test",
+        "MAIL FROM:<a@sender.test>",
+        "MAIL FROM:<>",
+        "MAIL FROM:<a@sender.test> SIZE=61",
+        "MAIL FROM:<jörg@sender.test> SMTPUTF8",
+        "RCPT TO:<ok@example.test>",
+        "RCPT TO:<two@example.test> NOTIFY=NEVER",
+        "RCPT TO:<nobody@example.test>",
+        "RCPT TO:<a@third.test>",
+        "DATA",
+        "DATA\r\nSubject: x\r\n\r\nhi\r\n.",
+        "DATA\r\nx\n.\r\n.",
+        "DATA\r\n.",
+        ".",
+        "BDAT 2\r\nab",
+        "BDAT 2 LAST\r\nab",
+        "BDAT 0 LAST",
+        "BDAT 70 LAST",
+        "RSET",
+        "NOOP",
+        "VRFY x",
+        "AUTH PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm",
+        "AUTH PLAIN",
+        "AHRpbQB0YW5zdGFhZnRhbnN0YWFm",
+        "AUTH LOGIN",
+        "*",
+        "STARTTLS",
+        "STARTTLS x",
+    ];
+    prop_oneof![20 => proptest::sample::select(known.to_vec()).prop_map(String::from), 1 => "[ -~]{0,30}"]
+}
+
+proptest! {
+    /// The pump asserts that each reply is legal and each draft has a recipient; here: the session goes on
+    /// or closes, and a draft follows a MAIL and an RCPT that were taken.
+    #[test]
+    fn any_commands_get_legal_replies(
+        commands in proptest::collection::vec(any_command(), 1..40), submission in any::<bool>(), read in 1usize..200
+    ) {
+        let mut server = Bare::new(&setting(if submission { "submission" } else { "mx" }), read);
+        let (mut replies, mut mail_taken, mut rcpt_taken) = (0, false, false);
+        for command in &commands {
+            server.send(format!("{command}\r\n").as_bytes());
+            while let Heard::Reply(reply) = server.hear() {
+                replies += 1;
+                mail_taken |= reply.starts_with("250 2.1.0");
+                rcpt_taken |= reply.starts_with("250 2.1.5");
+                if reply.starts_with("220 2.0.0") {
+                    server.start_tls_if_due();
+                }
+            }
+            for draft in server.drafts.drain(..) {
+                prop_assert!(mail_taken && rcpt_taken && !draft.envelope.recipients.is_empty());
+                prop_assert!(draft.content.len() <= 60 && draft.origin.peer.is_some());
+                prop_assert!(!submission || draft.origin.account.as_deref() == Some("tim"));
+                let ours = |address: &Address| address.domain().as_str() == "example.test";
+                prop_assert!(submission || draft.envelope.recipients.iter().all(|r| ours(&r.address)));
+                (mail_taken, rcpt_taken) = (false, false);
+            }
+        }
+        prop_assert!(replies > 0);
+    }
+
+    #[test]
+    fn any_bytes_are_survived(bytes in awkward_bytes(60), read in 1usize..200) {
+        let mut server = Bare::new(&setting("mx"), read);
+        server.send(&bytes);
+        server.send(b"\r\nEHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\n");
+        server.send(&bytes);
+    }
+}
+
+const HEAD: &[u8] = b"From: a@sender.test\r\nSubject: x\r\n\r\n";
+
+/// Every form of end-of-data in every position and cut: one message at most, and nothing in it is
+/// ever a command.
+#[test]
+fn smuggled_messages_are_not_seen() {
+    let text = include_str!("data/smuggling.yml");
+    let tail: &[u8] =
+        b"MAIL FROM:<smuggled@third.test>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\nSubject: SMUGGLED\r\n\r\nx\r\n.\r\n";
+    let forms: Vec<_> = flow::maps(text).into_iter().filter(|map| map.contains_key("inbound")).collect();
+    assert_eq!(forms.len(), 29);
+    for form in forms {
+        let bytes = match (form.get("raw_bytes_hex"), form.get("bytes")) {
+            (Some(hex), _) => flow::hex(hex),
+            (None, bytes) => bytes.unwrap().clone(),
+        };
+        let id = String::from_utf8_lossy(&form["id"]).into_owned();
+        let positions: [Vec<u8>; 6] = [
+            [HEAD, b"body"].concat(),
+            Vec::new(),
+            b"From: a@sender.test\r\nSubject: x".to_vec(),
+            [HEAD, &b"x".repeat(12_000), b"\r\n"].concat(),
+            [HEAD, b"YWJj"].concat(),
+            [HEAD, &b"x".repeat(1100)].concat(),
+        ];
+        for before in positions {
+            let content = [&before[..], &bytes, tail].concat();
+            for read in [usize::MAX, 1, 2, 3, 5, 4096] {
+                let smuggled = send_content(&content, read);
+                assert_eq!(smuggled, form["inbound"] == b"end", "{id} in reads of {read}");
+            }
+        }
+    }
+}
+
+/// True if a sender other than the one of the envelope got through.
+fn send_content(content: &[u8], read: usize) -> bool {
+    let mut server = Bare::new(&Setting { max_size: 10_000, ..setting("mx") }, read);
+    server.send(b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\n");
+    // As an honest client does not end its message; a second one does.
+    server.send(content);
+    server.send(b"\r\n.\r\n");
+    let senders: Vec<String> = server.drafts.iter().map(|draft| draft.envelope.mail_from.to_string()).collect();
+    let strangers = senders.iter().any(|sender| sender != "a@sender.test");
+    for draft in &server.drafts {
+        assert!(!has_bare_end(&draft.content) && !draft.content.contains(&0));
+    }
+    strangers
+}
+
+/// The same forms in a chunk are content, or refused.
+#[test]
+fn smuggled_messages_in_chunks_are_content() {
+    for form in flow::maps(include_str!("data/smuggling.yml")).iter().filter(|map| map.contains_key("inbound")) {
+        let bytes = form.get("raw_bytes_hex").map_or_else(|| form["bytes"].clone(), |hex| flow::hex(hex));
+        let content = [HEAD, &bytes, b"MAIL FROM:<smuggled@third.test>\r\n"].concat();
+        for chunk in [1, 2, content.len()] {
+            let mut server = Bare::new(&Setting { max_size: 10_000, ..setting("mx") }, usize::MAX);
+            server.send(b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<ok@example.test>\r\n");
+            for part in content.chunks(chunk) {
+                server.send(format!("BDAT {}\r\n", part.len()).as_bytes());
+                server.send(part);
+            }
+            server.send(b"BDAT 0 LAST\r\n");
+            let is_clean = !has_bare_end(&content) && !content.contains(&0);
+            assert_eq!(server.drafts.len(), usize::from(is_clean), "{form:?}");
+            if let Some(draft) = server.drafts.first() {
+                assert_eq!(draft.content, content);
+            }
+        }
+    }
+}
+
+/// `{L@64}` stands for 64 octets of a local part, `{label@…}` for a label, `{D@253}` for a domain.
+fn expand(path: &str) -> String {
+    let Some((before, rest)) = path.split_once('{').filter(|(_, rest)| rest.contains("@") && rest.contains('}')) else {
+        return path.to_string();
+    };
+    let Some((kind, length, after)) = rest
+        .split_once('}')
+        .and_then(|(inner, after)| inner.split_once('@').map(|(kind, length)| (kind, length, after)))
+        .and_then(|(kind, length, after)| Some((kind, length.parse::<usize>().ok()?, after)))
+    else {
+        return path.to_string();
+    };
+    let text = match kind {
+        "D" => {
+            let mut domain = "a.".repeat(length / 2);
+            domain.truncate(length);
+            if domain.ends_with('.') {
+                domain.replace_range(length - 2.., "aa")
+            }
+            domain
+        }
+        _ => "a".repeat(length),
+    };
+    format!("{before}{text}{after}")
+}
+
+fn text(map: &BTreeMap<String, Vec<u8>>, key: &str) -> String {
+    map.get(key).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
+}
+
+/// The table of paths, said in a RCPT: taken where it must be, refused where it must be; where the
+/// table leaves it open this is what we do, on purpose.
+#[test]
+fn paths_are_taken_and_refused_as_the_table_says() {
+    let cases = flow::maps(include_str!("data/paths.yml"));
+    assert_eq!(cases.len(), 80);
+    let open: &[(&str, bool)] = &[
+        ("<a@b.example.>", true),
+        ("<a@b_c.example>", true),
+        ("<a@b>", true),
+        ("<a@[x-tag:foo]>", false),
+        ("<{L@65}@b.example>", false),
+        ("<@r.example:a@b.example>", true),
+        ("<@r1.example,@r2.example:a@b.example>", true),
+        ("<a@b\u{3002}example>", true),
+        ("<henry\u{2163}@b.example>", true),
+        ("<\u{430}dmin@b.example>", true),
+        ("<a\u{200b}b@b.example>", false),
+        ("<a\u{202e}b@b.example>", false),
+    ];
+    let mut faults = Vec::new();
+    for case in &cases {
+        let raw = case.get("p_hex").map_or_else(|| expand(&text(case, "p")).into_bytes(), |hex| flow::hex(hex));
+        let verdict = text(case, "v");
+        let as_written = text(case, "p");
+        let expected = match open.iter().find(|(path, _)| *path == as_written) {
+            Some((_, taken)) => *taken,
+            None if verdict.starts_with("ok for MAIL") || verdict.starts_with("bad") => false,
+            None => {
+                let says_ok = ["ok", "syntax ok", "maps to"].iter().any(|start| verdict.starts_with(start));
+                assert!(says_ok, "no choice is written down for {as_written}: {verdict}");
+                true
+            }
+        };
+        let utf8 = text(case, "utf8") == "true";
+        let taken = path_is_taken(&raw, utf8);
+        if taken != expected {
+            faults.push(format!("{as_written:?} utf8={utf8}: {verdict}: taken {taken}"));
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// Well-formed paths get past the syntax to "relaying denied" (550 5.7.1) or better.
+fn path_is_taken(path: &[u8], utf8: bool) -> bool {
+    let mut server = Bare::new(&setting("mx"), usize::MAX);
+    server.send(format!("EHLO x\r\nMAIL FROM:<>{}\r\n", if utf8 { " SMTPUTF8" } else { "" }).as_bytes());
+    server.send(&[b"RCPT TO:", path, b"\r\n"].concat());
+    let mut last = String::new();
+    while let Heard::Reply(reply) = server.hear() {
+        last = reply;
+    }
+    let taken = last.starts_with("250 2.1.5") || last.starts_with("550 5.7.1");
+    assert!(taken || last.starts_with("50") || last.starts_with("55"), "{last}");
+    taken
+}
+
+/// What the notes of the table say about equality.
+#[test]
+fn paths_that_are_and_are_not_the_same() {
+    let own = Domain::parse("mail.example.test").unwrap();
+    let key = |path: &str| parse_forward_path(path, &own).unwrap().lookup_key();
+    assert_eq!(key("<\"a\"@b.example>"), key("<a@b.example>"));
+    assert_eq!(key("<A@B.example>"), key("<a@b.example>"));
+    assert_eq!(key("<a@bücher.example>"), key("<a@xn--bcher-kva.example>"));
+    assert_eq!(key("<a@faß.example>"), "a@xn--fa-hia.example");
+    assert_eq!(key("<a@\u{212a}.example>"), "a@k.example");
+    assert_eq!(key("<a@b\u{3002}example>"), "a@b.example");
+    assert_eq!(key("<\"a@c\"@b.example>"), "\"a@c\"@b.example");
+    assert_ne!(key("<\u{430}dmin@b.example>"), "admin@b.example");
+    assert_ne!(key("<henry\u{2163}@b.example>"), "henryiv@b.example");
+    assert_eq!(key("<jo\u{308}rg@b.example>"), key("<j\u{f6}rg@b.example>"));
+    assert_eq!(key("<postmaster>"), "postmaster@mail.example.test");
+    assert!(parse_reverse_path("<>").unwrap().is_null());
+    assert!(parse_reverse_path("< >").is_err());
+}
