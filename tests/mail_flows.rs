@@ -3,6 +3,7 @@
 
 mod support {
     pub mod client;
+    pub mod hook;
     pub mod server;
     pub mod sink;
     pub mod zone;
@@ -14,6 +15,7 @@ use postrider::clock::Clock;
 use postrider::events::Event;
 use postrider::message::header::Headers;
 use support::client::Client;
+use support::hook::Hook;
 use support::server::{HOSTNAME, TestServer, queued_id};
 use support::sink::Sink;
 use support::zone::{Zone, ZoneServer};
@@ -287,4 +289,111 @@ async fn an_account_sends_as_itself_only() {
     server.wait_done(queued_id(&reply)).await;
     server.stop().await;
     assert_eq!(sink.count(), 1);
+}
+
+const HOOKED: &str = r#"
+[domains."home.test"]
+[aliases]
+"all@home.test" = ["box", "crm", "friend@far.test"]
+[targets.box]
+kind = "maildir"
+path = "DATA_DIR/box"
+[targets.crm]
+kind = "webhook"
+url = "HOOK"
+secret = "whsec_c2VjcmV0"
+[loops]
+limit = 100
+[delivery]
+mx_port = PORT
+allow_private_addresses = true
+[dns]
+nameservers = ["ZONE"]
+"#;
+
+/// A message of `domain`, with the records that a receiver needs to verify its signature.
+fn signed(folder: &Path, domain: &str) -> (String, Vec<(String, String)>) {
+    let text = format!(
+        "hostname = \"mail.{domain}\"\ndata_dir = \"{}\"\n[domains.\"{domain}\"]\n",
+        folder.join(domain).display()
+    );
+    std::fs::create_dir(folder.join(domain)).unwrap();
+    let config = postrider::config::parse("other.toml", &text).unwrap();
+    let signer = postrider::intake::sign::Signer::load(&config).unwrap();
+    let own = domain.parse_domain();
+    let plain = letter(&format!("ann@{domain}"), "all@home.test", "signed", "the signed text");
+    let mut whole = Vec::new();
+    for signature in signer.sign(&own, plain.as_bytes()).unwrap() {
+        whole.extend_from_slice(&signature.field);
+    }
+    whole.extend_from_slice(plain.as_bytes());
+    (String::from_utf8(whole).unwrap(), signer.records(&own))
+}
+
+trait ParseDomain {
+    fn parse_domain(&self) -> postrider::message::Domain;
+}
+
+impl ParseDomain for str {
+    fn parse_domain(&self) -> postrider::message::Domain {
+        postrider::message::Domain::parse(self).unwrap()
+    }
+}
+
+/// What the whole way adds to a message from outside: the Authentication-Results that Maildir and
+/// webhook see, for each outcome that a sender can have; and the refusal under DMARC.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_checks_found_reaches_maildir_webhook_and_forward() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, records) = signed(folder.path(), "signer.test");
+    let mut zone = far_zone()
+        .txt("pass.test", "v=spf1 ip4:127.0.0.1 -all")
+        .txt("fail.test", "v=spf1 ip4:192.0.2.1 -all")
+        .txt("strict.test", "v=spf1 -all")
+        .txt("_dmarc.strict.test", "v=DMARC1; p=reject")
+        .a("none.test", "192.0.2.9")
+        .a("signer.test", "192.0.2.9");
+    for (name, text) in &records {
+        zone = zone.txt(name, text);
+    }
+    let (sink, zone, hook) = (Sink::start().await, zone.serve().await, Hook::start().await);
+    let conf = HOOKED
+        .replace("PORT", &sink.address.port().to_string())
+        .replace("ZONE", &zone.addr().to_string())
+        .replace("HOOK", &hook.url);
+    let server = TestServer::start(folder.path(), &conf).await;
+    let broken = good.replace("the signed text", "another text");
+    let cases = [
+        ("ann@pass.test", letter("ann@pass.test", "all@home.test", "1", "x"), "spf=pass", "dkim=none"),
+        ("ann@fail.test", letter("ann@fail.test", "all@home.test", "2", "x"), "spf=fail", "dkim=none"),
+        ("ann@none.test", letter("ann@none.test", "all@home.test", "3", "x"), "spf=none", "dkim=none"),
+        ("ann@signer.test", good, "spf=none", "dkim=pass"),
+        ("ann@signer.test", broken, "spf=none", "dkim=fail"),
+    ];
+    let mut client = Client::connect(server.mx).await.unwrap();
+    for (number, (from, content, spf, dkim)) in cases.iter().enumerate() {
+        let reply = client.send(from, &["all@home.test"], content).await.unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+        server.wait_done(queued_id(&reply)).await;
+        let results = |content: &str| {
+            let headers = Headers::parse(content.as_bytes());
+            headers.get("authentication-results").unwrap().text()
+        };
+        let boxed = maildir_messages(&folder.path().join("box")).join("").replace('\n', "\r\n");
+        assert_eq!(boxed.matches("Authentication-Results").count(), number + 1);
+        let forwarded = String::from_utf8(sink.taken().remove(number).content).unwrap();
+        let found = results(&forwarded);
+        assert!(found.starts_with(HOSTNAME) && found.contains(spf) && found.contains(dkim), "{found}");
+        let event = hook.received().remove(number);
+        assert_eq!(event["type"], "inbound.received");
+        let auth = &event["data"]["auth"];
+        assert_eq!(auth["spf"]["result"], spf.trim_start_matches("spf="), "{auth}");
+        assert_eq!(auth["dkim"][0]["result"], dkim.trim_start_matches("dkim="), "{auth}");
+        assert_eq!(event["data"]["envelope"]["mail_from"], *from);
+    }
+    let forged = letter("boss@strict.test", "all@home.test", "pay now", "x");
+    let reply = client.send("boss@strict.test", &["all@home.test"], &forged).await.unwrap();
+    assert!(reply.starts_with("550 5.7.1"), "{reply}");
+    server.stop().await;
+    assert_eq!((sink.count(), hook.received().len()), (cases.len(), cases.len()));
 }

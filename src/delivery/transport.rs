@@ -19,7 +19,7 @@ use super::{Job, Outcome};
 /// A target that is set up.
 #[derive(Debug)]
 enum TargetTransport {
-    Webhook(Webhook),
+    Webhook(Box<Webhook>),
     Maildir(Maildir),
 }
 
@@ -93,7 +93,7 @@ impl Transports {
 fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            TargetTransport::Webhook(Webhook::new(name, target, &config.domains, clock.clone())?)
+            TargetTransport::Webhook(Box::new(Webhook::new(name, target, &config.domains, clock.clone())?))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
     })

@@ -25,6 +25,7 @@ fn message() -> Message {
         smtputf8: false,
         dsn: DsnRequest::default(),
         size: ORIGINAL.len() as u64,
+        chunks: 1,
         message_id: "1@our.example".to_owned(),
         subject: "hello".to_owned(),
         findings: None,

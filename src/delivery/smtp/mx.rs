@@ -179,7 +179,7 @@ mod tests {
         match outcome.clone() {
             Outcome::Fail(why) => (true, why.status),
             Outcome::Defer { why, .. } => (false, why.status),
-            Outcome::Delivered(_) => panic!("delivered"),
+            other => panic!("{other:?}"),
         }
     }
 
