@@ -35,7 +35,7 @@ use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use operator::Operator;
-use outside::Behind;
+use outside::{Behind, PickupDoor};
 
 /// How long attempts under way may go on after the first signal.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -104,14 +104,8 @@ impl App {
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
         let transports = Transports::new(&config, resolver.clone(), &clock)?;
-        let intake = Arc::new(Intake::new(
-            config.clone(),
-            clock.clone(),
-            queue.clone(),
-            journal.clone(),
-            resolver,
-            signer,
-        ));
+        let intake =
+            Arc::new(Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver, signer));
         let status = status(&config, &clock, &bound);
         let operator = Arc::new(Operator {
             clock: clock.clone(),
@@ -137,6 +131,11 @@ impl App {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
         app.sessions = shared.sessions.clone();
+        let door = Arc::new(PickupDoor(intake));
+        for (name, folder) in config.pickup.clone() {
+            let max_size = config.limits.max_size;
+            app.doors.spawn(pickup::run(name, folder, max_size, door.clone(), clock.clone(), app.stop.clone()));
+        }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(async move {
             if let Err(error) = socket.serve(operator, max_size, stop).await {

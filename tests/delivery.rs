@@ -123,6 +123,7 @@ fn job_of(chunks: Vec<Bytes>, recipients: &[&str]) -> Job {
         smtputf8: false,
         dsn: DsnRequest::default(),
         size: body.len() as u64,
+        chunks: 1,
         message_id: String::new(),
         subject: String::new(),
         findings: None,

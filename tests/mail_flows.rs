@@ -68,10 +68,18 @@ async fn a_submitted_message_arrives_signed_and_byte_exact() {
     let reply = client.send("me@home.test", &["you@far.test"], &stuffed).await.unwrap();
     assert!(reply.starts_with("250 2.0.0"), "{reply}");
     let story = server.wait_done(queued_id(&reply)).await;
-    assert!(story.entries.iter().any(|entry| matches!(&entry.event, Event::Delivered { to, .. } if to.contains("mx.far.test"))));
+    assert!(
+        story
+            .entries
+            .iter()
+            .any(|entry| matches!(&entry.event, Event::Delivered { to, .. } if to.contains("mx.far.test")))
+    );
 
     let taken = &sink.taken()[0];
-    assert_eq!((taken.mail_from.as_str(), taken.recipients.as_slice()), ("me@home.test", ["you@far.test".to_owned()].as_slice()));
+    assert_eq!(
+        (taken.mail_from.as_str(), taken.recipients.as_slice()),
+        ("me@home.test", ["you@far.test".to_owned()].as_slice())
+    );
     let headers = Headers::parse(&taken.content);
     assert_eq!(headers.body(), format!("{body}\r\n").as_bytes());
     let selectors: Vec<String> = headers.all("dkim-signature").map(|field| field.text()).collect();
@@ -216,7 +224,14 @@ async fn a_refused_message_comes_back_as_a_notice() {
     let notice = sink.taken().remove(0);
     assert_eq!((notice.mail_from.as_str(), notice.recipients.as_slice()), ("", ["me@far.test".to_owned()].as_slice()));
     let text = String::from_utf8(notice.content).unwrap();
-    for part in ["multipart/report", "report-type=delivery-status", "Action: failed", "Status: 5.1.10", "you@nomail.test", "Auto-Submitted:"] {
+    for part in [
+        "multipart/report",
+        "report-type=delivery-status",
+        "Action: failed",
+        "Status: 5.1.10",
+        "you@nomail.test",
+        "Auto-Submitted:",
+    ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
 

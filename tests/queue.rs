@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider::clock::Clock;
-use postrider::message::{Address, BodyType, DsnRequest, Door, MessageId, Notify, Origin, ReversePath};
+use postrider::message::{Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath};
 use postrider::queue::record::{Message, Recipient, Route, Status};
 use postrider::queue::{Claimed, NewMessage, Queue, Step};
 use postrider::store::{Batch, Store, Table};
@@ -64,11 +64,8 @@ async fn enqueue(queue: &Queue, text: &str, recipients: Vec<Recipient>) -> Messa
 async fn finish(queue: &Queue, claimed: Claimed, after: impl Fn(&Recipient) -> Option<Recipient>) {
     let id = claimed.message.id;
     let _lock = queue.lock(id).await;
-    let steps: Vec<Step> = claimed
-        .recipients
-        .into_iter()
-        .map(|(number, before)| Step { number, after: after(&before), before })
-        .collect();
+    let steps: Vec<Step> =
+        claimed.recipients.into_iter().map(|(number, before)| Step { number, after: after(&before), before }).collect();
     let batch = queue.step_batch(&claimed.message, &steps, &[]).unwrap();
     queue.commit(batch, false).await.unwrap();
     queue.release(id, &steps, &[]);
@@ -190,7 +187,9 @@ async fn many_writers_share_groups_and_all_are_stored() {
     let mut tasks = Vec::new();
     for n in 0..200 {
         let queue = queue.clone();
-        tasks.push(tokio::spawn(async move { enqueue(&queue, &format!("{n}"), vec![recipient("a@b.example", START)]).await }));
+        tasks.push(tokio::spawn(async move {
+            enqueue(&queue, &format!("{n}"), vec![recipient("a@b.example", START)]).await
+        }));
     }
     for task in tasks {
         task.await.unwrap();

@@ -59,7 +59,8 @@ impl Backend for Operator {
                     let page = Page { limit: 1, after: Some(before) };
                     let mut found = self.list_of(Filter::default(), page).await?;
                     found.retain(|listed| listed.id == id);
-                    let chosen = found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
+                    let chosen =
+                        found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
                     changed += self.change_all(action, chosen, selection.dry_run).await?;
                 }
                 Ok(changed)
@@ -148,14 +149,18 @@ fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
 fn event(action: Action, before: &Recipient) -> Option<Event> {
     let recipient: Address = before.address.clone();
     match action {
-        Action::Retry | Action::Release if matches!(before.status, Status::Held { .. }) => Some(Event::Released { recipient }),
+        Action::Retry | Action::Release if matches!(before.status, Status::Held { .. }) => {
+            Some(Event::Released { recipient })
+        }
         Action::Retry | Action::Release => None,
         Action::Hold => Some(Event::Held { recipient, reason: "by the operator".into() }),
         Action::Cancel => Some(Event::Cancelled { recipient }),
     }
 }
 
-async fn blocking<T: Send + 'static>(read: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, Trouble> {
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Trouble> {
     let read = tokio::task::spawn_blocking(read).await;
     read.map_err(|_| Trouble::new("the look into the store was broken off"))?.map_err(Trouble::new)
 }

@@ -195,7 +195,11 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
         None => match parts.queue.body(&message) {
             Ok(chunks) => Body::new(chunks),
             Err(error) => {
-                let why = crate::queue::record::Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
+                let why = crate::queue::record::Failure::local(
+                    "4.3.0",
+                    "",
+                    format!("the stored message cannot be read: {error}"),
+                );
                 let outcomes = recipients.iter().map(|(number, _)| (*number, defer(&why))).collect();
                 let job = Job { message, body: Body::default(), recipients };
                 parts.settler.settle(&parts.queue, job, outcomes).await;

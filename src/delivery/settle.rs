@@ -140,7 +140,8 @@ impl Settler {
         let event = Event::Deferred { recipient: recipient.address.clone(), why: why.clone(), attempt, next };
         settled.events.push(event);
         let late = self.config.delivery.retry.delay_notice.is_some_and(|notice| {
-            self.clock.now().saturating_sub(message.received_at) >= u64::try_from(notice.as_millis()).unwrap_or(u64::MAX)
+            self.clock.now().saturating_sub(message.received_at)
+                >= u64::try_from(notice.as_millis()).unwrap_or(u64::MAX)
         });
         let notify = late && !recipient.delay_notified;
         if notify {
@@ -162,7 +163,8 @@ impl Settler {
         for event in &settled.events {
             telling.tell(id, event.clone());
         }
-        let mut batch = queue.step_batch(&job.message, &settled.steps, &settled.added).map_err(|error| error.to_string())?;
+        let mut batch =
+            queue.step_batch(&job.message, &settled.steps, &settled.added).map_err(|error| error.to_string())?;
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
         let until = job.message.received_at.saturating_add(retry_for);
         let mut notices = Vec::new();
@@ -178,7 +180,9 @@ impl Settler {
         for draft in notices {
             // The first notice carries the step; a second (rare) one follows by itself.
             let carried = step.take();
-            let Err(refusal) = self.intake.accept_with(draft, carried.clone().unwrap_or_default()).await else { continue };
+            let Err(refusal) = self.intake.accept_with(draft, carried.clone().unwrap_or_default()).await else {
+                continue;
+            };
             if carried.is_some() && refusal.reply.severity() == crate::smtp::reply::Severity::Transient {
                 return Err(refusal.reason);
             }

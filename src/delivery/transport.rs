@@ -62,7 +62,9 @@ impl Transports {
                 Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
                 Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
                 None => {
-                    let reason = format!("there is no target {name} in the configuration any more; add [targets.{name}] or cancel");
+                    let reason = format!(
+                        "there is no target {name} in the configuration any more; add [targets.{name}] or cancel"
+                    );
                     all(job, &Outcome::Defer { why: Failure::local("4.3.5", name, reason), not_before_secs: None })
                 }
             },
@@ -78,11 +80,14 @@ impl Transports {
 
     fn route_again(&self, job: &Job) -> Vec<(u32, Outcome)> {
         let outcome = |address: &Address| match resolve(&self.config, address) {
-            Resolution::Deliveries(found) if found.iter().all(|delivery| delivery.hold.is_none() && !delivery.discard) => {
+            Resolution::Deliveries(found)
+                if found.iter().all(|delivery| delivery.hold.is_none() && !delivery.discard) =>
+            {
                 Outcome::Rerouted(found.into_iter().map(|delivery| (delivery.address, delivery.route)).collect())
             }
             _ => {
-                let reason = format!("<{address}> still leads nowhere: give it an alias in [aliases], or cancel the message");
+                let reason =
+                    format!("<{address}> still leads nowhere: give it an alias in [aliases], or cancel the message");
                 Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None }
             }
         };

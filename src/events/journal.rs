@@ -108,8 +108,12 @@ fn log(id: MessageId, event: &Event) {
             let next = crate::clock::rfc3339(*next);
             tracing::info!(%id, %recipient, reason = why.reason, unsure = why.unsure, attempt, next, "deferred");
         }
-        Event::Failed { recipient, why, attempt } => tracing::info!(%id, %recipient, reason = why.reason, attempt, "failed"),
-        Event::Expired { recipient, why, attempt } => tracing::info!(%id, %recipient, reason = why.reason, attempt, "expired"),
+        Event::Failed { recipient, why, attempt } => {
+            tracing::info!(%id, %recipient, reason = why.reason, attempt, "failed")
+        }
+        Event::Expired { recipient, why, attempt } => {
+            tracing::info!(%id, %recipient, reason = why.reason, attempt, "expired")
+        }
         Event::Held { recipient, reason } => tracing::info!(%id, %recipient, reason, "held"),
         Event::Released { recipient } => tracing::info!(%id, %recipient, "released"),
         Event::Cancelled { recipient } => tracing::info!(%id, %recipient, "cancelled"),

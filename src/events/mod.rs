@@ -82,5 +82,8 @@ pub enum Event {
         reason: String,
     },
     /// A DSN went to the sender, queued as a message of its own.
-    NoticeSent { sender: Address, about: String },
+    NoticeSent {
+        sender: Address,
+        about: String,
+    },
 }

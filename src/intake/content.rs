@@ -109,13 +109,7 @@ fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<
 }
 
 /// RFC 6409 8.1 to 8.3: From, Message-ID and Date, for senders that leave them out.
-fn add_missing(
-    added: &mut Vec<u8>,
-    draft: &Draft,
-    headers: &Headers<'_>,
-    message_id: &str,
-    now: Millis,
-) {
+fn add_missing(added: &mut Vec<u8>, draft: &Draft, headers: &Headers<'_>, message_id: &str, now: Millis) {
     if headers.get("from").is_none() {
         added.extend_from_slice(&header::field("From", &format!("<{}>", draft.envelope.mail_from)));
     }

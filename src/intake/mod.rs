@@ -95,9 +95,7 @@ impl Intake {
         let now = self.clock.now();
         let id = self.queue.new_id();
         let headers = Headers::parse(&draft.content);
-        headers.within_limits().map_err(|error| {
-            Refusal::plain(Reply::new(552, (3, 4), error.to_string()))
-        })?;
+        headers.within_limits().map_err(|error| Refusal::plain(Reply::new(552, (3, 4), error.to_string())))?;
         if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
             return Err(refusal);
         }

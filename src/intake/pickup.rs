@@ -112,6 +112,9 @@ struct Claim {
     done: bool,
 }
 
+/// The key of a claim, and the claim.
+type Claimed = (Vec<u8>, Claim);
+
 impl Claim {
     fn put(&self, key: &[u8]) -> Batch {
         let mut batch = Batch::new();
@@ -540,7 +543,7 @@ impl<D: Door> Shared<D> {
     }
 
     /// Removes queued files and syncs the folder; gives the keys of those that are gone, and the rest.
-    fn remove_all(&self, queued: Vec<(Vec<u8>, Claim)>) -> (Vec<Vec<u8>>, Vec<(Vec<u8>, Claim)>) {
+    fn remove_all(&self, queued: Vec<Claimed>) -> (Vec<Vec<u8>>, Vec<Claimed>) {
         let tmp = |key: &[u8]| key.get(self.name.len() + 1..).unwrap_or_default().to_vec();
         let (gone, mut left): (Vec<_>, Vec<_>) =
             queued.into_iter().partition(|(key, claim)| self.remove(&tmp(key), claim).is_ok());

@@ -56,7 +56,10 @@ impl Plan {
     }
 
     fn add_remote(&mut self, written: &Written, now: Millis) {
-        let recipient = Recipient { original: written.original.clone(), ..waiting(written, written.address.clone(), Route::Remote, now) };
+        let recipient = Recipient {
+            original: written.original.clone(),
+            ..waiting(written, written.address.clone(), Route::Remote, now)
+        };
         self.push(Planned { recipient, written: None });
     }
 
@@ -162,7 +165,8 @@ fn check_size(config: &Config, address: &Address, size: u64) -> Result<(), Refus
     let limit = config.domains.get(address.domain()).and_then(|domain| domain.max_size);
     match limit {
         Some(limit) if size > limit => {
-            let text = format!("<{address}>: messages for {} may have {limit} bytes, this one has {size}", address.domain());
+            let text =
+                format!("<{address}>: messages for {} may have {limit} bytes, this one has {size}", address.domain());
             Err(Refusal::plain(Reply::new(552, (3, 4), text)))
         }
         _ => Ok(()),

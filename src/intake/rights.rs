@@ -83,7 +83,9 @@ pub(super) fn author(config: &Config, draft: &Draft, headers: &Headers<'_>) -> R
 fn missing_author(draft: &Draft) -> Result<(), Refusal> {
     match draft.envelope.mail_from {
         ReversePath::Address(_) => Ok(()),
-        ReversePath::Null => Err(Refusal::plain(Reply::new(550, (6, 0), "the message has no From field and no envelope sender"))),
+        ReversePath::Null => {
+            Err(Refusal::plain(Reply::new(550, (6, 0), "the message has no From field and no envelope sender")))
+        }
     }
 }
 

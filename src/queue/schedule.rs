@@ -61,6 +61,7 @@ fn millis(duration: Duration) -> Millis {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
     use super::*;
     use proptest::prelude::*;
 

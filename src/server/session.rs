@@ -11,9 +11,9 @@
 //! ```
 //!
 //! Choices that the RFCs leave open: a second EHLO forgets the log-in as well as the transaction. A
-//! client on loopback may AUTH and MAIL without TLS even where TLS is required, because nobody is in
-//! between. A BDAT whose count cannot be read closes the connection, because the octets that follow
-//! are content and would be read as commands.
+//! client on loopback may AUTH without TLS, because nobody is in between; where the listener requires
+//! TLS it may not. A BDAT whose count cannot be read closes the connection, because the octets that
+//! follow are content and would be read as commands.
 //!
 //! Leaves out: whose sender and recipients are good and who knows which password (`Question`),
 //! time-outs and connection limits (`connection`, `limits`).
@@ -321,11 +321,11 @@ impl Session {
 
     /// The listener requires TLS and has not got it.
     fn needs_tls(&self) -> bool {
-        self.policy.tls == ListenerTls::Required && self.tls.is_none() && !self.policy.loopback
+        self.policy.tls == ListenerTls::Required && self.tls.is_none()
     }
 
     fn may_authenticate(&self) -> bool {
-        self.policy.role == Role::Submission && (self.tls.is_some() || self.policy.loopback)
+        self.policy.role == Role::Submission && (self.tls.is_some() || (self.policy.loopback && !self.needs_tls()))
     }
 
     fn start_tls(&mut self, state: State) -> Step {

@@ -48,7 +48,8 @@ impl TestServer {
 
     pub async fn start_at(data_dir: &Path, more: &str, clock: Clock) -> TestServer {
         let text = format!("{BASE}{more}").replace("DATA_DIR", data_dir.to_str().unwrap());
-        let config = postrider::config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+        let config =
+            postrider::config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
         let app = App::start(config, clock).await.unwrap_or_else(|error| panic!("{error}"));
         let address = |name: &str| app.listeners().iter().find(|listener| listener.name == name).unwrap().address;
         TestServer { mx: address("mx"), submission: address("submission"), data_dir: data_dir.to_owned(), app }

@@ -132,7 +132,9 @@ impl Sink {
                 "EHLO" if self.acceptor.is_some() && !tls => {
                     replies.extend_from_slice(b"250-sink.test\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME\r\n");
                 }
-                "EHLO" => replies.extend_from_slice(b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n"),
+                "EHLO" => replies.extend_from_slice(
+                    b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n",
+                ),
                 "HELO" => replies.extend_from_slice(b"250 sink.test\r\n"),
                 "MAIL" => {
                     mail_from = path(&text);
@@ -149,7 +151,12 @@ impl Sink {
                     replies.clear();
                     let content = read_data(stream).await?;
                     let content = if self.keep { content } else { Vec::new() };
-                    let taken = Taken { mail_from: mail_from.clone(), recipients: std::mem::take(&mut recipients), content, tls };
+                    let taken = Taken {
+                        mail_from: mail_from.clone(),
+                        recipients: std::mem::take(&mut recipients),
+                        content,
+                        tls,
+                    };
                     self.taken.lock().unwrap().push(taken);
                     self.arrived.notify_waiters();
                     replies.extend_from_slice(b"250 taken\r\n");
