@@ -1,5 +1,6 @@
 //! SMTP in: `listener` accepts, `connection` pumps bytes, `session` decides, `sasl` and `accounts`
-//! know who it is, `limits` how much, `tls` under which certificate.
+//! know who it is, `limits` how much, `tls` under which certificate;
+//! `outside` is what lies behind it.
 
 pub mod accounts;
 pub mod connection;
@@ -8,4 +9,6 @@ pub mod listener;
 pub mod sasl;
 pub mod session;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod tls;
