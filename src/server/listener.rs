@@ -1,1 +1,264 @@
-//! (to come)
+//! Sockets that wait for clients, and the loop that accepts them.
+//!
+//! Binding is apart from running, so that a server binds low ports first and gives up its rights after,
+//! and so that a port in use is known before anything starts. The loop never spins and never ends by
+//! an error: where the process has no file descriptors left it waits until some are free.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::connection::{self, Arrival};
+use super::limits::ConnectionGuard;
+use super::outside::{Outside, Shared};
+use crate::config::{self, ListenerTls, Role};
+
+/// Connections that wait to be accepted (the system's own limit, net.core.somaxconn, also holds).
+const BACKLOG: i32 = 4096;
+/// Between two tries where the system has no resources for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A port that cannot be taken, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("listeners.{listener}: cannot listen on {address}: {error}; {remedy}")]
+pub struct BindError {
+    pub listener: String,
+    pub address: SocketAddr,
+    pub error: io::Error,
+    remedy: String,
+}
+
+impl BindError {
+    fn new(listener: &str, address: SocketAddr, error: io::Error) -> BindError {
+        let port = address.port();
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "another program (perhaps another mail server, or another postrider) has port {port}: \
+                 `ss -ltnp 'sport = :{port}'` shows which; stop it or change `bind`"
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "ports below 1024 need the right CAP_NET_BIND_SERVICE: start postrider by its systemd unit or as root, \
+                 or choose a port above 1023 than {port}"
+            ),
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine does not have that address: `ip address` shows those it has".to_owned()
+            }
+            _ => "change `bind`".to_owned(),
+        };
+        BindError { listener: listener.to_owned(), address, error, remedy }
+    }
+}
+
+/// The name under which the configuration knows a listener, and binding it.
+#[derive(Debug)]
+pub struct Listener;
+
+impl Listener {
+    /// Takes all addresses of one listener, or none. Must be called within a tokio runtime.
+    pub fn bind(name: &str, settings: &config::Listener) -> Result<Vec<BoundListener>, BindError> {
+        let name: Arc<str> = name.into();
+        settings
+            .bind
+            .iter()
+            .map(|address| {
+                let socket = bind_with_fallback(*address).map_err(|error| BindError::new(&name, *address, error))?;
+                Ok(BoundListener { name: name.clone(), role: settings.role, tls: settings.tls, socket })
+            })
+            .collect()
+    }
+}
+
+/// `[::]` takes IPv4 too; on a machine without IPv6 it is the IPv4 half that was meant as well.
+fn bind_with_fallback(address: SocketAddr) -> io::Result<TcpListener> {
+    let result = bind(address);
+    match (&result, address.ip()) {
+        (Err(error), IpAddr::V6(ip)) if ip.is_unspecified() && is_without_ipv6(error) => {
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        _ => result,
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(errno(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    Errno::from_io_error(error)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // A restart need not wait for old connections to fade.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A socket that listens. Clients wait in its backlog until [`BoundListener::run`].
+pub struct BoundListener {
+    name: Arc<str>,
+    role: Role,
+    tls: ListenerTls,
+    socket: TcpListener,
+}
+
+impl fmt::Debug for BoundListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundListener").field("name", &self.name).field("address", &self.local_addr()).finish()
+    }
+}
+
+impl BoundListener {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// With the port that the system chose, if port 0 was asked for.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts until `stop`. The sessions are tasks of `shared.sessions`; they see the same `stop` and
+    /// may take longer.
+    pub async fn run<O: Outside>(self, shared: Arc<Shared<O>>, stop: CancellationToken) {
+        // One line of log for one shortage, not one for each try.
+        let mut is_short = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    is_short = false;
+                    self.welcome(&shared, stream, peer, &stop);
+                }
+                Err(error) if is_the_clients(&error) => debug!(listener = %self.name, %error, "a client left at once"),
+                Err(error) => {
+                    if !is_short {
+                        warn!(
+                            listener = %self.name, %error,
+                            "cannot accept connections, trying again; raise the limit of open files (LimitNOFILE) \
+                             or lower limits.connections"
+                        );
+                    }
+                    is_short = true;
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn welcome<O: Outside>(
+        &self,
+        shared: &Arc<Shared<O>>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        stop: &CancellationToken,
+    ) {
+        let peer = peer.ip().to_canonical();
+        let place = match shared.limits.connect(&shared.config, self.role, peer, shared.clock.now()) {
+            Ok(place) => place,
+            Err(refusal) => {
+                info!(listener = %self.name, %peer, reply = %refusal.reply, reason = refusal.reason, "refused");
+                self.turn_away(&stream, &refusal.reply);
+                return;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            // The client has reset the connection already.
+            debug!(listener = %self.name, %peer, %error, "gone before the greeting");
+            return;
+        }
+        self.start(shared, stream, peer, place, stop);
+    }
+
+    fn start<O: Outside>(
+        &self,
+        shared: &Arc<Shared<O>>,
+        stream: TcpStream,
+        peer: IpAddr,
+        place: ConnectionGuard,
+        stop: &CancellationToken,
+    ) {
+        let span = info_span!("session", id = shared.next_session(), listener = %self.name, %peer);
+        let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer };
+        // A token of its own: the waiting of thousands of idle sessions must not meet in one lock.
+        let session = connection::serve(shared.clone(), arrival, stream, place, stop.child_token());
+        shared.sessions.spawn(session.instrument(span));
+    }
+
+    /// One line, if the socket takes it at once, which a new one does; no task and no wait for a client
+    /// that gets nothing.
+    fn turn_away(&self, stream: &TcpStream, reply: &crate::smtp::Reply) {
+        if self.tls == ListenerTls::Implicit {
+            return;
+        }
+        let mut line = Vec::new();
+        reply.write_to(&mut line);
+        if let Err(error) = SockRef::from(stream).send(&line) {
+            debug!(listener = %self.name, %error, "could not say why");
+        }
+    }
+}
+
+/// accept(2): errors of the connection, not of the socket.
+fn is_the_clients(error: &io::Error) -> bool {
+    matches!(
+        errno(error),
+        Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::PERM | Errno::PROTO | Errno::TIMEDOUT | Errno::INTR)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn settings(bind: &str) -> config::Listener {
+        config::Listener { role: Role::Mx, bind: vec![bind.parse().unwrap()], tls: ListenerTls::Off }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_said_with_the_remedy() {
+        let first = Listener::bind("mx", &settings("127.0.0.1:0")).unwrap();
+        let address = first[0].local_addr().unwrap();
+        let error = Listener::bind("mx", &settings(&address.to_string())).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("listeners.mx: cannot listen on {address}")), "{error}");
+        assert!(error.contains(&format!("ss -ltnp 'sport = :{}'", address.port())), "{error}");
+    }
+
+    #[test]
+    fn other_errors_have_remedies_too() {
+        let address = "192.0.2.1:25".parse().unwrap();
+        let text = |kind: io::ErrorKind| BindError::new("mx", address, kind.into()).to_string();
+        assert!(text(io::ErrorKind::PermissionDenied).contains("CAP_NET_BIND_SERVICE"));
+        assert!(text(io::ErrorKind::AddrNotAvailable).contains("ip address"));
+    }
+
+    #[tokio::test]
+    async fn the_unspecified_ipv6_address_takes_ipv4_too() {
+        let bound = Listener::bind("mx", &settings("[::]:0")).unwrap();
+        let port = bound[0].local_addr().unwrap().port();
+        let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+        assert!(connected.is_ok(), "{connected:?}");
+    }
+}

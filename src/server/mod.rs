@@ -6,6 +6,7 @@ pub mod accounts;
 pub mod connection;
 pub mod limits;
 pub mod listener;
+pub mod outside;
 pub mod sasl;
 pub mod session;
 pub mod step;

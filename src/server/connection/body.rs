@@ -1,0 +1,191 @@
+//! Reading a message: DATA to its dot, or BDAT chunk by chunk, within the memory and the time there is.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::{Instant, timeout};
+use tracing::info;
+
+use super::memory::Content;
+use super::{Connection, End};
+use crate::server::outside::Outside;
+use crate::server::step::DataEnd;
+use crate::smtp::wire::{ChunkDecoder, DataDecoder, Fed, Flaw, Progress};
+
+/// Bytes of read buffer while a message is read.
+const MESSAGE_BUFFER_BYTES: usize = 64 * 1024;
+/// A message that comes in slower than this (bytes a second, after the first `data_timeout`) is cut off.
+const MESSAGE_RATE_MIN: u64 = 500;
+
+/// Either way of sending a message.
+enum Decoder<'a> {
+    Data(&'a mut DataDecoder),
+    Chunk(&'a mut ChunkDecoder),
+}
+
+impl Decoder<'_> {
+    fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> Fed {
+        match self {
+            Decoder::Data(decoder) => decoder.feed(input, out),
+            Decoder::Chunk(decoder) => decoder.feed(input, out),
+        }
+    }
+
+    fn flaw(&self) -> Option<Flaw> {
+        match self {
+            Decoder::Data(decoder) => decoder.flaw(),
+            Decoder::Chunk(decoder) => decoder.flaw(),
+        }
+    }
+
+    fn discard(&mut self) {
+        match self {
+            Decoder::Data(decoder) => decoder.discard(),
+            Decoder::Chunk(decoder) => decoder.discard(),
+        }
+    }
+}
+
+/// Octets that a decoder may have kept back of earlier input (a dot, a CR) and adds to the next.
+const HELD_BACK_BYTES_MAX: usize = 2;
+
+/// Messages.
+impl<S, O> Connection<S, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    O: Outside,
+{
+    pub(super) async fn read_data(&mut self) -> Result<DataEnd, End> {
+        let max_size = self.shared.config.limits.max_size;
+        let mut decoder = DataDecoder::new(max_size);
+        let mut content = Content::new(self.declared.take(), max_size);
+        if self.read_body(Decoder::Data(&mut decoder), &mut content).await? == Progress::Endless {
+            return Ok(DataEnd::Endless);
+        }
+        Ok(self.complete(decoder.flaw(), content))
+    }
+
+    pub(super) async fn read_chunk(
+        &mut self,
+        size: u64,
+        first: bool,
+        last: bool,
+        discard: bool,
+    ) -> Result<DataEnd, End> {
+        let max_size = self.shared.config.limits.max_size;
+        if discard {
+            let mut decoder = ChunkDecoder::new(max_size);
+            decoder.discard();
+            decoder.begin(size);
+            let mut nothing = Content::none();
+            let progress = self.read_body(Decoder::Chunk(&mut decoder), &mut nothing).await?;
+            return Ok(if progress == Progress::Endless { DataEnd::Endless } else { DataEnd::Partial });
+        }
+        let declared = self.declared.take();
+        let mut message = match self.chunks.take() {
+            Some(begun) if !first => begun,
+            _ => Box::new((ChunkDecoder::new(max_size), Content::new(declared.or(Some(size)), max_size))),
+        };
+        let (decoder, content) = &mut *message;
+        decoder.begin(size);
+        if self.read_body(Decoder::Chunk(decoder), content).await? == Progress::Endless {
+            return Ok(DataEnd::Endless);
+        }
+        if last {
+            let (decoder, content) = *message;
+            return Ok(self.complete(decoder.finish(), content));
+        }
+        if let Some(flaw) = decoder.flaw() {
+            return Ok(flaw.into());
+        }
+        if content.lacks_room() {
+            return Ok(DataEnd::NoRoom);
+        }
+        self.chunks = Some(message);
+        Ok(DataEnd::Partial)
+    }
+
+    fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
+        if let Some(flaw) = flaw {
+            return flaw.into();
+        }
+        if content.lacks_room() {
+            return DataEnd::NoRoom;
+        }
+        let (bytes, paid) = content.finish();
+        self.held = paid;
+        DataEnd::Complete(bytes)
+    }
+
+    /// Feeds the decoder to the end of the message or chunk.
+    async fn read_body(&mut self, mut decoder: Decoder<'_>, content: &mut Content) -> Result<Progress, End> {
+        let mut patience = Patience::new(self.shared.config.limits.data_timeout);
+        loop {
+            let buffered = self.input.len().saturating_sub(self.start);
+            let more = buffered + HELD_BACK_BYTES_MAX;
+            let is_kept = buffered > 0 && decoder.flaw().is_none() && !content.lacks_room();
+            if is_kept && !content.make_room(more, &self.shared.memory) {
+                // The client may be waiting for what we have said before it sends (and ends) anything.
+                self.flush().await?;
+                if !content.wait_for_room(more, &self.shared.memory).await {
+                    info!("no room in queue.memory for a message");
+                    decoder.discard();
+                }
+            }
+            let buffered = self.input.get(self.start..).unwrap_or_default();
+            let fed = decoder.feed(buffered, &mut content.bytes);
+            self.start += fed.consumed;
+            if fed.progress != Progress::More {
+                return Ok(fed.progress);
+            }
+            if decoder.flaw().is_some() {
+                content.let_go();
+            }
+            self.flush().await?;
+            self.tidy(MESSAGE_BUFFER_BYTES);
+            let before = Instant::now();
+            match timeout(patience.left, self.stream.read_buf(&mut self.input)).await {
+                Ok(Ok(0)) => return Err(End::Gone(io::ErrorKind::UnexpectedEof.into())),
+                Ok(Ok(bytes)) => patience.read(bytes, before.elapsed()),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => return Err(End::TimedOut),
+            }
+        }
+    }
+}
+
+/// How long a message may still make us wait. Waiting uses it up, bytes bring it back; our own waits
+/// (for memory) do not count.
+struct Patience {
+    left: Duration,
+    most: Duration,
+}
+
+impl Patience {
+    fn new(most: Duration) -> Patience {
+        Patience { left: most, most }
+    }
+
+    fn read(&mut self, bytes: usize, waited: Duration) {
+        let earned = Duration::from_millis(bytes as u64 * 1000 / MESSAGE_RATE_MIN);
+        self.left = self.left.saturating_sub(waited).saturating_add(earned).min(self.most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_does_not_buy_time() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let mut patience = Patience::new(minutes(10));
+        for _ in 0..9 {
+            patience.read(1, minutes(1));
+        }
+        assert!(patience.left <= minutes(1) + Duration::from_secs(1), "{:?}", patience.left);
+        patience.read(1_000_000, minutes(1));
+        assert_eq!(patience.left, minutes(10), "a client that sends gets the whole time again, and not more");
+    }
+}

@@ -1,0 +1,72 @@
+//! What the server needs of the rest of the house, and what all its connections share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio_util::task::TaskTracker;
+
+use super::accounts::{Accounts, AccountsError};
+use super::connection::memory::MessageMemory;
+use super::limits::Limits;
+use super::tls::ServerTls;
+use crate::clock::Clock;
+use crate::config::{Config, Role};
+use crate::message::{Address, Draft, ReversePath};
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
+
+/// The door behind the server: `intake`, or a test's stand-in. The two questions that come before the
+/// message are answered from memory; what a refusal's `reason` says is logged by the server.
+pub trait Outside: Send + Sync + 'static {
+    /// May this account (none: inbound, or a trusted network) use this sender, and is there room for a
+    /// message of this declared size?
+    fn sender(&self, account: Option<&str>, sender: &ReversePath, size: Option<u64>) -> Result<(), Refusal>;
+
+    /// Is mail for this recipient taken?
+    fn recipient(
+        &self,
+        role: Role,
+        account: Option<&str>,
+        sender: &ReversePath,
+        recipient: &Address,
+    ) -> Result<(), Refusal>;
+
+    /// Queues the message; the reply is the 250 that takes responsibility for it.
+    fn accept(&self, draft: Draft) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+}
+
+/// What all connections of all listeners share.
+#[derive(Debug)]
+pub struct Shared<O> {
+    pub config: Arc<Config>,
+    pub tls: ServerTls,
+    pub accounts: Accounts,
+    pub limits: Arc<Limits>,
+    pub clock: Clock,
+    pub outside: O,
+    /// Every session is a task of this tracker: close it and wait for it to drain.
+    pub sessions: TaskTracker,
+    pub(super) memory: MessageMemory,
+    next_session: AtomicU64,
+}
+
+impl<O: Outside> Shared<O> {
+    pub fn new(config: Arc<Config>, tls: ServerTls, outside: O, clock: Clock) -> Result<Arc<Shared<O>>, AccountsError> {
+        Ok(Arc::new(Shared {
+            accounts: Accounts::new(config.clone(), clock.clone())?,
+            limits: Limits::new(),
+            memory: MessageMemory::new(config.queue.memory),
+            config,
+            tls,
+            clock,
+            outside,
+            sessions: TaskTracker::new(),
+            next_session: AtomicU64::new(1),
+        }))
+    }
+
+    /// The number by which the log tells sessions of one run apart.
+    pub(super) fn next_session(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+}
