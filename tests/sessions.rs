@@ -1,5 +1,5 @@
-//! The conversations of `tests/sessions`, on the bare session: whole, and cut into reads of 1, 2 and 7
-//! octets.
+//! The conversations of `tests/sessions`: on the bare session, whole and cut into reads of 1, 2 and 7
+//! octets; and over TCP, with the whole server and TLS where they want it.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -7,9 +7,14 @@
 mod bare;
 #[path = "support/conversation.rs"]
 mod conversation;
+#[path = "support/tcp.rs"]
+mod tcp;
 
 use bare::Bare;
 use conversation::Conversation;
+// `tcp` takes its configuration from a file that names these as the library does.
+use postrider::{config, message};
+use tcp::Tcp;
 
 fn conversations() -> Vec<Conversation> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sessions");
@@ -36,6 +41,13 @@ fn every_conversation_goes_as_written() {
             }
         }
     }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn every_conversation_goes_as_written_over_tcp() {
+    let run = |conversation: &Conversation| conversation.run(&mut Tcp::new(&conversation.setting)).err();
+    let faults: Vec<_> = conversations().iter().filter_map(run).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 

@@ -293,7 +293,7 @@ impl Transport for Bare {
     }
 }
 
-fn tell(draft: &Draft) -> Taken {
+pub fn tell(draft: &Draft) -> Taken {
     let envelope = &draft.envelope;
     let peer = draft.origin.peer.as_ref().unwrap();
     let joined = |texts: Vec<String>| texts.join(",");
