@@ -9,7 +9,7 @@
 //! # a comment
 //! role: submission                     mx (default) | submission
 //! tls: required                        off (default) | opportunistic | required | implicit
-//! loopback: no                         yes (default); "no" cannot be had over TCP
+//! loopback: no                         yes (default); over TCP the server is told so
 //! trusted: yes                         no (default)
 //! max_size / max_recipients / errors:  limits
 //! account: shop password 5             name, password, recipients a message (default 100)

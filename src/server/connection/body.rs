@@ -122,12 +122,18 @@ where
     async fn read_body(&mut self, mut decoder: Decoder<'_>, content: &mut Content) -> Result<Progress, End> {
         let mut patience = Patience::new(self.shared.config.limits.data_timeout);
         loop {
-            let buffered = self.input.get(self.start..).unwrap_or_default();
-            let is_kept = decoder.flaw().is_none() && !content.lacks_room();
-            if is_kept && !content.make_room(buffered.len() + HELD_BACK_BYTES_MAX, &self.shared.memory).await {
-                info!("no room in queue.memory for a message");
-                decoder.discard();
+            let buffered = self.input.len().saturating_sub(self.start);
+            let more = buffered + HELD_BACK_BYTES_MAX;
+            let is_kept = buffered > 0 && decoder.flaw().is_none() && !content.lacks_room();
+            if is_kept && !content.make_room(more, &self.shared.memory) {
+                // The client may be waiting for what we have said before it sends (and ends) anything.
+                self.flush().await?;
+                if !content.wait_for_room(more, &self.shared.memory).await {
+                    info!("no room in queue.memory for a message");
+                    decoder.discard();
+                }
             }
+            let buffered = self.input.get(self.start..).unwrap_or_default();
             let fed = decoder.feed(buffered, &mut content.bytes);
             self.start += fed.consumed;
             if fed.progress != Progress::More {

@@ -37,6 +37,14 @@ impl Paid {
     fn steps(&self) -> usize {
         self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
     }
+
+    fn add(&mut self, permit: OwnedSemaphorePermit) -> bool {
+        match &mut self.0 {
+            Some(held) => held.merge(permit),
+            none => *none = Some(permit),
+        }
+        true
+    }
 }
 
 impl MessageMemory {
@@ -51,22 +59,25 @@ impl MessageMemory {
         self.steps.available_permits() as u64 * STEP_BYTES as u64
     }
 
-    /// Pays for so many bytes altogether. False: not within [`WAIT`], or never.
-    async fn pay(&self, paid: &mut Paid, bytes: usize) -> bool {
-        let steps = bytes.div_ceil(STEP_BYTES);
-        let Some(more) = steps.checked_sub(paid.steps()).filter(|more| *more > 0) else { return true };
+    /// Pays for so many bytes altogether, if that is possible at once.
+    fn pay(&self, paid: &mut Paid, bytes: usize) -> bool {
+        let more = self.missing(paid, bytes);
+        more == 0 || self.steps.clone().try_acquire_many_owned(more).is_ok_and(|permit| paid.add(permit))
+    }
+
+    /// Pays when others have given memory back. False: not within [`WAIT`], or never.
+    async fn wait_and_pay(&self, paid: &mut Paid, bytes: usize) -> bool {
+        let more = self.missing(paid, bytes);
         // More than there is at all is not worth a wait.
-        let Some(more) = u32::try_from(more).ok().filter(|_| steps <= self.steps_max as usize) else { return false };
-        match tokio::time::timeout(WAIT, self.steps.clone().acquire_many_owned(more)).await {
-            Ok(Ok(permit)) => {
-                match &mut paid.0 {
-                    Some(held) => held.merge(permit),
-                    none => *none = Some(permit),
-                }
-                true
-            }
-            Ok(Err(_)) | Err(_) => false,
+        if bytes.div_ceil(STEP_BYTES) > self.steps_max as usize {
+            return false;
         }
+        let acquired = tokio::time::timeout(WAIT, self.steps.clone().acquire_many_owned(more)).await;
+        acquired.is_ok_and(|permit| permit.is_ok_and(|permit| paid.add(permit)))
+    }
+
+    fn missing(&self, paid: &Paid, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(STEP_BYTES).saturating_sub(paid.steps())).unwrap_or(u32::MAX)
     }
 }
 
@@ -95,14 +106,33 @@ impl Content {
         Content { bytes: Vec::new(), paid: Paid::default(), declared: None, max: 0, no_room: true }
     }
 
-    /// Makes room for so many bytes more. False: there is none, now or earlier.
-    pub async fn make_room(&mut self, more: usize, memory: &MessageMemory) -> bool {
-        let needed = self.bytes.len().saturating_add(more);
-        if self.no_room {
-            return false;
+    /// Makes room for so many bytes more, if there is any at once.
+    pub fn make_room(&mut self, more: usize, memory: &MessageMemory) -> bool {
+        let capacity = self.capacity_for(more);
+        !self.no_room && memory.pay(&mut self.paid, capacity) && self.reserve(capacity)
+    }
+
+    /// Makes room, or gives the message up: false.
+    pub async fn wait_for_room(&mut self, more: usize, memory: &MessageMemory) -> bool {
+        let capacity = self.capacity_for(more);
+        if !self.no_room && memory.wait_and_pay(&mut self.paid, capacity).await {
+            return self.reserve(capacity);
         }
+        self.let_go();
+        self.no_room = true;
+        false
+    }
+
+    fn reserve(&mut self, capacity: usize) -> bool {
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+        true
+    }
+
+    /// What to hold so that so many bytes more fit, and some to come.
+    fn capacity_for(&self, more: usize) -> usize {
+        let needed = self.bytes.len().saturating_add(more);
         if needed <= self.bytes.capacity() {
-            return true;
+            return self.bytes.capacity();
         }
         let declared =
             self.declared.map(|size| size.saturating_add(DECLARED_SLACK_BYTES)).filter(|size| *size >= needed);
@@ -110,14 +140,7 @@ impl Content {
             Some(size) => size.min(needed.saturating_mul(DECLARED_GROWTH)),
             None => self.bytes.capacity().saturating_mul(2).max(FIRST_BYTES),
         };
-        let capacity = needed.max(grown.min(self.max.saturating_add(STEP_BYTES)));
-        if !memory.pay(&mut self.paid, capacity).await {
-            self.let_go();
-            self.no_room = true;
-            return false;
-        }
-        self.bytes.reserve_exact(capacity - self.bytes.len());
-        true
+        needed.max(grown.min(self.max.saturating_add(STEP_BYTES)))
     }
 
     /// Gives the memory back at once.
@@ -142,14 +165,14 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    #[tokio::test]
-    async fn memory_is_paid_for_before_it_is_held_and_given_back() {
+    #[test]
+    fn memory_is_paid_for_before_it_is_held_and_given_back() {
         let memory = MessageMemory::new(4 * STEP_BYTES as u64);
         let mut content = Content::new(None, 1 << 20);
-        assert!(content.make_room(10, &memory).await);
+        assert!(content.make_room(10, &memory));
         assert_eq!(memory.free_bytes(), 3 * STEP_BYTES as u64);
         content.bytes.resize(STEP_BYTES, 0);
-        assert!(content.make_room(1, &memory).await);
+        assert!(content.make_room(1, &memory));
         assert!(content.bytes.capacity() <= 2 * STEP_BYTES);
         assert_eq!(memory.free_bytes(), 2 * STEP_BYTES as u64);
         let (bytes, paid) = content.finish();
@@ -159,23 +182,23 @@ mod tests {
         assert_eq!(memory.free_bytes(), 4 * STEP_BYTES as u64);
     }
 
-    #[tokio::test]
-    async fn a_declared_size_saves_copies_but_is_not_believed() {
+    #[test]
+    fn a_declared_size_saves_copies_but_is_not_believed() {
         let memory = MessageMemory::new(100 << 20);
         let mut content = Content::new(Some(300_000), 1 << 20);
-        assert!(content.make_room(100_000, &memory).await);
+        assert!(content.make_room(100_000, &memory));
         let reserved = content.bytes.capacity();
         content.bytes.resize(299_000, 0);
-        assert!(content.make_room(1_005, &memory).await);
+        assert!(content.make_room(1_005, &memory));
         assert_eq!(content.bytes.capacity(), reserved, "one allocation was enough");
         let mut boaster = Content::new(Some(u64::MAX), 1 << 30);
-        assert!(boaster.make_room(10_000, &memory).await);
+        assert!(boaster.make_room(10_000, &memory));
         assert!(boaster.bytes.capacity() <= DECLARED_GROWTH * 10_000);
         // Less declared than sent: no copy for each read.
         let mut liar = Content::new(Some(10), 1 << 20);
         let mut capacities = std::collections::BTreeSet::new();
         for _ in 0..1_000 {
-            assert!(liar.make_room(1_000, &memory).await);
+            assert!(liar.make_room(1_000, &memory));
             liar.bytes.extend_from_slice(&[0; 1_000]);
             capacities.insert(liar.bytes.capacity());
         }
@@ -186,10 +209,10 @@ mod tests {
     async fn what_can_never_fit_is_refused_without_a_wait() {
         let memory = MessageMemory::new(2 * STEP_BYTES as u64);
         let mut content = Content::new(None, 1 << 20);
-        assert!(content.make_room(STEP_BYTES, &memory).await);
-        assert!(!content.make_room(3 * STEP_BYTES, &memory).await);
+        assert!(content.make_room(STEP_BYTES, &memory));
+        assert!(!content.wait_for_room(3 * STEP_BYTES, &memory).await);
         assert!(content.lacks_room());
         assert_eq!(memory.free_bytes(), 2 * STEP_BYTES as u64, "and holds nothing while it is drained");
-        assert!(!content.make_room(1, &memory).await, "a message with a hole is not continued");
+        assert!(!content.make_room(1, &memory), "a message with a hole is not continued");
     }
 }
