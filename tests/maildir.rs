@@ -39,6 +39,7 @@ fn job(chunks: &[&str], recipients: Vec<Recipient>) -> Job {
         smtputf8: false,
         dsn: DsnRequest::default(),
         size: 0,
+        chunks: 1,
         message_id: String::new(),
         subject: String::new(),
         findings: None,

@@ -154,6 +154,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
         smtputf8: false,
         dsn: DsnRequest::default(),
         size: content.len() as u64,
+        chunks: 1,
         message_id: String::new(),
         subject: String::new(),
         findings: Some(Findings {
