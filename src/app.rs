@@ -35,7 +35,7 @@ use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use operator::Operator;
-use outside::{Behind, PickupDoor};
+use outside::Behind;
 
 /// How long attempts under way may go on after the first signal.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -131,10 +131,9 @@ impl App {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
         app.sessions = shared.sessions.clone();
-        let door = Arc::new(PickupDoor(intake));
         for (name, folder) in config.pickup.clone() {
             let max_size = config.limits.max_size;
-            app.doors.spawn(pickup::run(name, folder, max_size, door.clone(), clock.clone(), app.stop.clone()));
+            app.doors.spawn(pickup::run(name, folder, max_size, intake.clone(), clock.clone(), app.stop.clone()));
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(async move {

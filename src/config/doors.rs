@@ -54,18 +54,20 @@ fn listener(name: &str, section: &Section<'_>, taken: &mut BTreeMap<SocketAddr, 
     let role = section
         .required("role", "Add role = \"mx\" for mail coming in, or role = \"submission\" for mail going out.")
         .and_then(|item| item.choice(&roles, &[]));
-    let default_tls = if role == Some(Role::Mx) { ListenerTls::Opportunistic } else { ListenerTls::Required };
     let modes = [
         ("off", ListenerTls::Off),
         ("opportunistic", ListenerTls::Opportunistic),
         ("required", ListenerTls::Required),
         ("implicit", ListenerTls::Implicit),
     ];
+    let bind = section.required("bind", "Add the addresses to listen on, such as bind = [\"[::]:25\"].");
+    let addresses = bind.and_then(|bind| bind_addresses(&bind, taken));
+    let open = addresses.iter().flatten().any(|address| !address.ip().to_canonical().is_loopback());
+    // On loopback nobody is in between, so what an application needs there is as little as possible.
+    let default_tls =
+        if role == Some(Role::Submission) && open { ListenerTls::Required } else { ListenerTls::Opportunistic };
     let tls = section.choice("tls", &modes, default_tls);
-    let bind = section.required("bind", "Add the addresses to listen on, such as bind = [\"[::]:25\"].")?;
-    let addresses = bind_addresses(&bind, taken)?;
-    let role = role?;
-    let open = addresses.iter().any(|address| !address.ip().to_canonical().is_loopback());
+    let (role, addresses) = (role?, addresses?);
     if role == Role::Submission && tls == ListenerTls::Off && open {
         section.report.warn(format!(
             "listeners.{name}: tls is \"off\", so AUTH is offered to clients on loopback addresses only"

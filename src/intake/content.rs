@@ -54,8 +54,11 @@ pub fn assemble(
     if draft.origin.door != Door::Bounce {
         top.extend_from_slice(&received(intake, draft, id, now));
     }
-    // Our own mark against loops (`routing::loops`), where it gives no second recipient away.
-    if let [only] = plan.guarded() {
+    // Our own mark against loops (`routing::loops`) on what is forwarded, where it gives no second
+    // recipient away. A Maildir gets it at delivery.
+    if let [only] = plan.guarded()
+        && leaves(plan)
+    {
         top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
     }
     if !checked.authentication_results.is_empty() {
@@ -125,6 +128,10 @@ fn add_missing(added: &mut Vec<u8>, draft: &Draft, headers: &Headers<'_>, messag
     }
 }
 
+fn leaves(plan: &Plan) -> bool {
+    plan.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
+}
+
 /// Both signatures, if the message is one of our own senders', says it is from a domain of ours, and
 /// goes out.
 fn sign(
@@ -134,8 +141,7 @@ fn sign(
     plan: &Plan,
     rest: &Rest,
 ) -> Result<(Vec<u8>, Vec<String>), Refusal> {
-    let leaves = plan.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote);
-    if !leaves || !draft.origin.door.is_trusted() {
+    if !leaves(plan) || !draft.origin.door.is_trusted() {
         return Ok((Vec::new(), Vec::new()));
     }
     let author = match headers.author() {

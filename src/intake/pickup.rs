@@ -36,6 +36,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::Intake;
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config;
 use crate::message::draft::Door as CameBy;
@@ -77,6 +78,21 @@ pub trait Door: Send + Sync + 'static {
     fn claims(&self, prefix: &[u8]) -> Result<Vec<Entry>, StoreError>;
 }
 
+impl Door for Intake {
+    async fn accept(&self, draft: Draft, extra: Batch) -> Result<MessageId, Refusal> {
+        self.sender(draft.origin.account.as_deref(), &draft.envelope.mail_from, Some(draft.content.len() as u64))?;
+        self.accept_with(draft, extra).await.map(|accepted| accepted.id)
+    }
+
+    async fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        self.queue().commit(batch, true).await
+    }
+
+    fn claims(&self, prefix: &[u8]) -> Result<Vec<Entry>, StoreError> {
+        self.queue().store().prefix(Table::Pickup, prefix)?.collect()
+    }
+}
+
 /// Watches one folder until `shutdown`; files that are being taken are finished.
 /// `max_size`: bytes of a file (`limits.max_size`).
 pub async fn run<D: Door>(
@@ -112,6 +128,9 @@ struct Claim {
     done: bool,
 }
 
+/// A claim with its key.
+type Keyed = (Vec<u8>, Claim);
+
 /// The key of a claim, and the claim.
 type Claimed = (Vec<u8>, Claim);
 
@@ -134,7 +153,7 @@ pub struct Watcher<D> {
     /// Names that were told of as never taken.
     told: HashSet<OsString>,
     /// Files that are queued but could not be removed.
-    leftovers: Vec<(Vec<u8>, Claim)>,
+    leftovers: Vec<Keyed>,
     broken: bool,
 }
 
@@ -294,7 +313,7 @@ impl<D: Door> Watcher<D> {
         &mut self,
         ended: Option<Result<(OsString, Fate), tokio::task::JoinError>>,
         now: Millis,
-        queued: &mut Vec<(Vec<u8>, Claim)>,
+        queued: &mut Vec<Keyed>,
         put_off: &mut u32,
     ) {
         let folder = &self.shared.name;
@@ -332,7 +351,7 @@ impl<D: Door> Watcher<D> {
     }
 
     /// Steps 4 and 5 for all files of a round at once.
-    async fn settle(&mut self, queued: Vec<(Vec<u8>, Claim)>) {
+    async fn settle(&mut self, queued: Vec<Keyed>) {
         if queued.is_empty() {
             return;
         }
@@ -543,7 +562,7 @@ impl<D: Door> Shared<D> {
     }
 
     /// Removes queued files and syncs the folder; gives the keys of those that are gone, and the rest.
-    fn remove_all(&self, queued: Vec<Claimed>) -> (Vec<Vec<u8>>, Vec<Claimed>) {
+    fn remove_all(&self, queued: Vec<Keyed>) -> (Vec<Vec<u8>>, Vec<Keyed>) {
         let tmp = |key: &[u8]| key.get(self.name.len() + 1..).unwrap_or_default().to_vec();
         let (gone, mut left): (Vec<_>, Vec<_>) =
             queued.into_iter().partition(|(key, claim)| self.remove(&tmp(key), claim).is_ok());
