@@ -36,7 +36,8 @@ impl Backend for Operator {
     async fn story(&self, id: MessageId) -> Result<Option<Story>, Trouble> {
         let queue = self.queue.clone();
         blocking(move || {
-            let entries = journal::story(queue.store(), id)?;
+            // First whether it is still queued, then what happened: the other way round, a message that
+            // is delivered in between would look done without its last line.
             let message = match queue.message(id)? {
                 Some(message) => {
                     let recipients = queue.recipients(id)?;
@@ -44,6 +45,7 @@ impl Backend for Operator {
                 }
                 None => None,
             };
+            let entries = journal::story(queue.store(), id)?;
             let known = message.is_some() || !entries.is_empty();
             Ok(known.then_some(Story { id, message, entries }))
         })

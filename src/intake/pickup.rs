@@ -131,9 +131,6 @@ struct Claim {
 /// A claim with its key.
 type Keyed = (Vec<u8>, Claim);
 
-/// The key of a claim, and the claim.
-type Claimed = (Vec<u8>, Claim);
-
 impl Claim {
     fn put(&self, key: &[u8]) -> Batch {
         let mut batch = Batch::new();
