@@ -165,10 +165,13 @@ impl App {
             self.sessions.wait().await;
             self.attempts.wait().await;
         };
+        const REPEATED: &str = "what is not finished is repeated at the next start";
         tokio::select! {
-            () = drained => {}
-            () = tokio::time::sleep(DRAIN_TIME) => tracing::warn!("attempts are still under way; they are repeated at the next start"),
-            () = hurry => {}
+            () = drained => tracing::info!("stopped"),
+            () = tokio::time::sleep(DRAIN_TIME) => {
+                tracing::warn!("stopped after {} s of waiting; {REPEATED}", DRAIN_TIME.as_secs());
+            }
+            () = hurry => tracing::warn!("stopped at once; {REPEATED}"),
         }
     }
 }

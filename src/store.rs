@@ -3,6 +3,8 @@
 //! One database, a column family per table. Keys and values are bytes; who owns a table encodes
 //! them. All writes go through the committer of `queue::commit`, so that one sync carries many.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -71,6 +73,8 @@ pub enum StoreError {
         "the store was written by a newer postrider (format {found}, this one knows {FORMAT_VERSION}); install that version again or point data_dir elsewhere"
     )]
     Newer { found: u32 },
+    #[error("another postrider has it open; stop that one first, or give this one a data_dir of its own")]
+    InUse,
     #[error("the store holds a record that cannot be read: {0}")]
     Damaged(String),
     #[error("the store failed: {0}")]
@@ -139,8 +143,13 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens or creates the store in `path`. A store of an older format is read as it is; a newer
-    /// one is refused.
+    /// one is refused. The folder is for this user only: everybody's mail is in it.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
+        make_private(path).map_err(|error| {
+            StoreError::Failed(format!(
+                "the folder cannot be made or closed to others: {error}; it must belong to the user that runs postrider"
+            ))
+        })?;
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -152,7 +161,7 @@ impl Store {
         options.set_keep_log_file_num(4);
         options.set_max_background_jobs(2);
         let families = Table::ALL.map(|table| ColumnFamilyDescriptor::new(table.name(), Self::table_options(table)));
-        let db = DB::open_cf_descriptors(&options, path, families)?;
+        let db = DB::open_cf_descriptors(&options, path, families).map_err(open_error)?;
         let store = Store { db };
         store.check_format()?;
         Ok(store)
@@ -253,6 +262,23 @@ impl Store {
     pub fn delete_range(&self, table: Table, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
         Ok(self.db.delete_range_cf(self.family(table)?, from, to)?)
     }
+}
+
+/// RocksDB makes its files readable for all; the folder around them is not.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 == 0 { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(0o700)) }
+}
+
+/// The lock has no error kind of its own: RocksDB says "IO error: … lock …/LOCK: …", or that this
+/// process holds it.
+fn open_error(error: rocksdb::Error) -> StoreError {
+    let text = error.to_string();
+    if error.kind() == rocksdb::ErrorKind::IOError && text.contains("lock") && text.contains("/LOCK: ") {
+        return StoreError::InUse;
+    }
+    StoreError::Failed(text)
 }
 
 pub type Entry = (Box<[u8]>, Box<[u8]>);

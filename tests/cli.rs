@@ -453,7 +453,7 @@ fn refusals_and_trouble_reach_the_person() {
     assert!(output.stdout.is_empty());
 
     let file = server.folder.path().join("big.eml");
-    std::fs::write(&file, vec![b'x'; MAX_SIZE as usize + 1]).unwrap();
+    std::fs::write(&file, format!("Subject: x\n\n{}", "x".repeat(MAX_SIZE as usize))).unwrap();
     let output =
         server.run(&["send", "--from", "a@example.com", "--to", "b@example.com", "--file", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
@@ -518,6 +518,169 @@ fn the_api_answers_in_json_also_when_it_refuses() {
         assert!(answer["error"].is_string() && answer["remedy"].is_string(), "{method} {path}: {answer}");
     }
     assert_eq!(server.ids(&[]), [1, 2, 3], "nothing was changed by what was refused");
+}
+
+/// The server's own problems at its start: each in one line that says what to do.
+#[test]
+fn a_server_that_cannot_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    std::fs::write(path("a file"), "").unwrap();
+    let serve = |data_dir: &str, bind: &str| {
+        let file = path("postrider.toml");
+        std::fs::write(&file, server_config(&path(data_dir), bind)).unwrap();
+        let output = postrider().args(["serve", "--config"]).arg(&file).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let text = serve("free", &address.to_string());
+    assert!(text.contains(&format!("postrider: listeners.mx: cannot listen on {address}")), "{text}");
+    let text = serve("a file", "127.0.0.1:0");
+    assert!(text.contains("a file: the folder cannot be made or written") && text.contains("data_dir"), "{text}");
+    let _other = postrider::store::Store::open(&path("used").join("store")).unwrap();
+    let text = serve("used", "127.0.0.1:0");
+    assert!(text.contains("used/store: another postrider has it open"), "{text}");
+}
+
+fn server_config(data_dir: &std::path::Path, bind: &str) -> String {
+    let data_dir = toml::Value::String(data_dir.display().to_string());
+    format!(
+        "hostname = \"mail.example.com\"\ndata_dir = {data_dir}\n[domains.\"example.com\"]\n\
+         [listeners.mx]\nrole = \"mx\"\nbind = [\"{bind}\"]\n[delivery]\ndefault = \"capture\"\n"
+    )
+}
+
+/// Reading the configuration does not look into these files; `check` does.
+#[test]
+fn check_finds_a_certificate_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("postrider.toml");
+    let pem = folder.path().join("junk.pem");
+    std::fs::write(&pem, "junk\n").unwrap();
+    let pem = toml::Value::String(pem.display().to_string());
+    let text =
+        server_config(folder.path(), "127.0.0.1:0") + &format!("[tls]\ncertificate = {pem}\nprivate_key = {pem}\n");
+    std::fs::write(&file, text).unwrap();
+    let output = postrider().args(["check", "--config"]).arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(text.contains("postrider.toml: tls: ") && text.contains("junk.pem: holds no certificate"), "{text}");
+    assert!(text.ends_with("1 problem\n"), "{text}");
+    let output = postrider().args(["check", "--json", "--config"]).arg(&file).output().unwrap();
+    let json: Value = serde_json::from_str(&stderr(&output)).unwrap();
+    assert_eq!((&json["key"], &json["kind"]), (&"tls".into(), &"bad_value".into()), "{json}");
+}
+
+/// A `postrider serve` of its own, and what it has logged. Killed when dropped.
+struct Served {
+    child: std::process::Child,
+    config: PathBuf,
+    log: std::io::Lines<std::io::BufReader<std::process::ChildStderr>>,
+}
+
+impl Served {
+    fn start(folder: &std::path::Path, more: &str) -> Served {
+        let config = folder.join("postrider.toml");
+        std::fs::write(&config, server_config(&folder.join("data"), "127.0.0.1:0") + more).unwrap();
+        let mut command = postrider();
+        command.args(["serve", "--config"]).arg(&config).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+        let mut served = Served { child, config, log };
+        served.logged("listening");
+        served
+    }
+
+    /// The next line of the log that contains this.
+    fn logged(&mut self, what: &str) -> String {
+        let mut seen = Vec::new();
+        for line in self.log.by_ref() {
+            let line = line.unwrap();
+            if line.contains(what) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("the log ended without {what:?}: {seen:#?}")
+    }
+
+    fn say(&self, arguments: &[&str]) -> String {
+        let output = postrider().args(arguments).arg("--config").arg(&self.config).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        stdout(&output)
+    }
+
+    fn terminate(mut self) -> (std::process::ExitStatus, Vec<String>) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let rest = self.log.by_ref().map(Result::unwrap).collect();
+        (self.child.wait().unwrap(), rest)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole of it, without a fake: serve, send, look, take out, stop.
+#[test]
+fn a_served_queue_is_looked_after_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut served = Served::start(folder.path(), "[log]\nformat = \"json\"\n");
+    let send = ["send", "--from", "a@example.com", "--to", "b@example.net", "--subject", "Hello"];
+    let id = served.say(&send).trim_end().to_owned();
+    let line: Value = serde_json::from_str(&served.logged("\"captured\"")).unwrap();
+    assert_eq!((&line["id"], &line["recipient"]), (&id.as_str().into(), &"b@example.net".into()), "{line}");
+
+    let list = served.say(&["queue", "list", "--status", "captured"]);
+    assert!(list.starts_with(&id) && list.contains("→ b@example.net  captured, 1 try\n"), "{list}");
+    let story = served.say(&["queue", "show", &id]);
+    assert!(story.contains("accepted from the admin socket") && story.contains("to the capture store"), "{story}");
+    let json: Value = serde_json::from_str(&served.say(&["queue", "show", &id, "--json"])).unwrap();
+    assert_eq!(json["message"]["recipients"][0]["status"], "captured");
+    let events: Vec<&str> = json["entries"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!(events, ["accepted", "captured"]);
+
+    assert_eq!(
+        served.say(&["queue", "cancel", &id, "--dry-run"]),
+        "1 recipient would be cancelled; nothing was changed.\n"
+    );
+    assert_eq!(served.say(&["queue", "cancel", "--status", "captured"]), "1 recipient cancelled.\n");
+    assert_eq!(served.say(&["queue", "list"]), "The queue is empty.\n");
+    let story = served.say(&["queue", "show", &id]);
+    assert!(story.starts_with(&format!("{id} (done, no longer queued)\n")), "{story}");
+
+    let data = std::fs::metadata(folder.path().join("data/store")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&data.permissions()) & 0o777, 0o700, "mail is nobody else's");
+    let (status, log) = served.terminate();
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    assert!(log.last().unwrap().contains("\"stopped\""), "{log:#?}");
+}
+
+/// What `send` and the log say while the disk is full, and that a message without a header is none.
+#[test]
+fn what_is_sent_by_hand_keeps_to_the_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = Served::start(folder.path(), "[queue]\nmin_free = \"1000000GiB\"\n");
+    let send = ["send", "--from", "a@example.com", "--to", "b@example.net"];
+    let run = |more: &[&str]| {
+        let output = postrider().args(send).args(more).arg("--config").arg(&served.config).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        stderr(&output)
+    };
+    let text = run(&[]);
+    assert!(text.contains("queue.min_free"), "{text}");
+    let file = folder.path().join("message.eml");
+    std::fs::write(&file, "just some text\n").unwrap();
+    let text = run(&["--file", file.to_str().unwrap()]);
+    assert!(text.contains("does not begin with a header field"), "{text}");
+    let (status, _) = served.terminate();
+    assert_eq!(status.code(), Some(0));
 }
 
 /// The configuration on the README's first screen is a whole one; the other pieces fit onto it.

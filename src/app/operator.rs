@@ -80,6 +80,8 @@ impl Backend for Operator {
     }
 
     async fn submit(&self, draft: Draft) -> Result<MessageId, Refusal> {
+        let size = u64::try_from(draft.content.len()).unwrap_or(u64::MAX);
+        self.intake.sender(None, &draft.envelope.mail_from, Some(size))?;
         self.intake.accept(draft).await.map(|accepted| accepted.id)
     }
 
@@ -142,7 +144,7 @@ fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Vec<Li
 fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
     let status = match action {
         Action::Retry | Action::Release => Status::Waiting { due: now },
-        Action::Hold => Status::Held { reason: "held by the operator".into() },
+        Action::Hold => Status::Held { reason: "by the operator".into() },
         Action::Cancel => return None,
     };
     Some(Recipient { status, ..before.clone() })

@@ -10,13 +10,14 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::config::{self, Config, ListenerTls, Problems, Role, Target, WayOut};
+use crate::config::{self, Config, ListenerTls, Problem, ProblemKind, Problems, Role, Target, WayOut};
+use crate::server;
 
 /// Exit status for a configuration that does not load.
 const STATUS_PROBLEMS: u8 = 2;
 
 pub fn run(path: &Path, json: bool) -> ExitCode {
-    match config::load(path) {
+    match config::load(path).and_then(|config| certificate(path, config)) {
         Ok(config) => {
             let text = if json { format!("{}\n", summary_json(&config)) } else { summary(path, &config) };
             print(&mut std::io::stdout().lock(), &text);
@@ -26,6 +27,33 @@ pub fn run(path: &Path, json: bool) -> ExitCode {
             print(&mut std::io::stderr().lock(), &complaint(&problems, json));
             ExitCode::from(STATUS_PROBLEMS)
         }
+    }
+}
+
+/// Reading the configuration only finds out that these files can be read; a server that will not start
+/// with them must not be called good.
+fn certificate(path: &Path, config: Config) -> Result<Config, Problems> {
+    let Err(error) = server::tls::check(&config) else { return Ok(config) };
+    let text = error.to_string();
+    let (what, remedy) = text.split_once("; ").unwrap_or((text.as_str(), ""));
+    let problem = Problem {
+        file: path.display().to_string(),
+        line: 0,
+        column: 0,
+        key: "tls".to_owned(),
+        what: what.to_owned(),
+        remedy: if remedy.is_empty() { String::new() } else { format!("{}.", capitalized(remedy)) },
+        kind: ProblemKind::BadValue,
+    };
+    Err(Problems::new(vec![problem]))
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    // Names of keys and files stay as they are.
+    match chars.next() {
+        Some(first) if !text.starts_with("tls.") => first.to_uppercase().chain(chars).collect(),
+        _ => text.to_owned(),
     }
 }
 

@@ -402,12 +402,9 @@ The server is up.
   Maildir     {folder}/inbox   what came in for {INSIDE}
 
 Send with curl:
-  printf 'From: {SENDER}
-To: you@example.net
-Subject: Hi
-
-Hello.
-' | curl --crlf --ssl-reqd --insecure     --url smtp://{submission} --user {ACCOUNT}:{password} --mail-from {SENDER} --mail-rcpt you@example.net --upload-file -
+  printf 'From: {SENDER}\nTo: you@example.net\nSubject: Hi\n\nHello.\n' |
+    curl --crlf --ssl-reqd --insecure --url smtp://{submission} --user {ACCOUNT}:{password} \
+      --mail-from {SENDER} --mail-rcpt you@example.net --upload-file -
 See what is queued and captured:
   {program} queue list --config {folder}/postrider.toml
 

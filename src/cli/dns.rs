@@ -37,7 +37,7 @@ pub fn run(config: &Config, domain: &str, json: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(text) => {
-            eprintln!("{text}");
+            eprintln!("postrider: {text}");
             ExitCode::FAILURE
         }
     }
@@ -47,9 +47,10 @@ fn answer(config: &Config, domain: &str, json: bool) -> Result<String, String> {
     let known = Domain::parse(domain).ok().filter(|domain| config.is_own(domain));
     let Some(domain) = known else { return Err(not_ours(config, domain)) };
     let folder = config.data_dir.display();
-    if !config.data_dir.is_dir() {
-        return Err(format!("data_dir {folder} does not exist: make it for the user that runs the server"));
-    }
+    // As the server does at its first start, whichever of the two comes first.
+    std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+        format!("data_dir {folder} cannot be made: {error}; run this as the user that runs the server, or make it for that user")
+    })?;
     let signer = Signer::load(config).map_err(|error| error.to_string())?;
     let records = records(config, &signer, &domain);
     Ok(if json { json_lines(&records) } else { zone_lines(&records) })

@@ -249,7 +249,8 @@ fn state(recipient: &Recipient, now: Millis) -> String {
         Status::Held => format!("held: {}", recipient.held_because.as_deref().unwrap_or("no reason is known")),
         Status::Waiting => match recipient.due {
             Some(due) if due > now => format!("waiting, next try {} ({})", relative(due, now), moment(due)),
-            _ => "waiting, due now".to_owned(),
+            // The disk does not know of attempts under way: after a crash there are none.
+            _ => "waiting, due now or being tried".to_owned(),
         },
     };
     if recipient.attempts > 0 {
@@ -299,8 +300,9 @@ async fn change(client: &Client, action: Action, args: ChangeArgs) -> Result<(),
         print(&changed_text(action, answer.recipients, body.dry_run))?;
     }
     if named > 0 && answer.recipients == 0 {
-        return Err(Failure::new(format!("nothing was there to {}", action.name()))
-            .remedy("`postrider queue show ID` tells what became of a message"));
+        return Err(Failure::new(format!("nothing was there to {}", action.name())).remedy(
+            "`postrider queue show ID` tells where a message stands; while it is being tried it cannot be changed",
+        ));
     }
     Ok(())
 }

@@ -76,9 +76,22 @@ fn read(file: &Path) -> Result<Bytes, Failure> {
         Ok(0) => {
             Err(Failure::new(format!("{} is empty", file.display())).remedy("give a whole message, header included"))
         }
+        Ok(_) if !begins_with_field(&raw) => {
+            Err(Failure::new(format!("{} does not begin with a header field", file.display())).remedy(
+                "give a whole message: lines such as `Subject: Hello`, an empty line, then the text; or use --body",
+            ))
+        }
         Ok(_) => Ok(raw.into()),
         Err(error) => Err(Failure::new(format!("{}: {error}", file.display())).remedy("check the name and the rights")),
     }
+}
+
+/// `Name: value`, the name in the characters of RFC 5322 3.6.8.
+fn begins_with_field(raw: &[u8]) -> bool {
+    let line = raw.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut halves = line.splitn(2, |byte| *byte == b':');
+    let name = halves.next().unwrap_or_default().trim_ascii_end();
+    halves.next().is_some() && !name.is_empty() && name.iter().all(u8::is_ascii_graphic)
 }
 
 /// A plain-text message in UTF-8. The server adds what belongs to the way (Received, signatures).

@@ -38,7 +38,7 @@ pub(super) fn start_log(log: &Log) -> Result<(), Failure> {
             use std::io::IsTerminal;
             builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
         }
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
     };
     started.map_err(|error| Failure::new(format!("cannot start the log: {error}")))
 }

@@ -97,16 +97,21 @@ fn log(id: MessageId, event: &Event) {
     match event {
         Event::Accepted { origin, from, recipients, size, message_id, .. } => {
             let door = origin.door.name();
-            tracing::info!(%id, %from, recipients, size, message_id, door, account = origin.account, "accepted");
+            // The null sender is written as in SMTP, so that it does not look like a gap.
+            let from = if from.is_null() { "<>".to_owned() } else { from.to_string() };
+            tracing::info!(%id, message_id, from, recipients, size, door, account = origin.account, "accepted");
         }
         Event::Routed { alias, to } => tracing::info!(%id, %alias, ?to, "routed"),
         Event::Delivered { recipient, to, reply, tls, attempt } => {
+            // A Maildir says nothing.
+            let reply = Some(reply.as_str()).filter(|reply| !reply.is_empty());
             tracing::info!(%id, %recipient, to, reply, tls, attempt, "delivered");
         }
         Event::Captured { recipient } => tracing::info!(%id, %recipient, "captured"),
         Event::Deferred { recipient, why, attempt, next } => {
             let next = crate::clock::rfc3339(*next);
-            tracing::info!(%id, %recipient, reason = why.reason, unsure = why.unsure, attempt, next, "deferred");
+            let unsure = why.unsure.then_some(true);
+            tracing::info!(%id, %recipient, reason = why.reason, unsure, attempt, next, "deferred");
         }
         Event::Failed { recipient, why, attempt } => {
             tracing::info!(%id, %recipient, reason = why.reason, attempt, "failed")

@@ -199,7 +199,7 @@ impl BoundListener {
         place: ConnectionGuard,
         stop: &CancellationToken,
     ) {
-        let span = info_span!("session", id = shared.next_session(), listener = %self.name, %peer);
+        let span = info_span!("session", session = shared.next_session(), listener = %self.name, %peer);
         let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer };
         // A token of its own: the waiting of thousands of idle sessions must not meet in one lock.
         let session = connection::serve(shared.clone(), arrival, stream, place, stop.child_token());

@@ -125,6 +125,12 @@ pub fn describe(connection: &ServerConnection) -> String {
     }
 }
 
+/// Would the certificate and key that `[tls]` names do? Nothing is made and nothing is kept.
+pub fn check(config: &Config) -> Result<(), TlsError> {
+    let Some(files) = &config.tls else { return Ok(()) };
+    read_pair(&files.certificate, &files.private_key, &aws_lc_rs::default_provider()).map(|_| ())
+}
+
 fn load_pair(config: &Config, provider: &CryptoProvider, now: UnixTime) -> Result<CertifiedKey, TlsError> {
     match &config.tls {
         Some(files) => read_pair(&files.certificate, &files.private_key, provider),

@@ -89,5 +89,5 @@ where
 }
 
 fn log_refusal(refusal: &Refusal) {
-    info!(reply = %refusal.reply, reason = refusal.reason, "refused");
+    info!(reply = refusal.reply.to_string(), reason = refusal.reason, "refused");
 }
