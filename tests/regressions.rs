@@ -20,7 +20,7 @@ use postrider::smtp::reply::Refusal;
 use postrider::store::{Batch, Store, StoreError, Table};
 use support::client::Client;
 use support::server::TestServer;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
@@ -214,4 +214,38 @@ async fn an_account_names_nobody_else_in_any_field() {
         assert!(reply.starts_with(code), "{fields:?}: {reply}");
     }
     server.stop().await;
+}
+
+/// A message with a NUL was taken over the admin socket, and could not be sent by any later step.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_socket_takes_no_nul() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start(folder.path(), ONE_ACCOUNT).await;
+    for (content, status) in [("Subject: x\n\nx\0y\n", "422"), ("Subject: x\n\nx\ry\n", "202")] {
+        let mut client = tokio::net::UnixStream::connect(folder.path().join("admin.sock")).await.unwrap();
+        let request = format!(
+            "POST /api/v1/messages?from=a@home.test&to=b@far.test HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: message/rfc822\r\nContent-Length: {}\r\n\r\n{content}",
+            content.len()
+        );
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{content:?}: {answer}");
+    }
+    server.stop().await;
+}
+
+/// With less memory than one message may have, a large message was refused with 452 for ever.
+#[test]
+fn a_message_that_can_never_find_room_is_a_mistake_in_the_configuration() {
+    let parse = |more: &str| {
+        let text = format!("hostname = \"mail.home.test\"\ndata_dir = \"/nowhere\"\n{more}");
+        postrider::config::parse("test.toml", &text).map_err(|problems| problems.to_string())
+    };
+    let problem = parse("[queue]\nmemory = \"1MiB\"\n").unwrap_err();
+    assert!(problem.contains("test.toml:4: queue.memory") && problem.contains("limits.max_size"), "{problem}");
+    let problem = parse("[limits]\nmax_size = \"1GiB\"\n").unwrap_err();
+    assert!(problem.contains("test.toml:4: limits.max_size"), "{problem}");
+    parse("[queue]\nmemory = \"1MiB\"\n[limits]\nmax_size = \"1MiB\"\n").unwrap();
 }
