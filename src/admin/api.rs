@@ -301,6 +301,11 @@ fn draft(from: &str, to: &[String], raw: Bytes, max_size: usize) -> Result<Draft
         let error = format!("the message has {} bytes; 1 to {max_size} are allowed", content.len());
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error, "limits.max_size is the limit"));
     }
+    // Every other way in refuses it (`smtp::wire::Flaw`), and it could never be sent on.
+    if content.contains(&0) {
+        let error = "the message holds a NUL octet, which no mail may have";
+        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error, "encode it (base64)"));
+    }
     let mut envelope = Envelope::new(mail_from, recipients);
     envelope.smtputf8 = envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8())
         || envelope.mail_from.address().is_some_and(Address::needs_smtputf8);

@@ -9,6 +9,7 @@ use super::problem::ProblemKind;
 use super::report::Report;
 use super::section::{Section, Wrong, read_address, read_domain};
 use super::tree::Place;
+use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
 use super::{accounts, domains, doors, files, keys, running, trust, ways_out};
 use crate::message::{Address, Domain};
@@ -78,6 +79,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         chains::check(&map, &origins, root.report);
     }
     warn_of_sizes(&domains, limits.max_size, root.report);
+    room_for_one(root, queue.memory, limits.max_size);
     Some(Config {
         hostname: hostname?,
         data_dir: data_dir?,
@@ -137,6 +139,21 @@ fn catchalls<'a>(root: &Section<'a>, names: &Names) -> Vec<Origin<'a>> {
         Origin { item, address: None, destinations }
     };
     items.map(origin).collect()
+}
+
+/// A message that can never find room would be refused with 452, and tried again, for ever.
+fn room_for_one(root: &Section<'_>, memory: u64, max_size: u64) {
+    if memory >= max_size {
+        return;
+    }
+    let items = [root.section("queue").item("memory"), root.section("limits").item("max_size")];
+    if let Some(item) = items.into_iter().flatten().next() {
+        let (memory, max_size) = (render_size(memory), render_size(max_size));
+        item.wrong(Wrong::value(
+            format!("queue.memory is {memory}, and one message of limits.max_size ({max_size}) does not fit into it"),
+            "Raise queue.memory, best to ten times limits.max_size or more, or lower limits.max_size.",
+        ));
+    }
 }
 
 fn warn_of_sizes(domains: &BTreeMap<Domain, OwnDomain>, limit: u64, report: &Report) {

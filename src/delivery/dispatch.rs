@@ -217,18 +217,39 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
 /// waits for its next turn like any other that failed: neither the claim nor the place among the
 /// running attempts is lost.
 async fn deliver(parts: &Parts, job: &Job) -> Vec<(u32, Outcome)> {
-    let mut delivery = std::pin::pin!(parts.transports.deliver(job));
-    let caught = poll_fn(|context| {
-        let poll = catch_unwind(AssertUnwindSafe(|| delivery.as_mut().poll(context)));
-        poll.map_or_else(|_| Poll::Ready(None), |poll| poll.map(Some))
-    });
-    caught.await.unwrap_or_else(|| {
+    unless_it_panics(parts.transports.deliver(job)).await.unwrap_or_else(|| {
         tracing::error!(id = %job.message.id, "an attempt ended in a panic; please report this");
         let why = Failure::local("4.3.0", "", "the attempt was broken off by a fault of this server");
         job.recipients.iter().map(|(number, _)| (*number, defer(&why))).collect()
     })
 }
 
+/// None if the future panics. It is not polled again then.
+async fn unless_it_panics<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    poll_fn(|context| {
+        let poll = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        poll.map_or_else(|_| Poll::Ready(None), |poll| poll.map(Some))
+    })
+    .await
+}
+
 fn defer(why: &Failure) -> Outcome {
     Outcome::Defer { why: why.clone(), not_before_secs: None }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::panic)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_attempt_and_no_more() {
+        assert_eq!(unless_it_panics(async { 7 }).await, Some(7));
+        let late = async {
+            tokio::task::yield_now().await;
+            panic!("as planned")
+        };
+        assert_eq!(unless_it_panics::<()>(late).await, None);
+    }
 }

@@ -27,10 +27,10 @@ const NAME_BYTES_MAX: usize = 255;
 
 /// What counts as one client: an IPv4 address, or an IPv6 /64, which is what one site gets at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Client([u8; 8]);
+pub(super) struct Client([u8; 8]);
 
 impl Client {
-    fn of(ip: IpAddr) -> Client {
+    pub(super) fn of(ip: IpAddr) -> Client {
         match ip.to_canonical() {
             // ::/16 is never the start of a client's network, so the two kinds cannot meet.
             IpAddr::V4(v4) => {
@@ -194,7 +194,7 @@ pub(crate) fn contains(networks: &[ipnet::IpNet], peer: IpAddr) -> bool {
 
 /// Loopback and trusted networks often stand for many users behind one address: a mistake of one
 /// must not lock the others out.
-fn is_exempt(config: &Config, peer: IpAddr) -> bool {
+pub(super) fn is_exempt(config: &Config, peer: IpAddr) -> bool {
     let peer = peer.to_canonical();
     peer.is_loopback() || contains(&config.networks.trusted, peer)
 }

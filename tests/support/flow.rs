@@ -2,6 +2,7 @@
 //! `- {key: word, key: "text with escapes"}`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeMap;
 

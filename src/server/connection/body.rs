@@ -7,8 +7,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
-use super::memory::Content;
+use super::memory::{Content, Share};
 use super::{Connection, End};
+use crate::server::limits::{self, Client};
 use crate::server::outside::Outside;
 use crate::server::step::DataEnd;
 use crate::smtp::wire::{ChunkDecoder, DataDecoder, Fed, Flaw, Progress};
@@ -59,7 +60,7 @@ where
     pub(super) async fn read_data(&mut self) -> Result<DataEnd, End> {
         let max_size = self.shared.config.limits.max_size;
         let mut decoder = DataDecoder::new(max_size);
-        let mut content = Content::new(self.declared.take(), max_size);
+        let mut content = Content::new(self.declared.take(), max_size, self.share());
         if self.read_body(Decoder::Data(&mut decoder), &mut content).await? == Progress::Endless {
             return Ok(DataEnd::Endless);
         }
@@ -85,7 +86,7 @@ where
         let declared = self.declared.take();
         let mut message = match self.chunks.take() {
             Some(begun) if !first => begun,
-            _ => Box::new((ChunkDecoder::new(max_size), Content::new(declared.or(Some(size)), max_size))),
+            _ => Box::new((ChunkDecoder::new(max_size), Content::new(declared.or(Some(size)), max_size, self.share()))),
         };
         let (decoder, content) = &mut *message;
         decoder.begin(size);
@@ -104,6 +105,15 @@ where
         }
         self.chunks = Some(message);
         Ok(DataEnd::Partial)
+    }
+
+    /// Loopback and trusted networks stand for many users and are our own: all of the memory is theirs.
+    fn share(&self) -> Share {
+        let shared = &self.shared;
+        match limits::is_exempt(&shared.config, self.arrival.peer) {
+            true => Share::default(),
+            false => shared.memory.share_of(Client::of(self.arrival.peer), shared.config.limits.max_size),
+        }
     }
 
     fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {

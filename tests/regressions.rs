@@ -1,0 +1,251 @@
+//! Defects that an attack or a fault found, one test each, named for what went wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support {
+    pub mod client;
+    pub mod server;
+}
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use postrider::admin::{Action, AdminSocket, Backend, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble};
+use postrider::clock::Clock;
+use postrider::message::{Address, BodyType, Door, Draft, DsnRequest, MessageId, Notify, Origin, ReversePath};
+use postrider::queue::record::{Message, Recipient, Route, Status};
+use postrider::queue::{Claimed, NewMessage, Queue};
+use postrider::smtp::reply::Refusal;
+use postrider::store::{Batch, Store, StoreError, Table};
+use support::client::Client;
+use support::server::TestServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
+
+const START: u64 = 1_800_000_000_000;
+
+fn open(path: &Path, clock: &Clock) -> (Arc<Queue>, UnboundedReceiver<Claimed>) {
+    let store = Arc::new(Store::open(path).unwrap());
+    Queue::new(store, clock.clone(), true, 1 << 20).unwrap()
+}
+
+/// Queues a message that is due at `due`.
+async fn enqueue(queue: &Queue, due: u64) -> MessageId {
+    let id = queue.new_id();
+    let recipient = Recipient {
+        address: Address::parse("you@far.test").unwrap(),
+        alias: None,
+        route: Route::Remote,
+        notify: Notify::default(),
+        original: None,
+        status: Status::Waiting { due },
+        attempts: 0,
+        last_failure: None,
+        delay_notified: false,
+    };
+    let message = Message {
+        id,
+        received_at: START,
+        origin: Origin { door: Door::Admin, account: None, peer: None },
+        mail_from: ReversePath::Null,
+        body_type: BodyType::EightBitMime,
+        smtputf8: false,
+        dsn: DsnRequest::default(),
+        size: 4,
+        chunks: 1,
+        message_id: String::new(),
+        subject: String::new(),
+        findings: None,
+        recipients: 1,
+    };
+    let body = vec![Bytes::from_static(b"\r\nx\r\n")];
+    queue.enqueue(NewMessage { message, body, recipients: vec![recipient], extra: Batch::new() }).await.unwrap();
+    id
+}
+
+fn put(queue: &Queue, table: Table, key: &[u8], value: &'static [u8]) {
+    let mut batch = Batch::new();
+    batch.put(table, key, value);
+    queue.store().write(&[batch], true).unwrap();
+}
+
+/// A scan of the due index that failed half-way kept the claims it had made: what it had seen was not
+/// tried again before a restart.
+#[tokio::test]
+async fn a_scan_that_fails_keeps_no_claims() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, _fresh) = open(folder.path(), &clock);
+    enqueue(&queue, START + 1).await;
+    // Not a key of this table: it is too short.
+    let stray = (START + 2).to_be_bytes();
+    put(&queue, Table::Due, &stray, b"");
+    clock.advance(10);
+    assert!(matches!(queue.claim_due(), Err(StoreError::Damaged(_))));
+    assert_eq!(queue.claims().held(), 0);
+
+    let mut repair = Batch::new();
+    repair.delete(Table::Due, stray);
+    queue.store().write(&[repair], true).unwrap();
+    assert_eq!(queue.claim_due().unwrap().claimed.len(), 1);
+}
+
+/// A damaged recipient was passed over without a word and looked at again in each scan, and a damaged
+/// message hid all others from the list.
+#[tokio::test]
+async fn a_damaged_record_is_set_aside_and_hides_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, _fresh) = open(folder.path(), &clock);
+    let damaged = enqueue(&queue, START + 1).await;
+    let good = enqueue(&queue, START + 2).await;
+    let key = [damaged.to_key().as_slice(), &[0; 4]].concat();
+    put(&queue, Table::Recipient, &key, b"\xc1 is no MessagePack");
+    clock.advance(10);
+    let ids = |claimed: Vec<Claimed>| claimed.iter().map(|claimed| claimed.message.id).collect::<Vec<_>>();
+    assert_eq!(ids(queue.claim_due().unwrap().claimed), [good]);
+    assert!(queue.claims().is_held(damaged, 0), "it is not taken up again and again");
+    assert!(queue.claim_due().unwrap().claimed.is_empty());
+
+    let mut listed = Vec::new();
+    let show = |message: Message, _| {
+        listed.push(message.id);
+        ControlFlow::Continue(())
+    };
+    queue.walk(None, show).unwrap();
+    assert_eq!(listed, [good]);
+}
+
+/// A backend whose submission waits for leave.
+struct Slow {
+    begun: Semaphore,
+    leave: Semaphore,
+    ended: Semaphore,
+}
+
+impl Backend for Slow {
+    async fn list(&self, _: Filter, _: Page) -> Result<Vec<Listed>, Trouble> {
+        Ok(Vec::new())
+    }
+
+    async fn story(&self, _: MessageId) -> Result<Option<Story>, Trouble> {
+        Ok(None)
+    }
+
+    async fn change(&self, _: Action, _: Selection) -> Result<usize, Trouble> {
+        Ok(0)
+    }
+
+    async fn submit(&self, _: Draft) -> Result<MessageId, Refusal> {
+        self.begun.add_permits(1);
+        self.leave.acquire().await.unwrap().forget();
+        self.ended.add_permits(1);
+        Ok(MessageId::from_u64(1))
+    }
+
+    async fn status(&self) -> ServerStatus {
+        ServerStatus { version: String::new(), hostname: String::new(), started_at: START, listeners: Vec::new() }
+    }
+}
+
+/// Whoever left while a message was being committed over the admin socket left it claimed by nobody:
+/// on disk, and not tried before a restart.
+#[tokio::test]
+async fn a_submission_goes_on_when_its_client_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = AdminSocket::bind(folder.path()).unwrap();
+    let path = socket.path().to_owned();
+    let closed = || Semaphore::new(0);
+    let backend = Arc::new(Slow { begun: closed(), leave: closed(), ended: closed() });
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(socket.serve(backend.clone(), 10_000, stop.clone()));
+
+    let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let content = "Subject: x\r\n\r\nx\r\n";
+    let request = format!(
+        "POST /api/v1/messages?from=a@home.test&to=b@far.test HTTP/1.1\r\nHost: x\r\n\
+         Content-Type: message/rfc822\r\nContent-Length: {}\r\n\r\n{content}",
+        content.len()
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    backend.begun.acquire().await.unwrap().forget();
+    drop(client);
+    // The connection's end has been seen when nothing of it is served any more.
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+    backend.leave.add_permits(1);
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), backend.ended.acquire()).await;
+    ended.expect("the submission was broken off").unwrap().forget();
+}
+
+const ONE_ACCOUNT: &str = r#"
+[domains."home.test"]
+[accounts.shop]
+password = "correct horse"
+senders = ["shop@home.test"]
+[delivery]
+default = "capture"
+"#;
+
+/// From was held against the rights of an account; Sender and the Resent fields were not, and a From
+/// that is an empty group (a name, and nobody behind it) passed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_names_nobody_else_in_any_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start(folder.path(), ONE_ACCOUNT).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    client.command("AUTH PLAIN AHNob3AAY29ycmVjdCBob3JzZQ==", "235").await.unwrap();
+    for (fields, code) in [
+        ("From: shop@home.test\r\nSender: Shop <shop@home.test>\r\n", "250"),
+        ("Sender: shop@home.test\r\n", "250"),
+        ("From: \"ceo@victim.test\":;\r\n", "550 5.6.0"),
+        ("From: shop@home.test\r\nSender: boss@home.test\r\n", "553 5.7.1"),
+        ("From: shop@home.test\r\nSender: shop@home.test\r\nSENDER : boss@home.test\r\n", "553 5.7.1"),
+        ("Sender: boss@home.test\r\n", "553 5.7.1"),
+        ("From: shop@home.test\r\nSender: shop@home.test <boss@home.test>\r\n", "550 5.6.0"),
+        ("From: shop@home.test\r\nResent-From: boss@home.test\r\n", "553 5.7.1"),
+        ("From: shop@home.test\r\nResent-Sender:\r\n boss@victim.test\r\n", "553 5.7.1"),
+    ] {
+        let content = format!("{fields}Subject: x\r\n\r\nx\r\n");
+        let reply = client.send("shop@home.test", &["you@far.test"], &content).await.unwrap();
+        assert!(reply.starts_with(code), "{fields:?}: {reply}");
+    }
+    server.stop().await;
+}
+
+/// A message with a NUL was taken over the admin socket, and could not be sent by any later step.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_socket_takes_no_nul() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start(folder.path(), ONE_ACCOUNT).await;
+    for (content, status) in [("Subject: x\n\nx\0y\n", "422"), ("Subject: x\n\nx\ry\n", "202")] {
+        let mut client = tokio::net::UnixStream::connect(folder.path().join("admin.sock")).await.unwrap();
+        let request = format!(
+            "POST /api/v1/messages?from=a@home.test&to=b@far.test HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: message/rfc822\r\nContent-Length: {}\r\n\r\n{content}",
+            content.len()
+        );
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{content:?}: {answer}");
+    }
+    server.stop().await;
+}
+
+/// With less memory than one message may have, a large message was refused with 452 for ever.
+#[test]
+fn a_message_that_can_never_find_room_is_a_mistake_in_the_configuration() {
+    let parse = |more: &str| {
+        let text = format!("hostname = \"mail.home.test\"\ndata_dir = \"/nowhere\"\n{more}");
+        postrider::config::parse("test.toml", &text).map_err(|problems| problems.to_string())
+    };
+    let problem = parse("[queue]\nmemory = \"1MiB\"\n").unwrap_err();
+    assert!(problem.contains("test.toml:4: queue.memory") && problem.contains("limits.max_size"), "{problem}");
+    let problem = parse("[limits]\nmax_size = \"1GiB\"\n").unwrap_err();
+    assert!(problem.contains("test.toml:4: limits.max_size"), "{problem}");
+    parse("[queue]\nmemory = \"1MiB\"\n[limits]\nmax_size = \"1MiB\"\n").unwrap();
+}
