@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod client;
     pub mod server;
     pub mod sink;
     pub mod zone;
@@ -15,7 +16,8 @@ mod support {
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use support::server::TestServer;
+use support::client::Client;
+use support::server::{TestServer, queued_id};
 use support::sink::Sink;
 use support::zone::{Zone, ZoneServer};
 use tokio::process::Command;
@@ -171,5 +173,42 @@ async fn smtplib_submits_by_plain_and_login() {
         let text = String::from_utf8(sink.taken().remove(count).content).unwrap();
         assert!(text.contains(&format!("smtplib by {mechanism}")), "{text}");
     }
+    server.stop().await;
+}
+
+const INBOX: &str = r#"
+[domains."home.test"]
+[aliases]
+"sales@home.test" = "box"
+[targets.box]
+kind = "maildir"
+path = "DATA_DIR/box"
+[dns]
+nameservers = ["ZONE"]
+"#;
+
+const MAILBOX: &str = r#"
+import mailbox, sys
+box = mailbox.Maildir(sys.argv[1], create=False)
+for key, message in box.items():
+    assert message.get_subdir() == "new"
+    print(message["Return-Path"], message["Delivered-To"], message["Subject"], repr(message.get_payload()))
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pythons_mailbox_reads_the_maildir() {
+    let python = python();
+    if !available(&python, &["-c", "import mailbox"]).await {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let zone = Zone::new().a("outside.test", "192.0.2.1").serve().await;
+    let server = TestServer::start(folder.path(), &INBOX.replace("ZONE", &zone.addr().to_string())).await;
+    let mut client = Client::connect(server.mx).await.unwrap();
+    let letter = "From: ann@outside.test\r\nTo: sales@home.test\r\nSubject: order 7\r\n\r\nFrom here\r\ntwo boxes\r\n";
+    let reply = client.send("ann@outside.test", &["sales@home.test"], letter).await.unwrap();
+    server.wait_done(queued_id(&reply)).await;
+    let run = Command::new(&python).args(["-c", MAILBOX]).arg(folder.path().join("box")).output().await.unwrap();
+    assert_eq!(show(&run), "<ann@outside.test> sales@home.test order 7 'From here\\ntwo boxes\\n'\n");
     server.stop().await;
 }

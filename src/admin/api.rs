@@ -193,7 +193,11 @@ async fn change<B: Backend>(
     let selection = Selection::try_from(body)
         .map_err(|error| ApiError::bad(error.to_string(), r#"{"ids": [...]}, {"filter": {...}} or {"all": true}"#))?;
     let dry_run = selection.dry_run;
-    let recipients = api.backend.change(action, selection).await?;
+    let recipients = to_its_end({
+        let backend = api.backend.clone();
+        async move { backend.change(action, selection).await }
+    })
+    .await??;
     Ok(Json(ChangeAnswer { recipients, dry_run }))
 }
 
@@ -203,6 +207,14 @@ async fn status<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<super::Serve
 
 async fn healthz() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "status": "ok" }))
+}
+
+/// Runs what changes the queue to its end, whether or not the client waits for the answer: a handler is
+/// dropped when its client leaves, and half-way between the store and the dispatcher a message would
+/// stay claimed by nobody.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
+    let broken = |_| Trouble::new("the request was broken off by a fault of this server");
+    Ok(tokio::spawn(work).await.map_err(broken)?)
 }
 
 /// A message as JSON.
@@ -254,7 +266,11 @@ async fn submit<B: Backend>(
             ));
         }
     };
-    let id = api.backend.submit(draft(&from, &to, raw, api.max_size)?).await?;
+    let id = to_its_end({
+        let (backend, draft) = (api.backend.clone(), draft(&from, &to, raw, api.max_size)?);
+        async move { backend.submit(draft).await }
+    })
+    .await??;
     Ok((StatusCode::ACCEPTED, Json(SubmitAnswer { id })))
 }
 

@@ -5,7 +5,10 @@
 //! holds up its own mail only. What an outcome means for the queue is decided in `settle`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -15,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::queue::claim::CLAIMS_MAX;
-use crate::queue::record::{Message, Recipient, Route};
+use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
 
 use super::settle::Settler;
@@ -195,11 +198,7 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
         None => match parts.queue.body(&message) {
             Ok(chunks) => Body::new(chunks),
             Err(error) => {
-                let why = crate::queue::record::Failure::local(
-                    "4.3.0",
-                    "",
-                    format!("the stored message cannot be read: {error}"),
-                );
+                let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
                 let outcomes = recipients.iter().map(|(number, _)| (*number, defer(&why))).collect();
                 let job = Job { message, body: Body::default(), recipients };
                 parts.settler.settle(&parts.queue, job, outcomes).await;
@@ -208,12 +207,28 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
         },
     };
     let job = Job { message, body, recipients };
-    let outcomes = parts.transports.deliver(&job).await;
+    let outcomes = deliver(parts, &job).await;
     // The fresh body counts against the budget until the attempt is over.
     parts.settler.settle(&parts.queue, job, outcomes).await;
     drop(fresh);
 }
 
-fn defer(why: &crate::queue::record::Failure) -> Outcome {
+/// As the transport does it. If that panics (a fault of ours, which some message has found), the job
+/// waits for its next turn like any other that failed: neither the claim nor the place among the
+/// running attempts is lost.
+async fn deliver(parts: &Parts, job: &Job) -> Vec<(u32, Outcome)> {
+    let mut delivery = std::pin::pin!(parts.transports.deliver(job));
+    let caught = poll_fn(|context| {
+        let poll = catch_unwind(AssertUnwindSafe(|| delivery.as_mut().poll(context)));
+        poll.map_or_else(|_| Poll::Ready(None), |poll| poll.map(Some))
+    });
+    caught.await.unwrap_or_else(|| {
+        tracing::error!(id = %job.message.id, "an attempt ended in a panic; please report this");
+        let why = Failure::local("4.3.0", "", "the attempt was broken off by a fault of this server");
+        job.recipients.iter().map(|(number, _)| (*number, defer(&why))).collect()
+    })
+}
+
+fn defer(why: &Failure) -> Outcome {
     Outcome::Defer { why: why.clone(), not_before_secs: None }
 }

@@ -1,6 +1,8 @@
 //! Who gets a draft: its recipients, led through aliases and catchall, with what the loop guard says
 //! about each. Becomes the recipient records.
 
+use std::collections::HashSet;
+
 use crate::clock::Millis;
 use crate::config::{Config, Loops};
 use crate::message::{Address, Door, Draft, Recipient as Written};
@@ -21,6 +23,8 @@ pub struct Plan {
     pub discarded: Vec<(Address, String)>,
     /// For addresses of ours, in the order of RCPT: what the loop guard judges.
     own: Vec<Inbound>,
+    /// Places that `deliveries` has already.
+    places: HashSet<(Route, String)>,
 }
 
 #[derive(Debug)]
@@ -99,11 +103,8 @@ impl Plan {
 
     /// One copy for one place, however many addresses lead there.
     fn push(&mut self, planned: Planned) {
-        let same = |other: &Planned| {
-            other.recipient.route == planned.recipient.route
-                && other.recipient.address.lookup_key() == planned.recipient.address.lookup_key()
-        };
-        if !self.deliveries.iter().any(same) {
+        let place = (planned.recipient.route.clone(), planned.recipient.address.lookup_key());
+        if self.places.insert(place) {
             self.deliveries.push(planned);
         }
     }

@@ -107,17 +107,45 @@ pub struct Scan {
     pub more: bool,
 }
 
-/// Scans the due index up to `now`. Records that cannot be read are passed over: they stay where they
-/// are and are named by the error log of the caller, the rest goes on.
+/// Scans the due index up to `now`. A message or recipient that cannot be read is told of once and set
+/// aside until the next start: it keeps its claim, so that the rest goes on and it is not looked at
+/// again and again. If the index itself cannot be read, nothing stays claimed.
 pub fn claim_due(store: &Store, claims: &Claims, now: Millis) -> Result<Scan, StoreError> {
     let (from, room) = {
         let mut inner = claims.lock();
         inner.earliest_announced = None;
         (inner.low_water, CLAIMS_MAX.saturating_sub(inner.held.len()).min(SCAN_MAX))
     };
-    let mut taken: Vec<Taken> = Vec::new();
-    let mut lowest = None;
     let mut scan = Scan { claimed: Vec::new(), next: None, more: false };
+    let mut taken: Vec<Taken> = Vec::new();
+    let lowest = match take(store, claims, from, now, room, &mut taken, &mut scan) {
+        Ok(lowest) => lowest,
+        Err(error) => {
+            taken.iter().for_each(|taken| claims.release(taken.id, taken.number));
+            return Err(error);
+        }
+    };
+    {
+        let mut inner = claims.lock();
+        // Nothing at all in the index: whatever comes is announced. Announced meanwhile: not skipped.
+        let scanned = lowest.unwrap_or(now);
+        inner.low_water = scanned.min(inner.earliest_announced.unwrap_or(Millis::MAX));
+    }
+    scan.claimed = load(store, claims, taken);
+    Ok(scan)
+}
+
+/// Claims entries from `from` on; gives the time of the first one, claimed or not.
+fn take(
+    store: &Store,
+    claims: &Claims,
+    from: Millis,
+    now: Millis,
+    room: usize,
+    taken: &mut Vec<Taken>,
+    scan: &mut Scan,
+) -> Result<Option<Millis>, StoreError> {
+    let mut lowest = None;
     for entry in store.range(Table::Due, &from.to_be_bytes(), &[0xff; 21])? {
         let (due, id, number) = keys::read_due(&entry?.0)?;
         lowest.get_or_insert(due);
@@ -133,14 +161,7 @@ pub fn claim_due(store: &Store, claims: &Claims, now: Millis) -> Result<Scan, St
             taken.push(Taken { due, id, number });
         }
     }
-    {
-        let mut inner = claims.lock();
-        // Nothing at all in the index: whatever comes is announced. Announced meanwhile: not skipped.
-        let scanned = lowest.unwrap_or(now);
-        inner.low_water = scanned.min(inner.earliest_announced.unwrap_or(Millis::MAX));
-    }
-    scan.claimed = load(store, claims, taken);
-    Ok(scan)
+    Ok(lowest)
 }
 
 struct Taken {
@@ -161,20 +182,32 @@ fn load(store: &Store, claims: &Claims, taken: Vec<Taken>) -> Vec<Claimed> {
         let message = read::<Message>(store, Table::Message, &id.to_key());
         let mut recipients = Vec::with_capacity(numbers.len());
         for (number, due) in numbers {
-            match read::<Recipient>(store, Table::Recipient, &keys::recipient(id, number)) {
-                Some(recipient) if message.is_some() && recipient.status == (Status::Waiting { due }) => {
+            let recipient = read::<Recipient>(store, Table::Recipient, &keys::recipient(id, number));
+            match (&message, recipient) {
+                (_, Ok(None)) | (Ok(None), _) => claims.release(id, number),
+                (Ok(Some(_)), Ok(Some(recipient))) if recipient.status == (Status::Waiting { due }) => {
                     recipients.push((number, recipient));
                 }
-                _ => claims.release(id, number),
+                (Ok(Some(_)), Ok(Some(_))) => claims.release(id, number),
+                (Err(error), _) => set_aside(claims, id, number, error),
+                (_, Err(error)) => set_aside(claims, id, number, &error),
             }
         }
-        if let (Some(message), false) = (message, recipients.is_empty()) {
+        if let (Ok(Some(message)), false) = (message, recipients.is_empty()) {
             claimed.push(Claimed { message: Arc::new(message), recipients, body: None });
         }
     }
     claimed
 }
 
-fn read<T: serde::de::DeserializeOwned>(store: &Store, table: Table, key: &[u8]) -> Option<T> {
-    keys::decode(&store.get(table, key).ok()??).ok()
+/// A record that is damaged stays so: its claim is kept. Trouble with reading may pass: it is given back.
+fn set_aside(claims: &Claims, id: MessageId, number: u32, error: &StoreError) {
+    tracing::error!(%id, recipient = number, %error, "a queued delivery cannot be read and is set aside until the next start");
+    if !matches!(error, StoreError::Damaged(_)) {
+        claims.release(id, number);
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(store: &Store, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
+    store.get(table, key)?.map(|bytes| keys::decode(&bytes)).transpose()
 }

@@ -199,7 +199,8 @@ impl Queue {
         entries.map(|entry| entry.and_then(|(key, value)| Ok((keys::number(&key)?, keys::decode(&value)?)))).collect()
     }
 
-    /// Shows the messages after `after`, oldest first, until `show` breaks. Holds one at a time.
+    /// Shows the messages after `after`, oldest first, until `show` breaks. Holds one at a time. One
+    /// whose records are damaged is told of in the log and passed over, so that it hides no other.
     pub fn walk(
         &self,
         after: Option<MessageId>,
@@ -207,8 +208,21 @@ impl Queue {
     ) -> Result<(), StoreError> {
         let from = after.map_or(0, |after| after.as_u64().saturating_add(1)).to_be_bytes();
         for entry in self.store.range(Table::Message, &from, &[0xff; 9])? {
-            let message: Message = keys::decode(&entry?.1)?;
-            let recipients = self.recipients(message.id)?;
+            let (key, value) = entry?;
+            let read = || -> Result<(Message, Vec<(u32, Recipient)>), StoreError> {
+                let message: Message = keys::decode(&value)?;
+                let recipients = self.recipients(message.id)?;
+                Ok((message, recipients))
+            };
+            let (message, recipients) = match read() {
+                Ok(read) => read,
+                Err(error @ StoreError::Damaged(_)) => {
+                    let id = MessageId::from_prefix(&key).map(|id| id.to_string());
+                    tracing::error!(id, %error, "a queued message cannot be read and is left out of the list");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if show(message, recipients).is_break() {
                 break;
             }
@@ -275,8 +289,12 @@ impl Queue {
         }
         let sealed = |number: u32| steps.iter().any(|step| step.number == number && step.after.is_none());
         if !added.is_empty() {
-            let highest = self.recipients(id)?.last().map_or(0, |(number, _)| *number + 1);
-            for (number, recipient) in (highest.max(message.recipients)..).zip(added) {
+            let mut next = message.recipients;
+            // Their keys only: a record beside this one that is damaged must not hold this step up.
+            for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
+                next = next.max(keys::number(&entry?.0)?.saturating_add(1));
+            }
+            for (number, recipient) in (next..).zip(added) {
                 put_recipient(&mut batch, id, number, recipient)?;
             }
             return Ok(batch);
