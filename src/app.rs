@@ -198,7 +198,9 @@ fn role_name(role: Role) -> &'static str {
 pub async fn serve(config: Config) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let warnings = config.warnings.clone();
+    let (hostname, data_dir) = (config.hostname.to_string(), config.data_dir.display().to_string());
     let app = App::start(config, Clock::System).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), hostname, data_dir, "started");
     for warning in warnings {
         tracing::warn!("{warning}");
     }

@@ -278,6 +278,9 @@ fn open_error(error: rocksdb::Error) -> StoreError {
     if error.kind() == rocksdb::ErrorKind::IOError && text.contains("lock") && text.contains("/LOCK: ") {
         return StoreError::InUse;
     }
+    if text.contains("Permission denied") {
+        return StoreError::Failed(format!("{text}; the folder must belong to the user that runs postrider"));
+    }
     StoreError::Failed(text)
 }
 

@@ -472,12 +472,12 @@ fn the_api_answers_in_json_also_when_it_refuses() {
         use std::io::{Read, Write};
         let mut stream = std::os::unix::net::UnixStream::connect(server.folder.path().join("admin.sock")).unwrap();
         let length = body.len();
-        write!(
-            stream,
+        // In one piece: a refusal may come, and the socket be closed, as soon as the first line is there.
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n\
              Content-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
+        );
+        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let status: u16 = answer.split(' ').nth(1).unwrap().parse().unwrap();

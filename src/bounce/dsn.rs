@@ -196,7 +196,7 @@ fn text_part(notice: &Notice<'_>) -> Vec<u8> {
         0,
         match action {
             Action::Failed => "Your message could not be delivered to:",
-            Action::Expired => "We have tried for a long time and given up. Your message could not be delivered to:",
+            Action::Expired => "We have tried and given up now. Your message could not be delivered to:",
             Action::Delayed { .. } => "Your message has not been delivered yet to:",
         },
     );

@@ -73,7 +73,7 @@ fn sentence(event: &Event) -> String {
         }
         Event::Expired { recipient, why, attempt } => {
             let tries = count(*attempt as usize, "try", "tries");
-            format!("given up for {recipient} after {tries} (delivery.retry.expire); the last one: {}", failure(why))
+            format!("given up for {recipient} after {tries} (delivery.retry); the last one: {}", failure(why))
         }
         Event::Held { recipient, reason } => {
             format!("held for {recipient}: {reason}; `postrider queue release` lets it go")

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use regex::{Regex, RegexBuilder};
 use reqwest::Url;
 
@@ -11,7 +13,7 @@ use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address, read_domain};
 use super::tree::Value;
-use super::{Aliases, Destination, PatternAlias, Target};
+use super::{Aliases, Destination, PatternAlias, Secret, Target};
 use crate::message::{Address, Domain};
 
 /// Memory that one compiled pattern, and the cache it works with, may take, in bytes.
@@ -261,7 +263,7 @@ fn check_kind_keys(section: &Section<'_>, kind: Kind) {
 }
 
 fn webhook(name: &str, section: &Section<'_>) -> Option<Target> {
-    let secret = section.item("secret").map(|item| item.secret());
+    let secret = section.item("secret").map(|item| webhook_secret(&item));
     let timeout = section.duration("timeout", Duration::from_secs(1)..=WEBHOOK_TIMEOUT_MAX, WEBHOOK_TIMEOUT);
     let item =
         section.required("url", "Add the address to post to, such as url = \"https://crm.example.com/hooks/mail\".")?;
@@ -270,6 +272,20 @@ fn webhook(name: &str, section: &Section<'_>) -> Option<Target> {
         section.report.warn(format!("targets.{name}: the URL is plain http, so mail crosses the network unencrypted"));
     }
     Some(Target::Webhook { url: url.into(), secret: secret.flatten(), timeout })
+}
+
+/// Standard Webhooks writes keys as `whsec_` and base64; any other text is a key as it stands.
+fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
+    let secret = item.secret()?;
+    let encoded = secret.0.strip_prefix("whsec_").unwrap_or_default();
+    if STANDARD_NO_PAD.decode(encoded.trim_end_matches('=')).is_ok() {
+        return Some(secret);
+    }
+    item.wrong(Wrong::value(
+        "begins with whsec_, but what follows is not base64",
+        "Copy the whole secret from the receiver, or make one: echo \"whsec_$(openssl rand -base64 24)\".",
+    ));
+    None
 }
 
 fn read_url(text: &str) -> Result<Url, Wrong> {

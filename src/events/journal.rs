@@ -101,7 +101,7 @@ fn log(id: MessageId, event: &Event) {
             let from = if from.is_null() { "<>".to_owned() } else { from.to_string() };
             tracing::info!(%id, message_id, from, recipients, size, door, account = origin.account, "accepted");
         }
-        Event::Routed { alias, to } => tracing::info!(%id, %alias, ?to, "routed"),
+        Event::Routed { alias, to } => tracing::info!(%id, %alias, to = to.join(", "), "routed"),
         Event::Delivered { recipient, to, reply, tls, attempt } => {
             // A Maildir says nothing.
             let reply = Some(reply.as_str()).filter(|reply| !reply.is_empty());

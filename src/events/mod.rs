@@ -60,7 +60,7 @@ pub enum Event {
         why: Failure,
         attempt: u32,
     },
-    /// Not tried any more because it waited longer than `delivery.retry.expire`.
+    /// Not tried any more: `expire` of `[delivery.retry]` has passed, or `max_attempts` are used up.
     Expired {
         recipient: Address,
         why: Failure,

@@ -406,7 +406,12 @@ impl<D: Door> Watcher<D> {
     fn say_broken(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.broken, true) {
             let (folder, path) = (&self.shared.name, self.shared.pickup.path.display());
-            error!(folder, reason, "the pickup folder {path} cannot be used; looking again until it can");
+            error!(
+                folder,
+                reason,
+                "the pickup folder {path} cannot be used: it must be there and belong to postrider's user, or be \
+                 writable for it; looking again until it can"
+            );
         }
     }
 }

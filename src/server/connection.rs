@@ -276,6 +276,9 @@ where
     }
 
     fn say(&mut self, reply: &Reply) {
+        if reply.code >= 400 {
+            debug!(reply = reply.to_string(), "not done");
+        }
         reply.write_to(&mut self.output);
     }
 

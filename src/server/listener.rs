@@ -45,8 +45,8 @@ impl BindError {
                  `ss -ltnp 'sport = :{port}'` shows which; stop it or change `bind`"
             ),
             io::ErrorKind::PermissionDenied => format!(
-                "ports below 1024 need the right CAP_NET_BIND_SERVICE: start postrider by its systemd unit or as root, \
-                 or choose a port above 1023 than {port}"
+                "ports below 1024 need a right, and {port} is one: start postrider as root, give it the right (in a \
+                 systemd unit AmbientCapabilities=CAP_NET_BIND_SERVICE), or choose a port above 1023"
             ),
             io::ErrorKind::AddrNotAvailable => {
                 "this machine does not have that address: `ip address` shows those it has".to_owned()
