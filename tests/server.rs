@@ -20,7 +20,7 @@ use postrider::server::tls::ServerTls;
 use postrider::smtp::Reply;
 use postrider::smtp::reply::Refusal;
 // `testing` names these as the library does.
-use postrider::{config, message};
+use postrider::config;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;

@@ -13,7 +13,7 @@ mod tcp;
 use bare::Bare;
 use conversation::Conversation;
 // `tcp` takes its configuration from a file that names these as the library does.
-use postrider::{config, message};
+use postrider::config;
 use tcp::Tcp;
 
 fn conversations() -> Vec<Conversation> {
