@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider::clock::Clock;
 use postrider::message::{Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath};
+use postrider::queue::claim::PLACE_CLAIMS_MAX;
 use postrider::queue::record::{Message, Recipient, Route, Status};
 use postrider::queue::{Claimed, NewMessage, Queue, Step};
 use postrider::store::{Batch, Store, Table};
@@ -212,5 +213,5 @@ async fn more_than_the_claims_hold_goes_by_the_index() {
     assert!(fresh.try_recv().is_err(), "does not fit the share of fresh mail");
     let scan = queue.claim_due().unwrap();
     assert!(scan.more);
-    assert_eq!(scan.claimed.iter().map(|claimed| claimed.recipients.len()).sum::<usize>(), 1024);
+    assert_eq!(scan.claimed.iter().map(|claimed| claimed.recipients.len()).sum::<usize>(), PLACE_CLAIMS_MAX);
 }

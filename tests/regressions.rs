@@ -14,6 +14,7 @@ use bytes::Bytes;
 use postrider::admin::{Action, AdminSocket, Backend, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble};
 use postrider::clock::Clock;
 use postrider::message::{Address, BodyType, Door, Draft, DsnRequest, MessageId, Notify, Origin, ReversePath};
+use postrider::queue::claim::PLACE_CLAIMS_MAX;
 use postrider::queue::record::{Message, Recipient, Route, Status};
 use postrider::queue::{Claimed, NewMessage, Queue};
 use postrider::smtp::reply::Refusal;
@@ -34,9 +35,13 @@ fn open(path: &Path, clock: &Clock) -> (Arc<Queue>, UnboundedReceiver<Claimed>) 
 
 /// Queues a message that is due at `due`.
 async fn enqueue(queue: &Queue, due: u64) -> MessageId {
+    enqueue_for(queue, due, "you@far.test").await
+}
+
+async fn enqueue_for(queue: &Queue, due: u64, address: &str) -> MessageId {
     let id = queue.new_id();
     let recipient = Recipient {
-        address: Address::parse("you@far.test").unwrap(),
+        address: Address::parse(address).unwrap(),
         alias: None,
         route: Route::Remote,
         notify: Notify::default(),
@@ -248,4 +253,36 @@ fn a_message_that_can_never_find_room_is_a_mistake_in_the_configuration() {
     let problem = parse("[limits]\nmax_size = \"1GiB\"\n").unwrap_err();
     assert!(problem.contains("test.toml:4: limits.max_size"), "{problem}");
     parse("[queue]\nmemory = \"1MiB\"\n[limits]\nmax_size = \"1MiB\"\n").unwrap();
+}
+
+/// A destination that was slow and had more messages queued than there are claims held all of them, and
+/// nothing else was tried.
+#[tokio::test]
+async fn a_long_queue_for_one_place_hides_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let store = Arc::new(Store::open(folder.path()).unwrap());
+    let (queue, mut fresh) = Queue::new(store, clock.clone(), false, 1 << 20).unwrap();
+    for _ in 0..5000 {
+        enqueue_for(&queue, START, "you@slow.test").await;
+    }
+    let good = enqueue_for(&queue, START, "you@good.test").await;
+    let mut handed_over = Vec::new();
+    while let Ok(claimed) = fresh.try_recv() {
+        handed_over.push(claimed.message.id);
+    }
+    assert_eq!(handed_over.len(), PLACE_CLAIMS_MAX + 1, "one place's share, and the other place's message");
+    assert_eq!(handed_over.last(), Some(&good));
+
+    // The same when all comes from the index.
+    drop((queue, fresh));
+    let store = Arc::new(Store::open(folder.path()).unwrap());
+    let (queue, _fresh) = Queue::new(store, clock, false, 1 << 20).unwrap();
+    let mut claimed = Vec::new();
+    for _ in 0..5 {
+        let scan = queue.claim_due().unwrap();
+        assert!(scan.more);
+        claimed.extend(scan.claimed.into_iter().map(|claimed| claimed.message.id));
+    }
+    assert!(claimed.contains(&good) && claimed.len() == PLACE_CLAIMS_MAX + 1, "{}", claimed.len());
 }

@@ -12,12 +12,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
-use crate::queue::claim::CLAIMS_MAX;
+use crate::queue::claim::{CLAIMS_MAX, PLACE_CLAIMS_MAX};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
 
@@ -29,8 +30,12 @@ use super::{Body, Destination, Job, Outcome};
 const ATTEMPTS_PER_DESTINATION: usize = 10;
 /// The due index is scanned again once so many claims are free.
 const REFILL_AT: usize = CLAIMS_MAX / 2;
+/// … and a destination has so few jobs left.
+const PLACE_RUNS_LOW: usize = PLACE_CLAIMS_MAX / 2;
 /// Longest sleep: the clock may be set while we wait.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// Wait before the index is scanned on for more, where no attempt that ends calls for it.
+const MORE_IS_DUE_WAIT: Duration = Duration::from_millis(250);
 /// Wait after the store failed to answer a scan.
 const STORE_TROUBLE_WAIT: Duration = Duration::from_secs(1);
 
@@ -66,7 +71,10 @@ pub struct Dispatcher {
     /// Destinations that have work and a free slot, in the order of their turns.
     ready: VecDeque<Destination>,
     running: usize,
-    more_is_due: bool,
+    /// More is due than the last scan could claim: when to look again.
+    look_again: Option<Instant>,
+    /// The last scan brought something.
+    scan_brought: bool,
     next_due: Option<Millis>,
 }
 
@@ -81,7 +89,8 @@ impl Dispatcher {
             turns: HashMap::new(),
             ready: VecDeque::new(),
             running: 0,
-            more_is_due: false,
+            look_again: None,
+            scan_brought: false,
             next_due: None,
         }
     }
@@ -97,7 +106,12 @@ impl Dispatcher {
                 () = shutdown.cancelled() => return,
                 Some(destination) = self.finished.recv() => self.finish(destination).await,
                 Some(claimed) = self.fresh.recv() => self.take(claimed),
-                () = self.parts.queue.claims().wake.notified() => self.scan().await,
+                () = self.parts.queue.claims().wake.notified() => {
+                    // Otherwise it is looked for soon, and not once for each message that waits.
+                    if self.look_again.is_none() {
+                        self.scan().await;
+                    }
+                }
                 () = tokio::time::sleep(sleep) => self.scan().await,
             }
             // Whatever else has arrived is taken before anything is started, so turns are fair.
@@ -109,13 +123,16 @@ impl Dispatcher {
 
     fn sleep(&self) -> Duration {
         let now = self.parts.clock.now();
-        self.next_due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.saturating_sub(now))).min(SLEEP_MAX)
+        let due = self.next_due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.saturating_sub(now)));
+        let again = self.look_again.map_or(SLEEP_MAX, |at| at.saturating_duration_since(Instant::now()));
+        due.min(again).min(SLEEP_MAX)
     }
 
     async fn scan(&mut self) {
         match self.parts.queue.claim_due() {
             Ok(scan) => {
-                self.more_is_due = scan.more;
+                self.look_again = scan.more.then(|| Instant::now() + MORE_IS_DUE_WAIT);
+                self.scan_brought = !scan.claimed.is_empty();
                 self.next_due = scan.next;
                 scan.claimed.into_iter().for_each(|claimed| self.take(claimed));
             }
@@ -167,9 +184,12 @@ impl Dispatcher {
 
     async fn finish(&mut self, destination: Destination) {
         self.running = self.running.saturating_sub(1);
+        let mut runs_low = true;
         if let Some(turn) = self.turns.get_mut(&destination) {
             let was_full = turn.running >= ATTEMPTS_PER_DESTINATION;
             turn.running = turn.running.saturating_sub(1);
+            // Once on the way down, and once at the end: each scan brings many.
+            runs_low = matches!(turn.waiting.len(), 0 | PLACE_RUNS_LOW);
             if turn.waiting.is_empty() {
                 if turn.running == 0 {
                     self.turns.remove(&destination);
@@ -178,7 +198,7 @@ impl Dispatcher {
                 self.ready.push_back(destination);
             }
         }
-        if self.more_is_due && self.parts.queue.claims().held() < REFILL_AT {
+        if self.look_again.is_some() && self.scan_brought && runs_low && self.parts.queue.claims().held() < REFILL_AT {
             self.scan().await;
         }
     }

@@ -1,17 +1,17 @@
 //! Claims: who is being worked on. In memory only and bounded, so the queue on disk may be as long as
 //! it likes and nothing stays locked after a crash.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::clock::Millis;
-use crate::message::MessageId;
+use crate::message::{Domain, MessageId};
 use crate::store::{Store, StoreError, Table};
 
-use super::record::{Message, Recipient, Status};
+use super::record::{Message, Recipient, Route, Status};
 use super::{Claimed, keys};
 
 /// Most recipients claimed at once. A message with more recipients than fit goes by the index.
@@ -21,6 +21,11 @@ pub const CLAIMS_MAX: usize = 8192;
 const INDEX_SHARE: usize = 4;
 /// Most recipients taken from the index in one scan.
 const SCAN_MAX: usize = 1024;
+/// Most entries looked at in one scan; the next one goes on behind them.
+const LOOK_MAX: usize = 2048;
+/// Most recipients claimed for one place. Without it a slow place with a long queue holds all of the
+/// claims, and nothing else moves.
+pub const PLACE_CLAIMS_MAX: usize = CLAIMS_MAX / 16;
 
 /// The claims, and what the dispatcher waits for.
 #[derive(Debug)]
@@ -34,11 +39,44 @@ pub struct Claims {
 
 #[derive(Debug, Default)]
 struct Inner {
-    held: HashSet<(MessageId, u32)>,
+    held: HashMap<(MessageId, u32), Option<Place>>,
+    /// How many of them are for each place; none is zero.
+    places: HashMap<Place, usize>,
+    /// Where the last scan stopped, if it saw not all that is due.
+    cursor: Option<Box<[u8]>>,
     /// No entry of the due index lies below this time: scans skip what was deleted there.
     low_water: Millis,
     /// Entries below `low_water` announced while a scan runs.
     earliest_announced: Option<Millis>,
+}
+
+/// Where a delivery goes, as far as the claims are shared out by it.
+type Place = (Route, Option<Domain>);
+
+fn place(recipient: &Recipient) -> Place {
+    let domain = (recipient.route == Route::Remote).then(|| recipient.address.domain().clone());
+    (recipient.route.clone(), domain)
+}
+
+impl Inner {
+    fn room_for(&self, place: &Place) -> usize {
+        PLACE_CLAIMS_MAX.saturating_sub(self.places.get(place).copied().unwrap_or(0))
+    }
+
+    fn hold(&mut self, key: (MessageId, u32), place: Place) {
+        *self.places.entry(place.clone()).or_insert(0) += 1;
+        self.held.insert(key, Some(place));
+    }
+
+    fn release(&mut self, key: (MessageId, u32)) {
+        let Some(Some(place)) = self.held.remove(&key) else { return };
+        if let Some(count) = self.places.get_mut(&place) {
+            *count -= 1;
+            if *count == 0 {
+                self.places.remove(&place);
+            }
+        }
+    }
 }
 
 impl Claims {
@@ -56,26 +94,47 @@ impl Claims {
     }
 
     /// Claims all of a new message's recipients before it is committed, or none of them.
-    pub fn reserve(&self, id: MessageId, numbers: &[u32]) -> bool {
+    pub fn reserve<'r>(&self, id: MessageId, due: impl Iterator<Item = (u32, &'r Recipient)>) -> bool {
+        let wanted: Vec<(u32, Place)> = due.map(|(number, recipient)| (number, place(recipient))).collect();
+        let mut more: HashMap<&Place, usize> = HashMap::new();
+        wanted.iter().for_each(|(_, place)| *more.entry(place).or_insert(0) += 1);
         let mut inner = self.lock();
-        if inner.held.len() + numbers.len() > CLAIMS_MAX - CLAIMS_MAX / INDEX_SHARE {
-            return false;
+        let fits = inner.held.len() + wanted.len() <= CLAIMS_MAX - CLAIMS_MAX / INDEX_SHARE
+            && more.iter().all(|(place, count)| *count <= inner.room_for(place));
+        if fits {
+            wanted.into_iter().for_each(|(number, place)| inner.hold((id, number), place));
         }
-        inner.held.extend(numbers.iter().map(|number| (id, *number)));
-        true
+        fits
     }
 
     pub fn is_held(&self, id: MessageId, number: u32) -> bool {
-        self.lock().held.contains(&(id, number))
+        self.lock().held.contains_key(&(id, number))
     }
 
     pub fn release(&self, id: MessageId, number: u32) {
-        self.lock().held.remove(&(id, number));
+        self.lock().release((id, number));
     }
 
     /// Claims one recipient for a person's command; false if an attempt is under way.
     pub fn try_hold(&self, id: MessageId, number: u32) -> bool {
-        self.lock().held.insert((id, number))
+        let mut inner = self.lock();
+        let free = !inner.held.contains_key(&(id, number));
+        if free {
+            inner.held.insert((id, number), None);
+        }
+        free
+    }
+
+    /// Counts a claim for its place; or gives it back, if that has enough.
+    fn count_in(&self, id: MessageId, number: u32, place: Place) -> bool {
+        let mut inner = self.lock();
+        let fits = inner.room_for(&place) > 0;
+        if fits {
+            inner.hold((id, number), place)
+        } else {
+            inner.release((id, number))
+        }
+        fits
     }
 
     /// An entry was put into the due index at this time.
@@ -107,94 +166,107 @@ pub struct Scan {
     pub more: bool,
 }
 
-/// Scans the due index up to `now`. A message or recipient that cannot be read is told of once and set
-/// aside until the next start: it keeps its claim, so that the rest goes on and it is not looked at
-/// again and again. If the index itself cannot be read, nothing stays claimed.
+/// Scans the due index up to `now`, the oldest first. Entries whose place has its share of the claims
+/// are passed over, and a scan that has looked at [`LOOK_MAX`] is continued by the next one, so that a
+/// long queue for one place hides nothing behind it.
+///
+/// A message or recipient that cannot be read is told of once and set aside until the next start: it
+/// keeps its claim, so that it is not looked at again and again. If the index itself cannot be read,
+/// nothing stays claimed.
 pub fn claim_due(store: &Store, claims: &Claims, now: Millis) -> Result<Scan, StoreError> {
-    let (from, room) = {
+    let (from, is_start, room) = {
         let mut inner = claims.lock();
         inner.earliest_announced = None;
-        (inner.low_water, CLAIMS_MAX.saturating_sub(inner.held.len()).min(SCAN_MAX))
+        let low_water = inner.low_water.to_be_bytes();
+        let cursor = inner.cursor.take();
+        let is_start = cursor.is_none();
+        (
+            cursor.unwrap_or_else(|| low_water.into()),
+            is_start,
+            CLAIMS_MAX.saturating_sub(inner.held.len()).min(SCAN_MAX),
+        )
     };
-    let mut scan = Scan { claimed: Vec::new(), next: None, more: false };
-    let mut taken: Vec<Taken> = Vec::new();
-    let lowest = match take(store, claims, from, now, room, &mut taken, &mut scan) {
-        Ok(lowest) => lowest,
-        Err(error) => {
-            taken.iter().for_each(|taken| claims.release(taken.id, taken.number));
-            return Err(error);
-        }
-    };
+    let mut looked = Looked::default();
+    if let Err(error) = look(store, claims, &from, now, room, &mut looked) {
+        looked.taken.iter().for_each(|(id, number, _)| claims.release(*id, *number));
+        return Err(error);
+    }
     {
         let mut inner = claims.lock();
-        // Nothing at all in the index: whatever comes is announced. Announced meanwhile: not skipped.
-        let scanned = lowest.unwrap_or(now);
-        inner.low_water = scanned.min(inner.earliest_announced.unwrap_or(Millis::MAX));
+        if is_start {
+            // Nothing at all in the index: whatever comes is announced. Announced meanwhile: not skipped.
+            let scanned = looked.lowest.unwrap_or(now);
+            inner.low_water = scanned.min(inner.earliest_announced.unwrap_or(Millis::MAX));
+        }
+        inner.cursor = looked.stopped_at;
     }
-    scan.claimed = load(store, claims, taken);
-    Ok(scan)
+    let more = looked.more || !is_start;
+    Ok(Scan { claimed: load(store, claims, looked.taken), next: looked.next, more })
 }
 
-/// Claims entries from `from` on; gives the time of the first one, claimed or not.
-fn take(
+/// What a walk along the index saw.
+#[derive(Default)]
+struct Looked {
+    taken: Vec<(MessageId, u32, Recipient)>,
+    /// The time of the first entry, claimed or not.
+    lowest: Option<Millis>,
+    next: Option<Millis>,
+    more: bool,
+    stopped_at: Option<Box<[u8]>>,
+}
+
+fn look(
     store: &Store,
     claims: &Claims,
-    from: Millis,
+    from: &[u8],
     now: Millis,
     room: usize,
-    taken: &mut Vec<Taken>,
-    scan: &mut Scan,
-) -> Result<Option<Millis>, StoreError> {
-    let mut lowest = None;
-    for entry in store.range(Table::Due, &from.to_be_bytes(), &[0xff; 21])? {
-        let (due, id, number) = keys::read_due(&entry?.0)?;
-        lowest.get_or_insert(due);
+    looked: &mut Looked,
+) -> Result<(), StoreError> {
+    for (count, entry) in store.range(Table::Due, from, &[0xff; 21])?.enumerate() {
+        let key = entry?.0;
+        let (due, id, number) = keys::read_due(&key)?;
+        looked.lowest.get_or_insert(due);
         if due > now {
-            scan.next = Some(due);
+            looked.next = Some(due);
             break;
         }
-        if taken.len() == room {
-            scan.more = true;
+        if looked.taken.len() == room || count == LOOK_MAX {
+            looked.more = true;
+            looked.stopped_at = Some(key);
             break;
         }
-        if claims.try_hold(id, number) {
-            taken.push(Taken { due, id, number });
+        if !claims.try_hold(id, number) {
+            continue;
+        }
+        match read::<Recipient>(store, Table::Recipient, &keys::recipient(id, number)) {
+            Ok(Some(recipient)) if recipient.status == (Status::Waiting { due }) => {
+                if claims.count_in(id, number, place(&recipient)) {
+                    looked.taken.push((id, number, recipient));
+                } else {
+                    looked.more = true;
+                }
+            }
+            // The iterator's snapshot still showed the entry of an attempt that has just ended.
+            Ok(_) => claims.release(id, number),
+            Err(error) => set_aside(claims, id, number, &error),
         }
     }
-    Ok(lowest)
+    Ok(())
 }
 
-struct Taken {
-    due: Millis,
-    id: MessageId,
-    number: u32,
-}
-
-/// Reads what was taken, by message. What has changed meanwhile (the iterator's snapshot still showed
-/// the entry of an attempt that has just ended) is given back.
-fn load(store: &Store, claims: &Claims, taken: Vec<Taken>) -> Vec<Claimed> {
-    let mut by_message: BTreeMap<MessageId, Vec<(u32, Millis)>> = BTreeMap::new();
-    for Taken { due, id, number } in taken {
-        by_message.entry(id).or_default().push((number, due));
+/// Puts what was taken together by message.
+fn load(store: &Store, claims: &Claims, taken: Vec<(MessageId, u32, Recipient)>) -> Vec<Claimed> {
+    let mut by_message: BTreeMap<MessageId, Vec<(u32, Recipient)>> = BTreeMap::new();
+    for (id, number, recipient) in taken {
+        by_message.entry(id).or_default().push((number, recipient));
     }
     let mut claimed = Vec::with_capacity(by_message.len());
-    for (id, numbers) in by_message {
-        let message = read::<Message>(store, Table::Message, &id.to_key());
-        let mut recipients = Vec::with_capacity(numbers.len());
-        for (number, due) in numbers {
-            let recipient = read::<Recipient>(store, Table::Recipient, &keys::recipient(id, number));
-            match (&message, recipient) {
-                (_, Ok(None)) | (Ok(None), _) => claims.release(id, number),
-                (Ok(Some(_)), Ok(Some(recipient))) if recipient.status == (Status::Waiting { due }) => {
-                    recipients.push((number, recipient));
-                }
-                (Ok(Some(_)), Ok(Some(_))) => claims.release(id, number),
-                (Err(error), _) => set_aside(claims, id, number, error),
-                (_, Err(error)) => set_aside(claims, id, number, &error),
-            }
-        }
-        if let (Ok(Some(message)), false) = (message, recipients.is_empty()) {
-            claimed.push(Claimed { message: Arc::new(message), recipients, body: None });
+    for (id, recipients) in by_message {
+        match read::<Message>(store, Table::Message, &id.to_key()) {
+            Ok(Some(message)) => claimed.push(Claimed { message: Arc::new(message), recipients, body: None }),
+            Ok(None) => recipients.iter().for_each(|(number, _)| claims.release(id, *number)),
+            Err(error) => recipients.iter().for_each(|(number, _)| set_aside(claims, id, *number, &error)),
         }
     }
     claimed

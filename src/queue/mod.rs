@@ -146,8 +146,8 @@ impl Queue {
         }
         batch.append(extra);
 
-        let due_now: Vec<u32> = due_numbers(&recipients, now);
-        let reserved = self.claims.reserve(id, &due_now);
+        let due_now: Vec<u32> = due_recipients(&recipients, now).map(|(number, _)| number).collect();
+        let reserved = self.claims.reserve(id, due_recipients(&recipients, now));
         let written = self.committer.commit(batch, true).await;
         match (reserved, &written) {
             (true, Ok(())) => self.hand_over(message, body, recipients, &due_now),
@@ -354,9 +354,9 @@ fn due_time(recipient: &Recipient) -> Option<Millis> {
     }
 }
 
-fn due_numbers(recipients: &[Recipient], now: Millis) -> Vec<u32> {
-    let is_due = |recipient: &Recipient| due_time(recipient).is_some_and(|due| due <= now);
-    recipients.iter().enumerate().filter(|(_, r)| is_due(r)).map(|(number, _)| number as u32).collect()
+fn due_recipients(recipients: &[Recipient], now: Millis) -> impl Iterator<Item = (u32, &Recipient)> {
+    let is_due = move |recipient: &Recipient| due_time(recipient).is_some_and(|due| due <= now);
+    recipients.iter().enumerate().filter(move |(_, r)| is_due(r)).map(|(number, r)| (number as u32, r))
 }
 
 /// The newest id of an earlier run, so that ids grow even if the clock went back.
