@@ -2,7 +2,8 @@
 //! generator and sink, durable queue. `cargo bench --bench relay`.
 //!
 //! Environment: `MESSAGES` (default 5000), `SESSIONS` (default 16), `SIZE` in bytes (default 10240),
-//! `ROUNDS` (default 3). One row a round, medians at the end.
+//! `ROUNDS` (default 3). One row a round, medians at the end. The CPU time is that of the whole process,
+//! load generator and sink included.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../tests/support"]
@@ -40,7 +41,22 @@ fn body(size: usize) -> String {
     body
 }
 
-async fn round(messages: usize, sessions: usize, size: usize) -> (f64, f64) {
+/// CPU time of this process so far, in seconds (proc(5), in ticks of 10 ms); nothing where there is no /proc.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = |at: usize| behind_name.split_whitespace().nth(at).and_then(|text| text.parse::<f64>().ok());
+    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0
+}
+
+/// What one round shows.
+struct Figures {
+    accepted: f64,
+    relayed: f64,
+    cpu_ms: f64,
+}
+
+async fn round(messages: usize, sessions: usize, size: usize) -> Figures {
     let folder = tempfile::tempdir().unwrap();
     let sink = Sink::start_with(false, false).await;
     let zone = Zone::new().mx("far.test", 10, "mx.far.test").a("mx.far.test", "127.0.0.1").serve().await;
@@ -52,7 +68,7 @@ async fn round(messages: usize, sessions: usize, size: usize) -> (f64, f64) {
     let server = TestServer::start(folder.path(), &conf).await;
     // A From that is not ours: what is measured is the relay, not RSA.
     let content = format!("From: <me@away.test>\r\nTo: <you@far.test>\r\nSubject: bench\r\n\r\n{}\r\n", body(size));
-    let started = Instant::now();
+    let (started, cpu_before) = (Instant::now(), cpu());
     let mut tasks = Vec::new();
     for session in 0..sessions {
         let (content, address) = (content.clone(), server.submission);
@@ -71,8 +87,9 @@ async fn round(messages: usize, sessions: usize, size: usize) -> (f64, f64) {
     let accepted = messages as f64 / started.elapsed().as_secs_f64();
     sink.wait_for(messages).await;
     let relayed = messages as f64 / started.elapsed().as_secs_f64();
+    let cpu_ms = (cpu() - cpu_before) * 1000.0 / messages as f64;
     server.stop().await;
-    (accepted, relayed)
+    Figures { accepted, relayed, cpu_ms }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -85,12 +102,21 @@ fn main() {
     let (size, rounds) = (setting("SIZE", 10 * 1024), setting("ROUNDS", 3).max(1));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     println!("{messages} messages of {size} bytes over {sessions} sessions, synced before 250, {rounds} rounds");
-    let (mut accepted, mut relayed) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
     for number in 1..=rounds {
-        let (a, r) = runtime.block_on(round(messages, sessions, size));
-        println!("round {number}: accepted {a:>8.0}/s   relayed {r:>8.0}/s");
-        accepted.push(a);
-        relayed.push(r);
+        let one = runtime.block_on(round(messages, sessions, size));
+        row(&format!("round {number}"), &one);
+        all.push(one);
     }
-    println!("median:  accepted {:>8.0}/s   relayed {:>8.0}/s", median(accepted), median(relayed));
+    let middle = |figure: fn(&Figures) -> f64| median(all.iter().map(figure).collect());
+    let medians = Figures {
+        accepted: middle(|one| one.accepted),
+        relayed: middle(|one| one.relayed),
+        cpu_ms: middle(|one| one.cpu_ms),
+    };
+    row("median ", &medians);
+}
+
+fn row(name: &str, Figures { accepted, relayed, cpu_ms }: &Figures) {
+    println!("{name}: accepted {accepted:>8.0}/s   relayed {relayed:>8.0}/s   CPU {cpu_ms:>6.3} ms a message");
 }

@@ -80,6 +80,7 @@ pub struct App {
     sessions: TaskTracker,
     attempts: TaskTracker,
     queue: Arc<Queue>,
+    transports: Arc<Transports>,
 }
 
 impl std::fmt::Debug for App {
@@ -103,7 +104,7 @@ impl App {
         let opened = Queue::new(store, clock.clone(), sync, config.queue.memory);
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
-        let transports = Transports::new(&config, resolver.clone(), &clock)?;
+        let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock)?);
         let intake =
             Arc::new(Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver, signer));
         let status = status(&config, &clock, &bound);
@@ -122,6 +123,7 @@ impl App {
             doors: TaskTracker::new(),
             attempts: TaskTracker::new(),
             queue: queue.clone(),
+            transports: transports.clone(),
         };
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
         let parts = Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler });
@@ -164,6 +166,7 @@ impl App {
             self.doors.wait().await;
             self.sessions.wait().await;
             self.attempts.wait().await;
+            self.transports.close().await;
         };
         const REPEATED: &str = "what is not finished is repeated at the next start";
         tokio::select! {

@@ -211,11 +211,16 @@ impl Store {
 
     /// Writes all batches as one. With `sync` they, and everything written before, are on disk on return.
     pub fn write(&self, batches: &[Batch], sync: bool) -> Result<(), StoreError> {
+        let mut families = Vec::with_capacity(Table::ALL.len());
+        for table in Table::ALL {
+            families.push(self.family(table)?);
+        }
+        let family = |table: Table| families[table as usize];
         let mut merged = WriteBatch::with_capacity_bytes(batches.iter().map(|b| b.bytes() + 64).sum());
         for op in batches.iter().flat_map(|batch| &batch.ops) {
             match op {
-                Op::Put(table, key, value) => merged.put_cf(self.family(*table)?, key, value),
-                Op::Delete(table, key) => merged.delete_cf(self.family(*table)?, key),
+                Op::Put(table, key, value) => merged.put_cf(family(*table), key, value),
+                Op::Delete(table, key) => merged.delete_cf(family(*table), key),
             }
         }
         let mut options = WriteOptions::default();

@@ -67,10 +67,25 @@ impl World {
 
     async fn deliver(self, job: Job) -> (Vec<Outcome>, Vec<Received>) {
         let (_server, transport) = transport(&self.config, self.zone).await;
-        let outcomes = transport.with_timeouts(self.timeouts).deliver(&job).await;
+        let transport = transport.with_timeouts(self.timeouts);
+        let outcomes = transport.deliver(&job).await;
+        transport.close().await;
         // Shown if the far ends complain.
         println!("{outcomes:#?}");
         (in_order(&job, outcomes), self.remotes.finish().await)
+    }
+
+    /// The same job again and again, each after the one before.
+    async fn deliver_often(self, count: usize) -> (Vec<Outcome>, Vec<Received>) {
+        let (_server, transport) = transport(&self.config, self.zone).await;
+        let mut outcomes = Vec::new();
+        for _ in 0..count {
+            let job = short(&["one@far.test"]);
+            outcomes.extend(in_order(&job, transport.deliver(&job).await));
+        }
+        transport.close().await;
+        println!("{outcomes:#?}");
+        (outcomes, self.remotes.finish().await)
     }
 }
 
@@ -84,7 +99,9 @@ async fn transport(config: &Config, zone: Zone) -> (ZoneServer, SmtpTransport) {
 /// For what is decided without any far end.
 async fn decide(config: &Config, zone: Zone, job: Job) -> Vec<Outcome> {
     let (_server, transport) = transport(config, zone).await;
-    in_order(&job, transport.deliver(&job).await)
+    let outcomes = transport.deliver(&job).await;
+    transport.close().await;
+    in_order(&job, outcomes)
 }
 
 fn in_order(job: &Job, outcomes: Vec<(u32, Outcome)>) -> Vec<Outcome> {
@@ -497,4 +514,57 @@ async fn where_nobody_listens_the_mail_waits() {
     let why = deferred(&outcomes[0]);
     assert_eq!((why.status.as_str(), why.unsure), ("4.4.1", false));
     assert!(why.reason.contains("mx1.far.test [127.0.0.1]") && why.reason.contains("one other try"), "{}", why.reason);
+}
+
+#[tokio::test]
+async fn the_next_message_goes_over_the_same_connection() {
+    let (outcomes, received) = World::new(&["reused"]).await.deliver_often(3).await;
+    delivered(&outcomes[0]);
+    assert_eq!(failed(&outcomes[1]).status, "5.1.1");
+    delivered(&outcomes[2]);
+    assert_eq!((received[0].connections, received[0].contents.len()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_connection_that_has_ended_meanwhile_is_replaced() {
+    for name in ["drop_when_idle", "421_on_second"] {
+        let (outcomes, received) = World::new(&[name]).await.deliver_often(2).await;
+        for outcome in &outcomes {
+            delivered(outcome);
+        }
+        assert_eq!((received[0].connections, received[0].contents.len()), (2, 2), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_takes_no_more_is_left_for_the_next() {
+    let (outcomes, received) = World::new(&["421_from_second", "plain"]).await.deliver_often(2).await;
+    assert!(delivered(&outcomes[0]).to.starts_with("mx1.far.test "));
+    assert!(delivered(&outcomes[1]).to.starts_with("mx2.far.test "));
+    assert_eq!((received[0].connections, received[1].contents.len()), (2, 1));
+}
+
+#[tokio::test]
+async fn lost_after_the_dot_of_a_second_message_is_unsure_too() {
+    let (outcomes, received) = World::new(&["drop_after_second_dot"]).await.deliver_often(2).await;
+    delivered(&outcomes[0]);
+    assert!(deferred(&outcomes[1]).unsure);
+    assert_eq!((received[0].connections, received[0].contents.len()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_connection_takes_a_hundred_messages() {
+    let hello = "S: 220 mx\nC: EHLO mail.own.test\nS: 250-mx\nS: 250 PIPELINING\n";
+    let message = "C: MAIL FROM:<a@own.test>\nC: RCPT TO:<one@far.test>\nC: DATA\n\
+                   S: 250 ok\nS: 250 ok\nS: 354\ncontent\nS: 250 kept\n";
+    let goodbye = "C: QUIT\nS: 221 bye\n";
+    let script = format!("{hello}{}{goodbye}---\n{hello}{message}{goodbye}", message.repeat(100));
+    let remotes = Remotes::play(&[&script]).await;
+    let zone = Zone::new().a("far.test", "127.0.0.1");
+    let world = World { config: configuration(remotes.port), timeouts: Timeouts::RFC5321, zone, remotes };
+    let (outcomes, received) = world.deliver_often(101).await;
+    for outcome in &outcomes {
+        delivered(outcome);
+    }
+    assert_eq!((received[0].connections, received[0].contents.len()), (2, 101));
 }

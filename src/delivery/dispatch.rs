@@ -45,7 +45,7 @@ pub struct Parts {
     pub config: Arc<Config>,
     pub clock: Clock,
     pub queue: Arc<Queue>,
-    pub transports: Transports,
+    pub transports: Arc<Transports>,
     pub settler: Settler,
 }
 

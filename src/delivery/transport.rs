@@ -73,6 +73,11 @@ impl Transports {
 }
 
 impl Transports {
+    /// Gives up what is kept for the next job.
+    pub async fn close(&self) {
+        self.smtp.close().await;
+    }
+
     /// Mail for us is never sent out: it was held because nobody was named for the address.
     fn is_own(&self, job: &Job) -> bool {
         job.recipients.iter().any(|(_, recipient)| self.config.is_own(recipient.address.domain()))

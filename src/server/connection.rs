@@ -306,7 +306,7 @@ where
             self.input = Vec::new();
         }
         // At least a quarter of a buffer for each read; a line is never longer than two.
-        if self.input.capacity() - self.input.len() < size / 4 {
+        if self.input.capacity() - self.input.len() <= size / 4 {
             let more = size.max(self.input.len());
             self.input.reserve_exact(more);
         }

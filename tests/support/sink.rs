@@ -149,8 +149,7 @@ impl Sink {
                     replies.extend_from_slice(b"354 go on\r\n");
                     stream.get_mut().write_all(&replies).await?;
                     replies.clear();
-                    let content = read_data(stream).await?;
-                    let content = if self.keep { content } else { Vec::new() };
+                    let content = if self.keep { read_data(stream).await? } else { skip_data(stream).await? };
                     let taken = Taken {
                         mail_from: mail_from.clone(),
                         recipients: std::mem::take(&mut recipients),
@@ -176,6 +175,25 @@ impl Sink {
 fn path(text: &str) -> String {
     let inner = text.split_once('<').and_then(|(_, rest)| rest.rsplit_once('>'));
     inner.map(|(path, _)| path.to_owned()).unwrap_or_default()
+}
+
+/// Nothing is undone and kept: a bench measures the server, not this.
+async fn skip_data<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> std::io::Result<Vec<u8>> {
+    const END: &[u8] = b"\r\n.\r\n";
+    let mut seen = b"\r\n".to_vec();
+    loop {
+        let (before, more) = (seen.len(), stream.fill_buf().await?);
+        if more.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        seen.extend_from_slice(more);
+        if let Some(at) = memchr::memmem::find(&seen, END) {
+            stream.consume(at + END.len() - before);
+            return Ok(Vec::new());
+        }
+        stream.consume(seen.len() - before);
+        seen.drain(..seen.len().saturating_sub(END.len() - 1));
+    }
 }
 
 async fn read_data<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> std::io::Result<Vec<u8>> {

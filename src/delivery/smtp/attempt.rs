@@ -11,6 +11,7 @@ use super::addresses::Refused;
 use super::client::Client;
 use super::commands::{Mail, MailRecipient, Smtputf8};
 use super::connection::Connection;
+use super::pool::{MESSAGES_MAX, Way};
 use super::step::{Stage, Tls, Trouble};
 use super::{SmtpTransport, mx, tls};
 use crate::config::OutboundTls;
@@ -109,18 +110,39 @@ impl Attempt<'_> {
             OutboundTls::Opportunistic => Tls::IfOffered,
             OutboundTls::Required => Tls::Required,
         };
-        let Err(trouble) = self.at_connection(host, ip, first).await else { return };
+        let address = SocketAddr::new(ip, self.transport.settings.mx_port);
+        let mut way = Way { host: host.clone(), address, tls: first };
+        let Err(trouble) = self.by_way(&way).await else { return };
         let in_clear = trouble.clear_may_help;
         self.note(trouble);
-        if in_clear && let Err(trouble) = self.at_connection(host, ip, Tls::Never).await {
-            self.note(trouble);
+        if in_clear {
+            way.tls = Tls::Never;
+            if let Err(trouble) = self.by_way(&way).await {
+                self.note(trouble);
+            }
         }
     }
 
-    async fn at_connection(&mut self, host: &Domain, ip: IpAddr, mode: Tls) -> Result<(), Trouble> {
-        let mut connection = self.connect(host, ip, mode).await?;
+    /// Over a connection that is there already, if there is one; else, or where that breaks, over a new one.
+    async fn by_way(&mut self, way: &Way) -> Result<(), Trouble> {
+        if let Some(connection) = self.transport.pool.take(way).await {
+            // That a server has had enough of an old connection says nothing about the host, so it is
+            // asked once more on a new one, for those whose fate is open: none that may have got it.
+            if self.over(connection, way).await.is_ok() || self.undecided().is_empty() {
+                return Ok(());
+            }
+        }
+        let connection = self.connect(way).await?;
+        self.over(connection, way).await
+    }
+
+    async fn over(&mut self, mut connection: Connection, way: &Way) -> Result<(), Trouble> {
         let undecided = self.undecided();
         for some in undecided.chunks(RECIPIENTS_PER_TRANSACTION_MAX) {
+            if connection.messages() >= MESSAGES_MAX {
+                let full = std::mem::replace(&mut connection, self.connect(way).await?);
+                self.transport.pool.give(way.clone(), full);
+            }
             let mail = self.mail(some);
             let sent = connection.send(mail, &self.job.body, self.deadline).await;
             for (number, outcome) in sent.decided {
@@ -130,16 +152,16 @@ impl Attempt<'_> {
                 return Err(trouble);
             }
         }
-        connection.quit().await;
+        self.transport.pool.give(way.clone(), connection);
         Ok(())
     }
 
-    async fn connect(&self, host: &Domain, ip: IpAddr, mode: Tls) -> Result<Connection, Trouble> {
+    async fn connect(&self, way: &Way) -> Result<Connection, Trouble> {
         let transport = self.transport;
-        let address = SocketAddr::new(ip, transport.settings.mx_port);
-        let peer = peer_text(host, address);
+        let Way { host, address, tls: mode } = way;
+        let peer = peer_text(host, *address);
         let connecting = async {
-            let stream = TcpStream::connect(address).await?;
+            let stream = TcpStream::connect(*address).await?;
             stream.set_nodelay(true)?;
             Ok(stream)
         };
@@ -151,8 +173,8 @@ impl Attempt<'_> {
             let reason = format!("could not connect to {peer}: {error}");
             Trouble::new(Stage::Connect, Failure::local("4.4.1", &peer, reason))
         })?;
-        let client = Client::new(peer, transport.settings.helo_name.clone(), mode, transport.timeouts);
-        let name = tls::server_name(host, ip);
+        let client = Client::new(peer, transport.settings.helo_name.clone(), *mode, transport.timeouts);
+        let name = tls::server_name(host, address.ip());
         Connection::open(Box::new(stream), client, &transport.connector.0, name, self.deadline).await
     }
 

@@ -38,6 +38,14 @@ pub struct Connection {
     stream: Box<dyn Io>,
     client: Client,
     replies: ReplyReader,
+    /// Messages offered so far.
+    messages: usize,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({:?}, {} messages)", self.client, self.messages)
+    }
 }
 
 /// What became of a message: the fates that are sealed, and why the others are not.
@@ -57,7 +65,7 @@ impl Connection {
         name: ServerName<'static>,
         deadline: Instant,
     ) -> Result<Connection, Trouble> {
-        let mut connection = Connection { stream, client, replies: ReplyReader::default() };
+        let mut connection = Connection { stream, client, replies: ReplyReader::default(), messages: 0 };
         let first = connection.client.start();
         let mut step = connection.run(first, None, deadline).await;
         if step == Step::StartTls {
@@ -67,7 +75,7 @@ impl Connection {
                 let why = "the server went on in clear after its reply to STARTTLS";
                 return Err(connection.client.handshake_failed(why));
             }
-            let Connection { stream, mut client, replies } = connection;
+            let Connection { stream, mut client, replies, messages } = connection;
             let handshake = connector.connect(name, stream);
             let (stream, hello) = match timeout_at(limit(HANDSHAKE_TIMEOUT, deadline), handshake).await {
                 Ok(Ok(stream)) => {
@@ -77,7 +85,7 @@ impl Connection {
                 Ok(Err(error)) => return Err(client.handshake_failed(&error.to_string())),
                 Err(_) => return Err(client.handshake_failed("it took too long")),
             };
-            connection = Connection { stream: Box::new(stream), client, replies };
+            connection = Connection { stream: Box::new(stream), client, replies, messages };
             step = connection.run(hello, None, deadline).await;
         }
         match step {
@@ -88,12 +96,23 @@ impl Connection {
 
     /// Offers one message.
     pub async fn send(&mut self, mail: Mail, body: &Body, deadline: Instant) -> Sent {
+        self.messages += 1;
         let first = self.client.begin(mail);
         match self.run(first, Some(body), deadline).await {
             Step::Done(decided) => Sent { decided, trouble: None },
             Step::Over(Over { decided, trouble }) => Sent { decided, trouble: Some(trouble) },
             other => Sent { decided: Vec::new(), trouble: Some(trouble_in(other, &mut self.client)) },
         }
+    }
+
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Nothing has come since the last reply, not even the end. A server that speaks unasked, as with
+    /// 421 before it closes, is not to be given another message.
+    pub async fn is_quiet(&mut self) -> bool {
+        self.replies.is_empty() && matches!(write_unless_heard(&mut self.stream, &[]).await, Ok(None))
     }
 
     /// Says goodbye. RFC 5321 4.1.1.10 asks to wait for the answer; a server that has none to give is
@@ -170,7 +189,7 @@ impl Connection {
     /// Writes all of the content but the last block, which is returned: with it goes the final dot.
     async fn send_content(&mut self, body: &Body, deadline: Instant) -> Result<Vec<u8>, Unsent> {
         let mut stuffer = DotStuffer::new();
-        let mut block = Vec::with_capacity(BLOCK_BYTES + READ_BYTES);
+        let mut block = Vec::with_capacity(body.len().min(BLOCK_BYTES) + READ_BYTES);
         for piece in body.chunks.iter().flat_map(|chunk| chunk.chunks(BLOCK_BYTES)) {
             stuffer.encode(piece, &mut block).map_err(Unsent::Flawed)?;
             if block.len() >= BLOCK_BYTES {

@@ -1,14 +1,14 @@
 //! Mail to other servers by SMTP: one job, tried at the hosts of its domain in order.
 //!
 //! `mx` and `addresses` say where to go, `client` (with `replies`, `extensions`, `commands`,
-//! `transaction`, `step`) speaks, `connection` and `tls` do the I/O, `attempt` goes from host to host.
+//! `transaction`, `step`) speaks, `connection` and `tls` do the I/O, `attempt` goes from host to host,
+//! `pool` keeps connections for the next message.
 //!
 //! Promises: one outcome per recipient, whatever the far end does; every wait is bounded, and so is
 //! the whole; trouble with a host never fails the mail; a message whose fate is unsure is not offered
 //! to another host in the same attempt.
 //!
-//! Leaves out: MTA-STS and DANE, smart hosts, LMTP, idle connections kept for the next message (a
-//! [`connection::Connection`] can already take several).
+//! Leaves out: MTA-STS and DANE, smart hosts, LMTP.
 
 mod addresses;
 mod attempt;
@@ -17,6 +17,7 @@ mod commands;
 mod connection;
 mod extensions;
 mod mx;
+mod pool;
 mod replies;
 mod step;
 mod tls;
@@ -51,6 +52,7 @@ pub struct SmtpTransport {
     timeouts: Timeouts,
     connector: Connector,
     dice: Mutex<Dice>,
+    pool: pool::Pool,
 }
 
 impl SmtpTransport {
@@ -65,6 +67,7 @@ impl SmtpTransport {
             timeouts: Timeouts::RFC5321,
             connector: Connector(tls::opportunistic()?),
             dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
+            pool: pool::Pool::default(),
         })
     }
 
@@ -81,6 +84,11 @@ impl SmtpTransport {
     /// Tries the job once. All its recipients are at one domain. One outcome per recipient.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
         attempt::run(self, job).await
+    }
+
+    /// Says goodbye to connections that wait for another message, and keeps none from now on.
+    pub async fn close(&self) {
+        self.pool.close().await;
     }
 
     async fn hosts(&self, domain: &Domain) -> Result<Vec<Domain>, Box<Outcome>> {

@@ -36,7 +36,7 @@ impl Timeouts {
 }
 
 /// What to do about STARTTLS on this connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tls {
     /// In clear: the second try of a host whose TLS is broken.
     Never,

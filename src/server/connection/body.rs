@@ -14,7 +14,9 @@ use crate::server::outside::Outside;
 use crate::server::step::DataEnd;
 use crate::smtp::wire::{ChunkDecoder, DataDecoder, Fed, Flaw, Progress};
 
-/// Bytes of read buffer while a message is read.
+/// Bytes of read buffer for the beginning of a message. Most messages are no longer than that.
+const FIRST_BUFFER_BYTES: usize = 16 * 1024;
+/// Bytes of read buffer for the rest.
 const MESSAGE_BUFFER_BYTES: usize = 64 * 1024;
 /// A message that comes in slower than this (bytes a second, after the first `data_timeout`) is cut off.
 const MESSAGE_RATE_MIN: u64 = 500;
@@ -131,6 +133,7 @@ where
     /// Feeds the decoder to the end of the message or chunk.
     async fn read_body(&mut self, mut decoder: Decoder<'_>, content: &mut Content) -> Result<Progress, End> {
         let mut patience = Patience::new(self.shared.config.limits.data_timeout);
+        let mut buffer_bytes = FIRST_BUFFER_BYTES;
         loop {
             let buffered = self.input.len().saturating_sub(self.start);
             let more = buffered + HELD_BACK_BYTES_MAX;
@@ -153,11 +156,16 @@ where
                 content.let_go();
             }
             self.flush().await?;
-            self.tidy(MESSAGE_BUFFER_BYTES);
+            self.tidy(buffer_bytes);
             let before = Instant::now();
             match timeout(patience.left, self.stream.read_buf(&mut self.input)).await {
                 Ok(Ok(0)) => return Err(End::Gone(io::ErrorKind::UnexpectedEof.into())),
-                Ok(Ok(bytes)) => patience.read(bytes, before.elapsed()),
+                Ok(Ok(bytes)) => {
+                    patience.read(bytes, before.elapsed());
+                    if bytes >= FIRST_BUFFER_BYTES / 2 {
+                        buffer_bytes = MESSAGE_BUFFER_BYTES;
+                    }
+                }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(End::TimedOut),
             }

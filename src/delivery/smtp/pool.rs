@@ -1,0 +1,252 @@
+//! Connections that wait a moment for the next message to the same server.
+//!
+//! Promises: a connection is given only to what it would have been opened for ([`Way`]: host, address
+//! and TLS demand are the same); it waits no longer than [`IDLE_MAX`], takes no more than
+//! [`MESSAGES_MAX`] messages and then gets a QUIT; how many wait is bounded. Goodbyes are said in the
+//! background, so no message waits for one.
+//!
+//! Leaves out: how many connections there may be at once (`delivery::dispatch` limits the attempts).
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::Connection;
+use super::step::Tls;
+use crate::message::Domain;
+
+/// How long a connection may wait for the next message. Short: it holds a place at the server.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+/// Messages that go over one connection. Many servers set a limit of this size and count what is
+/// above as abuse.
+pub const MESSAGES_MAX: usize = 100;
+/// Connections that wait, altogether.
+const WAITING_MAX: usize = 256;
+/// Connections that wait for one way.
+const WAITING_PER_WAY_MAX: usize = 10;
+
+/// What makes two connections interchangeable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Way {
+    pub host: Domain,
+    pub address: SocketAddr,
+    pub tls: Tls,
+}
+
+/// The waiting connections. A clone is the same pool.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    idle_max: Duration,
+    waiting: Arc<Mutex<Waiting>>,
+    /// Goodbyes, and the one task that ends what has waited too long.
+    background: TaskTracker,
+    closed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The last to come is the first to go, so that few stay open.
+    by_way: HashMap<Way, Vec<Idle>>,
+    count: usize,
+    /// A task looks after those that wait; it ends when none do.
+    is_watched: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    until: Instant,
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool::with_idle_max(IDLE_MAX)
+    }
+}
+
+impl Pool {
+    fn with_idle_max(idle_max: Duration) -> Pool {
+        Pool { idle_max, waiting: Arc::default(), background: TaskTracker::new(), closed: CancellationToken::new() }
+    }
+
+    /// A connection that is still open as far as can be seen from here. The far end may be closing it
+    /// at this moment: the caller must be ready for that.
+    pub async fn take(&self, way: &Way) -> Option<Connection> {
+        while let Some(mut connection) = self.pop(way) {
+            if connection.is_quiet().await {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn pop(&self, way: &Way) -> Option<Connection> {
+        let mut waiting = self.lock();
+        let idle = waiting.by_way.get_mut(way)?.pop()?;
+        waiting.count -= 1;
+        Some(idle.connection)
+    }
+
+    /// Keeps a connection that is at rest, or says goodbye to it.
+    pub fn give(&self, way: Way, connection: Connection) {
+        if let Some(connection) = self.keep(way, connection) {
+            self.background.spawn(connection.quit());
+        }
+    }
+
+    /// Gives back what is not kept.
+    fn keep(&self, way: Way, connection: Connection) -> Option<Connection> {
+        if connection.messages() >= MESSAGES_MAX || self.closed.is_cancelled() {
+            return Some(connection);
+        }
+        let mut waiting = self.lock();
+        if waiting.count >= WAITING_MAX {
+            return Some(connection);
+        }
+        let same = waiting.by_way.entry(way).or_default();
+        if same.len() >= WAITING_PER_WAY_MAX {
+            return Some(connection);
+        }
+        same.push(Idle { connection, until: Instant::now() + self.idle_max });
+        waiting.count += 1;
+        if !std::mem::replace(&mut waiting.is_watched, true) {
+            self.background.spawn(self.clone().watch());
+        }
+        None
+    }
+
+    /// Ends connections whose time is over, until none wait.
+    async fn watch(self) {
+        while let Some(next) = self.end_old() {
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = self.closed.cancelled() => {}
+            }
+        }
+    }
+
+    /// Gives the time at which the next one is to end.
+    fn end_old(&self) -> Option<Instant> {
+        let now = if self.closed.is_cancelled() { None } else { Some(Instant::now()) };
+        let mut waiting = self.lock();
+        let mut next: Option<Instant> = None;
+        let mut old = Vec::new();
+        for same in waiting.by_way.values_mut() {
+            old.extend(same.extract_if(.., |idle| now.is_none_or(|now| idle.until <= now)));
+            next = same.iter().map(|idle| idle.until).chain(next).min();
+        }
+        waiting.by_way.retain(|_, same| !same.is_empty());
+        waiting.count -= old.len();
+        waiting.is_watched = next.is_some();
+        drop(waiting);
+        for idle in old {
+            self.background.spawn(idle.connection.quit());
+        }
+        next
+    }
+
+    /// Says goodbye to all, and to whatever is given from now on; returns when it is said.
+    pub async fn close(&self) {
+        self.closed.cancel();
+        self.end_old();
+        self.background.close();
+        self.background.wait().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing in here panics half-way, so a poisoned lock still guards sound data.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
+
+    use super::super::client::Client;
+    use super::super::step::Timeouts;
+    use super::super::tls;
+    use super::*;
+
+    fn way(tls: Tls) -> Way {
+        Way { host: Domain::parse("mx.far.test").unwrap(), address: "192.0.2.1:25".parse().unwrap(), tls }
+    }
+
+    /// An open connection, and its far end.
+    async fn open() -> (Connection, BufReader<DuplexStream>) {
+        let (near, far) = duplex(1024);
+        let timeouts = Timeouts { quit: Duration::from_millis(10), ..Timeouts::RFC5321 };
+        let client = Client::new("mx".into(), Domain::parse("us.test").unwrap(), Tls::IfOffered, timeouts);
+        let name = tls::server_name(&way(Tls::Never).host, [192, 0, 2, 1].into());
+        let mut far = BufReader::new(far);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let connector = tls::opportunistic().unwrap();
+        let opened = Connection::open(Box::new(near), client, &connector, name, deadline);
+        let greeted = async {
+            far.get_mut().write_all(b"220 mx\r\n").await.unwrap();
+            assert_eq!(line(&mut far).await, "EHLO us.test\r\n");
+            far.get_mut().write_all(b"250 mx\r\n").await.unwrap();
+        };
+        let (connection, ()) = tokio::join!(opened, greeted);
+        (connection.unwrap(), far)
+    }
+
+    async fn line(far: &mut BufReader<DuplexStream>) -> String {
+        let mut line = String::new();
+        far.read_line(&mut line).await.unwrap();
+        line
+    }
+
+    #[tokio::test]
+    async fn what_waits_too_long_gets_a_goodbye() {
+        let pool = Pool::with_idle_max(Duration::from_millis(10));
+        let (connection, mut far) = open().await;
+        pool.give(way(Tls::IfOffered), connection);
+        assert_eq!(line(&mut far).await, "QUIT\r\n");
+        assert!(pool.take(&way(Tls::IfOffered)).await.is_none());
+        // And the next one is looked after again.
+        let (connection, mut far) = open().await;
+        pool.give(way(Tls::IfOffered), connection);
+        assert_eq!(line(&mut far).await, "QUIT\r\n");
+    }
+
+    #[tokio::test]
+    async fn only_for_the_same_way_and_only_if_quiet() {
+        let pool = Pool::default();
+        let (connection, mut far) = open().await;
+        pool.give(way(Tls::Never), connection);
+        assert!(pool.take(&way(Tls::Required)).await.is_none());
+        let connection = pool.take(&way(Tls::Never)).await.unwrap();
+        pool.give(way(Tls::Never), connection);
+        far.get_mut().write_all(b"421 enough\r\n").await.unwrap();
+        assert!(pool.take(&way(Tls::Never)).await.is_none());
+        assert_eq!(far.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_may_and_none_after_the_end() {
+        let pool = Pool::default();
+        let mut far_ends = Vec::new();
+        for _ in 0..=WAITING_PER_WAY_MAX {
+            let (connection, far) = open().await;
+            pool.give(way(Tls::Never), connection);
+            far_ends.push(far);
+        }
+        assert_eq!(pool.lock().count, WAITING_PER_WAY_MAX);
+        assert_eq!(line(far_ends.last_mut().unwrap()).await, "QUIT\r\n");
+        pool.close().await;
+        for far in &mut far_ends[..WAITING_PER_WAY_MAX] {
+            assert_eq!(line(far).await, "QUIT\r\n");
+        }
+        let (connection, mut far) = open().await;
+        pool.give(way(Tls::Never), connection);
+        assert_eq!(line(&mut far).await, "QUIT\r\n");
+        assert_eq!(pool.lock().count, 0);
+    }
+}
