@@ -612,9 +612,12 @@ impl Served {
         stdout(&output)
     }
 
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
     fn terminate(mut self) -> (std::process::ExitStatus, Vec<String>) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         let rest = self.log.by_ref().map(Result::unwrap).collect();
         (self.child.wait().unwrap(), rest)
     }
@@ -701,4 +704,15 @@ fn the_readme_tells_no_lies_about_configuration() {
         let output = postrider().args(["check", "--config"]).arg(&file).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}\n{text}", stderr(&output));
     }
+}
+
+/// Administrators send it to make a server reload, terminals when they close.
+#[test]
+fn a_hangup_is_answered_in_the_log_and_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut served = Served::start(folder.path(), "");
+    served.signal(rustix::process::Signal::HUP);
+    assert!(served.logged("SIGHUP").contains("restart"));
+    assert_eq!(served.say(&["queue", "list"]), "The queue is empty.\n");
+    assert!(served.terminate().0.success());
 }
