@@ -249,6 +249,29 @@ async fn a_refused_message_comes_back_as_a_notice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_recipients_is_refused_and_only_that_one_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = (Sink::start().await, far_zone().serve().await);
+    let server = TestServer::start(folder.path(), &relay_conf(&sink, &zone)).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let content = letter("me@far.test", "you@far.test", "hello", "text");
+    let reply = client.send("me@far.test", &["you@far.test", "refused@far.test"], &content).await.unwrap();
+    let story = server.wait_done(queued_id(&reply)).await;
+    sink.wait_for(2).await;
+    let taken = sink.taken();
+    assert_eq!(taken[0].recipients, ["you@far.test"]);
+    assert_eq!(taken[1].recipients, ["me@far.test"]);
+    let notice = String::from_utf8_lossy(&taken[1].content).into_owned();
+    assert!(notice.contains("rfc822; refused@far.test") && notice.contains("550 5.1.1 nobody here"), "{notice}");
+    assert!(!notice.contains("rfc822; you@far.test"), "{notice}");
+    let count = |wanted: fn(&Event) -> bool| story.entries.iter().filter(|entry| wanted(&entry.event)).count();
+    assert_eq!(count(|event| matches!(event, Event::Delivered { .. })), 1);
+    assert_eq!(count(|event| matches!(event, Event::Failed { .. })), 1);
+    assert_eq!(count(|event| matches!(event, Event::NoticeSent { .. })), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_cannot_go_now_waits_and_goes_later() {
     let folder = tempfile::tempdir().unwrap();
     let sink = Sink::start().await;

@@ -1,8 +1,9 @@
 //! What the outcomes of an attempt mean: the queue's next step, the story, and who is told.
 //!
-//! A job's outcomes become one batch. If somebody must be told, the notice is queued in the same
+//! Outcomes of which the sender is told the same become one batch, and the notice is queued in that
 //! batch, so a crash can neither lose it nor send it twice.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use crate::bounce::dsn::{self, Action, Notice};
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::events::Event;
-use crate::events::journal::{Journal, Telling};
+use crate::events::journal::Journal;
 use crate::intake::Intake;
 use crate::message::{Address, Door, Draft, Envelope, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::{Queue, Step};
+use crate::smtp::reply::Severity;
 
 use super::{Delivered, Job, Outcome};
 
@@ -39,179 +41,175 @@ pub struct Settler {
     pub intake: Arc<Intake>,
 }
 
-/// The steps of one job and whom to tell of them.
+/// What the sender is told of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tell {
+    Nothing,
+    Failed,
+    Expired,
+    Delayed,
+}
+
+/// What an outcome means for one recipient.
+struct Decided {
+    tell: Tell,
+    event: Event,
+    /// Why, where the sender is told.
+    why: Option<Failure>,
+    after: Option<Recipient>,
+    /// Recipients that take its place.
+    added: Vec<Recipient>,
+}
+
+/// Steps that are written together, with the one notice that tells of them.
 #[derive(Default)]
-struct Settled {
+struct Group {
     steps: Vec<Step>,
     added: Vec<Recipient>,
     events: Vec<Event>,
-    failed: Vec<(Recipient, Failure)>,
-    expired: Vec<(Recipient, Failure)>,
-    delayed: Vec<(Recipient, Failure)>,
+    about: Vec<(Recipient, Failure)>,
 }
 
 impl Settler {
     /// Records the outcomes and gives the claims back.
     pub async fn settle(&self, queue: &Queue, job: Job, outcomes: Vec<(u32, Outcome)>) {
-        let settled = self.decide(&job, outcomes);
         let id = job.message.id;
+        let groups = self.decide(&job, outcomes);
         let _lock = queue.lock(id).await;
-        while let Err(error) = self.write(queue, &job, &settled).await {
-            tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
-            tokio::time::sleep(WRITE_AGAIN).await;
+        for (tell, group) in groups {
+            while let Err(error) = self.write(queue, &job, tell, &group).await {
+                tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
+                tokio::time::sleep(WRITE_AGAIN).await;
+            }
+            queue.release(id, &group.steps, &group.added);
         }
-        queue.release(id, &settled.steps, &settled.added);
     }
 
-    fn decide(&self, job: &Job, outcomes: Vec<(u32, Outcome)>) -> Settled {
-        let mut settled = Settled::default();
-        let mut outcomes: std::collections::HashMap<u32, Outcome> = outcomes.into_iter().collect();
+    /// By what the sender is told, so that each notice is written with the steps it tells of.
+    fn decide(&self, job: &Job, outcomes: Vec<(u32, Outcome)>) -> BTreeMap<Tell, Group> {
+        let mut groups: BTreeMap<Tell, Group> = BTreeMap::new();
+        let mut outcomes: HashMap<u32, Outcome> = outcomes.into_iter().collect();
         for (number, recipient) in &job.recipients {
             let silent = || {
                 let why = Failure::local("4.3.0", "", "the attempt ended without a result");
                 Outcome::Defer { why, not_before_secs: None }
             };
             let outcome = outcomes.remove(number).unwrap_or_else(silent);
-            let after = self.step(&job.message, *number, recipient, outcome, &mut settled);
-            settled.steps.push(Step { number: *number, before: recipient.clone(), after });
+            let decided = self.step(&job.message, *number, recipient, outcome);
+            let group = groups.entry(decided.tell).or_default();
+            group.steps.push(Step { number: *number, before: recipient.clone(), after: decided.after });
+            group.added.extend(decided.added);
+            group.events.push(decided.event);
+            group.about.extend(decided.why.map(|why| (recipient.clone(), why)));
         }
-        settled
+        groups
     }
 
-    /// One recipient's next state; its event and notices go into `settled`.
-    fn step(
-        &self,
-        message: &Message,
-        number: u32,
-        recipient: &Recipient,
-        outcome: Outcome,
-        settled: &mut Settled,
-    ) -> Option<Recipient> {
+    fn step(&self, message: &Message, number: u32, recipient: &Recipient, outcome: Outcome) -> Decided {
         let attempt = recipient.attempts + 1;
         let address = recipient.address.clone();
         let now = self.clock.now();
         match outcome {
             Outcome::Delivered(Delivered { to, reply, tls }) => {
                 let reply = reply.map(|reply| reply.to_string()).unwrap_or_default();
-                settled.events.push(Event::Delivered { recipient: address, to, reply, tls, attempt });
-                None
+                untold(Event::Delivered { recipient: address, to, reply, tls, attempt }, None)
             }
             Outcome::Captured => {
-                settled.events.push(Event::Captured { recipient: address });
-                Some(Recipient { status: Status::Captured { at: now }, attempts: attempt, ..recipient.clone() })
+                let status = Status::Captured { at: now };
+                let after = Recipient { status, attempts: attempt, ..recipient.clone() };
+                untold(Event::Captured { recipient: address }, Some(after))
             }
             Outcome::Fail(why) => {
-                settled.events.push(Event::Failed { recipient: address, why: why.clone(), attempt });
-                settled.failed.push((recipient.clone(), why));
-                None
+                let event = Event::Failed { recipient: address, why: why.clone(), attempt };
+                Decided { tell: Tell::Failed, why: Some(why), ..untold(event, None) }
             }
             Outcome::Rerouted(places) => {
                 let to = places.iter().map(|(address, route)| place(address, route)).collect();
-                settled.events.push(Event::Routed { alias: address, to });
                 let status = Status::Waiting { due: now };
                 let copy = |(address, route)| Recipient { address, route, status: status.clone(), ..recipient.clone() };
-                settled.added.extend(places.into_iter().map(copy));
-                None
+                let added = places.into_iter().map(copy).collect();
+                Decided { added, ..untold(Event::Routed { alias: address, to }, None) }
             }
             Outcome::Defer { why, not_before_secs } => {
                 let retry = &self.config.delivery.retry;
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
                 match schedule::next(retry, message.received_at, attempt, now, not_before, (message.id, number)) {
                     Next::GiveUp => {
-                        settled.events.push(Event::Expired { recipient: address, why: why.clone(), attempt });
-                        settled.expired.push((recipient.clone(), why));
-                        None
+                        let event = Event::Expired { recipient: address, why: why.clone(), attempt };
+                        Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
                     }
-                    Next::TryAt(next) => Some(self.deferred(message, recipient, why, attempt, next, settled)),
+                    Next::TryAt(next) => self.deferred(message, recipient, why, attempt, next),
                 }
             }
         }
     }
 
-    fn deferred(
-        &self,
-        message: &Message,
-        recipient: &Recipient,
-        why: Failure,
-        attempt: u32,
-        next: Millis,
-        settled: &mut Settled,
-    ) -> Recipient {
-        let event = Event::Deferred { recipient: recipient.address.clone(), why: why.clone(), attempt, next };
-        settled.events.push(event);
+    fn deferred(&self, message: &Message, recipient: &Recipient, why: Failure, attempt: u32, next: Millis) -> Decided {
         let late = self.config.delivery.retry.delay_notice.is_some_and(|notice| {
             self.clock.now().saturating_sub(message.received_at)
                 >= u64::try_from(notice.as_millis()).unwrap_or(u64::MAX)
         });
         let notify = late && !recipient.delay_notified;
-        if notify {
-            settled.delayed.push((recipient.clone(), why.clone()));
-        }
-        Recipient {
+        let after = Recipient {
             status: Status::Waiting { due: next },
             attempts: attempt,
-            last_failure: Some(why),
+            last_failure: Some(why.clone()),
             delay_notified: recipient.delay_notified || notify,
             ..recipient.clone()
-        }
+        };
+        let event = Event::Deferred { recipient: recipient.address.clone(), why: why.clone(), attempt, next };
+        let deferred = untold(event, Some(after));
+        if notify { Decided { tell: Tell::Delayed, why: Some(why), ..deferred } } else { deferred }
     }
 
-    /// Everything in one batch, notices included.
-    async fn write(&self, queue: &Queue, job: &Job, settled: &Settled) -> Result<(), String> {
+    /// A group in one batch, its notice included.
+    async fn write(&self, queue: &Queue, job: &Job, tell: Tell, group: &Group) -> Result<(), String> {
         let id = job.message.id;
         let mut telling = self.journal.begin();
-        for event in &settled.events {
+        for event in &group.events {
             telling.tell(id, event.clone());
         }
-        let mut batch =
-            queue.step_batch(&job.message, &settled.steps, &settled.added).map_err(|error| error.to_string())?;
-        let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
-        let until = job.message.received_at.saturating_add(retry_for);
-        let mut notices = Vec::new();
-        for (about, action) in [
-            (&settled.failed, Action::Failed),
-            (&settled.expired, Action::Expired),
-            (&settled.delayed, Action::Delayed { until }),
-        ] {
-            notices.extend(self.notice(job, about, action, &mut telling));
-        }
+        let steps = queue.step_batch(&job.message, &group.steps, &group.added);
+        let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        let mut step = Some(batch);
-        for draft in notices {
-            // The first notice carries the step; a second (rare) one follows by itself.
-            let carried = step.take();
-            let Err(refusal) = self.intake.accept_with(draft, carried.clone().unwrap_or_default()).await else {
-                continue;
-            };
-            if carried.is_some() && refusal.reply.severity() == crate::smtp::reply::Severity::Transient {
-                return Err(refusal.reason);
+        if let Some((draft, event)) = self.notice(job, tell, group) {
+            let mut told = self.journal.begin();
+            told.tell(id, event);
+            let mut carried = batch.clone();
+            carried.append(told.take_batch());
+            match self.intake.accept_with(draft, carried).await {
+                Ok(_) => {
+                    telling.log();
+                    told.log();
+                    return Ok(());
+                }
+                Err(refusal) if refusal.reply.severity() == Severity::Transient => return Err(refusal.reason),
+                // A notice that can never be queued must not keep the step from being written.
+                Err(refusal) => tracing::warn!(%id, reason = refusal.reason, "the notice to the sender was refused"),
             }
-            // A notice that cannot be queued must not keep the step from being written.
-            tracing::warn!(%id, reason = refusal.reason, "the notice to the sender was refused");
-            step = carried;
         }
-        if let Some(batch) = step {
-            queue.commit(batch, false).await.map_err(|error| error.to_string())?;
-        }
+        queue.commit(batch, false).await.map_err(|error| error.to_string())?;
         telling.log();
         Ok(())
     }
 
-    /// The notice to the sender, if one is wanted by anybody in `about`.
-    fn notice(
-        &self,
-        job: &Job,
-        about: &[(Recipient, Failure)],
-        action: Action,
-        telling: &mut Telling<'_>,
-    ) -> Option<Draft> {
+    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
+    fn notice(&self, job: &Job, tell: Tell, group: &Group) -> Option<(Draft, Event)> {
         let message = &job.message;
-        let wanted: Vec<(&Recipient, &Failure)> = about
+        let ReversePath::Address(sender) = &message.mail_from else { return None };
+        let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
+        let action = match tell {
+            Tell::Nothing => return None,
+            Tell::Failed => Action::Failed,
+            Tell::Expired => Action::Expired,
+            Tell::Delayed => Action::Delayed { until: message.received_at.saturating_add(retry_for) },
+        };
+        let wanted: Vec<(&Recipient, &Failure)> = group
+            .about
             .iter()
             .filter(|(recipient, _)| dsn::wanted(message, recipient, action))
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
-        let ReversePath::Address(sender) = &message.mail_from else { return None };
         if wanted.is_empty() {
             return None;
         }
@@ -227,15 +225,11 @@ impl Settler {
             now: self.clock.now(),
             seed: getrandom::u64().unwrap_or_else(|_| message.id.as_u64()),
         };
-        let content = dsn::write(&notice);
         let mut envelope = Envelope::new(ReversePath::Null, [sender.clone()]);
         envelope.smtputf8 = dsn::needs_smtputf8(&notice);
-        telling.tell(message.id, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") });
-        Some(Draft {
-            envelope,
-            content: content.into(),
-            origin: Origin { door: Door::Bounce, account: None, peer: None },
-        })
+        let origin = Origin { door: Door::Bounce, account: None, peer: None };
+        let draft = Draft { envelope, content: dsn::write(&notice).into(), origin };
+        Some((draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") }))
     }
 
     /// From a domain of ours, so that the notice is signed: the sender's own where that is ours.
@@ -244,4 +238,9 @@ impl Settler {
         let domain = own.or_else(|| self.config.domains.keys().next()).unwrap_or(&self.config.hostname);
         Address::new("MAILER-DAEMON", domain.clone()).unwrap_or_else(|_| self.config.postmaster.clone())
     }
+}
+
+/// A step of which the sender is not told.
+fn untold(event: Event, after: Option<Recipient>) -> Decided {
+    Decided { tell: Tell::Nothing, event, why: None, after, added: Vec::new() }
 }

@@ -1,4 +1,4 @@
-//! A far end that takes every message and remembers it. Speaks SMTP with PIPELINING, and STARTTLS if
+//! A far end that takes every message and remembers it, but for recipients named refused. Speaks SMTP with PIPELINING, and STARTTLS if
 //! asked to, on a loopback port of its own.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -141,6 +141,7 @@ impl Sink {
                     recipients = Vec::new();
                     replies.extend_from_slice(b"250 ok\r\n");
                 }
+                "RCPT" if path(&text).starts_with("refused") => replies.extend_from_slice(b"550 5.1.1 nobody here\r\n"),
                 "RCPT" => {
                     recipients.push(path(&text));
                     replies.extend_from_slice(b"250 ok\r\n");
