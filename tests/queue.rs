@@ -2,57 +2,20 @@
 //! message goes with its last recipient.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod support {
+    pub mod records;
+}
+
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider::clock::Clock;
-use postrider::message::{Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath};
+use postrider::message::MessageId;
 use postrider::queue::claim::PLACE_CLAIMS_MAX;
-use postrider::queue::record::{Message, Recipient, Route, Status};
+use postrider::queue::record::{Message, Recipient, Status};
 use postrider::queue::{Claimed, NewMessage, Queue, Step};
-use postrider::store::{Batch, Store, Table};
-use tokio::sync::mpsc::UnboundedReceiver;
-
-const START: u64 = 1_800_000_000_000;
-
-fn open(path: &Path, clock: &Clock) -> (Arc<Queue>, UnboundedReceiver<Claimed>) {
-    let store = Arc::new(Store::open(path).unwrap());
-    Queue::new(store, clock.clone(), true, 1 << 20).unwrap()
-}
-
-fn recipient(address: &str, due: u64) -> Recipient {
-    Recipient {
-        address: Address::parse(address).unwrap(),
-        alias: None,
-        route: Route::Remote,
-        notify: Notify::default(),
-        original: None,
-        status: Status::Waiting { due },
-        attempts: 0,
-        last_failure: None,
-        delay_notified: false,
-    }
-}
-
-fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
-    Message {
-        id,
-        received_at: START,
-        origin: Origin { door: Door::Admin, account: None, peer: None },
-        mail_from: ReversePath::Null,
-        body_type: BodyType::EightBitMime,
-        smtputf8: false,
-        dsn: DsnRequest::default(),
-        size: body.iter().map(|chunk| chunk.len() as u64).sum(),
-        chunks: body.len() as u32,
-        message_id: String::new(),
-        subject: String::new(),
-        findings: None,
-        recipients,
-    }
-}
+use postrider::store::{Batch, Table};
+use support::records::{START, message, open, recipient};
 
 async fn enqueue(queue: &Queue, text: &str, recipients: Vec<Recipient>) -> MessageId {
     let id = queue.new_id();

@@ -3,35 +3,28 @@
 
 mod support {
     pub mod client;
+    pub mod records;
     pub mod server;
 }
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider::admin::{Action, AdminSocket, Backend, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble};
 use postrider::clock::Clock;
-use postrider::message::{Address, BodyType, Door, Draft, DsnRequest, MessageId, Notify, Origin, ReversePath};
+use postrider::message::{Draft, MessageId};
 use postrider::queue::claim::PLACE_CLAIMS_MAX;
-use postrider::queue::record::{Message, Recipient, Route, Status};
+use postrider::queue::record::Message;
 use postrider::queue::{Claimed, NewMessage, Queue};
 use postrider::smtp::reply::Refusal;
 use postrider::store::{Batch, Store, StoreError, Table};
 use support::client::Client;
+use support::records::{START, message, open, recipient};
 use support::server::TestServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
-
-const START: u64 = 1_800_000_000_000;
-
-fn open(path: &Path, clock: &Clock) -> (Arc<Queue>, UnboundedReceiver<Claimed>) {
-    let store = Arc::new(Store::open(path).unwrap());
-    Queue::new(store, clock.clone(), true, 1 << 20).unwrap()
-}
 
 /// Queues a message that is due at `due`.
 async fn enqueue(queue: &Queue, due: u64) -> MessageId {
@@ -40,33 +33,8 @@ async fn enqueue(queue: &Queue, due: u64) -> MessageId {
 
 async fn enqueue_for(queue: &Queue, due: u64, address: &str) -> MessageId {
     let id = queue.new_id();
-    let recipient = Recipient {
-        address: Address::parse(address).unwrap(),
-        alias: None,
-        route: Route::Remote,
-        notify: Notify::default(),
-        original: None,
-        status: Status::Waiting { due },
-        attempts: 0,
-        last_failure: None,
-        delay_notified: false,
-    };
-    let message = Message {
-        id,
-        received_at: START,
-        origin: Origin { door: Door::Admin, account: None, peer: None },
-        mail_from: ReversePath::Null,
-        body_type: BodyType::EightBitMime,
-        smtputf8: false,
-        dsn: DsnRequest::default(),
-        size: 4,
-        chunks: 1,
-        message_id: String::new(),
-        subject: String::new(),
-        findings: None,
-        recipients: 1,
-    };
     let body = vec![Bytes::from_static(b"\r\nx\r\n")];
+    let (message, recipient) = (message(id, &body, 1), recipient(address, due));
     queue.enqueue(NewMessage { message, body, recipients: vec![recipient], extra: Batch::new() }).await.unwrap();
     id
 }
