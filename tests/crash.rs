@@ -4,6 +4,8 @@
 //! runs a quick part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "faults/calls.rs"]
+mod calls;
 #[path = "faults/far.rs"]
 mod far;
 #[path = "faults/house.rs"]
@@ -14,8 +16,12 @@ mod kill;
 mod ledger;
 #[path = "faults/load.rs"]
 mod load;
+#[path = "faults/outside.rs"]
+mod outside;
 #[path = "faults/report.rs"]
 mod report;
+#[path = "faults/rows.rs"]
+mod rows;
 #[path = "faults/states.rs"]
 mod states;
 #[path = "support/zone.rs"]

@@ -27,7 +27,7 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
 pub struct Settings {
     pub durability: &'static str,
     pub min_free: &'static str,
-    /// `delivery.retry.schedule`.
+    /// Lines for `[delivery.retry]`.
     pub retry: &'static str,
     /// Lines for `[delivery]`.
     pub delivery: &'static str,
@@ -37,7 +37,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { durability: "sync", min_free: "1MiB", retry: "1s", delivery: "", more: String::new() }
+        Settings {
+            durability: "sync",
+            min_free: "1MiB",
+            retry: "schedule = [\"1s\"]",
+            delivery: "",
+            more: String::new(),
+        }
     }
 }
 
@@ -109,7 +115,7 @@ mx_port = {port}
 allow_private_addresses = true
 {delivery}
 [delivery.retry]
-schedule = ["{retry}"]
+{retry}
 [limits]
 connections_per_ip = 1000
 connection_rate = "100000/m"

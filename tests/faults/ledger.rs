@@ -82,7 +82,9 @@ pub fn content(number: u64, bytes: usize) -> Vec<u8> {
     content.extend_from_slice(header.as_bytes());
     let mut random = Random((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     while content.len() < bytes {
-        content.extend_from_slice(format!("{:016x}{:016x}{:016x}\r\n", random.next(), random.next(), random.next()).as_bytes());
+        content.extend_from_slice(
+            format!("{:016x}{:016x}{:016x}\r\n", random.next(), random.next(), random.next()).as_bytes(),
+        );
     }
     content
 }
@@ -257,6 +259,7 @@ impl Verdict {
 /// A connection of a client that pipelines and tells each answer from a broken connection.
 #[derive(Debug)]
 pub struct Talk {
+    pub sender: String,
     stream: BufReader<TcpStream>,
 }
 
@@ -264,7 +267,7 @@ impl Talk {
     pub async fn connect(door: SocketAddr) -> std::io::Result<Talk> {
         let stream = TcpStream::connect(door).await?;
         stream.set_nodelay(true)?;
-        let mut talk = Talk { stream: BufReader::new(stream) };
+        let mut talk = Talk { sender: SENDER.to_owned(), stream: BufReader::new(stream) };
         talk.reply().await?;
         talk.write(b"EHLO client.test\r\n").await?;
         talk.reply().await?;
@@ -291,7 +294,7 @@ impl Talk {
 
     /// MAIL, RCPT and DATA up to 354; or the refusal.
     pub async fn open(&mut self, to: &[String]) -> std::io::Result<Result<(), String>> {
-        let mut group = format!("MAIL FROM:<{SENDER}>\r\n");
+        let mut group = format!("MAIL FROM:<{}>\r\n", self.sender);
         for recipient in to {
             group.push_str(&format!("RCPT TO:<{recipient}>\r\n"));
         }
