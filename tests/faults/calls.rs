@@ -77,21 +77,27 @@ async fn kill_at_any_system_call() {
     let (pickup, settings) = pickup(folder.path());
     let house = House::new(folder.path(), &far, settings).await;
     let ledger = Ledger::default();
-    let points = count(9, 400);
+    let points = count(18, 400);
     let (mut random, mut at_start, mut later) = (Random(seed()), 0, 0);
     for point in 0..points {
         let (calls, last) = CALLS[point % CALLS.len()];
         let what = format!("signal=SIGKILL:when={}", 1 + random.below(last));
-        match house.try_start(&injecting(calls, &what)).await {
+        // Every other round the counting begins when the server is up, so that not all fall into the start.
+        let from_the_start = (point / CALLS.len()).is_multiple_of(2);
+        let wrapper = if from_the_start { injecting(calls, &what) } else { Vec::new() };
+        match house.try_start(&wrapper).await {
             Err(ended) => {
                 assert!(!ended.log.contains("panicked"), "{ended}");
                 assert_eq!(ended.code, None, "killed by no signal at {calls} {what}: {ended}");
                 at_start += 1;
             }
             Ok(mut running) => {
+                let injection =
+                    if from_the_start { None } else { Some(Injection::start(running.pid(), calls, &what).await) };
                 errand(&mut running, &ledger, &far, &pickup).await;
                 later += usize::from(running.is_gone());
                 running.kill().await.check_no_panic();
+                drop(injection);
             }
         }
     }

@@ -56,9 +56,15 @@ pub struct Injection {
 impl Injection {
     /// Returns when every thread is under it.
     pub async fn start(pid: u32, calls: &str, what: &str) -> Injection {
+        Injection::start_for(pid, calls, what, &[]).await
+    }
+
+    /// Only calls that concern one of these files, if there are any.
+    pub async fn start_for(pid: u32, calls: &str, what: &str, files: &[PathBuf]) -> Injection {
         let strace = Command::new("strace")
             .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")])
             .args(["-e", &format!("inject={calls}:{what}"), "-p", &pid.to_string()])
+            .args(files.iter().flat_map(|file| ["-P".as_ref(), file.as_os_str()]))
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
