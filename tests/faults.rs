@@ -3,6 +3,10 @@
 //! all of it; with the suite runs a quick part. What this machine cannot do is left out loudly.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "faults/damage.rs"]
+mod damage;
+#[path = "faults/damage_kinds.rs"]
+mod damage_kinds;
 #[path = "faults/disk.rs"]
 mod disk;
 #[path = "faults/errors.rs"]
@@ -23,5 +27,7 @@ mod power;
 mod report;
 #[path = "faults/states.rs"]
 mod states;
+#[path = "faults/wal.rs"]
+mod wal;
 #[path = "support/zone.rs"]
 mod zone;

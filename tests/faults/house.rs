@@ -95,7 +95,8 @@ impl House {
         format!("life{}.home.test", self.lives.load(Ordering::Relaxed) + 1)
     }
 
-    fn write_conf(&self) {
+    /// For commands that need no server; a start does it by itself.
+    pub fn write_conf(&self) {
         let life = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
         let Settings { durability, min_free, retry, delivery, more } = self.settings.lock().unwrap().clone();
         let text = format!(
