@@ -66,6 +66,9 @@ fn files(data: &Path, wanted: Kind) -> Vec<PathBuf> {
     files
 }
 
+/// What the witness writes at once; see `store::witness`.
+const OWN_COPY_BYTES: u64 = 44;
+
 /// Damages one file beneath `data`; which, and where, is decided by the case's number and `random`.
 pub fn damage(base: &Base, data: &Path, random: &mut Random, number: usize) -> Damage {
     // Most of them where the mail is.
@@ -118,7 +121,13 @@ fn flip(base: &Base, path: &Path, kind: Kind, random: &mut Random) -> BTreeSet<u
         let at = record.from + random.below((record.to - record.from) as u64) as usize;
         (at, base.marked(path, record.from, record.to))
     } else {
-        (random.below(std::fs::metadata(path).unwrap().len()) as usize, BTreeSet::new())
+        let bytes = std::fs::metadata(path).unwrap().len();
+        let mut at = random.below(bytes);
+        if kind == Kind::Own {
+            // Two short copies of one statement, each on a sector of its own; nothing lies between them.
+            at = bytes.saturating_sub(OWN_COPY_BYTES) * (at % 2) + random.below(OWN_COPY_BYTES.min(bytes));
+        }
+        (at as usize, BTreeSet::new())
     };
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
