@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -51,6 +51,8 @@ struct Sent {
 pub struct Ledger {
     sent: Mutex<BTreeMap<u64, Sent>>,
     next: AtomicU64,
+    /// What is refused now comes from a machine that is dead already.
+    is_dark: AtomicBool,
 }
 
 fn sha256(bytes: &[u8]) -> Digest {
@@ -99,7 +101,10 @@ impl Ledger {
         let number = self.next_number();
         let content = content(number, bytes);
         self.sent.lock().unwrap().insert(number, Sent { digest: sha256(&content), answer: None });
-        let answer = talk.submit(to, &content).await;
+        let mut answer = talk.submit(to, &content).await;
+        if self.is_dark.load(Ordering::Acquire) && matches!(answer, Answer::Refused(_)) {
+            answer = Answer::Cut;
+        }
         self.note(number, answer.clone());
         (number, answer)
     }
@@ -111,6 +116,12 @@ impl Ledger {
             Ok(mut talk) => self.send(&mut talk, &to, bytes).await,
             Err(_) => (self.next_number(), Answer::Cut),
         }
+    }
+
+    /// A loss of power ends the server too. Here it lives on for a moment, with a dead disk, and what it
+    /// still refuses nobody would hear: that counts as not answered.
+    pub fn lights_out(&self, is_dark: bool) {
+        self.is_dark.store(is_dark, Ordering::Release);
     }
 
     /// For messages that go in by another door: `answer` as its user sees it.

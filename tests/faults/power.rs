@@ -43,17 +43,32 @@ async fn cut_power(durability: &'static str, cuts: usize) -> Result<Cuts, String
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_micros(random.below(REST_MICROS_MAX))).await;
+        ledger.lights_out(true);
         let done = disk.cut_power();
         load.shut();
-        running.kill().await.check_no_panic();
+        let log = running.kill().await;
+        log.check_no_panic();
+        if std::env::var("TELL").is_ok() {
+            eprintln!(
+                "cut {cut}: taken {} highest {:?}\n{}",
+                ledger.taken_count(),
+                ledger.taken().last(),
+                log.trouble().join("\n")
+            );
+        }
         disk.unmount()?;
         disk.mount()?;
         done?;
+        load.noted().await;
+        ledger.lights_out(false);
     }
     load.finish().await;
     let running = house.start().await;
     far.gate("late.test", Gate::Take);
     let missing = ledger.arrived(&far).await;
+    if std::env::var("TELL").is_ok() {
+        eprintln!("missing {missing:?}");
+    }
     house.wait_empty().await;
     running.kill().await.check_no_panic();
     if missing.is_empty() {
