@@ -130,6 +130,7 @@ async fn one(base: &Base, number: usize, seed: u64, zone: Arc<ZoneServer>) -> Ou
     let house = House::with_zone(folder.path(), &far, Settings::default(), zone.clone());
     let mut faults = Vec::new();
     let mut noticed = None;
+    let mut told = String::new();
     let mut missing: BTreeSet<u64> = base.waiting.union(&base.captured).copied().collect();
     match house.try_start(&[]).await {
         Err(ended) => {
@@ -141,6 +142,7 @@ async fn one(base: &Base, number: usize, seed: u64, zone: Arc<ZoneServer>) -> Ou
         Ok(running) => {
             missing = deliver(base, &house, &far).await;
             let log = running.kill().await;
+            told = log.trouble().join("\n");
             if names(&log.trouble().join("\n"), &damage.file) {
                 noticed = Some("start");
             }
@@ -154,12 +156,16 @@ async fn one(base: &Base, number: usize, seed: u64, zone: Arc<ZoneServer>) -> Ou
             noticed = Some("check");
         } else {
             let is_silent = !missing.is_empty() && faults.is_empty();
-            faults.push(if is_silent { "a silent loss" } else { "the file is not named" }.to_owned());
+            let fault = if is_silent { "a silent loss" } else { "the file is not named" };
+            faults.push(format!("{fault}; {} missing; the start said: {told}", missing.len()));
         }
     }
     let beyond: Vec<u64> = missing.difference(&damage.touched).copied().collect();
     if beyond.len() > damage.spare {
         faults.push(format!("{} undamaged messages are missing", beyond.len()));
+    }
+    if !faults.is_empty() && faults.iter().all(|fault| !fault.contains("the start said")) {
+        faults.push(format!("the start said: {told}"));
     }
     let altered = base.ledger.judge(&far).altered;
     if !altered.is_empty() {
@@ -168,9 +174,15 @@ async fn one(base: &Base, number: usize, seed: u64, zone: Arc<ZoneServer>) -> Ou
     Outcome { damage, noticed, missing, faults }
 }
 
-/// A line of trouble that holds the name of the file.
+/// A line of trouble that holds the name of the file. Where one is gone, or its end, its number may be
+/// known to nobody: then it is what sort of file it was.
 fn names(text: &str, file: &str) -> bool {
-    text.lines().any(|line| line.contains(file))
+    let sort = match file {
+        log if log.ends_with(".log") => "log files",
+        manifest if manifest.starts_with("MANIFEST") => "MANIFEST",
+        other => other,
+    };
+    text.lines().any(|line| line.contains(file) || line.contains(sort))
 }
 
 /// Lets everything through and gives what is missing in the end.

@@ -5,6 +5,7 @@
 //! a killed test run left is taken away by the next.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,8 @@ const MOUNTS: &str = "postrider-faults-";
 const POWER_CUT: &str = "
 import fcntl, os, struct, sys
 folder = os.open(sys.argv[1], os.O_RDONLY)
+print('ready', flush=True)
+sys.stdin.readline()
 fcntl.ioctl(folder, 0x8004587d, struct.pack('I', 2))
 ";
 
@@ -104,6 +107,21 @@ pub enum Kind {
     Ext4,
 }
 
+/// A hand on the switch.
+#[derive(Debug)]
+pub struct Cut {
+    python: std::process::Child,
+}
+
+impl Cut {
+    /// The power goes: what was not synced is lost.
+    pub fn now(mut self) -> Result<(), String> {
+        drop(self.python.stdin.take());
+        let status = self.python.wait().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("the ioctl for a power cut does not work: {status}")) }
+    }
+}
+
 /// A file system of its own. `folder` is for other files of the test, `at` is the mount.
 #[derive(Debug)]
 pub struct Disk {
@@ -146,9 +164,17 @@ impl Disk {
         if is_mounted(&self.at) { Ok(()) } else { Err(format!("{} is not mounted", self.at.display())) }
     }
 
-    /// The power goes: what was not synced is lost.
-    pub fn cut_power(&self) -> Result<(), String> {
-        run(&["python3", "-c", POWER_CUT, text(&self.at)]).map(drop)
+    /// Makes ready, so that the cut itself takes no time.
+    pub fn prepare_cut(&self) -> Result<Cut, String> {
+        let mut python = Command::new("python3")
+            .args(["-c", POWER_CUT, text(&self.at)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("python3: {error}"))?;
+        let mut ready = String::new();
+        let _ = std::io::BufReader::new(python.stdout.take().unwrap()).read_line(&mut ready);
+        if ready.starts_with("ready") { Ok(Cut { python }) } else { Err("the cut cannot be prepared".to_owned()) }
     }
 
     /// Nobody may have a file open in it.

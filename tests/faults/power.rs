@@ -37,6 +37,7 @@ async fn cut_power(durability: &'static str, cuts: usize) -> Result<Cuts, String
     for cut in 0..cuts {
         let running = house.start().await;
         complaints += usize::from(cut > 0 && running.log.text().contains("ERROR"));
+        let switch = disk.prepare_cut()?;
         let enough = ledger.taken_count() + BETWEEN_CUTS;
         load.open(running.door);
         while ledger.taken_count() < enough {
@@ -44,18 +45,9 @@ async fn cut_power(durability: &'static str, cuts: usize) -> Result<Cuts, String
         }
         tokio::time::sleep(Duration::from_micros(random.below(REST_MICROS_MAX))).await;
         ledger.lights_out(true);
-        let done = disk.cut_power();
+        let done = switch.now();
         load.shut();
-        let log = running.kill().await;
-        log.check_no_panic();
-        if std::env::var("TELL").is_ok() {
-            eprintln!(
-                "cut {cut}: taken {} highest {:?}\n{}",
-                ledger.taken_count(),
-                ledger.taken().last(),
-                log.trouble().join("\n")
-            );
-        }
+        running.kill().await.check_no_panic();
         disk.unmount()?;
         disk.mount()?;
         done?;
@@ -66,9 +58,6 @@ async fn cut_power(durability: &'static str, cuts: usize) -> Result<Cuts, String
     let running = house.start().await;
     far.gate("late.test", Gate::Take);
     let missing = ledger.arrived(&far).await;
-    if std::env::var("TELL").is_ok() {
-        eprintln!("missing {missing:?}");
-    }
     house.wait_empty().await;
     running.kill().await.check_no_panic();
     if missing.is_empty() {
