@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -16,12 +18,13 @@ pub struct DiskGuard {
     path: PathBuf,
     min_free: u64,
     last: Mutex<Option<(Instant, u64)>>,
+    turned_away: Notify,
 }
 
 impl DiskGuard {
     /// `min_free` in bytes, of the file system that holds `path`.
     pub fn new(path: PathBuf, min_free: u64) -> DiskGuard {
-        DiskGuard { path, min_free, last: Mutex::new(None) }
+        DiskGuard { path, min_free, last: Mutex::new(None), turned_away: Notify::new() }
     }
 
     /// 452 while less than `min_free` plus the announced message is free.
@@ -30,6 +33,7 @@ impl DiskGuard {
         if free >= self.min_free.saturating_add(size) {
             return Ok(());
         }
+        self.turned_away.notify_one();
         Err(Refusal {
             reply: Reply::new(452, (3, 1), "not enough disk space on this server, please try again later"),
             reason: format!(
@@ -39,6 +43,11 @@ impl DiskGuard {
                 self.min_free >> 20
             ),
         })
+    }
+
+    /// Until mail is turned away, or has been since the last call.
+    pub async fn turned_away(&self) {
+        self.turned_away.notified().await;
     }
 
     fn free(&self) -> u64 {

@@ -84,6 +84,10 @@ impl Intake {
         &self.queue
     }
 
+    pub fn disk(&self) -> &DiskGuard {
+        &self.disk
+    }
+
     /// Queues a draft. The reply says 250 only after the synced write.
     pub async fn accept(&self, draft: Draft) -> Result<Accepted, Refusal> {
         self.accept_with(draft, Batch::new()).await

@@ -127,13 +127,29 @@ fn flip(base: &Base, path: &Path, kind: Kind, random: &mut Random) -> BTreeSet<u
             // Two short copies of one statement, each on a sector of its own; nothing lies between them.
             at = bytes.saturating_sub(OWN_COPY_BYTES) * (at % 2) + random.below(OWN_COPY_BYTES.min(bytes));
         }
-        (at as usize, BTreeSet::new())
+        // Without its index or its properties nothing of a table can be read.
+        let is_whole_table = kind == Kind::Table && at >= data_bytes(path);
+        (at as usize, if is_whole_table { base.old() } else { BTreeSet::new() })
     };
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at as u64).unwrap();
     file.write_all_at(&[byte[0] ^ (1 << random.below(8))], at as u64).unwrap();
     touched
+}
+
+/// How much of a table are its records: they come first, and its properties say so.
+fn data_bytes(table: &Path) -> u64 {
+    const PROPERTY: &[u8] = b"rocksdb.data.size";
+    let bytes = std::fs::read(table).unwrap();
+    let Some(at) = memchr::memmem::rfind(&bytes, PROPERTY) else { return 0 };
+    // A varint: seven bits each, the lowest first.
+    let digits = bytes[at + PROPERTY.len()..].iter().scan(false, |is_over, byte| {
+        let digit = (!*is_over).then_some(u64::from(byte & 0x7f));
+        *is_over |= byte & 0x80 == 0;
+        digit
+    });
+    digits.enumerate().take(9).map(|(place, digit)| digit << (7 * place)).sum()
 }
 
 fn remove(base: &Base, path: &Path, kind: Kind) -> BTreeSet<u64> {
