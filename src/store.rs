@@ -13,7 +13,7 @@ use rocksdb::{
 };
 
 /// Raised when the meaning of a stored byte changes; see [`Store::open`].
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Above every key of every table: they begin with an id or a time, which stay below all ones, or
 /// with text.
@@ -22,7 +22,7 @@ const KEY_END: [u8; 16] = [0xff; 16];
 /// The tables, each with its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
-    /// `store`: format version. `queue`: highest id.
+    /// `store`: format version. `queue`: slots of streams, whether the due index is whole.
     Meta,
     /// `queue`: message id → envelope and origin.
     Message,
@@ -30,7 +30,7 @@ pub enum Table {
     Body,
     /// `queue`: message id ‖ recipient number → delivery state.
     Recipient,
-    /// `queue`: due time ‖ lane ‖ message id ‖ recipient number → nothing.
+    /// `queue`: lane ‖ part ‖ due time ‖ message id ‖ recipient number → place.
     Due,
     /// `events`: message id ‖ time ‖ count → event.
     Journal,
@@ -186,19 +186,24 @@ impl Store {
     }
 
     fn check_format(&self) -> Result<(), StoreError> {
-        match self.get(Table::Meta, b"format")? {
-            None => {
-                let mut batch = Batch::new();
-                batch.put(Table::Meta, *b"format", FORMAT_VERSION.to_be_bytes().to_vec());
-                self.write(std::slice::from_ref(&batch), true)
-            }
-            Some(bytes) => {
-                let bytes: [u8; 4] =
-                    bytes.as_slice().try_into().map_err(|_| StoreError::Damaged("meta/format".into()))?;
-                let found = u32::from_be_bytes(bytes);
-                if found > FORMAT_VERSION { Err(StoreError::Newer { found }) } else { Ok(()) }
-            }
+        if self.get(Table::Meta, b"format")?.is_none() {
+            let mut batch = Batch::new();
+            Self::put_format(&mut batch);
+            return self.write(std::slice::from_ref(&batch), true);
         }
+        let found = self.format()?;
+        if found > FORMAT_VERSION { Err(StoreError::Newer { found }) } else { Ok(()) }
+    }
+
+    /// The format that the tables are in; whoever owns a table brings it up to date.
+    pub fn format(&self) -> Result<u32, StoreError> {
+        let bytes = self.get(Table::Meta, b"format")?.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+        bytes.map(u32::from_be_bytes).ok_or_else(|| StoreError::Damaged("meta/format".into()))
+    }
+
+    /// All tables are in [`FORMAT_VERSION`] from this batch on.
+    pub fn put_format(batch: &mut Batch) {
+        batch.put(Table::Meta, *b"format", FORMAT_VERSION.to_be_bytes().to_vec());
     }
 
     fn family(&self, table: Table) -> Result<&rocksdb::ColumnFamily, StoreError> {
