@@ -102,7 +102,7 @@ pub struct Step {
 /// A message that a walk along the queue meets.
 #[derive(Debug)]
 pub enum Walked {
-    Message(Message, Vec<(u32, Recipient)>),
+    Message(Box<Message>, Vec<(u32, Recipient)>),
     /// Its record or one of its recipients' cannot be read.
     Damaged {
         id: MessageId,
@@ -279,7 +279,7 @@ impl Queue {
         mut show: impl FnMut(Message, Vec<(u32, Recipient)>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         self.walk_all(after, |walked| match walked {
-            Walked::Message(message, recipients) => show(message, recipients),
+            Walked::Message(message, recipients) => show(*message, recipients),
             Walked::Damaged { id, why } => {
                 tracing::error!(%id, why, "a queued message cannot be read and is left out of the list");
                 ControlFlow::Continue(())
@@ -298,7 +298,7 @@ impl Queue {
             let (key, value) = entry?;
             let id = keys::message_id(&key)?;
             let read = || -> Result<Walked, StoreError> {
-                let message: Message = keys::decode(&value)?;
+                let message: Box<Message> = keys::decode(&value)?;
                 Ok(Walked::Message(message, self.recipients(id)?))
             };
             let walked = match read() {

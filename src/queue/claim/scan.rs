@@ -103,6 +103,9 @@ struct Scanner<'s> {
     ticket: u64,
 }
 
+/// Recipients of one message that were claimed out of one lane.
+type ByMessage = ((Lane, MessageId), Vec<(u32, Recipient)>);
+
 /// What became of an entry.
 enum Seen {
     /// Claimed, or of no interest now; the walk goes on.
@@ -250,7 +253,7 @@ impl Scanner<'_> {
 
     /// Puts what was taken together by lane and message, and reads the messages.
     fn load(&mut self) {
-        let mut order: Vec<((Lane, MessageId), Vec<(u32, Recipient)>)> = Vec::new();
+        let mut order: Vec<ByMessage> = Vec::new();
         let mut at: HashMap<(Lane, MessageId), usize> = HashMap::new();
         for Taken { lane, id, number, recipient } in std::mem::take(&mut self.taken) {
             let index = *at.entry((lane, id)).or_insert_with(|| {
