@@ -62,13 +62,15 @@ pub struct Dispatcher {
     turns: Turns<Waiting>,
     /// A part of the due index could not be read: when it is tried again.
     trouble_until: Option<Instant>,
+    /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
+    index_made_anew: bool,
 }
 
 impl Dispatcher {
     pub fn new(parts: Arc<Parts>, fresh: mpsc::UnboundedReceiver<Claimed>) -> Dispatcher {
         let (finish, finished) = mpsc::unbounded_channel();
         let turns = Turns::new(parts.config.delivery.concurrency, parts.queue.streams().weights());
-        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None }
+        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false }
     }
 
     /// Runs until `shutdown`; attempts that have started are in `attempts` and go on.
@@ -112,6 +114,18 @@ impl Dispatcher {
             Ok(scan) => {
                 if scan.trouble.is_some() {
                     self.trouble_until.get_or_insert_with(|| Instant::now() + STORE_TROUBLE_WAIT);
+                }
+                if let Some(error) = scan.damaged
+                    && !std::mem::replace(&mut self.index_made_anew, true)
+                {
+                    tracing::error!(%error, "the due index is damaged; its entries are made anew");
+                    let parts = self.parts.clone();
+                    attempts.spawn(async move {
+                        match parts.queue.rebuild_due_index().await {
+                            Ok(rebuilt) => tracing::info!(entries = rebuilt.entries, "the due index is whole again"),
+                            Err(error) => tracing::error!(%error, "the due index could not be made anew"),
+                        }
+                    });
                 }
                 if !scan.stale.is_empty() {
                     let (parts, stale) = (self.parts.clone(), scan.stale);

@@ -295,7 +295,14 @@ impl Queue {
     ) -> Result<(), StoreError> {
         let from = after.map_or(0, |after| after.as_u64().saturating_add(1)).to_be_bytes();
         for entry in self.store.range(Table::Message, &from, &[0xff; 9])? {
-            let (key, value) = entry?;
+            let (key, value) = match entry {
+                Ok(entry) => entry,
+                Err(error @ StoreError::Damaged(_)) => {
+                    tracing::error!(%error, "queued messages that cannot be read are left out of the list");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let id = keys::message_id(&key)?;
             let read = || -> Result<Walked, StoreError> {
                 let message: Box<Message> = keys::decode(&value)?;

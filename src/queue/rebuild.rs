@@ -36,8 +36,8 @@ pub struct Rebuilt {
 pub fn rebuild_due_index(store: &Store) -> Result<Rebuilt, StoreError> {
     let mut begin = Batch::new();
     begin.put(Table::Meta, MARK, vec![1]);
+    begin.delete_range(Table::Due, [], [0xff; DUE_BYTES + 1]);
     store.write(&[begin], true)?;
-    store.delete_range(Table::Due, &[], &[0xff; DUE_BYTES + 1])?;
     fill(store)
 }
 
@@ -47,13 +47,12 @@ pub(super) fn upgrade(store: &Store) -> Result<Rebuilt, StoreError> {
         tracing::warn!("the due index was not finished; it is made anew");
         return rebuild_due_index(store);
     }
-    if store.format()? >= FORMAT_VERSION {
+    if store.format() >= FORMAT_VERSION {
         return Ok(Rebuilt::default());
     }
     // The old entries stay until the new ones are complete, so that the older version could still
     // work on what is there: all that it does not know lies far in its future.
     let rebuilt = fill(store)?;
-    store.delete_range(Table::Due, &[], &[1])?;
     tracing::info!(entries = rebuilt.entries, "the due index has been brought to format {FORMAT_VERSION}");
     Ok(rebuilt)
 }
@@ -65,7 +64,14 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
     let (mut in_batch, mut told) = (0, Instant::now());
     let mut stream_of: Option<(MessageId, String)> = None;
     for entry in store.range(Table::Recipient, &[], &[0xff; 13])? {
-        let (key, value) = entry?;
+        let (key, value) = match entry {
+            Ok(entry) => entry,
+            Err(error @ StoreError::Damaged(_)) => {
+                tracing::error!(%error, "recipients that cannot be read are left out of the due index");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let (id, number) = (keys::message_id(&key)?, keys::number(&key)?);
         let recipient: Recipient = match keys::decode(&value) {
             Ok(recipient) => recipient,
@@ -94,9 +100,11 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
             }
         }
     }
+    // Keys of the first format begin with 0, those of this one do not.
+    batch.delete_range(Table::Due, [], [1]);
     batch.delete(Table::Meta, MARK);
-    Store::put_format(&mut batch);
     store.write(&[batch], true)?;
+    store.set_format(FORMAT_VERSION)?;
     Ok(rebuilt)
 }
 

@@ -18,7 +18,7 @@ pub fn account(credential: Credential) -> Account {
         label: String::new(),
         active: true,
         senders: Senders::OwnDomains,
-        stream: crate::message::stream::default_name(),
+        stream: "transactional".to_owned(),
         max_recipients: 1000,
     }
 }

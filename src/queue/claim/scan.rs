@@ -37,6 +37,9 @@ pub struct Scan {
     pub looked: usize,
     /// Entries without a delivery, for [`super::super::Queue::mend`].
     pub stale: Vec<Stale>,
+    /// A piece of the index is damaged: [`super::super::Queue::rebuild_due_index`] brings back what
+    /// was in it.
+    pub damaged: Option<StoreError>,
     /// Why a part of the index could not be read. It is tried again after [`Claims::forgive`].
     pub trouble: Option<StoreError>,
 }
@@ -173,7 +176,15 @@ impl Scanner<'_> {
         let range = self.store.range(Table::Due, &from, &to).map_err(|error| (at, error))?;
         let (taken_before, looked_before) = (self.taken.len(), self.scan.looked);
         for entry in range {
-            let (key, value) = entry.map_err(|error| (at, error))?;
+            let (key, value) = match entry {
+                Ok(entry) => entry,
+                // The entries in there are lost to this scan; what lies behind them is not.
+                Err(error @ StoreError::Damaged(_)) => {
+                    self.scan.damaged.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err((at, error)),
+            };
             self.scan.looked += 1;
             let key = match DueKey::read(&key) {
                 Ok(key) => key,
