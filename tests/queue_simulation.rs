@@ -113,7 +113,7 @@ impl World {
         if self.queue.claims().look(self.now()) == Look::Now {
             let scan = self.queue.claim_due().unwrap();
             scan.claimed.into_iter().for_each(|claimed| self.take(claimed, false));
-            assert_eq!(self.queue.mend(scan.stale).await.unwrap(), 0, "all entries are right");
+            assert_eq!(self.queue.mend(&scan.stale).await.unwrap(), 0, "all entries are right");
         }
         assert!(self.queue.claims().held() <= CLAIMS_MAX);
     }

@@ -193,7 +193,7 @@ async fn entries_without_a_delivery_are_removed_and_hide_nothing() {
     while queue.claims().look(START) == Look::Now {
         let scan = queue.claim_due().unwrap();
         claimed.extend(scan.claimed.into_iter().flat_map(|c| c.recipients).map(|(number, _)| number));
-        mended += queue.mend(scan.stale).await.unwrap();
+        mended += queue.mend(&scan.stale).await.unwrap();
         scans += 1;
     }
     claimed.sort_unstable();

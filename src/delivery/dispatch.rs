@@ -6,7 +6,7 @@
 //! others. So a slow one holds up its own mail only, however many of them there are, and new mail does
 //! not wait for retries to end. What an outcome means for the queue is decided in `settle`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -69,7 +69,11 @@ pub struct Dispatcher {
 impl Dispatcher {
     pub fn new(parts: Arc<Parts>, fresh: mpsc::UnboundedReceiver<Claimed>) -> Dispatcher {
         let (finish, finished) = mpsc::unbounded_channel();
-        let turns = Turns::new(parts.config.delivery.concurrency, parts.queue.streams().weights());
+        let streams = parts.queue.streams();
+        let retries: HashSet<usize> =
+            streams.lanes().into_iter().filter(|lane| lane.is_retry()).map(Lane::index).collect();
+        let is_retry = |lane: usize| retries.contains(&lane);
+        let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
         Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false }
     }
 
@@ -130,8 +134,10 @@ impl Dispatcher {
                 if !scan.stale.is_empty() {
                     let (parts, stale) = (self.parts.clone(), scan.stale);
                     attempts.spawn(async move {
-                        if let Err(error) = parts.queue.mend(stale).await {
-                            tracing::warn!(%error, "entries of the due index without a delivery could not be removed");
+                        if let Err(error) = parts.queue.mend(&stale).await {
+                            tracing::warn!(%error, "wrong entries of the due index could not be put right; trying again");
+                            tokio::time::sleep(STORE_TROUBLE_WAIT).await;
+                            parts.queue.look_again(&stale);
                         }
                     });
                 }

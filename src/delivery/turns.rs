@@ -3,7 +3,8 @@
 //!
 //! Lanes have turns by weight, and each has some of the attempts at once for itself. Within a lane the
 //! destination with the fewest attempts under way comes next, and among those the one that has waited
-//! longest. A destination gets no further attempt if it has half of what is left for the others.
+//! longest. A destination gets no further attempt if it has half of what is left for the others, nor
+//! one for a retry if only [`KEPT_FOR_NEW`] are left.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -13,6 +14,8 @@ use super::Destination;
 
 /// Attempts at once for one destination (`destinations.default.connections`).
 pub const ATTEMPTS_PER_DESTINATION: usize = 10;
+/// Of which retries leave so many to new mail.
+const KEPT_FOR_NEW: usize = 2;
 /// One of so many attempts at once is reserved, each lane its own.
 const RESERVED: usize = 4;
 /// The attempts that are left for a lane, divided by this, is what a destination may have.
@@ -35,6 +38,8 @@ struct Waits<J> {
 pub(super) struct Turns<J> {
     shares: Shares,
     weighted: shares::Turns,
+    /// By lane: attempts at once for one destination.
+    most: Vec<usize>,
     destinations: HashMap<Destination, Waits<J>>,
     /// By lane: destinations with jobs in it.
     ready: Vec<BTreeMap<Order, Destination>>,
@@ -42,9 +47,11 @@ pub(super) struct Turns<J> {
 }
 
 impl<J> Turns<J> {
-    /// `concurrency` attempts at once; `weights` by lane.
-    pub fn new(concurrency: usize, weights: Vec<u32>) -> Turns<J> {
+    /// `concurrency` attempts at once; `weights` by lane, and which of them are retries.
+    pub fn new(concurrency: usize, weights: Vec<u32>, is_retry: impl Fn(usize) -> bool) -> Turns<J> {
+        let most = |lane| ATTEMPTS_PER_DESTINATION - if is_retry(lane) { KEPT_FOR_NEW } else { 0 };
         Turns {
+            most: (0..weights.len()).map(most).collect(),
             shares: Shares::new(concurrency, concurrency / RESERVED, &weights),
             ready: weights.iter().map(|_| BTreeMap::new()).collect(),
             weighted: shares::Turns::new(weights),
@@ -70,10 +77,10 @@ impl<J> Turns<J> {
 
     /// The next job that may start now. It counts until [`Turns::finish`].
     pub fn next(&mut self) -> Option<(Destination, J)> {
-        let (ready, shares) = (&self.ready, &self.shares);
+        let (ready, shares, most) = (&self.ready, &self.shares, &self.most);
         let wish = |lane: usize| {
             let room = shares.room(lane);
-            let limit = (room / ROOM_SHARE).clamp(1, ATTEMPTS_PER_DESTINATION);
+            let limit = (room / ROOM_SHARE).max(1).min(most.get(lane).copied().unwrap_or(1));
             match ready.get(lane).and_then(|ready| ready.keys().next()) {
                 Some((running, _)) if room > 0 && *running < limit => Wish::Ready,
                 Some(_) => Wish::Blocked,
@@ -133,7 +140,7 @@ mod tests {
     }
 
     fn turns(concurrency: usize, weights: &[u32]) -> Turns<u32> {
-        Turns::new(concurrency, weights.to_vec())
+        Turns::new(concurrency, weights.to_vec(), |lane| lane % 2 == 1)
     }
 
     fn drain(turns: &mut Turns<u32>) -> Vec<(Destination, u32)> {
@@ -171,7 +178,7 @@ mod tests {
         assert_eq!(drain(&mut turns), [(target("good"), 7)]);
     }
 
-    /// Retries that never end leave attempts for new mail.
+    /// Retries that never end leave attempts for new mail, also where they go.
     #[test]
     fn retries_leave_room_for_new_mail() {
         let mut turns = turns(40, &[3, 1]);
@@ -182,6 +189,12 @@ mod tests {
         assert!((20..40).contains(&retries), "{retries}");
         (0..5).for_each(|job| turns.push(0, target("new"), job));
         assert!(!drain(&mut turns).is_empty());
+
+        let mut turns = self::turns(500, &[3, 1]);
+        (0..50).for_each(|job| turns.push(1, target("a"), job));
+        assert_eq!(drain(&mut turns).len(), ATTEMPTS_PER_DESTINATION - KEPT_FOR_NEW);
+        (50..60).for_each(|job| turns.push(0, target("a"), job));
+        assert_eq!(drain(&mut turns), [(target("a"), 50), (target("a"), 51)]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::clock::Millis;
 use crate::message::MessageId;
 use crate::store::StoreError;
 
+use super::keys::DueKey;
 use super::lane::{Lane, PARTS, Place, Streams};
 use super::record::Recipient;
 use super::shares::{Shares, Turns, Wish};
@@ -179,9 +180,9 @@ impl Inner {
         }
     }
 
-    fn announce(&mut self, lane: Lane, place: Place, due: Millis) {
+    fn announce(&mut self, lane: Lane, part: u8, due: Millis) {
         if let Some(state) = self.lanes.get_mut(lane.index())
-            && let Some(segment) = state.part(place.part())
+            && let Some(segment) = state.part(part)
         {
             segment.announce(due);
             let earliest = segment.earliest();
@@ -191,7 +192,7 @@ impl Inner {
 
     /// What was claimed is there again, but cannot be read for the time being.
     fn trouble(&mut self, lane: Lane, place: Place, due: Millis) {
-        self.announce(lane, place, due);
+        self.announce(lane, place.part(), due);
         if let Some(state) = self.lanes.get_mut(lane.index()) {
             state.part(place.part()).into_iter().for_each(|segment| segment.troubled = true);
             state.update();
@@ -382,13 +383,20 @@ impl Claims {
         let mut inner = self.lock();
         let mut any = false;
         for (lane, place, due) in entries {
-            inner.announce(lane, place, due);
+            inner.announce(lane, place.part(), due);
             any = true;
         }
         drop(inner);
         if any {
             self.wake.notify_one();
         }
+    }
+
+    pub(super) fn look_again(&self, entries: impl Iterator<Item = DueKey>) {
+        let mut inner = self.lock();
+        entries.for_each(|key| inner.announce(key.lane, key.part, key.at.due));
+        drop(inner);
+        self.wake.notify_one();
     }
 
     /// All of the due index is to be looked at anew.

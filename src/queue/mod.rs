@@ -368,8 +368,9 @@ impl Queue {
         let id = message.id;
         let mut batch = Batch::new();
         for step in steps {
-            if let Status::Waiting { due } = step.before.status {
-                batch.delete(Table::Due, self.due_key(message, step.number, &step.before, due));
+            if let Some((lane, place, due)) = self.entry(message, &step.before) {
+                let at = Position { due, id, number: step.number };
+                batch.delete(Table::Due, DueKey { lane, part: place.part(), at }.to_bytes());
             }
             match &step.after {
                 Some(after) => self.put_recipient(&mut batch, message, step.number, after)?,
@@ -429,21 +430,12 @@ impl Queue {
         recipient: &Recipient,
     ) -> Result<(), StoreError> {
         batch.put(Table::Recipient, keys::recipient(message.id, number), keys::encode(recipient)?);
-        if let Status::Waiting { due } = recipient.status {
-            let key = self.due_key(message, number, recipient, due);
-            batch.put(Table::Due, key, Place::of(recipient).to_value());
+        if let Some((lane, place, due)) = self.entry(message, recipient) {
+            let key = DueKey { lane, part: place.part(), at: Position { due, id: message.id, number } };
+            batch.put(Table::Due, key.to_bytes(), place.to_value());
         }
         Ok(())
     }
-
-    fn due_key(&self, message: &Message, number: u32, recipient: &Recipient, due: Millis) -> [u8; keys::DUE_BYTES] {
-        due_key(&self.streams, &message.stream, message.id, number, recipient, due).to_bytes()
-    }
-}
-
-fn due_key(streams: &Streams, stream: &str, id: MessageId, number: u32, recipient: &Recipient, due: Millis) -> DueKey {
-    let lane = streams.lane(stream, recipient.attempts);
-    DueKey { lane, part: Place::of(recipient).part(), at: Position { due, id, number } }
 }
 
 /// Claims that are held while something is written. When it goes they are given back, and the entries

@@ -7,14 +7,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::clock::Millis;
 use crate::message::{MessageId, stream};
 use crate::store::{Batch, FORMAT_VERSION, Store, StoreError, Table};
 
 use super::claim::{DAMAGED_MAX, Stale};
-use super::keys::{self, DUE_BYTES, DueKey};
+use super::keys::{self, DUE_BYTES, DueKey, Position};
 use super::lane::{Place, Streams};
 use super::record::{Message, Recipient};
-use super::{Queue, due_key, due_time};
+use super::{Queue, due_time};
 
 /// Entries written at once.
 const BATCH_ENTRIES: usize = 4096;
@@ -87,8 +88,8 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
             Some((of, name)) if *of == id => name,
             _ => &stream_of.insert((id, stream_name(store, id)?)).1,
         };
-        let key = due_key(&streams, name, id, number, &recipient, due);
-        batch.put(Table::Due, key.to_bytes(), Place::of(&recipient).to_value());
+        let (key, place) = entry_of(&streams, name, id, number, &recipient, due);
+        batch.put(Table::Due, key.to_bytes(), place.to_value());
         rebuilt.entries += 1;
         in_batch += 1;
         if in_batch == BATCH_ENTRIES {
@@ -108,6 +109,19 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
     Ok(rebuilt)
 }
 
+/// Where a recipient that waits belongs in the index.
+fn entry_of(
+    streams: &Streams,
+    stream: &str,
+    id: MessageId,
+    number: u32,
+    recipient: &Recipient,
+    due: Millis,
+) -> (DueKey, Place) {
+    let (lane, place) = (streams.lane(stream, recipient.attempts), Place::of(recipient));
+    (DueKey { lane, part: place.part(), at: Position { due, id, number } }, place)
+}
+
 /// If the message cannot be read, its entry shows that when its time comes.
 fn stream_name(store: &Store, id: MessageId) -> Result<String, StoreError> {
     let message = store.get(Table::Message, &id.to_key())?.map(|bytes| keys::decode::<Message>(&bytes));
@@ -118,10 +132,10 @@ impl Queue {
     /// Removes entries that a scan found without a delivery, unless they have one after all: each is
     /// looked at again under the lock of its message. A recipient that waits elsewhere in the index
     /// than it should is put where it belongs. Gives how many entries were wrong.
-    pub async fn mend(&self, stale: Vec<Stale>) -> Result<usize, StoreError> {
+    pub async fn mend(&self, stale: &[Stale]) -> Result<usize, StoreError> {
         let mut by_message: BTreeMap<MessageId, Vec<DueKey>> = BTreeMap::new();
         for Stale { key } in stale {
-            by_message.entry(key.at.id).or_default().push(key);
+            by_message.entry(key.at.id).or_default().push(*key);
         }
         let mut wrong = 0;
         for (id, entries) in by_message {
@@ -134,17 +148,13 @@ impl Queue {
                 let Ok(recipient) = record.map(|bytes| keys::decode::<Recipient>(&bytes)).transpose() else { continue };
                 let right = recipient.as_ref().and_then(|recipient| {
                     let due = due_time(recipient)?;
-                    Some((
-                        due_key(&self.streams, &stream, id, key.at.number, recipient, due),
-                        Place::of(recipient),
-                        due,
-                    ))
+                    Some(entry_of(&self.streams, &stream, id, key.at.number, recipient, due))
                 });
                 let mut is_right = false;
-                if let Some((right, place, due)) = right {
+                if let Some((right, place)) = right {
                     is_right = right == key;
                     batch.put(Table::Due, right.to_bytes(), place.to_value());
-                    announced.push((right.lane, place, due));
+                    announced.push((right.lane, place, right.at.due));
                 }
                 if !is_right && self.store.get(Table::Due, &key.to_bytes())?.is_some() {
                     batch.delete(Table::Due, key.to_bytes());
@@ -157,6 +167,11 @@ impl Queue {
             self.claims.announce(announced.into_iter());
         }
         Ok(wrong)
+    }
+
+    /// Shows entries to the scans again, which had gone past them.
+    pub fn look_again(&self, entries: &[Stale]) {
+        self.claims.look_again(entries.iter().map(|Stale { key }| *key));
     }
 
     /// As [`rebuild_due_index`], while the queue is at work: every recipient that waits gets its entry,
@@ -175,8 +190,8 @@ impl Queue {
                 match keys::decode::<Recipient>(&value) {
                     Ok(recipient) => {
                         let Some(due) = due_time(&recipient) else { continue };
-                        let key = due_key(&self.streams, &stream, id, number, &recipient, due);
-                        batch.put(Table::Due, key.to_bytes(), Place::of(&recipient).to_value());
+                        let (key, place) = entry_of(&self.streams, &stream, id, number, &recipient, due);
+                        batch.put(Table::Due, key.to_bytes(), place.to_value());
                         rebuilt.entries += 1;
                     }
                     Err(error) => {
