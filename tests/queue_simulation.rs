@@ -22,7 +22,7 @@ use postrider::store::{Batch, Table};
 use support::records::{START, entries, message, open, recipient};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 5;
 const STEPS: usize = 400;
 const STREAMS: [&str; 3] = ["transactional", "bulk", "security"];
 

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod client;
     pub mod records;
+    pub mod server;
 }
 
 use std::collections::HashSet;
@@ -18,7 +20,9 @@ use postrider::queue::lane::{Place, Streams};
 use postrider::queue::record::{Message, Recipient, Status};
 use postrider::queue::{Claimed, NewMessage, Queue, rebuild_due_index};
 use postrider::store::{Batch, Store, Table};
+use support::client::Client;
 use support::records::{START, claim_all, entries, finish, message, open, recipient};
+use support::server::TestServer;
 
 /// A message in a queue that nobody has open.
 struct Kept {
@@ -276,4 +280,39 @@ async fn a_clock_that_goes_back_costs_no_more_than_it_went() {
     let (_, delivered) = deliver_all(&queue).await;
     assert!(delivered > 0);
     assert_eq!(entries(&queue, Table::Recipient), 0);
+}
+
+/// The stream of an account is that of its mail.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_by_the_stream_of_its_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let conf = r#"
+[domains."home.test"]
+[accounts.shop]
+password = "correct horse"
+stream = "bulk"
+[accounts.crm]
+password = "correct horse"
+[delivery]
+default = "capture"
+"#;
+    let server = TestServer::start(folder.path(), conf).await;
+    let content = "From: a@home.test\r\n\r\nx\r\n";
+    for log_in in ["AUTH PLAIN AHNob3AAY29ycmVjdCBob3JzZQ==", "AUTH PLAIN AGNybQBjb3JyZWN0IGhvcnNl"] {
+        let mut client = Client::connect(server.submission).await.unwrap();
+        client.command(log_in, "235").await.unwrap();
+        client.send("a@home.test", &["you@far.test"], content).await.unwrap();
+    }
+    server.stop().await;
+    let (queue, _fresh) = open(&folder.path().join("store"), &Clock::manual(START));
+    let mut streams = Vec::new();
+    queue
+        .walk(None, |message, _| {
+            streams.push((message.origin.account, message.stream));
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    let expected = [("shop", "bulk"), ("crm", "transactional")]
+        .map(|(account, stream)| (Some(account.to_owned()), stream.to_owned()));
+    assert_eq!(streams, expected);
 }

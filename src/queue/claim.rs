@@ -453,3 +453,31 @@ impl Inner {
         self.next_ticket
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::queue::lane::STREAMS_MAX;
+    use crate::store::{Batch, Store, Table};
+
+    /// Or a lane could wait for room that it never gets.
+    #[test]
+    fn each_lane_has_more_reserved_than_a_scan_wants() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut batch = Batch::new();
+        for slot in 3..STREAMS_MAX as u8 {
+            batch.put(Table::Meta, format!("stream/own{slot}").into_bytes(), vec![slot]);
+        }
+        store.write(&[batch], true).unwrap();
+        let streams = Streams::load(&store).unwrap();
+        assert_eq!(streams.lanes().len(), 2 * STREAMS_MAX);
+        let mut shares = Shares::new(CLAIMS_MAX, RESERVED, &streams.weights());
+        let greedy = streams.lane("bulk", 0).index();
+        while shares.take(greedy) {}
+        for lane in streams.lanes().into_iter().filter(|lane| lane.index() != greedy) {
+            assert!(shares.room(lane.index()) >= SCAN_ROOM, "{lane:?}");
+        }
+    }
+}
