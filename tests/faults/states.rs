@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use postrider::message::MessageId;
-use postrider::queue::keys;
+use postrider::queue::keys::{self, DueKey, Position};
 use postrider::queue::record::{Message, Recipient, Status};
 use postrider::store::{Entry, Store, Table};
 
@@ -48,8 +48,8 @@ pub fn look(path: &Path) -> Found {
             found.orphans += 1;
         }
     }
-    let mut due: BTreeSet<(u64, MessageId, u32)> =
-        entries(&store, Table::Due).iter().map(|(key, _)| keys::read_due(key).unwrap()).collect();
+    let due = entries(&store, Table::Due);
+    let mut due: BTreeSet<Position> = due.iter().map(|(key, _)| DueKey::read(key).unwrap().at).collect();
     let mut of_message: BTreeMap<MessageId, usize> = BTreeMap::new();
     for (key, value) in entries(&store, Table::Recipient) {
         let (id, number) = (keys::message_id(&key).unwrap(), keys::number(&key).unwrap());
@@ -61,7 +61,7 @@ pub fn look(path: &Path) -> Found {
         match recipient.status {
             Status::Waiting { due: time } => {
                 found.waiting += 1;
-                if !due.remove(&(time, id, number)) {
+                if !due.remove(&Position { due: time, id, number }) {
                     found.illegal.push(format!("recipient {number} of message {id} waits without a due entry"));
                 }
             }
