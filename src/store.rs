@@ -13,6 +13,7 @@ mod examine;
 mod open;
 mod range;
 mod rebuild;
+mod replay;
 mod wal;
 mod witness;
 
@@ -61,6 +62,8 @@ pub enum Table {
 }
 
 impl Table {
+    /// In the order in which they were thought of: RocksDB numbers them by it, and log files name them by
+    /// their number (`replay`). New ones come last.
     const ALL: [Table; 8] = [
         Table::Meta,
         Table::Message,

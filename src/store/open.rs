@@ -11,7 +11,7 @@ use rocksdb::{
 use super::damage::Damage;
 use super::examine::{self, Examined};
 use super::witness::{Found, Statement, Witness};
-use super::{StoreError, Table, rebuild};
+use super::{StoreError, Table, rebuild, replay};
 
 /// Most bytes of log files before the oldest tables in memory are written out, on a large disk.
 const WAL_BYTES_MAX: u64 = 256 << 20;
@@ -57,16 +57,17 @@ pub(super) fn lock(path: &Path) -> Result<Witness, StoreError> {
 pub(super) fn open(path: &Path, found: Found) -> Result<Opened, StoreError> {
     let io = |error: std::io::Error| access_error(&error.to_string());
     rebuild::finish(path).map_err(io)?;
+    let is_half_repaired = replay::is_pending(path).map_err(io)?;
     let examined = examine::examine(path, found).map_err(io)?;
     examine::mend(path, &examined).map_err(io)?;
     let Examined { mut damages, is_new, wants_repair, .. } = examined;
-    if is_new && found.statement().synced > 0 {
+    if is_new && !is_half_repaired && found.statement().synced > 0 {
         // Beginning anew would hide the loss.
         return Err(StoreError::Damaged(
             "all files of the database are gone although mail was in it; put them back, or remove the folder to begin without that mail".into(),
         ));
     }
-    if wants_repair {
+    if wants_repair || is_half_repaired {
         repair(path)?;
     }
     let db = match open_database(path, true) {
@@ -74,7 +75,7 @@ pub(super) fn open(path: &Path, found: Found) -> Result<Opened, StoreError> {
         Err(error) if is_damage(&error) => reopen_damaged(path, &error, &mut damages)?,
         Err(error) => return Err(open_error(&error)),
     };
-    let last = db.latest_sequence_number();
+    let last = db.latest_sequence_number().max(replay::write_back(path, &db)?);
     let synced = found.statement().synced;
     if synced > last {
         let missing = synced - last;
@@ -96,7 +97,9 @@ fn reopen_damaged(path: &Path, error: &rocksdb::Error, damages: &mut Vec<Damage>
     open_database(path, false).map_err(|error| open_error(&error))
 }
 
+/// The logs are written again by `open`.
 fn repair(path: &Path) -> Result<(), StoreError> {
+    replay::set_aside(path).map_err(|error| access_error(&error.to_string()))?;
     let (options, _) = options(path, false);
     DB::repair(&options, path).map_err(|error| open_error(&error))
 }

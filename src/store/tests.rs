@@ -243,3 +243,35 @@ fn a_damaged_table_loses_its_block_only_and_is_made_anew() {
     assert_eq!(sound.damages(), []);
     assert_eq!(present(&sound, 2000).len(), kept.len() + 1);
 }
+
+#[test]
+fn what_only_the_logs_hold_outlives_the_loss_of_a_tables_only_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    (0..20).for_each(|number| put(&store, number, 500));
+    store.flush().unwrap();
+    let tables = |folder: &Path| -> BTreeSet<PathBuf> {
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).collect()
+    };
+    (20..50).for_each(|number| put(&store, number, 500));
+    let mut batch = Batch::new();
+    batch.delete(Table::Message, 30_u64.to_be_bytes());
+    batch.delete_range(Table::Message, 40_u64.to_be_bytes(), 45_u64.to_be_bytes());
+    store.write(&[batch], true).unwrap();
+    let copy = killed(folder.path());
+    drop(store);
+    for gone in tables(copy.path()) {
+        std::fs::remove_file(gone).unwrap();
+    }
+    let store = Store::open(copy.path()).unwrap();
+    assert!(!store.damages().is_empty());
+    // The log of the first twenty may still be there, waiting for another use.
+    let wanted: BTreeSet<u64> = (20..50).filter(|number| *number != 30 && !(40..45).contains(number)).collect();
+    let found = present(&store, 500);
+    assert_eq!(found.iter().copied().filter(|number| *number >= 20).collect::<BTreeSet<u64>>(), wanted);
+    drop(store);
+    let store = Store::open(copy.path()).unwrap();
+    assert!(store.damages().is_empty(), "{:?}", store.damages());
+    assert_eq!(present(&store, 500), found);
+}

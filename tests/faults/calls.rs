@@ -96,7 +96,7 @@ async fn kill_at_any_system_call() {
                     if from_the_start { None } else { Some(Injection::start(running.pid(), calls, &what).await) };
                 errand(&mut running, &ledger, &far, &pickup).await;
                 later += usize::from(running.is_gone());
-                running.kill().await.check_no_panic();
+                running.kill().await.check_no_damage();
                 drop(injection);
             }
         }
@@ -105,7 +105,7 @@ async fn kill_at_any_system_call() {
     let running = house.start().await;
     ledger.arrived(&far).await;
     house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     let verdict = ledger.judge(&far);
     let mut report = Report::new(TEST);
     report.add("points", points);
@@ -151,13 +151,13 @@ async fn a_claimed_pickup_file_is_queued_once() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         killed += usize::from(running.is_gone());
-        running.kill().await.check_no_panic();
+        running.kill().await.check_no_damage();
         drop(injection);
         far.gate("far.test", Gate::Take);
         let running = house.start().await;
         far.wait(&format!("the file after a kill at {calls} {when}"), |far| far.times(number) == 1).await;
         house.wait_empty().await;
-        running.kill().await.check_no_panic();
+        running.kill().await.check_no_damage();
         let found = states::look(&house.store());
         found.check_empty();
         assert_eq!(std::fs::read_dir(&pickup).unwrap().count(), 0, "a file is left behind {calls} {when}");

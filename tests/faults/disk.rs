@@ -66,10 +66,10 @@ impl Scene {
         far.gate("late.test", Gate::Take);
         load.finish().await;
         ledger.arrived(&far).await;
-        running.kill().await.check_no_panic();
+        running.kill().await.check_no_damage();
         let running = house.start().await;
         house.wait_empty().await;
-        running.kill().await.check_no_panic();
+        running.kill().await.check_no_damage();
         let verdict = ledger.judge(&far);
         verdict.tell(&mut report);
         for (reply, times) in ledger.refusals() {

@@ -1,7 +1,6 @@
 //! Errors of the disk under load: the group that meets one is refused, nothing of it is ever
 //! delivered, and mail is taken again by itself when the errors have passed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,11 +28,6 @@ const FAULTS: [(&str, &str, bool); 6] = [
     ("write,pwrite64", "error=EIO:when=ANY", true),
     ("openat,ftruncate,fallocate,rename", "error=ENOSPC", true),
 ];
-
-fn log_files(house: &House) -> Vec<PathBuf> {
-    let files = std::fs::read_dir(house.store()).unwrap().flatten().map(|entry| entry.path());
-    files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect()
-}
 
 async fn until(what: &str, running: &mut Running, ledger: &Ledger, enough: impl Fn() -> bool) -> Duration {
     let since = Instant::now();
@@ -71,7 +65,7 @@ async fn what_met_an_error_is_refused_and_stays_away() {
         until("mail is taken", &mut running, &ledger, || ledger.taken_count() >= enough).await;
         let (calls, what, only_log) = FAULTS[round % FAULTS.len()];
         let what = what.replace("ANY", &(1 + random.below(10)).to_string());
-        let files = if only_log { log_files(&house) } else { Vec::new() };
+        let files = if only_log { house.log_files() } else { Vec::new() };
         let (refused_before, taken_before) = (refused(&ledger), ledger.taken_count());
         let injection = Injection::start_for(running.pid(), calls, &what, &files).await;
         // A store that has gone over to another log file, or that needed none of these calls, is well.
@@ -84,18 +78,18 @@ async fn what_met_an_error_is_refused_and_stays_away() {
         // What was refused must not come back with the next start either.
         if random.below(2) == 0 {
             load.shut();
-            running.kill().await.check_no_panic();
+            running.kill().await.check_no_damage();
             running = house.start().await;
         }
     }
     load.open(running.door);
     load.finish().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     far.gate("late.test", Gate::Take);
     let running = house.start().await;
     ledger.arrived(&far).await;
     house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     let verdict = ledger.judge(&far);
     let mut report = Report::new(TEST);
     report.add("rounds", rounds);

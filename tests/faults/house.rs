@@ -86,6 +86,12 @@ impl House {
         self.data.join("store")
     }
 
+    /// The store's logs, as they are named now.
+    pub fn log_files(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.store()).unwrap().flatten().map(|entry| entry.path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect()
+    }
+
     fn conf(&self) -> PathBuf {
         self.folder.join("postrider.toml")
     }
@@ -303,6 +309,12 @@ impl Log {
     pub fn trouble(&self) -> Vec<String> {
         let quiet = |line: &&String| line.contains(" INFO ") || line.contains(" DEBUG ");
         self.lines.lock().unwrap().iter().filter(|line| !quiet(line)).cloned().collect()
+    }
+
+    /// A start after a kill, or after a fault that is over, finds nothing damaged.
+    pub fn check_no_damage(&self) {
+        assert!(self.find("damaged").is_none(), "{}", self.trouble().join("\n"));
+        self.check_no_panic();
     }
 
     pub fn check_no_panic(&self) {

@@ -57,10 +57,10 @@ async fn being_received_leaves_nothing() {
     talk.open(&["you@far.test".to_owned()]).await.unwrap().unwrap();
     // More than the sockets hold, so that pieces of it have come in.
     talk.write(&content(scene.ledger.next_number(), 12 << 20)).await.unwrap();
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     let running = scene.house.start().await;
     assert!(scene.house.queue(&[]).await.is_empty());
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     assert_eq!(scene.far.count(), 0);
     scene.report("being-received");
@@ -88,9 +88,78 @@ async fn committed_but_not_answered_is_delivered_once() {
     let running = scene.house.start().await;
     scene.far.wait("the message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     assert_eq!(scene.far.count(), 1);
+    scene.report(ROW);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn being_committed_is_all_there_or_not_at_all() {
+    const ROW: &str = "being-committed";
+    if let Some(why) = strace_missing() {
+        return skipped(ROW, &why);
+    }
+    let scene = Scene::new(Settings::default()).await;
+    // At the write into the log nothing is there yet, at its sync all of it is.
+    for (calls, only_log, wanted) in [(WRITES, true, 0), ("fdatasync", false, 1)] {
+        let mut running = scene.house.start().await;
+        let mut talk = Talk::connect(running.door).await.unwrap();
+        talk.open(&["you@far.test".to_owned()]).await.unwrap().unwrap();
+        let number = scene.ledger.next_number();
+        let message = content(number, 100_000);
+        scene.ledger.note_other(number, &message, Answer::Cut);
+        let files = if only_log { scene.house.log_files() } else { Vec::new() };
+        let injection = Injection::start_for(running.pid(), calls, "signal=SIGKILL", &files).await;
+        talk.write(&[&message[..], b".\r\n"].concat()).await.unwrap();
+        assert!(talk.reply().await.is_err(), "answered");
+        running.gone().await;
+        drop(injection);
+        assert_eq!(scene.look().messages, wanted, "after a kill at {calls}");
+        let running = scene.house.start().await;
+        scene.far.wait("the message", |far| far.times(number) == wanted).await;
+        scene.house.wait_empty().await;
+        running.kill().await.check_no_damage();
+        scene.look().check_empty();
+        assert_eq!(scene.far.times(number), wanted);
+    }
+    scene.report(ROW);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_persons_change_is_made_or_not() {
+    const ROW: &str = "person-changes";
+    if let Some(why) = strace_missing() {
+        return skipped(ROW, &why);
+    }
+    let scene = Scene::new(Settings { retry: "schedule = [\"1h\"]", ..Settings::default() }).await;
+    scene.far.gate("late.test", Gate::Later);
+    let mut running = scene.house.start().await;
+    let (number, _) = scene.ledger.send_to(running.door, &["you@late.test"], 3000).await;
+    scene.house.wait_queue("one try", &[], |queue| attempts(queue) == 1).await;
+    let files = scene.house.log_files();
+    let injection = Injection::start_for(running.pid(), WRITES, "signal=SIGKILL", &files).await;
+    assert!(!scene.house.cli(&["queue", "hold", "--to", "late.test"]).await.status.success(), "answered");
+    running.gone().await;
+    drop(injection);
+    let found = scene.look();
+    assert_eq!((found.waiting, found.held), (1, 0), "killed before it was written");
+
+    let mut running = scene.house.start().await;
+    let injection = Injection::start(running.pid(), "fdatasync", "signal=SIGKILL").await;
+    assert!(!scene.house.cli(&["queue", "hold", "--to", "late.test"]).await.status.success(), "answered");
+    running.gone().await;
+    drop(injection);
+    let found = scene.look();
+    assert_eq!((found.waiting, found.held), (0, 1), "killed when it was written, before the sync");
+
+    scene.far.gate("late.test", Gate::Take);
+    let running = scene.house.start().await;
+    assert!(scene.house.cli(&["queue", "release", "--to", "late.test"]).await.status.success());
+    scene.far.wait("the released message", |far| far.times(number) == 1).await;
+    scene.house.wait_empty().await;
+    running.kill().await.check_no_damage();
+    scene.look().check_empty();
     scene.report(ROW);
 }
 
@@ -102,7 +171,7 @@ async fn waiting_is_found_by_the_due_index() {
     let (number, answer) = scene.ledger.send_to(running.door, &["you@late.test"], 3000).await;
     assert_eq!(answer, Answer::Taken);
     scene.house.wait_queue("one try", &[], |queue| attempts(queue) == 1).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
 
     scene.house.settings.lock().unwrap().retry = "schedule = [\"1s\"]";
     let running = scene.house.start().await;
@@ -110,13 +179,13 @@ async fn waiting_is_found_by_the_due_index() {
     assert_eq!(attempts(&queue), 1, "tried before its time");
     assert!(scene.house.cli(&["queue", "retry", "--all"]).await.status.success());
     scene.house.wait_queue("a second try", &[], |queue| attempts(queue) >= 2).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
 
     scene.far.gate("late.test", Gate::Take);
     let running = scene.house.start().await;
     scene.far.wait("the message when its time has come", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     scene.report("waiting");
 }
@@ -128,13 +197,13 @@ async fn in_an_attempt_before_the_far_ends_250_is_tried_again() {
     let running = scene.house.start().await;
     let (number, _) = scene.ledger.send_to(running.door, &["you@far.test"], 300_000).await;
     scene.far.wait_stopped(1).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.far.cut();
     scene.far.gate("far.test", Gate::Take);
     let running = scene.house.start().await;
     scene.far.wait("the message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     assert_eq!(scene.far.count(), 1);
     scene.report("in-an-attempt");
@@ -159,7 +228,7 @@ async fn after_the_far_ends_250_and_before_our_mark_a_copy_comes() {
     let running = scene.house.start().await;
     scene.far.wait("the copy", |far| far.times(number) == 2).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     assert_eq!(scene.far.count(), 2);
     scene.report(ROW);
@@ -174,7 +243,7 @@ async fn held_stays_held() {
     scene.house.wait_queue("one try", &[], |queue| attempts(queue) == 1).await;
     let id = scene.house.queue(&[]).await[0]["id"].as_str().unwrap().to_owned();
     assert!(scene.house.cli(&["queue", "hold", &id]).await.status.success());
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     assert_eq!((scene.look().held, scene.look().waiting), (1, 0));
 
     scene.far.gate("late.test", Gate::Take);
@@ -184,7 +253,7 @@ async fn held_stays_held() {
     assert!(scene.house.cli(&["queue", "release", &id]).await.status.success());
     scene.far.wait("the released message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     scene.report("held");
 }
@@ -195,7 +264,7 @@ async fn captured_stays_captured() {
     let running = scene.house.start().await;
     scene.ledger.send_to(running.door, &["you@far.test"], 3000).await;
     scene.house.wait_queue("captured", &["--status", "captured"], |queue| queue.len() == 1).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     // Not even if mail may leave now.
     scene.house.settings.lock().unwrap().delivery = "";
     let running = scene.house.start().await;
@@ -203,7 +272,7 @@ async fn captured_stays_captured() {
     let (sent, _) = scene.ledger.send_to(running.door, &["you@far.test"], 3000).await;
     scene.far.wait("mail that is not captured", |far| far.times(sent) == 1).await;
     scene.house.wait_queue("the other one is done", &[], |queue| queue.len() == 1).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     let found = scene.look();
     assert_eq!((found.messages, found.captured), (1, 1));
     assert_eq!(scene.far.count(), 1);
@@ -221,7 +290,7 @@ async fn deferred_with_a_notice_tells_the_sender_once() {
     talk.sender = "me@back.test".to_owned();
     let (number, _) = scene.ledger.send(&mut talk, &["you@late.test".to_owned()], 3000).await;
     scene.far.wait_stopped(1).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.far.cut();
     let found = scene.look();
     assert_eq!((found.messages, found.waiting), (2, 2), "the message and its notice");
@@ -230,7 +299,7 @@ async fn deferred_with_a_notice_tells_the_sender_once() {
     let running = scene.house.start().await;
     scene.far.wait("the notice", |far| far.notices() == 1).await;
     scene.house.wait_queue("more tries", &["--to", "late.test"], |queue| attempts(queue) >= 5).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     let found = scene.look();
     assert_eq!((found.messages, found.waiting), (1, 1));
     assert_eq!(scene.far.notices(), 1);
@@ -239,7 +308,7 @@ async fn deferred_with_a_notice_tells_the_sender_once() {
     let running = scene.house.start().await;
     scene.far.wait("the message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     assert_eq!(scene.far.notices(), 1);
     scene.report("deferred-with-notice");
 }
@@ -251,14 +320,14 @@ async fn done_stays_done() {
     let (number, _) = scene.ledger.send_to(running.door, &["you@far.test"], 3000).await;
     scene.far.wait("the message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     let running = scene.house.start().await;
     // What would come again comes before what is sent now.
     let (next, _) = scene.ledger.send_to(running.door, &["you@far.test"], 3000).await;
     scene.far.wait("the next message", |far| far.times(next) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     assert_eq!(scene.far.count(), 2);
     scene.report("done");
 }
@@ -271,7 +340,7 @@ async fn one_recipient_done_leaves_the_others_waiting() {
     let (number, _) = scene.ledger.send_to(running.door, &["you@far.test", "you@late.test"], 3000).await;
     let one_left = |queue: &[serde_json::Value]| queue[0]["recipients"].as_array().unwrap().len() == 1;
     scene.house.wait_queue("one recipient is done", &[], one_left).await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     let found = scene.look();
     assert_eq!((found.messages, found.waiting), (1, 1));
 
@@ -279,7 +348,7 @@ async fn one_recipient_done_leaves_the_others_waiting() {
     let running = scene.house.start().await;
     scene.far.wait("the other recipient's", |far| far.times(number) == 2).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_panic();
+    running.kill().await.check_no_damage();
     scene.look().check_empty();
     let mut recipients: Vec<String> = scene.far.arrivals().into_iter().flat_map(|a| a.recipients).collect();
     recipients.sort();
