@@ -3,6 +3,11 @@
 //! One database, a column family per table. Keys and values are bytes; who owns a table encodes
 //! them. All writes go through the committer of `queue::commit`, so that one sync carries many.
 
+pub mod backup;
+mod compact;
+mod files;
+pub mod read_only;
+
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -52,7 +57,7 @@ impl Table {
         Table::Pickup,
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Table::Meta => "meta",
             Table::Message => "message",

@@ -202,6 +202,7 @@ impl Backend for Fake {
         Ok(message.map(|message| Story {
             id,
             message: Some(message),
+            damaged: Vec::new(),
             entries: vec![Entry { at: NOW, event: accepted }],
         }))
     }

@@ -84,6 +84,19 @@ impl Intake {
         &self.queue
     }
 
+    pub fn disk(&self) -> guard::DiskState {
+        self.disk.state()
+    }
+
+    /// Do the name servers answer?
+    pub fn is_resolving(&self) -> Option<bool> {
+        self.resolver.is_answering()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Queues a draft. The reply says 250 only after the synced write.
     pub async fn accept(&self, draft: Draft) -> Result<Accepted, Refusal> {
         self.accept_with(draft, Batch::new()).await

@@ -146,6 +146,11 @@ impl Claims {
         self.wake.notify_one();
     }
 
+    /// Bytes of bodies that wait in memory for their first try.
+    pub fn memory_used(&self) -> u64 {
+        self.memory.load(Ordering::Acquire)
+    }
+
     pub(super) fn take_memory(&self, bytes: u64) -> bool {
         let take = |used: u64| (used + bytes <= self.memory_max).then_some(used + bytes);
         self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()

@@ -7,11 +7,13 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::store::{Batch, Store, StoreError};
+
+use super::stats::CommitStats;
 
 /// Most bytes written as one group; what is above waits for the next.
 const GROUP_BYTES_MAX: usize = 16 << 20;
@@ -32,6 +34,7 @@ struct Request {
 pub struct Committer {
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
+    stats: Arc<CommitStats>,
 }
 
 impl Drop for Committer {
@@ -48,10 +51,16 @@ impl Committer {
     /// `sync` false: `durability = "relaxed"`, nothing is ever synced.
     pub fn start(store: Arc<Store>, sync: bool) -> Committer {
         let (requests, receiver) = channel();
+        let stats = Arc::<CommitStats>::default();
+        let counted = stats.clone();
         let thread = std::thread::Builder::new().name("committer".into());
         // Without a thread every commit fails with "the committer has stopped", which is a 451.
-        let thread = thread.spawn(move || run(&store, &receiver, sync)).ok();
-        Committer { requests: Some(requests), thread }
+        let thread = thread.spawn(move || run(&store, &receiver, sync, &counted)).ok();
+        Committer { requests: Some(requests), thread, stats }
+    }
+
+    pub fn stats(&self) -> &CommitStats {
+        &self.stats
     }
 
     /// Returns when the batch is written; with `sync`, when it is on disk.
@@ -64,7 +73,7 @@ impl Committer {
     }
 }
 
-fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool) {
+fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool, stats: &CommitStats) {
     let mut unsynced = false;
     loop {
         let first = match (unsynced, may_sync) {
@@ -83,7 +92,10 @@ fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool) {
             },
         };
         let (batches, waiting, sync) = gather(first, requests);
+        let begun = Instant::now();
         let written = store.write(&batches, sync && may_sync);
+        let bytes = batches.iter().map(Batch::bytes).sum();
+        stats.record(batches.len(), bytes, sync && may_sync, written.is_ok(), begun.elapsed());
         unsynced = !(sync && written.is_ok());
         for done in waiting {
             // A session that has gone does not ask any more; its message is queued all the same.

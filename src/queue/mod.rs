@@ -7,11 +7,13 @@
 //!
 //! Left out: which way out (decided in `delivery`), what is told to whom (`events`, `bounce`).
 
+pub mod check;
 pub mod claim;
 pub mod commit;
 pub mod keys;
 pub mod record;
 pub mod schedule;
+pub mod stats;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -122,6 +124,11 @@ impl Queue {
 
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// What the committer did so far.
+    pub fn commit_stats(&self) -> &stats::CommitStats {
+        self.committer.stats()
     }
 
     pub fn claims(&self) -> &Claims {

@@ -1,0 +1,385 @@
+//! Looks through a whole store for what the table in `record` does not allow.
+//!
+//! Promises: nothing is changed; memory does not grow with the queue (the tables are walked side by
+//! side, in the order of their keys); what is found is told one by one, each with what to do about it.
+//! A record that cannot be read hides no other. Leaves out: the files beneath (`Store::check_files`).
+
+use std::iter::Peekable;
+use std::ops::ControlFlow;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Millis;
+use crate::events;
+use crate::message::MessageId;
+use crate::store::read_only::ReadOnly;
+use crate::store::{Entry, StoreError, Table};
+
+use super::record::{Message, Recipient, Status};
+use super::{keys, lane};
+
+/// Records between two words about how far it is.
+const PROGRESS_EVERY: u64 = 1000;
+
+/// Something that should not be so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The message, where one can be named.
+    pub id: Option<MessageId>,
+    pub kind: Kind,
+    /// One sentence: what is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A part of a table cannot be read from its files.
+    Unreadable,
+    /// A record's bytes make no sense.
+    BadRecord,
+    /// A key that no part of postrider writes.
+    BadKey,
+    /// A message without any recipient: nobody would ever get it.
+    NoRecipients,
+    /// A recipient whose message is gone.
+    OrphanRecipient,
+    /// A piece of a body whose message is gone.
+    OrphanBody,
+    /// A body that is not as long as its message says.
+    BadBody,
+    /// A waiting recipient that is not in the due index: it would wait for ever.
+    NotDue,
+    /// An entry of the due index for nobody who waits for that time.
+    OrphanDue,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Unreadable => "unreadable",
+            Kind::BadRecord => "bad_record",
+            Kind::BadKey => "bad_key",
+            Kind::NoRecipients => "no_recipients",
+            Kind::OrphanRecipient => "orphan_recipient",
+            Kind::OrphanBody => "orphan_body",
+            Kind::BadBody => "bad_body",
+            Kind::NotDue => "not_due",
+            Kind::OrphanDue => "orphan_due",
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Kind::Unreadable => {
+                "copy the folder of the store away before anything else; start the server, which sets aside what it \
+                 cannot read, or restore a backup"
+            }
+            Kind::BadRecord => {
+                "the server sets it aside and goes on: `postrider queue list --status damaged` shows it, \
+                 `postrider queue cancel ID` removes it; the message is in the last backup, if there is one"
+            }
+            Kind::BadKey => "harmless, but nothing of ours writes it: is data_dir used by another program?",
+            Kind::NoRecipients | Kind::OrphanBody | Kind::OrphanRecipient => {
+                "it takes space and is never delivered; `postrider queue cancel ID` removes it"
+            }
+            Kind::BadBody => {
+                "it cannot be delivered as it was sent; `postrider queue cancel ID`, and ask the sender to send again"
+            }
+            Kind::NotDue => "`postrider queue retry ID` puts it back into the schedule",
+            Kind::OrphanDue => "harmless: it is passed over",
+        }
+    }
+
+    fn at(self, id: impl Into<Option<MessageId>>, what: impl Into<String>) -> Finding {
+        Finding { id: id.into(), kind: self, what: what.into(), remedy: self.remedy().to_owned() }
+    }
+}
+
+/// What a look through the store saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    pub messages: u64,
+    pub recipients: u64,
+    pub body_bytes: u64,
+    pub findings: u64,
+}
+
+/// About how many records [`check`] will look at.
+pub fn estimate(store: &ReadOnly) -> u64 {
+    [Table::Message, Table::Body, Table::Recipient, Table::Due, Table::Journal, Table::Loops, Table::Pickup]
+        .map(|table| store.estimate(table))
+        .iter()
+        .sum()
+}
+
+/// Looks through everything. `tell` gets each finding and may end it; `progress` the number of records
+/// looked at, once in a while.
+pub fn check(
+    store: &ReadOnly,
+    tell: &mut dyn FnMut(Finding) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(u64),
+) -> Summary {
+    let mut check = Check { store, tell, progress, looked: 0, broken_off: false, summary: Summary::default() };
+    check.messages();
+    check.due();
+    check.others();
+    check.summary
+}
+
+struct Check<'a> {
+    store: &'a ReadOnly,
+    tell: &'a mut dyn FnMut(Finding) -> ControlFlow<()>,
+    progress: &'a mut dyn FnMut(u64),
+    looked: u64,
+    broken_off: bool,
+    summary: Summary,
+}
+
+/// A table in the order of its message ids.
+struct Walk<I: Iterator<Item = Result<Entry, StoreError>>> {
+    table: Table,
+    entries: Peekable<I>,
+}
+
+impl Check<'_> {
+    fn found(&mut self, finding: Finding) {
+        if !self.broken_off {
+            self.summary.findings += 1;
+            self.broken_off = (self.tell)(finding).is_break();
+        }
+    }
+
+    fn count(&mut self) {
+        self.looked += 1;
+        if self.looked.is_multiple_of(PROGRESS_EVERY) {
+            (self.progress)(self.looked);
+        }
+    }
+
+    /// The id at the front of the walk. What has none is told of and passed; so is a file that cannot be
+    /// read, which ends the table: RocksDB does not read on behind it.
+    fn front<I: Iterator<Item = Result<Entry, StoreError>>>(&mut self, walk: &mut Walk<I>) -> Option<MessageId> {
+        loop {
+            let finding = match walk.entries.peek()? {
+                Ok((key, _)) => match keys::message_id(key) {
+                    Ok(id) => return Some(id),
+                    Err(error) => Kind::BadKey.at(None, format!("table {}: {error}", walk.table.name())),
+                },
+                Err(error) => Kind::Unreadable.at(None, format!("table {}: {error}", walk.table.name())),
+            };
+            let ends = finding.kind == Kind::Unreadable;
+            self.found(finding);
+            walk.entries.next();
+            if ends {
+                return None;
+            }
+        }
+    }
+
+    /// Takes the next entry if it belongs to this message.
+    fn take<I: Iterator<Item = Result<Entry, StoreError>>>(
+        &mut self,
+        walk: &mut Walk<I>,
+        id: MessageId,
+    ) -> Option<Entry> {
+        if self.front(walk)? != id {
+            return None;
+        }
+        self.count();
+        walk.entries.next()?.ok()
+    }
+
+    /// Messages, bodies and recipients side by side.
+    fn messages(&mut self) {
+        let store = self.store;
+        let walk = |table| Walk { table, entries: store.entries(table, &[]).peekable() };
+        let (mut messages, mut bodies, mut recipients) =
+            (walk(Table::Message), walk(Table::Body), walk(Table::Recipient));
+        while !self.broken_off {
+            let fronts = [self.front(&mut messages), self.front(&mut bodies), self.front(&mut recipients)];
+            let Some(id) = fronts.into_iter().flatten().min() else { break };
+            let message = self.take(&mut messages, id);
+            let stands = message.is_some();
+            let message = message.and_then(|(_, value)| self.message(id, &value));
+            self.body(id, stands, message.as_ref(), &mut bodies);
+            self.recipients(id, stands, &mut recipients);
+        }
+    }
+
+    fn message(&mut self, id: MessageId, value: &[u8]) -> Option<Message> {
+        self.summary.messages += 1;
+        match keys::decode::<Message>(value) {
+            Ok(message) if message.id == id => Some(message),
+            Ok(message) => {
+                self.found(Kind::BadRecord.at(id, format!("the record of message {id} is that of {}", message.id)));
+                None
+            }
+            Err(error) => {
+                self.found(Kind::BadRecord.at(id, format!("the record of message {id} cannot be read: {error}")));
+                None
+            }
+        }
+    }
+
+    /// `stands`: the message's record is there, whether or not it can be read.
+    fn body<I: Iterator<Item = Result<Entry, StoreError>>>(
+        &mut self,
+        id: MessageId,
+        stands: bool,
+        message: Option<&Message>,
+        bodies: &mut Walk<I>,
+    ) {
+        let (mut pieces, mut bytes, mut gap) = (0u32, 0u64, false);
+        while let Some((key, value)) = self.take(bodies, id) {
+            gap |= keys::number(&key).ok() != Some(pieces) || key.len() != keys::body(id, 0).len();
+            pieces += 1;
+            bytes += value.len() as u64;
+        }
+        self.summary.body_bytes += bytes;
+        if !stands && pieces > 0 {
+            let what = format!("{pieces} pieces ({bytes} bytes) of a body without a message");
+            self.found(Kind::OrphanBody.at(id, what));
+        }
+        let Some(message) = message else { return };
+        if gap || pieces != message.chunks || bytes != message.size {
+            let what = format!(
+                "the body of message {id} has {pieces} of {} pieces, {bytes} of {} bytes{}",
+                message.chunks,
+                message.size,
+                if gap { ", with a gap" } else { "" }
+            );
+            self.found(Kind::BadBody.at(id, what));
+        }
+    }
+
+    fn recipients<I: Iterator<Item = Result<Entry, StoreError>>>(
+        &mut self,
+        id: MessageId,
+        stands: bool,
+        recipients: &mut Walk<I>,
+    ) {
+        let mut number_of = 0;
+        while let Some((key, value)) = self.take(recipients, id) {
+            number_of += 1;
+            self.summary.recipients += 1;
+            let Ok(number) = keys::number(&key) else {
+                self.found(Kind::BadKey.at(id, format!("a recipient of message {id} has the key {key:02x?}")));
+                continue;
+            };
+            match keys::decode::<Recipient>(&value) {
+                Ok(recipient) => self.recipient(id, number, &recipient),
+                Err(error) => {
+                    let what = format!("recipient {number} of message {id} cannot be read: {error}");
+                    self.found(Kind::BadRecord.at(id, what));
+                }
+            }
+        }
+        match (stands, number_of) {
+            (true, 0) => self.found(Kind::NoRecipients.at(id, format!("message {id} has no recipients"))),
+            (false, 1..) => {
+                let what = format!("{number_of} recipients of a message {id} that is not there");
+                self.found(Kind::OrphanRecipient.at(id, what));
+            }
+            _ => {}
+        }
+    }
+
+    fn recipient(&mut self, id: MessageId, number: u32, recipient: &Recipient) {
+        let Status::Waiting { due } = recipient.status else { return };
+        match self.store.get(Table::Due, &keys::due(due, lane(recipient), id, number)) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let what = format!("recipient {number} of message {id} waits, but is not in the due index");
+                self.found(Kind::NotDue.at(id, what));
+            }
+            Err(error) => self.found(Kind::Unreadable.at(id, format!("table due: {error}"))),
+        }
+    }
+
+    /// Each entry of the due index has its recipient, who waits for just that.
+    fn due(&mut self) {
+        let store = self.store;
+        for entry in store.entries(Table::Due, &[]) {
+            if self.broken_off {
+                return;
+            }
+            self.count();
+            let key = match entry {
+                Ok((key, _)) => key,
+                Err(error) => {
+                    self.found(Kind::Unreadable.at(None, format!("table due: {error}")));
+                    return;
+                }
+            };
+            match keys::read_due(&key) {
+                Ok((due, id, number)) => self.due_entry(&key, due, id, number),
+                Err(error) => self.found(Kind::BadKey.at(None, error.to_string())),
+            }
+        }
+    }
+
+    fn due_entry(&mut self, key: &[u8], due: Millis, id: MessageId, number: u32) {
+        let what = match self.store.get(Table::Recipient, &keys::recipient(id, number)) {
+            Ok(Some(value)) => match keys::decode::<Recipient>(&value) {
+                Ok(recipient) => {
+                    let fits = recipient.status == (Status::Waiting { due })
+                        && keys::due(due, lane(&recipient), id, number) == key;
+                    if fits {
+                        return;
+                    }
+                    "who does not wait for that time"
+                }
+                // Told of where the recipients are looked at.
+                Err(_) => return,
+            },
+            Ok(None) => "who is not there",
+            Err(error) => {
+                self.found(Kind::Unreadable.at(id, format!("table recipient: {error}")));
+                return;
+            }
+        };
+        let what = format!("the due index names recipient {number} of message {id}, {what}");
+        self.found(Kind::OrphanDue.at(id, what));
+    }
+
+    /// The tables of the other parts: their records can be read.
+    fn others(&mut self) {
+        self.decode_all(Table::Journal, |value| {
+            serde_json::from_slice::<events::Entry>(value).map(|_| ()).map_err(|error| error.to_string())
+        });
+        self.decode_all(Table::Pickup, |value| {
+            rmp_serde::from_slice::<IgnoredAny>(value).map(|_| ()).map_err(|error| error.to_string())
+        });
+        // A counter that makes no sense counts for nothing (`routing::loops`); that it can be read is enough.
+        self.decode_all(Table::Loops, |_| Ok(()));
+        self.decode_all(Table::Meta, |_| Ok(()));
+    }
+
+    fn decode_all(&mut self, table: Table, decode: impl Fn(&[u8]) -> Result<(), String>) {
+        let store = self.store;
+        for entry in store.entries(table, &[]) {
+            if self.broken_off {
+                return;
+            }
+            self.count();
+            match entry {
+                Ok((key, value)) => {
+                    if let Err(error) = decode(&value) {
+                        let id = (table == Table::Journal).then(|| MessageId::from_prefix(&key)).flatten();
+                        let what = format!("a record of the table {} cannot be read: {error}", table.name());
+                        let remedy = "only a line of a story is lost, or a file of a pickup folder stays as .tmp";
+                        self.found(Finding { remedy: remedy.to_owned(), ..Kind::BadRecord.at(id, what) });
+                    }
+                }
+                Err(error) => {
+                    self.found(Kind::Unreadable.at(None, format!("table {}: {error}", table.name())));
+                    return;
+                }
+            }
+        }
+    }
+}
