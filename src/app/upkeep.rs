@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::admin::{BackedUp, Compacted, Complaint};
 use crate::clock::{Millis, rfc3339};
 use crate::store::backup::{copy_folder, folder_size, sync_folder};
-use crate::store::read_only::ReadOnly;
 use crate::store::{FORMAT_VERSION, Store};
 
 /// What is in a `data_dir` beside the store: DKIM keys, the certificate made at the first start.
@@ -146,7 +145,7 @@ pub fn restore(
     if there {
         // Holds the lock only while it looks: that nobody has it open is all we want to know. A store
         // that is too broken to be looked at is moved aside all the same.
-        if let Err(error @ crate::store::StoreError::InUse) = ReadOnly::open(&store) {
+        if let Err(error @ crate::store::StoreError::InUse) = Store::open_read_only(&store) {
             return Err(Complaint::new(format!("{}: {error}", store.display()), "stop the server, then try again"));
         }
     }

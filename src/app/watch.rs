@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,10 @@ use crate::clock::{Clock, Millis};
 use crate::events::journal::Journal;
 use crate::events::server::{ServerCounters, ServerEvent};
 use crate::intake::Intake;
+use crate::intake::guard::DiskState;
 use crate::queue::Queue;
+use crate::queue::commit::WRITE_MICROS;
+use crate::store::Health;
 
 /// How often the guards are looked at; they close and open by themselves, this only tells of it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -51,14 +54,31 @@ impl Refusals {
 struct Last {
     disk_accepts: bool,
     memory_full: bool,
-    store_failed: bool,
-    damages: usize,
 }
 
-/// How the store is.
-struct Health {
-    failed: Option<(Millis, String)>,
-    damages: Vec<String>,
+impl Last {
+    /// What is different now.
+    fn change(&mut self, disk: DiskState, memory: Memory) -> Vec<ServerEvent> {
+        let mut events = Vec::new();
+        let DiskState { free, min_free, accepting } = disk;
+        if accepting != self.disk_accepts {
+            self.disk_accepts = accepting;
+            events.push(match accepting {
+                true => ServerEvent::DiskGood { free },
+                false => ServerEvent::DiskLow { free, min_free },
+            });
+        }
+        let Memory { used, limit } = memory;
+        let percent = used.saturating_mul(100).checked_div(limit).unwrap_or(0);
+        if !self.memory_full && percent >= MEMORY_FULL_PERCENT {
+            self.memory_full = true;
+            events.push(ServerEvent::MemoryFull { used, limit });
+        } else if self.memory_full && percent < MEMORY_GOOD_PERCENT {
+            self.memory_full = false;
+            events.push(ServerEvent::MemoryGood { used });
+        }
+        events
+    }
 }
 
 #[derive(Debug)]
@@ -85,7 +105,7 @@ impl Watch {
         listeners: Vec<ListenerStatus>,
         stop: CancellationToken,
     ) -> Watch {
-        let last = Last { disk_accepts: true, memory_full: false, store_failed: false, damages: 0 };
+        let last = Last { disk_accepts: true, memory_full: false };
         Watch {
             started_at: clock.now(),
             clock,
@@ -113,40 +133,22 @@ impl Watch {
 
     /// Tells what has changed since the last look.
     pub fn look(&self) {
-        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.health());
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let tell = |event: ServerEvent| event.tell(&self.counters);
-        if disk.accepting != last.disk_accepts {
-            last.disk_accepts = disk.accepting;
-            tell(if disk.accepting {
-                ServerEvent::DiskGood { free: disk.free }
-            } else {
-                ServerEvent::DiskLow { free: disk.free, min_free: disk.min_free }
-            });
-        }
-        let percent = memory.used.saturating_mul(100).checked_div(memory.limit).unwrap_or(0);
-        if !last.memory_full && percent >= MEMORY_FULL_PERCENT {
-            last.memory_full = true;
-            tell(ServerEvent::MemoryFull { used: memory.used, limit: memory.limit });
-        } else if last.memory_full && percent < MEMORY_GOOD_PERCENT {
-            last.memory_full = false;
-            tell(ServerEvent::MemoryGood { used: memory.used });
-        }
-        for what in store.damages.iter().skip(last.damages) {
-            tell(ServerEvent::StoreDamaged { what: what.clone() });
-        }
-        last.damages = last.damages.max(store.damages.len());
-        if store.failed.is_some() != last.store_failed {
-            last.store_failed = store.failed.is_some();
-            tell(match store.failed {
-                Some((_, why)) => ServerEvent::StoreFailed { why },
-                None => ServerEvent::StoreReopened,
-            });
-        }
+        let (disk, memory) = (self.intake.disk(), self.memory());
+        let events = self.last.lock().unwrap_or_else(PoisonError::into_inner).change(disk, memory);
+        events.iter().for_each(|event| event.tell(&self.counters));
     }
 
-    fn health(&self) -> Health {
-        Health { failed: None, damages: Vec::new() }
+    fn store(&self) -> StoreState {
+        let store = self.queue.store();
+        let (state, since, why) = match store.health() {
+            Health::Good => ("good", None, None),
+            Health::Failed { since, why } => {
+                let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis);
+                ("failed", Some(since), Some(why))
+            }
+        };
+        let damages = store.damages().iter().map(ToString::to_string).collect();
+        StoreState { state: state.to_owned(), since, why, damages }
     }
 
     fn memory(&self) -> Memory {
@@ -155,18 +157,12 @@ impl Watch {
 
     pub fn readiness(&self) -> Readiness {
         self.look();
-        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.health());
+        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.store());
         let stopping = self.stop.is_cancelled();
-        let ready = !stopping && store.failed.is_none() && disk.accepting && memory.used < memory.limit.max(1);
-        let (since, why) = store.failed.clone().unzip();
+        let ready = !stopping && store.since.is_none() && disk.accepting && memory.used < memory.limit.max(1);
         Readiness {
             ready,
-            store: StoreState {
-                state: if store.failed.is_some() { "failed" } else { "good" }.to_owned(),
-                since,
-                why,
-                damages: store.damages,
-            },
+            store,
             disk: Disk { free: disk.free, min_free: disk.min_free, accepting: disk.accepting },
             memory,
             listeners: if stopping { Vec::new() } else { self.listeners.clone() },
@@ -224,20 +220,31 @@ impl Watch {
     }
 
     fn commit_metrics(&self, page: &mut Page) {
-        let stats = self.queue.commit_stats();
-        let (batches, sum) = stats.batches();
-        page.histogram("postrider_commit_batches", "Steps of the queue written as one group.", &batches, sum);
-        let (seconds, sum) = stats.seconds();
+        let counts = self.queue.commit_counts();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let bounds = WRITE_MICROS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
+        let seconds: Vec<(f64, u64)> = bounds.zip(counts.synced_by_time.iter().map(load)).collect();
+        let sum = load(&counts.synced_micros) as f64 / 1e6;
         page.histogram("postrider_commit_sync_seconds", "Time of a group's synced write.", &seconds, sum);
-        page.counter("postrider_commit_bytes_total", "Bytes given to the store in groups.", stats.bytes());
-        let unsynced = "Groups that ride along with a later sync.";
-        page.counter("postrider_commit_unsynced_total", unsynced, stats.unsynced());
-        page.counter("postrider_commit_failed_total", "Groups that could not be written.", stats.failed());
+        let groups = [
+            ("synced", load(&counts.synced_groups)),
+            ("unsynced", load(&counts.unsynced_groups)),
+            ("failed", load(&counts.failed_groups)),
+        ];
+        page.labelled(
+            "postrider_commit_groups_total",
+            "counter",
+            "Groups given to the store: synced, riding along with a later sync, refused because it failed.",
+            "result",
+            groups,
+        );
+        page.counter("postrider_commit_batches_total", "Steps of the queue in these groups.", load(&counts.batches));
+        page.counter("postrider_commit_bytes_total", "Bytes in these groups.", load(&counts.bytes));
     }
 
     fn state_metrics(&self, page: &mut Page) {
         self.look();
-        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.health());
+        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.store());
         let flag = |yes: bool| u64::from(yes);
         let version = [(env!("CARGO_PKG_VERSION"), 1)];
         page.labelled("postrider_build_info", "gauge", "Always 1; the version is the label.", "version", version);
@@ -249,13 +256,35 @@ impl Watch {
         page.gauge("postrider_disk_free_bytes", "Free space where data_dir is.", disk.free);
         page.gauge("postrider_disk_min_free_bytes", "Below this no mail is taken (queue.min_free).", disk.min_free);
         page.gauge("postrider_disk_accepting", "1 while there is room for new mail.", flag(disk.accepting));
-        page.gauge("postrider_store_up", "1 while the store can be written.", flag(store.failed.is_none()));
+        page.gauge("postrider_store_up", "1 while the store can be written.", flag(store.since.is_none()));
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let all = &self.counters;
-        page.counter("postrider_store_failed_total", "Times the store could not be written.", count(&all.store_failed));
-        page.counter("postrider_store_reopened_total", "Times it came back by itself.", count(&all.store_reopened));
-        page.counter("postrider_store_damages_total", "Damages found and set aside.", count(&all.store_damaged));
+        page.counter("postrider_store_reopened_total", "Times it came back by itself.", self.queue.store().reopened());
+        page.counter("postrider_store_damages_total", "Damages found and set aside.", store.damages.len() as u64);
         page.counter("postrider_disk_low_total", "Times the disk guard closed.", count(&all.disk_low));
         page.counter("postrider_memory_full_total", "Times the memory guard closed.", count(&all.memory_full));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guard_that_closes_is_told_of_once_and_once_when_it_opens() {
+        let mut last = Last { disk_accepts: true, memory_full: false };
+        let disk = |free: u64| DiskState { free, min_free: 100, accepting: free >= 100 };
+        let memory = |used: u64| Memory { used, limit: 1000 };
+        let mut told = Vec::new();
+        for (free, used) in [(500, 0), (99, 10), (50, 940), (99, 950), (100, 1000), (100, 850), (500, 799), (500, 0)] {
+            told.extend(last.change(disk(free), memory(used)));
+        }
+        let wanted = [
+            ServerEvent::DiskLow { free: 99, min_free: 100 },
+            ServerEvent::MemoryFull { used: 950, limit: 1000 },
+            ServerEvent::DiskGood { free: 100 },
+            ServerEvent::MemoryGood { used: 799 },
+        ];
+        assert_eq!(told, wanted);
     }
 }

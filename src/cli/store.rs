@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::queue::check::{self, Finding, Summary};
 use crate::store::backup::folder_size;
-use crate::store::read_only::ReadOnly;
+use crate::store::damage::Damage;
 use crate::store::{Store, StoreError};
 
 const EXAMPLES: &str = "\
@@ -147,30 +147,44 @@ async fn check(config: &Config, client: &Client, json: bool) -> Result<(), Failu
             "is data_dir right? a server makes the store at its first start",
         ));
     }
-    let mut found = 0;
-    for damage in Store::check_files(&path).map_err(|error| open_failure(&path, error))? {
-        found += 1;
-        show(&damage, json)?;
+    // Reads everything once for the files' sake, then once more for what the records say.
+    let progress = Progress::new("reading the files", 0);
+    let files = path.clone();
+    let damages = progress.during(off_thread(move || Store::check_files(&files))).await?;
+    let damages = damages.map_err(|error| open_failure(&path, error))?;
+    for damage in &damages {
+        show(&file_finding(damage), json)?;
     }
-    let store = match ReadOnly::open(&path) {
+    let store = match Store::open_read_only(&path) {
         Ok(store) => store,
-        // The files are so broken that no record can be reached: that is a finding.
-        Err(error @ StoreError::Damaged(_)) => {
-            let remedy = "copy the folder away; start the server, which saves what can be read, or restore a backup";
-            let (kind, what) = (check::Kind::Unreadable, format!("the store cannot be opened: {error}"));
-            show(&Finding { id: None, kind, what, remedy: remedy.into() }, json)?;
-            return finish(Summary::default(), found + 1, json);
-        }
+        Err(error @ (StoreError::InUse | StoreError::Newer { .. })) => return Err(open_failure(&path, error)),
+        // No record can be reached; what that comes from has been told.
+        Err(_) if !damages.is_empty() => return finish(Summary::default(), damages.len() as u64, json),
         Err(error) => return Err(open_failure(&path, error)),
     };
-    let summary = look_through(&store, json)?;
-    finish(summary, found + summary.findings, json)
+    let summary = look_through(&store, !damages.is_empty(), json)?;
+    finish(summary, damages.len() as u64 + summary.findings, json)
 }
 
-fn look_through(store: &ReadOnly, json: bool) -> Result<Summary, Failure> {
-    let progress = std::cell::RefCell::new(Progress::new("checking", check::estimate(store)));
-    let mut failed = None;
+fn file_finding(damage: &Damage) -> Finding {
+    Finding {
+        id: None,
+        kind: check::Kind::Unreadable,
+        what: damage.to_string(),
+        remedy: "copy the folder away; then start the server, which keeps what can be read, or restore a backup"
+            .to_owned(),
+    }
+}
+
+/// `are_files_bad`: what cannot be read has been told of already.
+fn look_through(store: &Store, are_files_bad: bool, json: bool) -> Result<Summary, Failure> {
+    let progress = std::cell::RefCell::new(Progress::new("checking the records", 0));
+    let (mut failed, mut untold) = (None, 0);
     let mut tell = |finding: Finding| {
+        if are_files_bad && finding.kind == check::Kind::Unreadable {
+            untold += 1;
+            return ControlFlow::Continue(());
+        }
         progress.borrow_mut().clear();
         match show(&finding, json) {
             Ok(()) => ControlFlow::Continue(()),
@@ -183,7 +197,7 @@ fn look_through(store: &ReadOnly, json: bool) -> Result<Summary, Failure> {
     let summary = check::check(store, &mut tell, &mut |done| progress.borrow_mut().set(done));
     match failed {
         Some(failure) => Err(failure),
-        None => Ok(summary),
+        None => Ok(Summary { findings: summary.findings - untold, ..summary }),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What happens to the server as a whole: a guard closes or opens, the store fails or comes back. Each
-//! is said once in the log and counted, however often it is asked for meanwhile.
+//! What happens to the server as a whole: a guard closes or opens. Each is said once in the log and
+//! counted, however often it is asked for meanwhile. (The committer tells of a store that fails.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,15 +25,6 @@ pub enum ServerEvent {
     MemoryGood {
         used: u64,
     },
-    /// Nothing can be written: new mail gets 451 until the store is back.
-    StoreFailed {
-        why: String,
-    },
-    StoreReopened,
-    /// Something on disk cannot be read and is set aside.
-    StoreDamaged {
-        what: String,
-    },
 }
 
 /// How often, since the start.
@@ -41,9 +32,6 @@ pub enum ServerEvent {
 pub struct ServerCounters {
     pub disk_low: AtomicU64,
     pub memory_full: AtomicU64,
-    pub store_failed: AtomicU64,
-    pub store_reopened: AtomicU64,
-    pub store_damaged: AtomicU64,
 }
 
 impl ServerEvent {
@@ -69,18 +57,6 @@ impl ServerEvent {
             }
             ServerEvent::MemoryGood { used } => {
                 tracing::info!(used_mib = used / MIB, "there is memory for messages again");
-            }
-            ServerEvent::StoreFailed { why } => {
-                count(&counters.store_failed);
-                tracing::error!(why, "not accepting mail: the store cannot be written; it is tried again by itself");
-            }
-            ServerEvent::StoreReopened => {
-                count(&counters.store_reopened);
-                tracing::info!("accepting mail again: the store can be written");
-            }
-            ServerEvent::StoreDamaged { what } => {
-                count(&counters.store_damaged);
-                tracing::error!(what, "damage in the store: it is set aside, everything else goes on");
             }
         }
     }

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Millis;
 use crate::events;
 use crate::message::MessageId;
-use crate::store::read_only::ReadOnly;
-use crate::store::{Entry, StoreError, Table};
+use crate::store::{Entry, Range, Store, Table};
 
 use super::record::{Message, Recipient, Status};
 use super::{keys, lane};
@@ -108,18 +107,10 @@ pub struct Summary {
     pub findings: u64,
 }
 
-/// About how many records [`check`] will look at.
-pub fn estimate(store: &ReadOnly) -> u64 {
-    [Table::Message, Table::Body, Table::Recipient, Table::Due, Table::Journal, Table::Loops, Table::Pickup]
-        .map(|table| store.estimate(table))
-        .iter()
-        .sum()
-}
-
 /// Looks through everything. `tell` gets each finding and may end it; `progress` the number of records
 /// looked at, once in a while.
 pub fn check(
-    store: &ReadOnly,
+    store: &Store,
     tell: &mut dyn FnMut(Finding) -> ControlFlow<()>,
     progress: &mut dyn FnMut(u64),
 ) -> Summary {
@@ -131,7 +122,7 @@ pub fn check(
 }
 
 struct Check<'a> {
-    store: &'a ReadOnly,
+    store: &'a Store,
     tell: &'a mut dyn FnMut(Finding) -> ControlFlow<()>,
     progress: &'a mut dyn FnMut(u64),
     looked: u64,
@@ -140,9 +131,16 @@ struct Check<'a> {
 }
 
 /// A table in the order of its message ids.
-struct Walk<I: Iterator<Item = Result<Entry, StoreError>>> {
+struct Walk<'a> {
     table: Table,
-    entries: Peekable<I>,
+    entries: Peekable<Entries<'a>>,
+}
+
+/// All entries of a table. The scan itself cannot fail before its first entry.
+type Entries<'a> = std::iter::Flatten<std::result::IntoIter<Range<'a>>>;
+
+fn entries(store: &Store, table: Table) -> Entries<'_> {
+    store.prefix(table, b"").into_iter().flatten()
 }
 
 impl Check<'_> {
@@ -160,32 +158,24 @@ impl Check<'_> {
         }
     }
 
-    /// The id at the front of the walk. What has none is told of and passed; so is a file that cannot be
-    /// read, which ends the table: RocksDB does not read on behind it.
-    fn front<I: Iterator<Item = Result<Entry, StoreError>>>(&mut self, walk: &mut Walk<I>) -> Option<MessageId> {
+    /// The id at the front of the walk. What has none is told of and passed; so is a piece of the table
+    /// that cannot be read.
+    fn front(&mut self, walk: &mut Walk<'_>) -> Option<MessageId> {
         loop {
             let finding = match walk.entries.peek()? {
                 Ok((key, _)) => match keys::message_id(key) {
                     Ok(id) => return Some(id),
                     Err(error) => Kind::BadKey.at(None, format!("table {}: {error}", walk.table.name())),
                 },
-                Err(error) => Kind::Unreadable.at(None, format!("table {}: {error}", walk.table.name())),
+                Err(error) => Kind::Unreadable.at(None, error.to_string()),
             };
-            let ends = finding.kind == Kind::Unreadable;
             self.found(finding);
             walk.entries.next();
-            if ends {
-                return None;
-            }
         }
     }
 
     /// Takes the next entry if it belongs to this message.
-    fn take<I: Iterator<Item = Result<Entry, StoreError>>>(
-        &mut self,
-        walk: &mut Walk<I>,
-        id: MessageId,
-    ) -> Option<Entry> {
+    fn take(&mut self, walk: &mut Walk<'_>, id: MessageId) -> Option<Entry> {
         if self.front(walk)? != id {
             return None;
         }
@@ -196,7 +186,7 @@ impl Check<'_> {
     /// Messages, bodies and recipients side by side.
     fn messages(&mut self) {
         let store = self.store;
-        let walk = |table| Walk { table, entries: store.entries(table, &[]).peekable() };
+        let walk = |table| Walk { table, entries: entries(store, table).peekable() };
         let (mut messages, mut bodies, mut recipients) =
             (walk(Table::Message), walk(Table::Body), walk(Table::Recipient));
         while !self.broken_off {
@@ -226,13 +216,7 @@ impl Check<'_> {
     }
 
     /// `stands`: the message's record is there, whether or not it can be read.
-    fn body<I: Iterator<Item = Result<Entry, StoreError>>>(
-        &mut self,
-        id: MessageId,
-        stands: bool,
-        message: Option<&Message>,
-        bodies: &mut Walk<I>,
-    ) {
+    fn body(&mut self, id: MessageId, stands: bool, message: Option<&Message>, bodies: &mut Walk<'_>) {
         let (mut pieces, mut bytes, mut gap) = (0u32, 0u64, false);
         while let Some((key, value)) = self.take(bodies, id) {
             gap |= keys::number(&key).ok() != Some(pieces) || key.len() != keys::body(id, 0).len();
@@ -256,12 +240,7 @@ impl Check<'_> {
         }
     }
 
-    fn recipients<I: Iterator<Item = Result<Entry, StoreError>>>(
-        &mut self,
-        id: MessageId,
-        stands: bool,
-        recipients: &mut Walk<I>,
-    ) {
+    fn recipients(&mut self, id: MessageId, stands: bool, recipients: &mut Walk<'_>) {
         let mut number_of = 0;
         while let Some((key, value)) = self.take(recipients, id) {
             number_of += 1;
@@ -303,7 +282,7 @@ impl Check<'_> {
     /// Each entry of the due index has its recipient, who waits for just that.
     fn due(&mut self) {
         let store = self.store;
-        for entry in store.entries(Table::Due, &[]) {
+        for entry in entries(store, Table::Due) {
             if self.broken_off {
                 return;
             }
@@ -311,8 +290,8 @@ impl Check<'_> {
             let key = match entry {
                 Ok((key, _)) => key,
                 Err(error) => {
-                    self.found(Kind::Unreadable.at(None, format!("table due: {error}")));
-                    return;
+                    self.found(Kind::Unreadable.at(None, error.to_string()));
+                    continue;
                 }
             };
             match keys::read_due(&key) {
@@ -361,7 +340,7 @@ impl Check<'_> {
 
     fn decode_all(&mut self, table: Table, decode: impl Fn(&[u8]) -> Result<(), String>) {
         let store = self.store;
-        for entry in store.entries(table, &[]) {
+        for entry in entries(store, table) {
             if self.broken_off {
                 return;
             }
@@ -375,10 +354,7 @@ impl Check<'_> {
                         self.found(Finding { remedy: remedy.to_owned(), ..Kind::BadRecord.at(id, what) });
                     }
                 }
-                Err(error) => {
-                    self.found(Kind::Unreadable.at(None, format!("table {}: {error}", table.name())));
-                    return;
-                }
+                Err(error) => self.found(Kind::Unreadable.at(None, error.to_string())),
             }
         }
     }

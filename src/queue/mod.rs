@@ -13,7 +13,6 @@ pub mod commit;
 pub mod keys;
 pub mod record;
 pub mod schedule;
-pub mod stats;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -127,8 +126,8 @@ impl Queue {
     }
 
     /// What the committer did so far.
-    pub fn commit_stats(&self) -> &stats::CommitStats {
-        self.committer.stats()
+    pub fn commit_counts(&self) -> &commit::CommitCounts {
+        self.committer.counts()
     }
 
     pub fn claims(&self) -> &Claims {

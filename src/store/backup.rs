@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rocksdb::checkpoint::Checkpoint;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, open};
 
 impl Store {
     /// Makes `path`, which must not be there, a store that holds all that is acknowledged up to now.
@@ -15,8 +15,12 @@ impl Store {
     /// change), elsewhere they are copied. When this returns the copy is on disk.
     pub fn backup(&self, path: &Path) -> Result<(), StoreError> {
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
-        Checkpoint::new(&self.db)?.create_checkpoint(path)?;
+        Checkpoint::new(&self.open_database()?.db)?.create_checkpoint(path)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed)?;
+        // The copy gets a witness of its own, or it would look like a store that has lost one.
+        let last = open::open_read_only(path)?.latest_sequence_number();
+        let mut witness = open::lock(path)?;
+        witness.begin(open::statement(path, last)).map_err(failed)?;
         sync_folder(path).map_err(failed)
     }
 }
