@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::admin::{
-    Action, BackedUp, Backend, Compacted, Complaint, Exported, Filter, Imported, Listed, Page, Pick, Readiness,
-    Selection, ServerStatus, Story, Trouble, transfer, view,
+    Action, BackedUp, Backend, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
+    Readiness, Selection, ServerStatus, Story, Trouble, transfer, view,
 };
 use crate::clock::Clock;
 use crate::events::Event;
@@ -16,6 +16,7 @@ use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
 use crate::message::{Address, Draft, MessageId, ReversePath};
 use crate::queue::Queue;
+use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Recipient, Status};
 use crate::smtp::reply::Refusal;
 use crate::store::{Store, StoreError};
@@ -26,6 +27,9 @@ use super::watch::Watch;
 
 /// Messages looked at between two changes, so that a change of a long queue holds little in memory.
 const SLICE_MESSAGES: usize = 500;
+
+/// Damaged records that are listed.
+const DAMAGED_MAX: usize = 1000;
 
 /// The operator's hands.
 #[derive(Debug)]
@@ -52,16 +56,20 @@ impl Backend for Operator {
         blocking(move || {
             // First whether it is still queued, then what happened: the other way round, a message that
             // is delivered in between would look done without its last line.
-            let message = match queue.message(id)? {
-                Some(message) => {
-                    let recipients = queue.recipients(id)?;
+            let damaged = damaged_of(&queue, id)?;
+            let message = match queue.message(id) {
+                Ok(Some(message)) => {
+                    let is_bad = |number: u32| damaged.iter().any(|damaged| damaged.recipient == Some(number));
+                    let recipients = queue.recipients_but(id, is_bad)?;
                     Some(Listed::new(&message, recipients.iter().map(|(number, recipient)| (*number, recipient))))
                 }
-                None => None,
+                Ok(None) => None,
+                Err(_) if damaged.iter().any(|damaged| damaged.recipient.is_none()) => None,
+                Err(error) => return Err(error),
             };
             let entries = journal::story(queue.store(), id)?;
-            let known = message.is_some() || !entries.is_empty();
-            Ok(known.then_some(Story { id, message, damaged: Vec::new(), entries }))
+            let known = message.is_some() || !entries.is_empty() || !damaged.is_empty();
+            Ok(known.then_some(Story { id, message, damaged, entries }))
         })
         .await
     }
@@ -103,6 +111,11 @@ impl Backend for Operator {
         self.status.clone()
     }
 
+    async fn damaged(&self) -> Result<Vec<Damaged>, Trouble> {
+        let queue = self.queue.clone();
+        blocking(move || Ok(damaged(check::bad_records(queue.store(), DAMAGED_MAX)?))).await
+    }
+
     async fn export(&self, id: MessageId) -> Result<Option<Bytes>, Trouble> {
         let Some((exported, body)) = self.transfer.export(id).await? else { return Ok(None) };
         transfer::join(&exported, &body).map(Some).map_err(Trouble::new)
@@ -124,7 +137,7 @@ impl Backend for Operator {
     }
 
     async fn compact(&self) -> Result<Compacted, Complaint> {
-        self.upkeep(|store, data_dir| upkeep::compact(store, data_dir)).await
+        self.upkeep(upkeep::compact).await
     }
 
     async fn readiness(&self) -> Option<Readiness> {
@@ -200,6 +213,15 @@ pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Ve
         if chosen.len() < page.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     Ok(chosen)
+}
+
+fn damaged(records: Vec<BadRecord>) -> Vec<Damaged> {
+    let show = |BadRecord { id, number, why }| Damaged { id, recipient: number, why };
+    records.into_iter().map(show).collect()
+}
+
+fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> {
+    check::bad_records_of(queue.store(), id).map(damaged)
 }
 
 /// The recipient's next state; none if it goes.

@@ -7,13 +7,13 @@
 use std::iter::Peekable;
 use std::ops::ControlFlow;
 
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::events;
 use crate::message::MessageId;
-use crate::store::{Entry, Range, Store, Table};
+use crate::store::{Entry, Range, Store, StoreError, Table};
 
 use super::record::{Message, Recipient, Status};
 use super::{keys, lane};
@@ -78,12 +78,12 @@ impl Kind {
                  cannot read, or restore a backup"
             }
             Kind::BadRecord => {
-                "the server sets it aside and goes on: `postrider queue list --status damaged` shows it, \
-                 `postrider queue cancel ID` removes it; the message is in the last backup, if there is one"
+                "the server sets it aside and goes on (`postrider queue list --status damaged`); the message is in \
+                 the last backup, if there is one, else ask the sender to send it again"
             }
             Kind::BadKey => "harmless, but nothing of ours writes it: is data_dir used by another program?",
             Kind::NoRecipients | Kind::OrphanBody | Kind::OrphanRecipient => {
-                "it takes space and is never delivered; `postrider queue cancel ID` removes it"
+                "it takes space and is never delivered; the message is in the last backup, if there is one"
             }
             Kind::BadBody => {
                 "it cannot be delivered as it was sent; `postrider queue cancel ID`, and ask the sender to send again"
@@ -105,6 +105,48 @@ pub struct Summary {
     pub recipients: u64,
     pub body_bytes: u64,
     pub findings: u64,
+}
+
+/// A record of the queue that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRecord {
+    pub id: MessageId,
+    /// None: the message's own.
+    pub number: Option<u32>,
+    pub why: String,
+}
+
+/// The messages and recipients that cannot be read, at most `max`, also of a queue in use.
+pub fn bad_records(store: &Store, max: usize) -> Result<Vec<BadRecord>, StoreError> {
+    let mut bad = Vec::new();
+    for entry in store.prefix(Table::Message, b"")? {
+        bad.extend(entry_is_bad::<Message>(entry?, |_| None));
+    }
+    for entry in store.prefix(Table::Recipient, b"")? {
+        bad.extend(entry_is_bad::<Recipient>(entry?, |key| keys::number(key).ok()));
+        if bad.len() >= max {
+            break;
+        }
+    }
+    bad.truncate(max);
+    Ok(bad)
+}
+
+/// The same for one message.
+pub fn bad_records_of(store: &Store, id: MessageId) -> Result<Vec<BadRecord>, StoreError> {
+    let mut bad = Vec::new();
+    if let Some(value) = store.get(Table::Message, &id.to_key())? {
+        bad.extend(entry_is_bad::<Message>((id.to_key().into(), value.into()), |_| None));
+    }
+    for entry in store.prefix(Table::Recipient, &id.to_key())? {
+        bad.extend(entry_is_bad::<Recipient>(entry?, |key| keys::number(key).ok()));
+    }
+    Ok(bad)
+}
+
+fn entry_is_bad<T: DeserializeOwned>((key, value): Entry, number: impl Fn(&[u8]) -> Option<u32>) -> Option<BadRecord> {
+    let why = keys::decode::<T>(&value).err()?.to_string();
+    Some(BadRecord { id: keys::message_id(&key).ok()?, number: number(&key), why })
 }
 
 /// Looks through everything. `tell` gets each finding and may end it; `progress` the number of records

@@ -206,6 +206,23 @@ impl Queue {
         entries.map(|entry| entry.and_then(|(key, value)| Ok((keys::number(&key)?, keys::decode(&value)?)))).collect()
     }
 
+    /// As [`Queue::recipients`], without those that are known to be damaged.
+    pub fn recipients_but(
+        &self,
+        id: MessageId,
+        is_bad: impl Fn(u32) -> bool,
+    ) -> Result<Vec<(u32, Recipient)>, StoreError> {
+        let mut recipients = Vec::new();
+        for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
+            let (key, value) = entry?;
+            let number = keys::number(&key)?;
+            if !is_bad(number) {
+                recipients.push((number, keys::decode(&value)?));
+            }
+        }
+        Ok(recipients)
+    }
+
     /// Shows the messages after `after`, oldest first, until `show` breaks. Holds one at a time. One
     /// whose records are damaged is told of in the log and passed over, so that it hides no other.
     pub fn walk(
