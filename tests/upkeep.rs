@@ -159,6 +159,14 @@ fn a_backup_overwrites_nothing_and_a_restore_deletes_nothing() {
     assert!(queue.store().damages().is_empty(), "{:?}", queue.store().damages());
 }
 
+/// Log files stay a while, to be used again; tables are what grows with the mail.
+fn table_bytes(store: &Path) -> u64 {
+    let files = std::fs::read_dir(store).unwrap().map(|entry| entry.unwrap());
+    let tables = files.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "sst"));
+    // A table may go while we look.
+    tables.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
 /// Fills a store with messages that are gone again.
 async fn churn(path: &Path) {
     let clock = Clock::manual(WRITTEN);
@@ -175,6 +183,7 @@ async fn churn(path: &Path) {
         let _ = fresh.try_recv();
     }
     queue.store().flush().unwrap();
+    assert!(table_bytes(path) > 40 * 200_000);
     for entry in queue.store().prefix(Table::Body, b"").unwrap() {
         let (key, _) = entry.unwrap();
         let mut batch = Batch::new();
@@ -194,17 +203,9 @@ async fn compaction_gives_space_back_with_the_server_stopped_and_running() {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let sizes: Value = serde_json::from_str(&stdout(&output)).unwrap();
         let [before, after] = ["before", "after"].map(|name| sizes[name].as_u64().unwrap());
-        assert!(before > 40 * 200_000, "{before}");
-        if !is_running {
-            // Log files stay a while, to be used again; tables are gone.
-            let left: u64 = contents(&folder.path().join("store"))
-                .iter()
-                .filter(|(name, _)| name.ends_with(".sst"))
-                .map(|(_, content)| content.len() as u64)
-                .sum();
-            assert!(left < 1_000_000, "{left}");
-        }
-        assert!(after < before, "{before} {after}");
+        assert!(before > 0 && after > 0);
+        let left = table_bytes(&folder.path().join("store"));
+        assert!(left < 1_000_000, "{left}");
         if let Some(server) = server {
             server.stop().await;
         }
@@ -220,8 +221,8 @@ async fn readyz_and_metrics_tell_how_it_stands() {
     let reply = client.send("me@home.test", &["you@far.test"], &letter(1)).await.unwrap();
     server.wait_for(queued_id(&reply), |event| matches!(event, postrider::events::Event::Captured { .. })).await;
     let mut outside = Client::connect(server.mx).await.unwrap();
-    let reply = outside.send("me@far.test", &["you@elsewhere.test"], &letter(2)).await.unwrap();
-    assert!(reply.starts_with("550"), "{reply}");
+    let refused = outside.send("me@far.test", &["you@elsewhere.test"], &letter(2)).await.unwrap_err();
+    assert!(refused.to_string().contains("550 5.7.1"), "{refused}");
 
     let (status, text) = get(folder.path(), "/readyz").await;
     let ready: Value = serde_json::from_str(&text).unwrap();
@@ -266,8 +267,8 @@ async fn with_too_little_disk_the_server_is_not_ready_and_says_why() {
     let base = CAPTURE.to_owned();
     let server = TestServer::start_with(folder.path(), &base, "min_free = \"1MiB\"", "min_free = \"1000000GiB\"").await;
     let mut client = Client::connect(server.submission).await.unwrap();
-    let reply = client.send("me@home.test", &["you@far.test"], &letter(1)).await.unwrap();
-    assert!(reply.starts_with("452 4.3.1"), "{reply}");
+    let refused = client.send("me@home.test", &["you@far.test"], &letter(1)).await.unwrap_err();
+    assert!(refused.to_string().contains("452 4.3.1"), "{refused}");
     let (status, text) = get(folder.path(), "/readyz").await;
     let ready: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status, &ready["ready"], &ready["disk"]["accepting"]), (503, &Value::Bool(false), &Value::Bool(false)));
