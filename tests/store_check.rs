@@ -68,7 +68,8 @@ fn each_kind_of_wrong_is_found_alone_and_hides_nothing() {
     let ghost = MessageId::from_u64(id("captured").as_u64() + 1);
     let stray = || Recipient { status: Status::Held { reason: "x".into() }, ..stored::all()[0].recipients[0].clone() };
     type Spoil = Box<dyn Fn(&mut Batch)>;
-    let cases: Vec<(&str, Spoil, Vec<(Kind, Option<MessageId>)>)> = vec![
+    type Case = (&'static str, Spoil, Vec<(Kind, Option<MessageId>)>);
+    let cases: Vec<Case> = vec![
         (
             "a message's record is not one",
             Box::new(move |batch| batch.put(Table::Message, new.to_key(), &b"\xc1nonsense"[..])),
