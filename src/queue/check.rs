@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::events;
+use crate::events::Entry as StoryEntry;
 use crate::message::MessageId;
 use crate::store::{Entry, Range, Store, StoreError, Table};
 
@@ -370,7 +370,7 @@ impl Check<'_> {
     /// The tables of the other parts: their records can be read.
     fn others(&mut self) {
         self.decode_all(Table::Journal, |value| {
-            serde_json::from_slice::<events::Entry>(value).map(|_| ()).map_err(|error| error.to_string())
+            serde_json::from_slice::<StoryEntry>(value).map(|_| ()).map_err(|error| error.to_string())
         });
         self.decode_all(Table::Pickup, |value| {
             rmp_serde::from_slice::<IgnoredAny>(value).map(|_| ()).map_err(|error| error.to_string())
