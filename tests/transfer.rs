@@ -152,6 +152,48 @@ fn an_import_that_was_broken_off_queues_nothing_twice() {
     assert_eq!(look(new.path()).len(), 2);
 }
 
+/// Killed again and again at whatever it is doing; then let finish.
+#[test]
+fn an_import_that_is_killed_at_any_moment_loses_and_doubles_nothing() {
+    const MESSAGES: usize = 300;
+    const KILLS: usize = 8;
+    let (new, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = write_config(new.path());
+    let kept = stored::all().remove(2);
+    for number in 0..MESSAGES {
+        let mut message = kept.message.clone();
+        message.subject = format!("number {number}");
+        let body = kept.body.concat();
+        let exported = Exported::new(message, kept.recipients.clone(), &body);
+        std::fs::write(to.path().join(format!("m{number:04}.json")), exported.to_pretty().unwrap()).unwrap();
+        std::fs::write(to.path().join(format!("m{number:04}.eml")), body).unwrap();
+    }
+    for kill in 1..=KILLS {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_postrider"))
+            .args(["queue", "import", path(to.path()), "--config"])
+            .arg(&config)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Not before it has come some way further than the last one.
+        while files(to.path(), ".json.done").len() < kill * MESSAGES / (KILLS + 2)
+            && child.try_wait().unwrap().is_none()
+        {
+            std::thread::yield_now();
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let left = files(to.path(), ".json").len();
+    println!("{left} were left after {KILLS} kills");
+    say(new.path(), &["queue", "import", path(to.path())], 0);
+    let queued = look(new.path());
+    assert_eq!(queued.len(), MESSAGES);
+    assert_eq!(files(to.path(), ".json.done").len(), MESSAGES);
+    say(new.path(), &["store", "check"], 0);
+}
+
 #[test]
 fn bad_files_are_named_and_the_rest_goes_in() {
     let (old, new, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

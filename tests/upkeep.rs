@@ -284,12 +284,13 @@ async fn with_too_little_disk_the_server_is_not_ready_and_says_why() {
 }
 
 #[test]
-fn relaxed_durability_is_warned_about_at_every_start() {
+fn relaxed_durability_and_a_full_disk_are_said_in_the_log_at_every_start() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("postrider.toml");
     let text = format!(
         "hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n[listeners.mx]\nrole = \"mx\"\nbind = [\"127.0.0.1:0\"]\n\
-         [domains.\"home.test\"]\n[queue]\ndurability = \"relaxed\"\nmin_free = \"1MiB\"\n",
+         [domains.\"home.test\"]\n[queue]\ndurability = \"relaxed\"\n\
+         min_free = \"1000000GiB\"\n",
         folder.path().display()
     );
     std::fs::write(&file, text).unwrap();
@@ -306,12 +307,13 @@ fn relaxed_durability_is_warned_about_at_every_start() {
             let line = line.unwrap();
             log.push_str(&line);
             log.push('\n');
-            if line.contains("listening") {
+            if ["queue.durability", "listening", "not accepting mail"].iter().all(|word| log.contains(word)) {
                 break;
             }
         }
         child.kill().unwrap();
         child.wait().unwrap();
+        assert!(log.contains("not accepting mail: the disk is nearly full (queue.min_free)"), "start {start}: {log}");
         assert!(log.contains("WARN") && log.contains("queue.durability is \"relaxed\""), "start {start}: {log}");
     }
 }
