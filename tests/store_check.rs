@@ -145,7 +145,8 @@ fn the_due_index_has_exactly_one_entry_for_each_who_waits() {
         let store = Store::open_read_only(folder.path()).unwrap();
         store.prefix(Table::Due, b"").unwrap().map(|entry| entry.unwrap().0).collect()
     };
-    let key_of = |id: MessageId| due_keys().into_iter().find(|key| keys::read_due(key).unwrap().1 == id).unwrap();
+    let key_of =
+        |id: MessageId| due_keys().into_iter().find(|key| keys::DueKey::read(key).unwrap().at.id == id).unwrap();
     let key = key_of(new);
     spoil(folder.path(), |batch| batch.delete(Table::Due, key.clone()));
     let found = check(folder.path());
@@ -153,7 +154,7 @@ fn the_due_index_has_exactly_one_entry_for_each_who_waits() {
 
     // The same at another time than the one it waits for.
     let mut late = key.clone();
-    late[7] ^= 1;
+    late[9] ^= 1;
     spoil(folder.path(), |batch| {
         batch.put(Table::Due, key.clone(), &b""[..]);
         batch.put(Table::Due, late, &b""[..]);

@@ -113,7 +113,7 @@ impl Backend for Operator {
 
     async fn damaged(&self) -> Result<Vec<Damaged>, Trouble> {
         let queue = self.queue.clone();
-        blocking(move || Ok(damaged(check::bad_records(queue.store(), DAMAGED_MAX)?))).await
+        blocking(move || Ok(damaged(&queue, check::bad_records(queue.store(), DAMAGED_MAX)?, None))).await
     }
 
     async fn export(&self, id: MessageId) -> Result<Option<Bytes>, Trouble> {
@@ -215,13 +215,24 @@ pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Ve
     Ok(chosen)
 }
 
-fn damaged(records: Vec<BadRecord>) -> Vec<Damaged> {
+/// The records that cannot be read, and what the scans have set aside besides (a recipient whose message
+/// is gone), of all messages or of one.
+fn damaged(queue: &Queue, records: Vec<BadRecord>, only: Option<MessageId>) -> Vec<Damaged> {
     let show = |BadRecord { id, number, why }| Damaged { id, recipient: number, why };
-    records.into_iter().map(show).collect()
+    let mut damaged: Vec<Damaged> = records.into_iter().map(show).collect();
+    for aside in queue.damaged().0 {
+        let is_known = damaged
+            .iter()
+            .any(|known| known.id == aside.id && (known.recipient.is_none() || known.recipient == Some(aside.number)));
+        if !is_known && only.is_none_or(|id| id == aside.id) {
+            damaged.push(Damaged { id: aside.id, recipient: Some(aside.number), why: aside.what });
+        }
+    }
+    damaged
 }
 
 fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> {
-    check::bad_records_of(queue.store(), id).map(damaged)
+    Ok(damaged(queue, check::bad_records_of(queue.store(), id)?, Some(id)))
 }
 
 /// The recipient's next state; none if it goes.

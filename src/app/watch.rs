@@ -251,6 +251,8 @@ impl Watch {
         let started = "When the server started, in seconds since 1970.";
         page.gauge("postrider_start_time_seconds", started, self.started_at as f64 / 1000.0);
         page.gauge("postrider_claims_held", "Recipients that are being worked on.", self.queue.claims().held());
+        let damaged = "Recipients that are set aside because a record cannot be read.";
+        page.gauge("postrider_damaged_recipients", damaged, self.queue.damaged().1);
         page.gauge("postrider_memory_used_bytes", "Memory in use for messages (queue.memory).", memory.used);
         page.gauge("postrider_memory_limit_bytes", "The most of it.", memory.limit);
         page.gauge("postrider_disk_free_bytes", "Free space where data_dir is.", disk.free);

@@ -10,13 +10,14 @@ use std::ops::ControlFlow;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Millis;
 use crate::events::Entry as StoryEntry;
 use crate::message::MessageId;
-use crate::store::{Entry, Range, Store, StoreError, Table};
+use crate::store::{Entry, FORMAT_VERSION, Range, Store, StoreError, Table};
 
-use super::record::{Message, Recipient, Status};
-use super::{keys, lane};
+use super::keys::{self, DueKey};
+use super::lane::Streams;
+use super::record::{Message, Recipient};
+use super::{due_time, rebuild};
 
 /// Records between two words about how far it is.
 const PROGRESS_EVERY: u64 = 1000;
@@ -89,7 +90,7 @@ impl Kind {
                 "it cannot be delivered as it was sent; `postrider queue cancel ID`, and ask the sender to send again"
             }
             Kind::NotDue => "`postrider queue retry ID` puts it back into the schedule",
-            Kind::OrphanDue => "harmless: it is passed over",
+            Kind::OrphanDue => "harmless: the server removes it when its time comes",
         }
     }
 
@@ -156,7 +157,9 @@ pub fn check(
     tell: &mut dyn FnMut(Finding) -> ControlFlow<()>,
     progress: &mut dyn FnMut(u64),
 ) -> Summary {
-    let mut check = Check { store, tell, progress, looked: 0, broken_off: false, summary: Summary::default() };
+    let summary = Summary::default();
+    let mut check = Check { store, tell, progress, looked: 0, broken_off: false, streams: None, in_index: 0, summary };
+    check.streams = check.streams();
     check.messages();
     check.due();
     check.others();
@@ -169,6 +172,10 @@ struct Check<'a> {
     progress: &'a mut dyn FnMut(u64),
     looked: u64,
     broken_off: bool,
+    /// None: the due index is of another format or not finished; the next start makes it anew.
+    streams: Option<Streams>,
+    /// Waiting recipients that are in the due index.
+    in_index: u64,
     summary: Summary,
 }
 
@@ -225,6 +232,19 @@ impl Check<'_> {
         walk.entries.next()?.ok()
     }
 
+    fn streams(&mut self) -> Option<Streams> {
+        if self.store.format() < FORMAT_VERSION || matches!(self.store.get(Table::Meta, rebuild::MARK), Ok(Some(_))) {
+            return None;
+        }
+        match Streams::load(self.store) {
+            Ok(streams) => Some(streams),
+            Err(error) => {
+                self.found(Kind::Unreadable.at(None, format!("the list of streams: {error}")));
+                None
+            }
+        }
+    }
+
     /// Messages, bodies and recipients side by side.
     fn messages(&mut self) {
         let store = self.store;
@@ -238,7 +258,7 @@ impl Check<'_> {
             let stands = message.is_some();
             let message = message.and_then(|(_, value)| self.message(id, &value));
             self.body(id, stands, message.as_ref(), &mut bodies);
-            self.recipients(id, stands, &mut recipients);
+            self.recipients(id, stands, message.as_ref(), &mut recipients);
         }
     }
 
@@ -282,7 +302,7 @@ impl Check<'_> {
         }
     }
 
-    fn recipients(&mut self, id: MessageId, stands: bool, recipients: &mut Walk<'_>) {
+    fn recipients(&mut self, id: MessageId, stands: bool, message: Option<&Message>, recipients: &mut Walk<'_>) {
         let mut number_of = 0;
         while let Some((key, value)) = self.take(recipients, id) {
             number_of += 1;
@@ -292,7 +312,7 @@ impl Check<'_> {
                 continue;
             };
             match keys::decode::<Recipient>(&value) {
-                Ok(recipient) => self.recipient(id, number, &recipient),
+                Ok(recipient) => self.recipient(id, number, message, &recipient),
                 Err(error) => {
                     let what = format!("recipient {number} of message {id} cannot be read: {error}");
                     self.found(Kind::BadRecord.at(id, what));
@@ -309,62 +329,68 @@ impl Check<'_> {
         }
     }
 
-    fn recipient(&mut self, id: MessageId, number: u32, recipient: &Recipient) {
-        let Status::Waiting { due } = recipient.status else { return };
-        match self.store.get(Table::Due, &keys::due(due, lane(recipient), id, number)) {
-            Ok(Some(_)) => {}
+    fn recipient(&mut self, id: MessageId, number: u32, message: Option<&Message>, recipient: &Recipient) {
+        // Without its message nobody knows where it belongs; that has been told.
+        let (Some(due), Some(message), Some(streams)) = (due_time(recipient), message, &self.streams) else { return };
+        let (key, _) = rebuild::entry_of(streams, &message.stream, id, number, recipient, due);
+        match self.store.get(Table::Due, &key.to_bytes()) {
+            Ok(Some(_)) => self.in_index += 1,
             Ok(None) => {
                 let what = format!("recipient {number} of message {id} waits, but is not in the due index");
                 self.found(Kind::NotDue.at(id, what));
             }
-            Err(error) => self.found(Kind::Unreadable.at(id, format!("table due: {error}"))),
+            Err(error) => self.found(Kind::Unreadable.at(id, error.to_string())),
         }
     }
 
-    /// Each entry of the due index has its recipient, who waits for just that.
+    /// Each entry of the due index has its recipient, who waits for just that. Where there are as many
+    /// entries as recipients with theirs, none can be wrong, and no record is read again.
     fn due(&mut self) {
+        let Some(streams) = self.streams.take() else { return };
         let store = self.store;
+        let mut count = 0;
         for entry in entries(store, Table::Due) {
+            self.count();
+            count += 1;
+            if let Err(error) = entry {
+                self.found(Kind::Unreadable.at(None, error.to_string()));
+            }
+        }
+        if count == self.in_index {
+            return;
+        }
+        for (key, _) in entries(store, Table::Due).flatten() {
             if self.broken_off {
                 return;
             }
-            self.count();
-            let key = match entry {
-                Ok((key, _)) => key,
-                Err(error) => {
-                    self.found(Kind::Unreadable.at(None, error.to_string()));
-                    continue;
-                }
-            };
-            match keys::read_due(&key) {
-                Ok((due, id, number)) => self.due_entry(&key, due, id, number),
+            match DueKey::read(&key) {
+                Ok(key) => self.due_entry(&streams, key),
                 Err(error) => self.found(Kind::BadKey.at(None, error.to_string())),
             }
         }
     }
 
-    fn due_entry(&mut self, key: &[u8], due: Millis, id: MessageId, number: u32) {
-        let what = match self.store.get(Table::Recipient, &keys::recipient(id, number)) {
-            Ok(Some(value)) => match keys::decode::<Recipient>(&value) {
-                Ok(recipient) => {
-                    let fits = recipient.status == (Status::Waiting { due })
-                        && keys::due(due, lane(&recipient), id, number) == key;
-                    if fits {
-                        return;
-                    }
-                    "who does not wait for that time"
-                }
-                // Told of where the recipients are looked at.
-                Err(_) => return,
-            },
-            Ok(None) => "who is not there",
-            Err(error) => {
-                self.found(Kind::Unreadable.at(id, format!("table recipient: {error}")));
-                return;
-            }
+    fn due_entry(&mut self, streams: &Streams, key: DueKey) {
+        let (id, number) = (key.at.id, key.at.number);
+        let read = || -> Result<Option<&str>, StoreError> {
+            let Some(value) = self.store.get(Table::Recipient, &keys::recipient(id, number))? else {
+                return Ok(Some("who is not there"));
+            };
+            // A record that is none has been told of.
+            let Ok(recipient) = keys::decode::<Recipient>(&value) else { return Ok(None) };
+            let stream = rebuild::stream_name(self.store, id)?;
+            let right = due_time(&recipient)
+                .map(|due| rebuild::entry_of(streams, &stream, id, number, &recipient, due).0 == key);
+            Ok((right != Some(true)).then_some("who does not wait there for that time"))
         };
-        let what = format!("the due index names recipient {number} of message {id}, {what}");
-        self.found(Kind::OrphanDue.at(id, what));
+        match read() {
+            Ok(None) => {}
+            Ok(Some(what)) => {
+                let what = format!("the due index names recipient {number} of message {id}, {what}");
+                self.found(Kind::OrphanDue.at(id, what));
+            }
+            Err(error) => self.found(Kind::Unreadable.at(id, error.to_string())),
+        }
     }
 
     /// The tables of the other parts: their records can be read.
