@@ -141,6 +141,7 @@ fn job_of(chunks: Vec<Bytes>, recipients: &[&str]) -> Job {
         dsn: DsnRequest::default(),
         size: body.len() as u64,
         chunks: 1,
+        streamed: None,
         message_id: String::new(),
         subject: String::new(),
         findings: None,

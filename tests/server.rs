@@ -210,7 +210,7 @@ async fn a_plain_conversation() {
     client.expect("250 2.0.0 queued").await;
     client.quit().await;
     let drafts = server.drafts();
-    assert_eq!(&drafts[0].content[..], b"Subject: hi\r\n\r\n.dot\r\n");
+    assert_eq!(&drafts[0].content.head()[..], b"Subject: hi\r\n\r\n.dot\r\n");
     let peer = drafts[0].origin.peer.clone().unwrap();
     assert_eq!((peer.ip.to_string(), peer.helo.as_str(), peer.tls), ("127.0.0.1".into(), "client.test", None));
     server.connections_are(0).await;
@@ -234,7 +234,7 @@ async fn a_whole_group_in_one_write_is_answered_in_order() {
         client.expect(code).await;
     }
     client.closed().await;
-    let contents: Vec<_> = server.drafts().iter().map(|draft| draft.content.clone()).collect();
+    let contents: Vec<_> = server.drafts().iter().map(|draft| draft.content.head().clone()).collect();
     assert_eq!(contents, [&b"hello\r\n"[..], b"two\r\n"]);
 }
 
@@ -284,7 +284,7 @@ async fn login_and_submission_under_starttls_and_implicit_tls() {
         client.expect("250").await;
         client.quit().await;
         let draft = server.drafts().remove(0);
-        assert_eq!(draft.content, content.as_bytes());
+        assert_eq!(draft.content.head(), content.as_bytes());
         assert_eq!(draft.origin.account.as_deref(), Some("shop"));
         let description = draft.origin.peer.unwrap().tls.unwrap();
         assert!(description.starts_with(name), "{description}");
@@ -397,7 +397,7 @@ async fn a_message_waits_for_the_memory_of_another() {
     drop(held);
     first.expect("250").await;
     second.expect("250").await;
-    let contents: Vec<_> = server.drafts().iter().map(|draft| draft.content.clone()).collect();
+    let contents: Vec<_> = server.drafts().iter().map(|draft| draft.content.head().clone()).collect();
     assert_eq!(
         contents,
         [&b"first\r\n"[..], b"second\r\n"],
@@ -464,5 +464,5 @@ async fn stopping_finishes_the_message_that_is_being_sent() {
     sending.closed().await;
     timeout(PATIENCE, server.shared.sessions.wait()).await.expect("all sessions end");
     let drafts = server.shared.outside.drafts.lock().unwrap();
-    assert_eq!(&drafts[0].content[..], b"Subject: half\r\n\r\nthe other half\r\n");
+    assert_eq!(&drafts[0].content.head()[..], b"Subject: half\r\n\r\nthe other half\r\n");
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::config::Role;
 use crate::intake::Intake;
 use crate::message::{Address, Draft, ReversePath};
+use crate::queue::body::BodyWriter;
+use crate::queue::memory::Memory;
 use crate::server::outside::Outside;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
@@ -26,6 +28,14 @@ impl Outside for Behind {
         recipient: &Address,
     ) -> Result<(), Refusal> {
         self.0.recipient(role, recipient)
+    }
+
+    fn begin_body(&self, head: &[u8]) -> Option<BodyWriter> {
+        Some(self.0.queue().begin_body(head))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        Some(self.0.queue().memory().clone())
     }
 
     async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::bounce::dsn::{self, Action, Notice};
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
@@ -18,6 +20,7 @@ use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::{Queue, Step};
 use crate::smtp::reply::Severity;
+use crate::store::StoreError;
 
 use super::{Delivered, Job, Outcome};
 
@@ -172,7 +175,7 @@ impl Settler {
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        if let Some((draft, event)) = self.notice(job, tell, group) {
+        if let Some((draft, event)) = self.notice(job, tell, group).await? {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
@@ -194,12 +197,12 @@ impl Settler {
     }
 
     /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
-    fn notice(&self, job: &Job, tell: Tell, group: &Group) -> Option<(Draft, Event)> {
+    async fn notice(&self, job: &Job, tell: Tell, group: &Group) -> Result<Option<(Draft, Event)>, String> {
         let message = &job.message;
-        let ReversePath::Address(sender) = &message.mail_from else { return None };
+        let ReversePath::Address(sender) = &message.mail_from else { return Ok(None) };
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
         let action = match tell {
-            Tell::Nothing => return None,
+            Tell::Nothing => return Ok(None),
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
             Tell::Delayed => Action::Delayed { until: message.received_at.saturating_add(retry_for) },
@@ -211,9 +214,15 @@ impl Settler {
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
         if wanted.is_empty() {
-            return None;
+            return Ok(None);
         }
         let names: Vec<String> = wanted.iter().map(|(recipient, _)| recipient.address.to_string()).collect();
+        let original = match job.body.beginning(dsn::ORIGINAL_BYTES_MAX).await {
+            Ok(original) => original,
+            // The record will not get better: the sender is told all the same.
+            Err(StoreError::Damaged(_)) => Bytes::new(),
+            Err(error) => return Err(error.to_string()),
+        };
         let notice = Notice {
             hostname: &self.config.hostname,
             from: &self.mailer_daemon(sender),
@@ -221,7 +230,7 @@ impl Settler {
             message,
             recipients: &wanted,
             action,
-            original: &job.body.contiguous(),
+            original: &original,
             now: self.clock.now(),
             seed: getrandom::u64().unwrap_or_else(|_| message.id.as_u64()),
         };
@@ -229,7 +238,7 @@ impl Settler {
         envelope.smtputf8 = dsn::needs_smtputf8(&notice);
         let origin = Origin { door: Door::Bounce, account: None, peer: None };
         let draft = Draft { envelope, content: dsn::write(&notice).into(), origin };
-        Some((draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") }))
+        Ok(Some((draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") })))
     }
 
     /// From a domain of ours, so that the notice is signed: the sender's own where that is ours.

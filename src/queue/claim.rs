@@ -2,7 +2,6 @@
 //! it likes and nothing stays locked after a crash.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -28,13 +27,11 @@ const LOOK_MAX: usize = 2048;
 pub const PLACE_CLAIMS_MAX: usize = CLAIMS_MAX / 16;
 
 /// The claims, and what the dispatcher waits for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Claims {
     inner: Mutex<Inner>,
     /// Something became due that the dispatcher does not know of.
     pub wake: Notify,
-    memory: AtomicU64,
-    memory_max: u64,
 }
 
 #[derive(Debug, Default)]
@@ -80,8 +77,8 @@ impl Inner {
 }
 
 impl Claims {
-    pub fn new(memory_max: u64) -> Claims {
-        Claims { inner: Mutex::default(), wake: Notify::new(), memory: AtomicU64::new(0), memory_max }
+    pub fn new() -> Claims {
+        Claims { inner: Mutex::default(), wake: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -144,15 +141,6 @@ impl Claims {
         inner.earliest_announced = Some(inner.earliest_announced.map_or(due, |earliest| earliest.min(due)));
         drop(inner);
         self.wake.notify_one();
-    }
-
-    pub(super) fn take_memory(&self, bytes: u64) -> bool {
-        let take = |used: u64| (used + bytes <= self.memory_max).then_some(used + bytes);
-        self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
-    }
-
-    pub(super) fn free_memory(&self, bytes: u64) {
-        self.memory.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 

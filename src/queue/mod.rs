@@ -7,9 +7,11 @@
 //!
 //! Left out: which way out (decided in `delivery`), what is told to whom (`events`, `bounce`).
 
+pub mod body;
 pub mod claim;
 pub mod commit;
 pub mod keys;
+pub mod memory;
 pub mod record;
 pub mod schedule;
 
@@ -27,21 +29,20 @@ use crate::store::{Batch, Store, StoreError, Table};
 
 use claim::Claims;
 use commit::Committer;
+use memory::Memory;
 use record::{Message, Recipient, Status};
 
 /// Longest piece of a body in one record, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Locks that keep the last two recipients of one message from both, or neither, being the last.
 const MESSAGE_LOCKS: usize = 256;
-/// Bytes of fresh bodies that may wait in memory for their first attempt, as a share of
-/// `queue.memory`; what is above is read back when it is needed.
-const FRESH_MEMORY_SHARE: u64 = 4;
 
 /// A message that is about to be queued.
 #[derive(Debug)]
 pub struct NewMessage {
     pub message: Message,
-    /// In pieces of at most [`CHUNK_BYTES_MAX`].
+    /// In pieces of at most [`CHUNK_BYTES_MAX`]; without what `message.streamed` tells of, which is
+    /// written already.
     pub body: Vec<Bytes>,
     pub recipients: Vec<Recipient>,
     /// Goes into the same batch: the story, counters, a pickup claim.
@@ -57,18 +58,10 @@ pub struct Claimed {
     pub body: Option<FreshBody>,
 }
 
-/// A body that waits in memory; gives its bytes back to the budget when dropped.
+/// The `message.chunks` first pieces of a body, in memory. They pay for themselves (see `memory`).
 #[derive(Debug)]
 pub struct FreshBody {
     pub chunks: Vec<Bytes>,
-    bytes: u64,
-    claims: Arc<Claims>,
-}
-
-impl Drop for FreshBody {
-    fn drop(&mut self) {
-        self.claims.free_memory(self.bytes);
-    }
 }
 
 /// One change of a recipient after an attempt or by a person.
@@ -87,6 +80,8 @@ pub struct Queue {
     ids: IdSource,
     clock: Clock,
     claims: Arc<Claims>,
+    memory: Memory,
+    incoming: body::Incoming,
     fresh: mpsc::UnboundedSender<Claimed>,
     message_locks: Vec<tokio::sync::Mutex<()>>,
 }
@@ -99,7 +94,7 @@ impl std::fmt::Debug for Queue {
 
 impl Queue {
     /// The receiver gives what was just committed and claimed for a first attempt; its length is
-    /// bounded by the claims.
+    /// bounded by the claims. `memory`: bytes of bodies held at one time (`queue.memory`).
     pub fn new(
         store: Arc<Store>,
         clock: Clock,
@@ -108,11 +103,14 @@ impl Queue {
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
         let (fresh, fresh_receiver) = mpsc::unbounded_channel();
         let last = highest_id(&store)?;
+        body::forget_incoming(&store)?;
         let queue = Queue {
             committer: Committer::start(store.clone(), sync),
             ids: IdSource::new(0, last),
             clock,
-            claims: Arc::new(Claims::new(memory / FRESH_MEMORY_SHARE)),
+            claims: Arc::new(Claims::new()),
+            memory: Memory::new(memory),
+            incoming: body::Incoming::default(),
             fresh,
             message_locks: (0..MESSAGE_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             store,
@@ -126,6 +124,11 @@ impl Queue {
 
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// The one budget for bodies.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     pub fn new_id(&self) -> MessageId {
@@ -142,6 +145,10 @@ impl Queue {
         for (number, chunk) in body.iter().enumerate() {
             batch.put(Table::Body, keys::body(id, number as u32), chunk.clone());
         }
+        let is_streamed = message.streamed.is_some();
+        if is_streamed {
+            batch.delete(Table::Incoming, id.to_key());
+        }
         for (number, recipient) in recipients.iter().enumerate() {
             put_recipient(&mut batch, id, number as u32, recipient)?;
         }
@@ -150,6 +157,9 @@ impl Queue {
         let due_now: Vec<u32> = due_recipients(&recipients, now).map(|(number, _)| number).collect();
         let reserved = self.claims.reserve(id, due_recipients(&recipients, now));
         let written = self.committer.commit(batch, true).await;
+        if is_streamed && written.is_ok() {
+            self.incoming.committed(id);
+        }
         match (reserved, &written) {
             (true, Ok(())) => self.hand_over(message, body, recipients, &due_now),
             (true, Err(_)) => due_now.iter().for_each(|number| self.claims.release(id, *number)),
@@ -169,9 +179,8 @@ impl Queue {
             .map(|(number, recipient)| (number as u32, recipient))
             .filter(|(number, _)| due_now.contains(number))
             .collect();
-        let bytes = message.size;
-        let fits = self.claims.take_memory(bytes);
-        let body = fits.then(|| FreshBody { chunks: body, bytes, claims: self.claims.clone() });
+        // Where memory is short it is read back when its turn comes.
+        let body = self.memory.is_ample().then_some(FreshBody { chunks: body });
         // A closed channel means that the dispatcher has stopped: the next start finds the message.
         let _ = self.fresh.send(Claimed { message: Arc::new(message), recipients, body });
     }
@@ -179,16 +188,6 @@ impl Queue {
     /// Takes recipients whose time has come, oldest first, and tells when the next one is due.
     pub fn claim_due(&self) -> Result<claim::Scan, StoreError> {
         claim::claim_due(&self.store, &self.claims, self.clock.now())
-    }
-
-    pub fn body(&self, message: &Message) -> Result<Vec<Bytes>, StoreError> {
-        let mut chunks = Vec::with_capacity(message.chunks as usize);
-        for number in 0..message.chunks {
-            let key = keys::body(message.id, number);
-            let missing = || StoreError::Damaged(format!("body {number} of message {}", message.id));
-            chunks.push(Bytes::from(self.store.get(Table::Body, &key)?.ok_or_else(missing)?));
-        }
-        Ok(chunks)
     }
 
     pub fn message(&self, id: MessageId) -> Result<Option<Message>, StoreError> {
@@ -302,7 +301,7 @@ impl Queue {
         }
         if steps.iter().all(|step| step.after.is_none()) && (is_whole(message, steps) || !self.has_other(id, sealed)?) {
             batch.delete(Table::Message, id.to_key());
-            for number in 0..message.chunks {
+            for number in message.body_numbers() {
                 batch.delete(Table::Body, keys::body(id, number));
             }
         }
@@ -371,7 +370,7 @@ fn due_recipients(recipients: &[Recipient], now: Millis) -> impl Iterator<Item =
 /// The newest id of an earlier run, so that ids grow even if the clock went back.
 fn highest_id(store: &Store) -> Result<u64, StoreError> {
     let mut highest = 0;
-    for table in [Table::Message, Table::Journal] {
+    for table in [Table::Message, Table::Journal, Table::Incoming] {
         if let Some((key, _)) = store.last(table)? {
             highest = highest.max(keys::message_id(&key)?.as_u64());
         }

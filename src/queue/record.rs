@@ -1,13 +1,16 @@
 //! What the queue keeps on disk, and the legal states of a message and of a recipient.
 //!
 //! A message is three kinds of record: `message` (envelope and origin, written once), `body` (the
-//! bytes in chunks, written once) and one `recipient` per delivery, with one entry in the due index
+//! bytes in chunks, written once; those of a large message while it still comes in, with a record in
+//! `incoming` for as long as they count for nothing) and one `recipient` per delivery, with one entry in the due index
 //! while it waits. A recipient's record goes when its fate is sealed; the message and its body go
 //! with the last of them. What remains is the story in `journal`.
 //!
 //! | message | body | recipient | due | claim (memory) | meaning              | after a crash                          |
 //! |---------|------|-----------|-----|----------------|----------------------|----------------------------------------|
 //! | -       | -    | -         | -   | -              | being received       | nothing; the client had no 250         |
+//! | -       | some | -         | -   | -              | large, being received| the chunks named by `incoming` are     |
+//! |         |      |           |     |                |                      | deleted at the start; no 250 either    |
 //! | +       | +    | waiting   | +   | -              | waiting for its time | found by the due index                 |
 //! | +       | +    | waiting   | +   | +              | in an attempt        | claim forgotten, tried again: a copy   |
 //! |         |      |           |     |                |                      | is possible if the far end had said 250|
@@ -39,8 +42,11 @@ pub struct Message {
     pub dsn: DsnRequest,
     /// Bytes of the whole message, trace fields included.
     pub size: u64,
-    /// How many `body` records hold it.
+    /// How many `body` records hold it, those of `streamed` not counted.
     pub chunks: u32,
+    /// Its end, if that was written while it came in.
+    #[serde(default)]
+    pub streamed: Option<Streamed>,
     /// Message-ID field, without brackets; empty if there is none.
     pub message_id: String,
     /// Subject field, for people who look for a message; shortened to 200 characters.
@@ -50,6 +56,29 @@ pub struct Message {
     pub findings: Option<Findings>,
     /// How many recipients it was queued for.
     pub recipients: u32,
+}
+
+/// The end of a large message, in `body` records of its own from [`STREAMED_FROM`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streamed {
+    pub chunks: u32,
+    pub ascii: bool,
+}
+
+/// Number of the first `body` record of what is written while a message comes in. Those below are for
+/// its beginning, which is written with the commit.
+pub const STREAMED_FROM: u32 = 1 << 16;
+
+impl Message {
+    /// The numbers of its `body` records, in the order of the message.
+    pub fn body_numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        (0..self.chunks).chain(streamed_numbers(self.streamed.map_or(0, |streamed| streamed.chunks)))
+    }
+}
+
+/// The numbers of so many `body` records that were written while a message came in.
+pub fn streamed_numbers(chunks: u32) -> std::ops::Range<u32> {
+    STREAMED_FROM..STREAMED_FROM.saturating_add(chunks)
 }
 
 /// The `recipient` record: one delivery to one place.

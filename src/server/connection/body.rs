@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::memory::{Content, Share};
+use super::memory::{Content, Lost, Share};
 use super::{Connection, End};
 use crate::server::limits::{self, Client};
 use crate::server::outside::Outside;
@@ -50,6 +50,15 @@ impl Decoder<'_> {
     }
 }
 
+impl From<Lost> for DataEnd {
+    fn from(lost: Lost) -> DataEnd {
+        match lost {
+            Lost::NoRoom => DataEnd::NoRoom,
+            Lost::Unstored => DataEnd::Unstored,
+        }
+    }
+}
+
 /// Octets that a decoder may have kept back of earlier input (a dot, a CR) and adds to the next.
 const HELD_BACK_BYTES_MAX: usize = 2;
 
@@ -66,7 +75,7 @@ where
         if self.read_body(Decoder::Data(&mut decoder), &mut content).await? == Progress::Endless {
             return Ok(DataEnd::Endless);
         }
-        Ok(self.complete(decoder.flaw(), content))
+        Ok(self.complete(decoder.flaw(), content).await)
     }
 
     pub(super) async fn read_chunk(
@@ -97,13 +106,13 @@ where
         }
         if last {
             let (decoder, content) = *message;
-            return Ok(self.complete(decoder.finish(), content));
+            return Ok(self.complete(decoder.finish(), content).await);
         }
         if let Some(flaw) = decoder.flaw() {
             return Ok(flaw.into());
         }
-        if content.lacks_room() {
-            return Ok(DataEnd::NoRoom);
+        if let Some(lost) = content.lost() {
+            return Ok(lost.into());
         }
         self.chunks = Some(message);
         Ok(DataEnd::Partial)
@@ -118,16 +127,23 @@ where
         }
     }
 
-    fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
+    async fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
         if let Some(flaw) = flaw {
             return flaw.into();
         }
-        if content.lacks_room() {
-            return DataEnd::NoRoom;
+        if let Some(lost) = content.lost() {
+            return lost.into();
         }
-        let (bytes, paid) = content.finish();
-        self.held = paid;
-        DataEnd::Complete(bytes)
+        match content.finish().await {
+            Ok((content, own)) => {
+                self.held = own;
+                DataEnd::Complete(content)
+            }
+            Err(error) => {
+                warn!(%error, "a message could not be stored while it came in");
+                DataEnd::Unstored
+            }
+        }
     }
 
     /// Feeds the decoder to the end of the message or chunk.
@@ -137,7 +153,15 @@ where
         loop {
             let buffered = self.input.len().saturating_sub(self.start);
             let more = buffered + HELD_BACK_BYTES_MAX;
-            let is_kept = buffered > 0 && decoder.flaw().is_none() && !content.lacks_room();
+            let is_kept = buffered > 0 && decoder.flaw().is_none() && content.lost().is_none();
+            if is_kept
+                && content.is_full(more)
+                && let Err(error) = content.pass_on(&self.shared.outside).await
+            {
+                warn!(%error, "a message could not be stored while it came in");
+                decoder.discard();
+            }
+            let is_kept = is_kept && content.lost().is_none();
             if is_kept && !content.make_room(more, &self.shared.memory) {
                 // The client may be waiting for what we have said before it sends (and ends) anything.
                 self.flush().await?;
