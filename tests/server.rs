@@ -61,7 +61,9 @@ impl Outside for House {
     async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let _pass = self.gate.acquire().await.map_err(|_| Refusal::inner("closed"))?;
-        self.drafts.lock().unwrap().push(draft);
+        // What is kept here must not be paid for by the server.
+        let content = draft.content.head().to_vec().into();
+        self.drafts.lock().unwrap().push(Draft { content, ..draft });
         Ok(Reply::new(250, (0, 0), "queued"))
     }
 }
@@ -380,10 +382,12 @@ async fn no_room_in_memory_is_a_452_and_harms_nobody_else() {
 async fn a_message_waits_for_the_memory_of_another() {
     let server = Server::start(Role::Mx, ListenerTls::Off, |config| config.queue.memory = 64 << 10);
     let held = server.shared.outside.gate.acquire_many(100).await.unwrap();
+    // Either takes more than half of it.
+    let [one, two] = ["first", "second"].map(|text| format!("{}\r\n", text.repeat(40 * 1024 / text.len())));
     let mut first = server.connect().await;
     first.begin().await;
     first.begin_data().await;
-    first.send("first\r\n.\r\n").await;
+    first.send(format!("{one}.\r\n")).await;
     let at_the_gate = async {
         while server.shared.outside.waiting.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -393,14 +397,14 @@ async fn a_message_waits_for_the_memory_of_another() {
     let mut second = server.connect().await;
     second.begin().await;
     second.begin_data().await;
-    second.send("second\r\n.\r\n").await;
+    second.send(format!("{two}.\r\n")).await;
     drop(held);
     first.expect("250").await;
     second.expect("250").await;
     let contents: Vec<_> = server.drafts().iter().map(|draft| draft.content.head().clone()).collect();
     assert_eq!(
         contents,
-        [&b"first\r\n"[..], b"second\r\n"],
+        [one, two],
         "the second could not be read before the first was queued"
     );
 }

@@ -202,9 +202,9 @@ impl Content {
         self.lost.is_none() && memory.pay(&self.share, &mut self.paid, capacity) && self.reserve(capacity)
     }
 
-    /// Makes room, or gives the message up: false.
+    /// Makes room, of no more than is needed now, or gives the message up: false.
     pub async fn wait_for_room(&mut self, more: usize, memory: &MessageMemory) -> bool {
-        let capacity = self.capacity_for(more);
+        let capacity = self.bytes.capacity().max(self.bytes.len().saturating_add(more));
         if self.lost.is_none() && memory.wait_and_pay(&self.share, &mut self.paid, capacity).await {
             return self.reserve(capacity);
         }
