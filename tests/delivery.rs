@@ -139,7 +139,7 @@ fn job_of(chunks: Vec<Bytes>, recipients: &[&str]) -> Job {
         body_type: BodyType::EightBitMime,
         smtputf8: false,
         dsn: DsnRequest::default(),
-        size: body.len() as u64,
+        size: body.len(),
         chunks: 1,
         streamed: None,
         message_id: String::new(),

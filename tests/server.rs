@@ -402,11 +402,7 @@ async fn a_message_waits_for_the_memory_of_another() {
     first.expect("250").await;
     second.expect("250").await;
     let contents: Vec<_> = server.drafts().iter().map(|draft| draft.content.head().clone()).collect();
-    assert_eq!(
-        contents,
-        [one, two],
-        "the second could not be read before the first was queued"
-    );
+    assert_eq!(contents, [one, two], "the second could not be read before the first was queued");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! deleted by the commit, tells that these chunks belong to no message yet. They are deleted when the
 //! session gives up, or at the next start.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,14 +20,24 @@ use crate::store::{Batch, Store, StoreError, Table};
 use super::record::{self, Message};
 use super::{Queue, keys};
 
-/// Messages whose chunks are in the store and that are not committed.
+/// Messages whose chunks are in the store and that are not committed, each with the count of
+/// [`Store::reopened`] at its first chunk.
 #[derive(Debug, Default)]
-pub(super) struct Incoming(Mutex<HashSet<MessageId>>);
+pub(super) struct Incoming(Mutex<HashMap<MessageId, u64>>);
 
 impl Incoming {
-    fn lock(&self) -> MutexGuard<'_, HashSet<MessageId>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<MessageId, u64>> {
         // Nothing panics half-way in here.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// May it be committed? Not if the store has failed since its first chunk: what is written without a
+    /// sync and acknowledged may be lost with that.
+    pub(super) fn check(&self, id: MessageId, store: &Store) -> Result<(), StoreError> {
+        match self.lock().get(&id) {
+            Some(reopened) if *reopened == store.reopened() => Ok(()),
+            _ => Err(StoreError::Failed("it was opened again while the message came in".to_owned())),
+        }
     }
 
     /// Its chunks belong to a message now.
@@ -61,7 +71,7 @@ impl std::fmt::Debug for Chunks {
 
 impl Drop for Chunks {
     fn drop(&mut self) {
-        if !self.queue.incoming.lock().remove(&self.id) {
+        if self.queue.incoming.lock().remove(&self.id).is_none() {
             return;
         }
         let mut batch = Batch::new();
@@ -93,7 +103,7 @@ impl BodyWriter {
         // Counted before it is written: a write that is not waited for is deleted all the same.
         let before = written.fetch_add(1, Ordering::AcqRel);
         if before == 0 {
-            queue.incoming.lock().insert(*id);
+            queue.incoming.lock().insert(*id, queue.store.reopened());
             batch.put(Table::Incoming, id.to_key(), Bytes::new());
         }
         batch.put(Table::Body, keys::body(*id, record::STREAMED_FROM.saturating_add(before)), chunk);

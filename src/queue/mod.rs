@@ -147,6 +147,7 @@ impl Queue {
         }
         let is_streamed = message.streamed.is_some();
         if is_streamed {
+            self.incoming.check(id, &self.store)?;
             batch.delete(Table::Incoming, id.to_key());
         }
         for (number, recipient) in recipients.iter().enumerate() {
