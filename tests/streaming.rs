@@ -97,7 +97,7 @@ async fn begin(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"EHLO c.test\r\nMAIL FROM:<me@home.test>\r\nRCPT TO:<you@far.test>\r\nDATA\r\n").await.unwrap();
     let mut heard = Vec::new();
-    while !String::from_utf8_lossy(&heard).contains("354 ") {
+    while !(String::from_utf8_lossy(&heard).contains("354 ") && heard.ends_with(b"\r\n")) {
         assert!(stream.read_buf(&mut heard).await.unwrap() > 0);
     }
     stream
