@@ -30,6 +30,10 @@ impl Outside for Behind {
         self.0.recipient(role, recipient)
     }
 
+    fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        self.0.room_for(bytes)
+    }
+
     fn begin_body(&self, head: &[u8]) -> Option<BodyWriter> {
         Some(self.0.queue().begin_body(head))
     }

@@ -88,6 +88,11 @@ impl Intake {
         &self.queue
     }
 
+    /// Is there disk for so many bytes more of a message that comes in?
+    pub fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        self.disk.room_for(bytes)
+    }
+
     /// Queues a draft. The reply says 250 only after the synced write.
     pub async fn accept(&self, draft: Draft) -> Result<Accepted, Refusal> {
         self.accept_with(draft, Batch::new()).await

@@ -33,6 +33,12 @@ pub trait Outside: Send + Sync + 'static {
         recipient: &Address,
     ) -> Result<(), Refusal>;
 
+    /// Is there disk for so many bytes more of a message that comes in?
+    fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        let _ = bytes;
+        Ok(())
+    }
+
     /// Takes the rest of a message that begins with `head` (its whole header section is in there), so that
     /// it need not be held in memory. None: it is held.
     fn begin_body(&self, head: &[u8]) -> Option<BodyWriter> {

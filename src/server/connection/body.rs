@@ -156,9 +156,9 @@ where
             let is_kept = buffered > 0 && decoder.flaw().is_none() && content.lost().is_none();
             if is_kept
                 && content.is_full(more)
-                && let Err(error) = content.pass_on(&self.shared.outside).await
+                && let Err(refusal) = content.pass_on(&self.shared.outside).await
             {
-                warn!(%error, "a message could not be stored while it came in");
+                warn!(reason = refusal.reason, "a message could not be stored while it came in");
                 decoder.discard();
             }
             let is_kept = is_kept && content.lost().is_none();

@@ -23,6 +23,7 @@ use crate::queue::body::BodyWriter;
 use crate::queue::memory::{Held, Memory, STEP_BYTES, steps_of};
 use crate::server::limits::Client;
 use crate::server::outside::Outside;
+use crate::smtp::reply::Refusal;
 use crate::store::StoreError;
 
 /// How long a message waits for others to make room; then 452.
@@ -45,6 +46,8 @@ const DECLARED_SLACK_BYTES: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct MessageMemory {
     all: Memory,
+    /// [`WAIT`], but for tests.
+    wait: Duration,
     /// Of clients that have messages under way, and some that had.
     shares: Arc<Mutex<HashMap<Client, Weak<Semaphore>>>>,
 }
@@ -91,7 +94,7 @@ impl Paid {
 
 impl MessageMemory {
     pub fn new(all: Memory) -> MessageMemory {
-        MessageMemory { all, shares: Arc::default() }
+        MessageMemory { all, wait: WAIT, shares: Arc::default() }
     }
 
     /// The share of a client from outside. `largest`: bytes of the largest message.
@@ -140,7 +143,7 @@ impl MessageMemory {
             };
             Some((self.all.take(more).await?, own))
         };
-        let acquired = tokio::time::timeout(WAIT, acquire).await.ok().flatten();
+        let acquired = tokio::time::timeout(self.wait, acquire).await.ok().flatten();
         acquired.is_some_and(|(all, own)| paid.add(all, own))
     }
 }
@@ -248,8 +251,12 @@ impl Content {
         self.lost.is_none() && !self.bytes.is_empty() && self.bytes.len().saturating_add(more) > most
     }
 
-    /// Passes on what is here. A failure of the store gives the message up.
-    pub async fn pass_on(&mut self, outside: &impl Outside) -> Result<(), StoreError> {
+    /// Passes on what is here. Where that cannot be, the message is given up.
+    pub async fn pass_on(&mut self, outside: &impl Outside) -> Result<(), Refusal> {
+        if let Err(refusal) = outside.room_for(self.bytes.len() as u64) {
+            self.lose(Lost::NoRoom);
+            return Err(refusal);
+        }
         let passed = match &mut self.passed {
             Passed::Never => Ok(()),
             Passed::Nothing => {
@@ -264,10 +271,10 @@ impl Content {
             }
             Passed::Rest(_) => self.push().await,
         };
-        if passed.is_err() {
+        passed.map_err(|error| {
             self.lose(Lost::Unstored);
-        }
-        passed
+            Refusal::inner(error.to_string())
+        })
     }
 
     async fn push(&mut self) -> Result<(), StoreError> {
@@ -388,6 +395,22 @@ mod tests {
         assert_eq!(content.lost(), Some(Lost::NoRoom));
         assert_eq!(all.used(), 0, "and holds nothing while it is drained");
         assert!(!content.make_room(1, &memory), "a message with a hole is not continued");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_back_in_time_is_not_waited_for_longer() {
+        let (all, mut memory) = memory(128);
+        memory.wait = Duration::from_millis(1);
+        let others = all.take(all.common_steps()).await.unwrap();
+        let mut content = Content::new(None, 1 << 20, Share::default());
+        assert!(!content.make_room(1, &memory));
+        assert!(!content.wait_for_room(1, &memory).await);
+        assert_eq!(content.lost(), Some(Lost::NoRoom));
+        // In time, it is.
+        memory.wait = Duration::from_secs(60);
+        let mut content = Content::new(None, 1 << 20, Share::default());
+        let (has_room, ()) = tokio::join!(content.wait_for_room(1, &memory), async { drop(others) });
+        assert!(has_room);
     }
 
     #[tokio::test]
