@@ -4,6 +4,8 @@
 
 mod support {
     pub mod client;
+    pub mod hook;
+    pub mod records;
     pub mod server;
     pub mod sink;
     pub mod zone;
@@ -15,15 +17,20 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use bytes::Bytes;
 use postrider::cli::dns;
 use postrider::clock::Clock;
 use postrider::events::Event;
 use postrider::intake::sign::Signer;
 use postrider::message::Domain;
 use postrider::message::header::Headers;
-use postrider::queue::{CHUNK_BYTES_MAX, Queue};
-use postrider::store::{Store, Table};
+use postrider::queue::record::Streamed;
+use postrider::queue::{CHUNK_BYTES_MAX, NewMessage, Queue, Step};
+use postrider::store::{Batch, Store, Table};
 use support::client::Client;
+use support::hook::Hook;
+use support::records::{START, message, open, recipient};
 use support::server::{TestServer, queued_id};
 use support::sink::Sink;
 use support::zone::{Zone, ZoneServer};
@@ -34,9 +41,13 @@ const MIB: usize = 1 << 20;
 /// Only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The base ends within `[queue]`.
 async fn start(folder: &Path, sink: Option<&Sink>, zone: &ZoneServer, memory: &str) -> TestServer {
-    let more = format!(
+    TestServer::start(folder, &conf(sink, zone, memory)).await
+}
+
+/// The base that this is put behind ends within `[queue]`.
+fn conf(sink: Option<&Sink>, zone: &ZoneServer, memory: &str) -> String {
+    format!(
         r#"
 memory = "{memory}"
 [networks]
@@ -55,8 +66,7 @@ nameservers = ["{}"]
 "#,
         sink.map_or(9, |sink| sink.address.port()),
         zone.addr(),
-    );
-    TestServer::start(folder, &more).await
+    )
 }
 
 fn far_zone() -> Zone {
@@ -340,4 +350,81 @@ async fn deliveries_go_on_while_sessions_hold_the_whole_budget() {
     server.wait_done(queued_id(&reply)).await;
     until("the memory is given back", || memory.used() == 0).await;
     server.stop().await;
+}
+
+/// Fresh, and read back: the whole message to a webhook, and its header in the notice to the sender.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_gets_it_whole_and_the_sender_of_a_refused_one_hears_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone, hook) = (Sink::start().await, far_zone().serve().await, Hook::start().await);
+    let more = conf(Some(&sink), &zone, "40MiB").replace(
+        "[targets.box]",
+        &format!(
+            "\"hook@home.test\" = \"hook\"\n[targets.hook]\nkind = \"webhook\"\nurl = \"{}\"\n[targets.box]",
+            hook.url
+        ),
+    );
+    let server = TestServer::start(folder.path(), &more).await;
+    let memory = server.app.operator().queue.memory().clone();
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let content = letter("box@home.test", "refused@far.test", &body(700 * 1024));
+    for round in 0..2 {
+        let recipients = ["hook@home.test", "refused@far.test"];
+        let reply = client.send("box@home.test", &recipients, &stuffed(&content)).await.unwrap();
+        let story = server.wait_done(queued_id(&reply)).await;
+        assert!(story.entries.iter().any(|entry| matches!(entry.event, Event::NoticeSent { .. })), "{story:#?}");
+        let event = hook.received().remove(round);
+        let raw = event["data"]["raw"]["base64"].as_str().unwrap_or_else(|| panic!("{}", event["data"]["raw"]));
+        let raw = base64::engine::general_purpose::STANDARD.decode(raw).unwrap();
+        assert!(raw.ends_with(Headers::parse(content.as_bytes()).body()), "round {round}");
+        let boxed = || std::fs::read_dir(folder.path().join("box/new")).map_or(0, Iterator::count);
+        until("the notice is there", || boxed() == round + 1).await;
+        // In the second round nothing is kept in memory for the first attempt.
+        if round == 0 {
+            std::mem::forget(memory.take(memory.common_steps() - 256).await.unwrap());
+        }
+    }
+    for file in std::fs::read_dir(folder.path().join("box/new")).unwrap() {
+        let notice = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(notice.contains("Action: failed") && notice.contains("Subject: large"), "{notice}");
+    }
+    server.stop().await;
+}
+
+/// Chunks that were written before the store failed may be lost with that, acknowledged or not.
+#[tokio::test]
+async fn a_message_is_not_committed_over_a_store_that_was_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    for reopens in [false, true] {
+        let head = Bytes::from_static(b"Subject: x\r\n\r\nbegin");
+        let mut writer = queue.begin_body(&head);
+        for chunk in [&b" middle"[..], b" end\r\n"] {
+            writer.push(Bytes::from_static(chunk)).await.unwrap();
+        }
+        let rest = writer.finish();
+        assert_eq!(counts(queue.store()), [2, 1, 0]);
+        if reopens {
+            queue.store().reopen().unwrap();
+        }
+        let mut new = message(rest.id, std::slice::from_ref(&head), 1);
+        new.streamed = Some(Streamed { chunks: rest.chunks, ascii: rest.is_ascii });
+        new.size += rest.bytes;
+        let recipients = vec![recipient("a@b.example", START)];
+        let whole = queue.enqueue(NewMessage { message: new, body: vec![head], recipients, extra: Batch::new() }).await;
+        drop(rest);
+        assert_eq!(whole.is_err(), reopens);
+        if reopens {
+            until("the chunks are gone", || counts(queue.store()) == [0; 3]).await;
+            continue;
+        }
+        let claimed = fresh.try_recv().unwrap();
+        assert_eq!(queue.body(&claimed.message).unwrap().concat(), b"Subject: x\r\n\r\nbegin middle end\r\n");
+        assert_eq!(counts(queue.store()), [3, 0, 1]);
+        let step = Step { number: 0, before: claimed.recipients[0].1.clone(), after: None };
+        let batch = queue.step_batch(&claimed.message, &[step], &[]).unwrap();
+        queue.commit(batch, true).await.unwrap();
+        assert_eq!(counts(queue.store()), [0; 3], "all of it goes with the last recipient");
+    }
 }
