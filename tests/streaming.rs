@@ -323,8 +323,9 @@ async fn deliveries_go_on_while_sessions_hold_the_whole_budget() {
     let server = start(folder.path(), Some(&sink), &zone, "40MiB").await;
     let memory = server.app.operator().queue.memory().clone();
     let mut client = Client::connect(server.submission).await.unwrap();
-    // One MiB is left for the session; nothing of it is kept for the first attempt.
-    let held = memory.take(memory.common_steps() - 256).await.unwrap();
+    // Half a MiB is left for the session, which is less than the beginning and a chunk; nothing of it is
+    // kept for the first attempt.
+    let held = memory.take(memory.common_steps() - 128).await.unwrap();
     let mut contents = Vec::new();
     for bytes in [1_000, 300_000, 4 * MIB] {
         contents.push(letter("me@home.test", "you@far.test", &body(bytes)));
@@ -338,7 +339,7 @@ async fn deliveries_go_on_while_sessions_hold_the_whole_budget() {
         assert!(sink.taken()[number].content.ends_with(Headers::parse(content.as_bytes()).body()));
     }
     // Others hold all there is: nothing new is taken, until they give it back.
-    let rest = memory.take(256).await.unwrap();
+    let rest = memory.take(128).await.unwrap();
     let waiting = tokio::spawn(async move {
         let content = letter("me@home.test", "you@far.test", "x\r\n");
         client.send("me@home.test", &["you@far.test"], &content).await.unwrap()

@@ -146,29 +146,40 @@ where
         }
     }
 
+    /// Room for so many bytes more: what is here goes on to the store where there is enough of it, or
+    /// too little memory. False: the message is given up.
+    async fn make_room(&mut self, content: &mut Content, more: usize) -> Result<bool, End> {
+        let memory = &self.shared.memory;
+        if !content.is_full(more) && content.make_room(more, memory) {
+            return Ok(true);
+        }
+        if (content.is_full(more) || content.has_passed_on())
+            && let Err(refusal) = content.pass_on(&self.shared.outside).await
+        {
+            warn!(reason = refusal.reason, "a message could not be stored while it came in");
+            return Ok(false);
+        }
+        if content.make_room(more, memory) {
+            return Ok(true);
+        }
+        // The client may be waiting for what we have said before it sends (and ends) anything.
+        self.flush().await?;
+        let has_room = content.wait_for_room(more, &self.shared.memory).await;
+        if !has_room {
+            info!("no room in queue.memory for a message");
+        }
+        Ok(has_room)
+    }
+
     /// Feeds the decoder to the end of the message or chunk.
     async fn read_body(&mut self, mut decoder: Decoder<'_>, content: &mut Content) -> Result<Progress, End> {
         let mut patience = Patience::new(self.shared.config.limits.data_timeout);
         let mut buffer_bytes = FIRST_BUFFER_BYTES;
         loop {
             let buffered = self.input.len().saturating_sub(self.start);
-            let more = buffered + HELD_BACK_BYTES_MAX;
             let is_kept = buffered > 0 && decoder.flaw().is_none() && content.lost().is_none();
-            if is_kept
-                && content.is_full(more)
-                && let Err(refusal) = content.pass_on(&self.shared.outside).await
-            {
-                warn!(reason = refusal.reason, "a message could not be stored while it came in");
+            if is_kept && !self.make_room(content, buffered + HELD_BACK_BYTES_MAX).await? {
                 decoder.discard();
-            }
-            let is_kept = is_kept && content.lost().is_none();
-            if is_kept && !content.make_room(more, &self.shared.memory) {
-                // The client may be waiting for what we have said before it sends (and ends) anything.
-                self.flush().await?;
-                if !content.wait_for_room(more, &self.shared.memory).await {
-                    info!("no room in queue.memory for a message");
-                    decoder.discard();
-                }
             }
             let buffered = self.input.get(self.start..).unwrap_or_default();
             let fed = decoder.feed(buffered, &mut content.bytes);

@@ -251,6 +251,11 @@ impl Content {
         self.lost.is_none() && !self.bytes.is_empty() && self.bytes.len().saturating_add(more) > most
     }
 
+    /// A part of it is in the store, and what is here can follow at any time.
+    pub fn has_passed_on(&self) -> bool {
+        matches!(self.passed, Passed::Rest(_))
+    }
+
     /// Passes on what is here. Where that cannot be, the message is given up.
     pub async fn pass_on(&mut self, outside: &impl Outside) -> Result<(), Refusal> {
         if let Err(refusal) = outside.room_for(self.bytes.len() as u64) {
