@@ -30,7 +30,7 @@ pub use range::{Entry, Range};
 use witness::{Found, Statement, Witness};
 
 /// Raised when the meaning of a stored byte changes; see [`Store::open`].
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Above every key of every table: they begin with an id or a time, which stay below all ones, or
 /// with text.
@@ -50,7 +50,7 @@ pub enum Table {
     Body,
     /// `queue`: message id ‖ recipient number → delivery state.
     Recipient,
-    /// `queue`: due time ‖ lane ‖ message id ‖ recipient number → nothing.
+    /// `queue`: lane ‖ part ‖ due time ‖ message id ‖ recipient number → place.
     Due,
     /// `events`: message id ‖ time ‖ count → event.
     Journal,

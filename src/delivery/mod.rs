@@ -16,6 +16,7 @@ pub mod maildir;
 pub mod settle;
 pub mod smtp;
 pub mod transport;
+mod turns;
 pub mod webhook;
 
 pub use body::Body;

@@ -26,7 +26,7 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Door, Draft, Findings, MessageId, header};
+use crate::message::{Content, Door, Draft, Findings, MessageId, header, stream};
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
@@ -121,7 +121,8 @@ impl Intake {
         for (key, value) in counters {
             extra.put(Table::Loops, key, value);
         }
-        let message = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
+        let record = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
+        let message = Message { stream: self.stream(&draft), ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
@@ -152,6 +153,12 @@ impl Intake {
         })?;
         let head = held.bytes(content.head().clone());
         Ok(Draft { envelope, content: Content::new(head, content.rest().cloned()), origin })
+    }
+
+    /// The stream of the account; what no account sent, our own notices included, is transactional.
+    fn stream(&self, draft: &Draft) -> String {
+        let account = draft.origin.account.as_deref().and_then(|name| self.config.accounts.get(name));
+        account.map_or_else(stream::default_name, |account| account.stream.clone())
     }
 
     /// Who it is from: rights for those who have shown who they are, checks for all others.
@@ -250,6 +257,7 @@ fn message_record(
         subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),
         findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),
         recipients: plan.deliveries.len() as u32,
+        stream: stream::default_name(),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod header;
 pub mod id;
 pub mod mailbox;
 pub mod mime;
+pub mod stream;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use content::Content;

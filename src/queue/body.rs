@@ -31,18 +31,26 @@ impl Incoming {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// May it be committed? Not if the store has failed since its first chunk: what is written without a
-    /// sync and acknowledged may be lost with that.
-    pub(super) fn check(&self, id: MessageId, store: &Store) -> Result<(), StoreError> {
-        match self.lock().get(&id) {
-            Some(reopened) if *reopened == store.reopened() => Ok(()),
+    fn begun(&self, id: MessageId, store: &Store) {
+        self.put(id, store.reopened());
+    }
+
+    /// From now on it is the commit that decides what becomes of the chunks. Fails if the store has failed
+    /// since the first of them: what is written without a sync, acknowledged or not, may be lost with that.
+    pub(super) fn take(&self, id: MessageId, store: &Store) -> Result<u64, StoreError> {
+        let mut incoming = self.lock();
+        match incoming.get(&id).copied() {
+            Some(reopened) if reopened == store.reopened() => {
+                incoming.remove(&id);
+                Ok(reopened)
+            }
             _ => Err(StoreError::Failed("it was opened again while the message came in".to_owned())),
         }
     }
 
-    /// Its chunks belong to a message now.
-    pub(super) fn committed(&self, id: MessageId) {
-        self.lock().remove(&id);
+    /// It was not committed after all.
+    pub(super) fn put(&self, id: MessageId, reopened: u64) {
+        self.lock().insert(id, reopened);
     }
 }
 
@@ -103,7 +111,7 @@ impl BodyWriter {
         // Counted before it is written: a write that is not waited for is deleted all the same.
         let before = written.fetch_add(1, Ordering::AcqRel);
         if before == 0 {
-            queue.incoming.lock().insert(*id, queue.store.reopened());
+            queue.incoming.begun(*id, &queue.store);
             batch.put(Table::Incoming, id.to_key(), Bytes::new());
         }
         batch.put(Table::Body, keys::body(*id, record::STREAMED_FROM.saturating_add(before)), chunk);
