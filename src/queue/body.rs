@@ -158,18 +158,19 @@ impl Queue {
     }
 }
 
-/// Deletes what an earlier run wrote of messages that it never took.
+/// Deletes what an earlier run wrote of messages that it never took. What cannot be read is left.
 pub(super) fn forget_incoming(store: &Store) -> Result<(), StoreError> {
     let mut batch = Batch::new();
     for entry in store.prefix(Table::Incoming, b"")? {
-        let id = keys::message_id(&entry?.0)?;
+        let id = match entry.and_then(|(key, _)| keys::message_id(&key)) {
+            Ok(id) => id,
+            Err(StoreError::Damaged(_)) => continue,
+            Err(error) => return Err(error),
+        };
         batch.delete(Table::Incoming, id.to_key());
-        // Never so, as the commit deletes the marker; but no mistake here may cost a message.
-        if store.get(Table::Message, &id.to_key())?.is_some() {
-            continue;
-        }
-        for entry in store.prefix(Table::Body, &id.to_key())? {
-            batch.delete(Table::Body, entry?.0);
+        // The commit deletes the mark. Should both be there all the same, that must not cost a message.
+        if matches!(store.get(Table::Message, &id.to_key()), Ok(None)) {
+            batch.delete_range(Table::Body, id.to_key(), id.as_u64().saturating_add(1).to_be_bytes());
         }
     }
     if batch.is_empty() { Ok(()) } else { store.write(std::slice::from_ref(&batch), false) }
