@@ -60,10 +60,12 @@ pub enum Table {
     Loops,
     /// `intake::pickup`: claims of files.
     Pickup,
+    /// `queue`: message id → nothing; chunks in `Body` that belong to no message yet.
+    Incoming,
 }
 
 impl Table {
-    const ALL: [Table; 8] = [
+    const ALL: [Table; 9] = [
         Table::Meta,
         Table::Message,
         Table::Body,
@@ -72,6 +74,7 @@ impl Table {
         Table::Journal,
         Table::Loops,
         Table::Pickup,
+        Table::Incoming,
     ];
 
     pub fn name(self) -> &'static str {
@@ -84,6 +87,7 @@ impl Table {
             Table::Journal => "journal",
             Table::Loops => "loops",
             Table::Pickup => "pickup",
+            Table::Incoming => "incoming",
         }
     }
 }

@@ -118,7 +118,7 @@ async fn submit(server: &TestServer, to: &str, subject: &str) -> Result<MessageI
     let from = parse_reverse_path("<shop@home.test>").unwrap();
     let draft = Draft {
         envelope: Envelope::new(from, [Address::parse(to).unwrap()]),
-        content: text.into(),
+        content: bytes::Bytes::from(text).into(),
         origin: Origin { door: Door::Admin, account: None, peer: None },
     };
     server.app.operator().submit(draft).await

@@ -331,7 +331,7 @@ fn draft(from: &str, to: &[String], raw: Bytes, max_size: usize) -> Result<Draft
     let mut envelope = Envelope::new(mail_from, recipients);
     envelope.smtputf8 = envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8())
         || envelope.mail_from.address().is_some_and(Address::needs_smtputf8);
-    Ok(Draft { envelope, content, origin: Origin { door: Door::Admin, account: None, peer: None } })
+    Ok(Draft { envelope, content: content.into(), origin: Origin { door: Door::Admin, account: None, peer: None } })
 }
 
 /// Lines as mail has them: a file from an editor ends them with LF.

@@ -102,8 +102,7 @@ impl Backend for Operator {
     }
 
     async fn submit(&self, draft: Draft) -> Result<MessageId, Refusal> {
-        let size = u64::try_from(draft.content.len()).unwrap_or(u64::MAX);
-        self.intake.sender(None, &draft.envelope.mail_from, Some(size))?;
+        self.intake.sender(None, &draft.envelope.mail_from, Some(draft.content.len()))?;
         self.intake.accept(draft).await.map(|accepted| accepted.id)
     }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::config::Role;
 use crate::intake::Intake;
 use crate::message::{Address, Draft, ReversePath};
+use crate::queue::body::BodyWriter;
+use crate::queue::memory::Memory;
 use crate::server::outside::Outside;
 use crate::smtp::Reply;
 use crate::smtp::reply::{Refusal, Severity};
@@ -40,6 +42,18 @@ impl Outside for Behind {
         recipient: &Address,
     ) -> Result<(), Refusal> {
         self.counted(At::Rcpt, self.intake.recipient(role, recipient))
+    }
+
+    fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        self.counted(At::Data, self.intake.room_for(bytes))
+    }
+
+    fn begin_body(&self, head: &[u8]) -> Option<BodyWriter> {
+        Some(self.intake.queue().begin_body(head))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        Some(self.intake.queue().memory().clone())
     }
 
     async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {

@@ -152,7 +152,8 @@ impl Watch {
     }
 
     fn memory(&self) -> Memory {
-        Memory { used: self.queue.claims().memory_used(), limit: self.intake.config().queue.memory }
+        let memory = self.queue.memory();
+        Memory { used: memory.used(), limit: memory.limit() }
     }
 
     pub fn readiness(&self) -> Readiness {

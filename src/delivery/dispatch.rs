@@ -200,10 +200,10 @@ fn destination(recipient: &Recipient) -> Destination {
 
 async fn attempt(parts: &Parts, waiting: Waiting) {
     let Waiting { message, recipients, fresh, claim: _ } = waiting;
-    let body = match &fresh {
-        Some(fresh) => Body::new(fresh.chunks.clone()),
-        None => match parts.queue.body(&message) {
-            Ok(chunks) => Body::new(chunks),
+    let body = match fresh.map(|fresh| fresh.chunks.clone()) {
+        Some(chunks) => Body::fresh(&parts.queue, &message, chunks),
+        None => match Body::stored(&parts.queue, &message).await {
+            Ok(body) => body,
             Err(error) => {
                 let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
                 let outcomes = recipients.iter().map(|(number, _)| (*number, defer(&why))).collect();
@@ -215,9 +215,7 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
     };
     let job = Job { message, body, recipients };
     let outcomes = deliver(parts, &job).await;
-    // The fresh body counts against the budget until the attempt is over.
     parts.settler.settle(&parts.queue, job, outcomes).await;
-    drop(fresh);
 }
 
 /// As the transport does it. If that panics (a fault of ours, which some message has found), the job
