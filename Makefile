@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build bench fmt lint
+.PHONY: run test setup build bench faults fmt lint
 
 run: setup
 	cargo build --locked
@@ -28,6 +28,15 @@ build: setup
 
 bench: setup
 	cargo bench --locked --bench relay -- $(ARGS)
+
+# All of the fault injection (about 15 minutes, and as root, for the power cuts and the full disks); with
+# `make test` runs a quick part of each. POSTRIDER_SEED=N repeats a run. Results: faults/*.json in the
+# target folder.
+faults: setup
+	rm -rf "$(CARGO_TARGET_DIR)/faults"
+	status=0; POSTRIDER_FAULTS=full cargo test --locked --no-fail-fast --test crash --test faults -- \
+	    --test-threads=2 $(ARGS) || status=$$?; \
+	    echo; sed '' "$(CARGO_TARGET_DIR)"/faults/*.txt; exit $$status
 
 fmt:
 	cargo fmt

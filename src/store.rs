@@ -241,6 +241,7 @@ impl Store {
         let found = witness.read().map_err(|error| StoreError::Failed(error.to_string()))?;
         let opened = open::open(path, found)?;
         let store = Store::of(path, witness, Some(opened.db), opened.damages);
+        store.make_readable()?;
         let store = store.check_format()?;
         store.check_witness(found)?;
         store.begin_testimony()?;
@@ -252,6 +253,25 @@ impl Store {
         let witness = open::lock(path)?;
         let db = open::open_read_only(path)?;
         Store::of(path, witness, Some(db), Vec::new()).read_format()
+    }
+
+    /// What every start reads must be readable, or it would not start; then the database is made anew of
+    /// what is.
+    fn make_readable(&self) -> Result<(), StoreError> {
+        let read = || -> Result<(), StoreError> {
+            self.get(Table::Meta, FORMAT_KEY)?;
+            self.get(Table::Meta, WITNESS_KEY)?;
+            Table::ALL.into_iter().try_for_each(|table| self.last(table).map(drop))
+        };
+        match read() {
+            Err(StoreError::Damaged(_)) if self.close() => {}
+            other => return other,
+        }
+        let opened = self.rebuild(open::open(&self.path, Found::Nothing)?)?;
+        self.last.store(opened.db.latest_sequence_number(), Ordering::Release);
+        self.database.store(Some(Arc::new(Database { db: opened.db })));
+        opened.damages.into_iter().for_each(|damage| self.note(damage));
+        Ok(())
     }
 
     fn of(path: &Path, witness: Witness, db: Option<DB>, damages: Vec<Damage>) -> Store {

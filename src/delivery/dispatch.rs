@@ -205,6 +205,7 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
         None => match Body::stored(&parts.queue, &message).await {
             Ok(body) => body,
             Err(error) => {
+                tracing::error!(id = %message.id, %error, "a queued message cannot be read and is put off");
                 let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
                 let outcomes = recipients.iter().map(|(number, _)| (*number, defer(&why))).collect();
                 let job = Job { message, body: Body::default(), recipients };

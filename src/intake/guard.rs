@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
-/// How long a look at the disk is believed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a look at the disk is believed: what a fast disk takes in this time must be small beside
+/// any `min_free` that keeps the store working.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The room there is, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +27,13 @@ pub struct DiskGuard {
     path: PathBuf,
     min_free: u64,
     last: Mutex<Option<(Instant, u64)>>,
+    turned_away: Notify,
 }
 
 impl DiskGuard {
     /// `min_free` in bytes, of the file system that holds `path`.
     pub fn new(path: PathBuf, min_free: u64) -> DiskGuard {
-        DiskGuard { path, min_free, last: Mutex::new(None) }
+        DiskGuard { path, min_free, last: Mutex::new(None), turned_away: Notify::new() }
     }
 
     /// 452 while less than `min_free` plus the announced message is free.
@@ -38,6 +42,7 @@ impl DiskGuard {
         if free >= self.min_free.saturating_add(size) {
             return Ok(());
         }
+        self.turned_away.notify_one();
         Err(Refusal {
             reply: Reply::new(452, (3, 1), "not enough disk space on this server, please try again later"),
             reason: format!(
@@ -53,6 +58,11 @@ impl DiskGuard {
     pub fn state(&self) -> DiskState {
         let free = self.free();
         DiskState { free, min_free: self.min_free, accepting: free >= self.min_free }
+    }
+
+    /// Until mail is turned away, or has been since the last call.
+    pub async fn turned_away(&self) {
+        self.turned_away.notified().await;
     }
 
     fn free(&self) -> u64 {

@@ -106,6 +106,11 @@ impl Intake {
         self.disk.room_for(bytes)
     }
 
+    /// Until the disk guard turns mail away.
+    pub async fn turned_away(&self) {
+        self.disk.turned_away().await;
+    }
+
     /// Queues a draft. The reply says 250 only after the synced write.
     pub async fn accept(&self, draft: Draft) -> Result<Accepted, Refusal> {
         self.accept_with(draft, Batch::new()).await
