@@ -276,6 +276,15 @@ impl Queue {
         self.claims.damaged()
     }
 
+    /// Gives claimed recipients back that cannot be delivered because the body is damaged. They are not
+    /// tried again before the next start.
+    pub fn set_aside(&self, id: MessageId, numbers: impl Iterator<Item = u32>, error: &StoreError) {
+        for number in numbers {
+            self.claims.release(id, number);
+            self.claims.set_aside(id, number, error, self.clock.now());
+        }
+    }
+
     pub fn message(&self, id: MessageId) -> Result<Option<Message>, StoreError> {
         self.store.get(Table::Message, &id.to_key())?.map(|bytes| keys::decode(&bytes)).transpose()
     }
