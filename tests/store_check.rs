@@ -106,6 +106,19 @@ fn each_kind_of_wrong_is_found_alone_and_hides_nothing() {
             vec![(Kind::OrphanBody, Some(ghost))],
         ),
         (
+            "a crash left what had come in: not wrong, the next start removes it",
+            Box::new(move |batch| {
+                batch.put(Table::Body, keys::body(ghost, 1 << 16), &b"x"[..]);
+                batch.put(Table::Incoming, ghost.to_key(), &b""[..]);
+            }),
+            vec![],
+        ),
+        (
+            "a message that is queued cannot be coming in",
+            Box::new(move |batch| batch.put(Table::Incoming, new.to_key(), &b""[..])),
+            vec![(Kind::BadMark, Some(new))],
+        ),
+        (
             "a recipient nobody wrote a message for",
             Box::new(move |batch| {
                 batch.put(Table::Recipient, keys::recipient(ghost, 0), keys::encode(&stray()).unwrap())

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod client;
     pub mod kept;
     pub mod records;
     pub mod server;
@@ -24,9 +25,10 @@ use postrider::queue::Queue;
 use postrider::queue::record::{Message, Recipient};
 use postrider::store::Table;
 use serde_json::Value;
+use support::client::Client;
 use support::kept::{copy, first_format, lines, run, say, stderr, stdout, write_config};
 use support::records::open;
-use support::server::TestServer;
+use support::server::{TestServer, queued_id};
 use support::stored::{self, WRITTEN};
 
 type Queued = (Message, Vec<Recipient>, Vec<u8>);
@@ -295,6 +297,40 @@ async fn through_a_running_server_what_waits_is_delivered_and_what_is_held_stays
     assert_eq!(after.recipients, before.recipients);
     assert_eq!(after.sha256, before.sha256);
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_message_that_was_written_while_it_came_in_moves_too() {
+    let (old, new, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for folder in [&old, &new] {
+        write_config(folder.path());
+    }
+    let trusted = format!("{CAPTURE}[networks]\ntrusted = [\"127.0.0.0/8\"]\n");
+    let server = TestServer::start(old.path(), &trusted).await;
+    let text = format!(
+        "From: <me@home.test>\r\nTo: <you@far.test>\r\nSubject: large\r\n\r\n{}",
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abc\r\n".repeat(40_000)
+    );
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let reply = client.send("me@home.test", &["you@far.test"], &text).await.unwrap();
+    server.wait_for(queued_id(&reply), |event| matches!(event, Event::Captured { .. })).await;
+    server.stop().await;
+    let before = look(old.path());
+    {
+        let (queue, _fresh) = open(&old.path().join("store"), &Clock::manual(WRITTEN));
+        let stored = queue.message(queued_id(&reply)).unwrap().unwrap();
+        assert!(stored.streamed.is_some(), "it was meant to be written while it came in");
+    }
+    say(old.path(), &["store", "check"], 0);
+    say(old.path(), &["queue", "export", "--all", "--to-dir", path(to.path())], 0);
+    say(new.path(), &["queue", "import", path(to.path())], 0);
+    let after = look(new.path());
+    let plain = |queued: &Queued| {
+        let (message, recipients, body) = queued.clone();
+        (Message { streamed: None, ..message }, recipients, body)
+    };
+    assert_eq!(after.values().map(plain).collect::<Vec<_>>(), before.values().map(plain).collect::<Vec<_>>());
+    say(new.path(), &["store", "check"], 0);
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub struct Exported {
 
 impl Exported {
     pub fn new(message: Message, recipients: Vec<Recipient>, body: &[u8]) -> Exported {
+        // How it lies in the store is no matter of the message.
+        let message = Message { streamed: None, ..message };
         Exported { postrider_export: EXPORT_VERSION, sha256: Some(sha256(body)), message, recipients }
     }
 

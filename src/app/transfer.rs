@@ -89,6 +89,7 @@ impl Transfer {
             id,
             size: body.iter().map(|piece| piece.len() as u64).sum(),
             chunks: body.len() as u32,
+            streamed: None,
             recipients: recipients.len() as u32,
             ..old.clone()
         };

@@ -55,6 +55,8 @@ pub enum Kind {
     NotDue,
     /// An entry of the due index for nobody who waits for that time.
     OrphanDue,
+    /// A message that is queued is also marked as one that is still coming in.
+    BadMark,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             Kind::BadBody => "bad_body",
             Kind::NotDue => "not_due",
             Kind::OrphanDue => "orphan_due",
+            Kind::BadMark => "bad_mark",
         }
     }
 
@@ -91,6 +94,7 @@ impl Kind {
             }
             Kind::NotDue => "`postrider queue retry ID` puts it back into the schedule",
             Kind::OrphanDue => "harmless: the server removes it when its time comes",
+            Kind::BadMark => "harmless: the next start removes the mark",
         }
     }
 
@@ -249,15 +253,20 @@ impl Check<'_> {
     fn messages(&mut self) {
         let store = self.store;
         let walk = |table| Walk { table, entries: entries(store, table).peekable() };
-        let (mut messages, mut bodies, mut recipients) =
-            (walk(Table::Message), walk(Table::Body), walk(Table::Recipient));
+        let (mut messages, mut bodies, mut recipients, mut incoming) =
+            (walk(Table::Message), walk(Table::Body), walk(Table::Recipient), walk(Table::Incoming));
         while !self.broken_off {
-            let fronts = [self.front(&mut messages), self.front(&mut bodies), self.front(&mut recipients)];
+            let fronts = [&mut messages, &mut bodies, &mut recipients, &mut incoming].map(|walk| self.front(walk));
             let Some(id) = fronts.into_iter().flatten().min() else { break };
             let message = self.take(&mut messages, id);
             let stands = message.is_some();
             let message = message.and_then(|(_, value)| self.message(id, &value));
-            self.body(id, stands, message.as_ref(), &mut bodies);
+            let is_coming_in = self.take(&mut incoming, id).is_some();
+            if is_coming_in && stands {
+                self.found(Kind::BadMark.at(id, format!("message {id} is marked as still coming in")));
+            }
+            // What a crash left of a message that was never taken: the next start removes it.
+            self.body(id, stands || is_coming_in, message.as_ref(), &mut bodies);
             self.recipients(id, stands, message.as_ref(), &mut recipients);
         }
     }
@@ -277,24 +286,26 @@ impl Check<'_> {
         }
     }
 
-    /// `stands`: the message's record is there, whether or not it can be read.
-    fn body(&mut self, id: MessageId, stands: bool, message: Option<&Message>, bodies: &mut Walk<'_>) {
-        let (mut pieces, mut bytes, mut gap) = (0u32, 0u64, false);
+    /// `is_wanted`: there is a message, or there would have been one.
+    fn body(&mut self, id: MessageId, is_wanted: bool, message: Option<&Message>, bodies: &mut Walk<'_>) {
+        let (mut pieces, mut bytes, mut gap) = (0u64, 0u64, false);
+        let mut numbers = message.map(Message::body_numbers).into_iter().flatten();
         while let Some((key, value)) = self.take(bodies, id) {
-            gap |= keys::number(&key).ok() != Some(pieces) || key.len() != keys::body(id, 0).len();
+            gap |= keys::number(&key).ok() != numbers.next() || key.len() != keys::body(id, 0).len();
             pieces += 1;
             bytes += value.len() as u64;
         }
         self.summary.body_bytes += bytes;
-        if !stands && pieces > 0 {
+        if !is_wanted && pieces > 0 {
             let what = format!("{pieces} pieces ({bytes} bytes) of a body without a message");
             self.found(Kind::OrphanBody.at(id, what));
         }
         let Some(message) = message else { return };
-        if gap || pieces != message.chunks || bytes != message.size {
+        let wanted = message.body_numbers().count() as u64;
+        if gap || pieces != wanted || bytes != message.size {
             let what = format!(
                 "the body of message {id} has {pieces} of {} pieces, {bytes} of {} bytes{}",
-                message.chunks,
+                wanted,
                 message.size,
                 if gap { ", with a gap" } else { "" }
             );
