@@ -187,7 +187,11 @@ fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
     let made = std::fs::DirBuilder::new().recursive(true).create(&config.data_dir);
     made.map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
     let path = store_path(config);
-    Store::open(&path).map(Arc::new).map_err(|source| Error::Store { path, source })
+    let store = Store::open(&path).map_err(|source| Error::Store { path, source })?;
+    for damage in store.damages() {
+        tracing::error!(place = damage.place, what = damage.what, "the store is damaged");
+    }
+    Ok(Arc::new(store))
 }
 
 fn role_name(role: Role) -> &'static str {
@@ -286,7 +290,7 @@ async fn sweep(queue: Arc<Queue>, clock: Clock, stop: CancellationToken) {
     loop {
         let now = clock.now();
         let before = now.saturating_sub(STORIES_KEPT.as_millis() as u64);
-        if let Err(error) = journal::forget(queue.store(), before) {
+        if let Err(error) = forget_stories(&queue, before).await {
             tracing::warn!(%error, "old stories could not be removed");
         }
         if let Err(error) = forget_counters(&queue, now).await {
@@ -297,6 +301,10 @@ async fn sweep(queue: Arc<Queue>, clock: Clock, stop: CancellationToken) {
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
     }
+}
+
+async fn forget_stories(queue: &Queue, before: Millis) -> Result<(), StoreError> {
+    queue.commit(journal::forget(queue.store(), before)?, false).await
 }
 
 /// Counters of the loop guard that nobody needs any more, a slice at a time.

@@ -2,15 +2,32 @@
 //!
 //! One database, a column family per table. Keys and values are bytes; who owns a table encodes
 //! them. All writes go through the committer of `queue::commit`, so that one sync carries many.
+//!
+//! What it promises beyond RocksDB: a write that failed does not come back ([`Store::write`]), what is
+//! damaged is noticed, named and does not keep the rest from being read ([`Store::open`],
+//! [`Store::damages`]), and after trouble with the disk the database can be opened again under a
+//! running server ([`Store::reopen`]).
 
-use std::fs::Permissions;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+pub mod damage;
+mod examine;
+mod open;
+mod range;
+mod rebuild;
+mod wal;
+mod witness;
 
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use rocksdb::{
-    ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
-};
+use rocksdb::{DB, ErrorKind, IteratorMode, WriteBatch, WriteOptions};
+
+use damage::{DAMAGES_MAX, Damage};
+pub use range::{Entry, Range};
+use witness::{Found, Statement, Witness};
 
 /// Raised when the meaning of a stored byte changes; see [`Store::open`].
 pub const FORMAT_VERSION: u32 = 1;
@@ -18,6 +35,9 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Above every key of every table: they begin with an id or a time, which stay below all ones, or
 /// with text.
 const KEY_END: [u8; 16] = [0xff; 16];
+const FORMAT_KEY: &[u8] = b"format";
+/// There is a witness beside the database.
+const WITNESS_KEY: &[u8] = b"witness";
 
 /// The tables, each with its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,7 +103,10 @@ pub enum StoreError {
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> StoreError {
-        StoreError::Failed(error.to_string())
+        match error.kind() {
+            ErrorKind::Corruption => StoreError::Damaged(error.to_string()),
+            _ => StoreError::Failed(error.to_string()),
+        }
     }
 }
 
@@ -97,6 +120,7 @@ pub struct Batch {
 enum Op {
     Put(Table, Box<[u8]>, Bytes),
     Delete(Table, Box<[u8]>),
+    DeleteRange(Table, Box<[u8]>, Box<[u8]>),
 }
 
 impl Batch {
@@ -112,6 +136,11 @@ impl Batch {
         self.ops.push(Op::Delete(table, key.into()));
     }
 
+    /// Everything with `from <= key < to`.
+    pub fn delete_range(&mut self, table: Table, from: impl Into<Box<[u8]>>, to: impl Into<Box<[u8]>>) {
+        self.ops.push(Op::DeleteRange(table, from.into(), to.into()));
+    }
+
     pub fn append(&mut self, mut other: Batch) {
         self.ops.append(&mut other.ops);
     }
@@ -125,121 +154,353 @@ impl Batch {
         let size = |op: &Op| match op {
             Op::Put(_, key, value) => key.len() + value.len(),
             Op::Delete(_, key) => key.len(),
+            Op::DeleteRange(_, from, to) => from.len() + to.len(),
         };
         self.ops.iter().map(size).sum()
     }
 }
 
+/// Whether it can be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    Good,
+    /// Nothing is read or written until [`Store::reopen`] succeeds.
+    Failed {
+        since: SystemTime,
+        why: String,
+    },
+}
+
 /// The database. Cheap to share by reference; every method may be called from any thread.
 pub struct Store {
+    path: PathBuf,
+    /// None while it is closed because of trouble.
+    database: ArcSwapOption<Database>,
+    /// Sequence number of the last write that succeeded.
+    last: AtomicU64,
+    trouble: Mutex<Trouble>,
+    witness: Mutex<Testimony>,
+    found_format: u32,
+}
+
+struct Database {
     db: DB,
 }
 
+#[derive(Debug)]
+struct Trouble {
+    health: Health,
+    /// A table was damaged, so opening it again is not enough.
+    wants_rebuild: bool,
+    damages: Vec<Damage>,
+    reopened: u64,
+}
+
+#[derive(Debug)]
+struct Testimony {
+    witness: Witness,
+    says: Statement,
+    manifest_looked_at: Instant,
+}
+
+/// How often the witness looks at the length of the manifest.
+const MANIFEST_LOOK: Duration = Duration::from_secs(1);
+/// How long closing waits for readers, which take microseconds.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Store({})", self.db.path().display())
+        write!(f, "Store({})", self.path.display())
+    }
+}
+
+impl Database {
+    /// None only if it was opened for a look, and is older than the table.
+    fn family(&self, table: Table) -> Option<&rocksdb::ColumnFamily> {
+        self.db.cf_handle(table.name())
+    }
+
+    fn families(&self) -> Result<Vec<&rocksdb::ColumnFamily>, StoreError> {
+        let missing = |table: Table| StoreError::Damaged(format!("table {} is missing", table.name()));
+        Table::ALL.into_iter().map(|table| self.family(table).ok_or_else(|| missing(table))).collect()
     }
 }
 
 impl Store {
     /// Opens or creates the store in `path`. A store of an older format is read as it is; a newer
-    /// one is refused. The folder is for this user only: everybody's mail is in it.
+    /// one is refused. What is damaged is set aside and told of by [`Store::damages`].
     pub fn open(path: &Path) -> Result<Store, StoreError> {
-        make_private(path).map_err(|error| {
-            StoreError::Failed(format!(
-                "the folder cannot be made or closed to others: {error}; it must belong to the user that runs postrider"
-            ))
-        })?;
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        // Stop at damage instead of skipping it; a torn last record is what a crash leaves.
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-        options.set_track_and_verify_wals_in_manifest(true);
-        options.set_paranoid_checks(true);
-        options.set_max_total_wal_size(256 << 20);
-        options.set_keep_log_file_num(4);
-        options.set_max_background_jobs(2);
-        let families = Table::ALL.map(|table| ColumnFamilyDescriptor::new(table.name(), Self::table_options(table)));
-        let db = DB::open_cf_descriptors(&options, path, families).map_err(open_error)?;
-        let store = Store { db };
-        store.check_format()?;
+        open::make_private(path)?;
+        let witness = open::lock(path)?;
+        let found = witness.read().map_err(|error| StoreError::Failed(error.to_string()))?;
+        let opened = open::open(path, found)?;
+        let store = Store::of(path, witness, Some(opened.db), opened.damages);
+        let store = store.check_format()?;
+        store.check_witness(found)?;
+        store.begin_testimony()?;
         Ok(store)
     }
 
-    fn table_options(table: Table) -> Options {
-        let mut options = Options::default();
-        options.set_compression_type(match table {
-            Table::Body | Table::Journal => rocksdb::DBCompressionType::Lz4,
-            _ => rocksdb::DBCompressionType::None,
-        });
-        match table {
-            // Bodies come and go; most are deleted before they are flushed.
-            Table::Body => options.set_write_buffer_size(64 << 20),
-            _ => options.set_write_buffer_size(16 << 20),
-        }
-        if matches!(table, Table::Due | Table::Recipient | Table::Message | Table::Body) {
-            // Deleted keys pile up at the front of the due index; compact where they are many.
-            options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
-        }
-        options
+    /// Opens the store for a look only; nothing on disk is changed. Writes fail.
+    pub fn open_read_only(path: &Path) -> Result<Store, StoreError> {
+        let witness = open::lock(path)?;
+        let db = open::open_read_only(path)?;
+        Store::of(path, witness, Some(db), Vec::new()).read_format()
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
-        match self.get(Table::Meta, b"format")? {
-            None => {
-                let mut batch = Batch::new();
-                batch.put(Table::Meta, *b"format", FORMAT_VERSION.to_be_bytes().to_vec());
-                self.write(std::slice::from_ref(&batch), true)
-            }
-            Some(bytes) => {
-                let bytes: [u8; 4] =
-                    bytes.as_slice().try_into().map_err(|_| StoreError::Damaged("meta/format".into()))?;
-                let found = u32::from_be_bytes(bytes);
-                if found > FORMAT_VERSION { Err(StoreError::Newer { found }) } else { Ok(()) }
-            }
+    fn of(path: &Path, witness: Witness, db: Option<DB>, damages: Vec<Damage>) -> Store {
+        let last = db.as_ref().map_or(0, DB::latest_sequence_number);
+        let says = Statement { synced: last, manifest: (0, 0) };
+        Store {
+            path: path.to_owned(),
+            database: ArcSwapOption::from(db.map(|db| Arc::new(Database { db }))),
+            last: AtomicU64::new(last),
+            trouble: Mutex::new(Trouble { health: Health::Good, wants_rebuild: false, damages, reopened: 0 }),
+            witness: Mutex::new(Testimony { witness, says, manifest_looked_at: Instant::now() }),
+            found_format: FORMAT_VERSION,
         }
     }
 
-    fn family(&self, table: Table) -> Result<&rocksdb::ColumnFamily, StoreError> {
-        self.db.cf_handle(table.name()).ok_or_else(|| StoreError::Damaged(format!("table {} is missing", table.name())))
+    fn read_format(mut self) -> Result<Store, StoreError> {
+        if let Some(bytes) = self.get(Table::Meta, FORMAT_KEY)? {
+            let bytes = bytes.as_slice().try_into().map_err(|_| StoreError::Damaged("meta/format".into()))?;
+            self.found_format = u32::from_be_bytes(bytes);
+            if self.found_format > FORMAT_VERSION {
+                return Err(StoreError::Newer { found: self.found_format });
+            }
+        }
+        Ok(self)
+    }
+
+    fn check_format(self) -> Result<Store, StoreError> {
+        if self.get(Table::Meta, FORMAT_KEY)?.is_none() {
+            self.set_format(FORMAT_VERSION)?;
+        }
+        self.read_format()
+    }
+
+    /// The format that the store was in when it was opened.
+    pub fn format(&self) -> u32 {
+        self.found_format
+    }
+
+    /// Notes that the store is in this format now.
+    pub fn set_format(&self, version: u32) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        batch.put(Table::Meta, FORMAT_KEY, version.to_be_bytes().to_vec());
+        self.write(std::slice::from_ref(&batch), true)
+    }
+
+    /// The witness may be missing only where there never was one.
+    fn miss_witness(&self, found: Found) -> Result<bool, StoreError> {
+        let had_one = self.get(Table::Meta, WITNESS_KEY)?.is_some();
+        if had_one && found == Found::Nothing {
+            let what = "is gone, so whether the newest mail is there is not known; a new one is begun";
+            self.note(Damage::new(witness::FILE_NAME, what));
+        }
+        Ok(had_one)
+    }
+
+    fn check_witness(&self, found: Found) -> Result<(), StoreError> {
+        if !self.miss_witness(found)? {
+            let mut batch = Batch::new();
+            batch.put(Table::Meta, WITNESS_KEY, Bytes::from_static(&[1]));
+            self.write(std::slice::from_ref(&batch), true)?;
+        }
+        Ok(())
+    }
+
+    fn begin_testimony(&self) -> Result<(), StoreError> {
+        let says = open::statement(&self.path, self.last.load(Ordering::Acquire));
+        let mut testimony = lock(&self.witness);
+        testimony.says = says;
+        testimony.witness.begin(says).map_err(|error| StoreError::Failed(error.to_string()))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was found damaged, since the start and at it, oldest first; bounded.
+    pub fn damages(&self) -> Vec<Damage> {
+        lock(&self.trouble).damages.clone()
+    }
+
+    fn note(&self, damage: Damage) {
+        let mut trouble = lock(&self.trouble);
+        if trouble.damages.len() < DAMAGES_MAX {
+            trouble.damages.push(damage);
+        }
+    }
+
+    pub fn health(&self) -> Health {
+        lock(&self.trouble).health.clone()
+    }
+
+    /// How often it was opened again since the start.
+    pub fn reopened(&self) -> u64 {
+        lock(&self.trouble).reopened
+    }
+
+    /// Can it be read and written?
+    pub fn is_open(&self) -> bool {
+        self.database.load().is_some()
+    }
+
+    fn open_database(&self) -> Result<Arc<Database>, StoreError> {
+        self.database.load_full().ok_or_else(|| self.closed())
+    }
+
+    fn closed(&self) -> StoreError {
+        let why = match self.health() {
+            Health::Failed { why, .. } => why,
+            Health::Good => "it is closed".to_owned(),
+        };
+        StoreError::Failed(format!("{why}; it is opened again as soon as that works"))
     }
 
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.db.get_cf(self.family(table)?, key)?)
+        let open = self.database.load();
+        let open = open.as_ref().ok_or_else(|| self.closed())?;
+        let Some(family) = open.family(table) else { return Ok(None) };
+        Ok(open.db.get_cf(family, key)?)
     }
 
-    /// Writes all batches as one. With `sync` they, and everything written before, are on disk on return.
+    /// Writes all batches as one, from one thread at a time. With `sync` they, and everything written before, are on disk on
+    /// return. On an error nothing of them is there, and nothing will be after the next opening: the
+    /// database is closed, and what reached a log file is cut out. [`Store::reopen`] opens it again.
     pub fn write(&self, batches: &[Batch], sync: bool) -> Result<(), StoreError> {
-        let mut families = Vec::with_capacity(Table::ALL.len());
-        for table in Table::ALL {
-            families.push(self.family(table)?);
-        }
+        let open = self.open_database()?;
+        let families = open.families()?;
         let family = |table: Table| families[table as usize];
         let mut merged = WriteBatch::with_capacity_bytes(batches.iter().map(|b| b.bytes() + 64).sum());
         for op in batches.iter().flat_map(|batch| &batch.ops) {
             match op {
                 Op::Put(table, key, value) => merged.put_cf(family(*table), key, value),
                 Op::Delete(table, key) => merged.delete_cf(family(*table), key),
+                Op::DeleteRange(table, from, to) => merged.delete_range_cf(family(*table), from, to),
             }
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        Ok(self.db.write_opt(merged, &options)?)
+        let written = open.db.write_opt(merged, &options);
+        self.settle(open, written, sync)
     }
 
     /// Brings what was written without sync to disk.
     pub fn sync(&self) -> Result<(), StoreError> {
-        Ok(self.db.flush_wal(true)?)
+        let open = self.open_database()?;
+        let synced = open.db.flush_wal(true);
+        self.settle(open, synced, true)
     }
 
-    /// Entries with `from <= key < to`, in order.
+    fn settle(&self, open: Arc<Database>, result: Result<(), rocksdb::Error>, synced: bool) -> Result<(), StoreError> {
+        if let Err(error) = result {
+            drop(open);
+            return Err(self.fail(error));
+        }
+        let last = open.db.latest_sequence_number();
+        self.last.store(last, Ordering::Release);
+        if synced {
+            self.testify(last);
+        }
+        Ok(())
+    }
+
+    /// Tells the witness what is on disk.
+    fn testify(&self, synced: u64) {
+        let mut testimony = lock(&self.witness);
+        if testimony.manifest_looked_at.elapsed() >= MANIFEST_LOOK {
+            testimony.manifest_looked_at = Instant::now();
+            testimony.says.manifest = open::statement(&self.path, synced).manifest;
+        }
+        testimony.says.synced = synced;
+        let says = testimony.says;
+        // A witness that cannot write says less than is true, which is no harm by itself.
+        let _ = testimony.witness.write(says);
+    }
+
+    /// Closes the database after a failed write.
+    fn fail(&self, error: rocksdb::Error) -> StoreError {
+        let is_damage = error.kind() == ErrorKind::Corruption;
+        let error = StoreError::from(error);
+        {
+            let mut trouble = lock(&self.trouble);
+            trouble.health = Health::Failed { since: SystemTime::now(), why: error.to_string() };
+            trouble.wants_rebuild |= is_damage;
+        }
+        if self.close() {
+            // Done again before the next opening if it fails now.
+            let _ = wal::cut(&self.path, self.last.load(Ordering::Acquire));
+        }
+        error
+    }
+
+    /// True when nobody has it open any more.
+    fn close(&self) -> bool {
+        let Some(mut open) = self.database.swap(None) else { return true };
+        let begun = Instant::now();
+        loop {
+            match Arc::try_unwrap(open) {
+                Ok(database) => {
+                    drop(database);
+                    return true;
+                }
+                Err(shared) if begun.elapsed() < CLOSE_WAIT => open = shared,
+                Err(shared) => {
+                    // Kept, so that the next try can wait for it.
+                    self.database.store(Some(shared));
+                    return false;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Tries to open the database again after trouble. Gives the damages that were found by it.
+    pub fn reopen(&self) -> Result<Vec<Damage>, StoreError> {
+        if !self.close() {
+            return Err(StoreError::Failed("somebody is still reading from it".into()));
+        }
+        let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
+        let last = self.last.load(Ordering::Acquire);
+        wal::cut(&self.path, last).map_err(failed)?;
+        let found = Found::Says(Statement { synced: lock(&self.witness).says.synced, manifest: (0, 0) }, true);
+        let mut opened = open::open(&self.path, found)?;
+        if lock(&self.trouble).wants_rebuild {
+            opened = self.rebuild(opened)?;
+        }
+        self.last.store(opened.db.latest_sequence_number(), Ordering::Release);
+        self.database.store(Some(Arc::new(Database { db: opened.db })));
+        // A write and a sync show that the disk takes them; if not, this closes it again.
+        self.set_format(self.found_format)?;
+        self.begin_testimony()?;
+        let mut trouble = lock(&self.trouble);
+        trouble.health = Health::Good;
+        trouble.wants_rebuild = false;
+        trouble.reopened += 1;
+        drop(trouble);
+        opened.damages.iter().cloned().for_each(|damage| self.note(damage));
+        Ok(opened.damages)
+    }
+
+    /// Makes the database anew of what can be read.
+    fn rebuild(&self, opened: open::Opened) -> Result<open::Opened, StoreError> {
+        let open::Opened { db, mut damages } = opened;
+        self.database.store(Some(Arc::new(Database { db })));
+        damages.extend(rebuild::copy(self)?);
+        if !self.close() {
+            return Err(StoreError::Failed("somebody is still reading from it".into()));
+        }
+        rebuild::take_over(&self.path, &damages).map_err(|error| StoreError::Failed(error.to_string()))?;
+        let anew = open::open(&self.path, Found::Nothing)?;
+        damages.extend(anew.damages);
+        Ok(open::Opened { db: anew.db, damages })
+    }
+
+    /// Entries with `from <= key < to`, in order. Not a snapshot; see [`range`](self::range).
     pub fn range(&self, table: Table, from: &[u8], to: &[u8]) -> Result<Range<'_>, StoreError> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(from);
-        options.set_iterate_upper_bound(to);
-        let inner = self.db.iterator_cf_opt(self.family(table)?, options, IteratorMode::From(from, Direction::Forward));
-        Ok(Range { inner })
+        Ok(Range::new(self, table, from, to))
     }
 
     /// Entries whose key begins with `prefix`, in order.
@@ -259,46 +520,60 @@ impl Store {
 
     /// The entry with the highest key.
     pub fn last(&self, table: Table) -> Result<Option<Entry>, StoreError> {
-        let mut iterator = self.db.iterator_cf(self.family(table)?, IteratorMode::End);
+        let open = self.open_database()?;
+        let Some(family) = open.family(table) else { return Ok(None) };
+        let mut iterator = open.db.iterator_cf(family, IteratorMode::End);
         iterator.next().transpose().map_err(StoreError::from)
     }
 
-    /// Forgets everything with `from <= key < to` in one write, without reading it.
-    pub fn delete_range(&self, table: Table, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
-        Ok(self.db.delete_range_cf(self.family(table)?, from, to)?)
+    /// Writes what is in memory into tables, so that log files can go: after many deletions this gives
+    /// space back.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let open = self.open_database()?;
+        Ok(open.db.flush_cfs_opt(&open.families()?, &rocksdb::FlushOptions::default())?)
+    }
+
+    /// Looks at every file and reads every record of a store that nobody has open. Changes nothing.
+    pub fn check_files(path: &Path) -> Result<Vec<Damage>, StoreError> {
+        let witness = open::lock(path)?;
+        let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
+        let found = witness.read().map_err(failed)?;
+        let mut damages = examine::examine(path, found).map_err(failed)?.damages;
+        let db = match open::open_read_only(path) {
+            Ok(db) => db,
+            Err(StoreError::InUse) => return Err(StoreError::InUse),
+            Err(error) => {
+                damages.push(Damage::new("store", format!("cannot be opened: {error}")));
+                return Ok(damages);
+            }
+        };
+        let last = db.latest_sequence_number();
+        if let Some(missing) = found.statement().synced.checked_sub(last).filter(|missing| *missing > 0) {
+            damages.push(Damage::new(
+                "log files",
+                format!("the newest {missing} writes are gone, and mail that was in them"),
+            ));
+        }
+        let store = Store::of(path, witness, Some(db), Vec::new());
+        store.miss_witness(found)?;
+        damages.extend(store.damages());
+        for table in Table::ALL {
+            for entry in store.range(table, &[], &KEY_END)? {
+                match entry {
+                    Ok(_) => {}
+                    Err(StoreError::Damaged(what)) => damages.push(Damage::new(table.name(), what)),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(damages)
     }
 }
 
-/// RocksDB makes its files readable for all; the folder around them is not.
-fn make_private(path: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let mode = std::fs::metadata(path)?.permissions().mode();
-    if mode & 0o077 == 0 { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(0o700)) }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of these is held, so what is in them is sound.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The lock has no error kind of its own: RocksDB says "IO error: … lock …/LOCK: …", or that this
-/// process holds it.
-fn open_error(error: rocksdb::Error) -> StoreError {
-    let text = error.to_string();
-    if error.kind() == rocksdb::ErrorKind::IOError && text.contains("lock") && text.contains("/LOCK: ") {
-        return StoreError::InUse;
-    }
-    if text.contains("Permission denied") {
-        return StoreError::Failed(format!("{text}; the folder must belong to the user that runs postrider"));
-    }
-    StoreError::Failed(text)
-}
-
-pub type Entry = (Box<[u8]>, Box<[u8]>);
-
-/// Entries of a scan.
-pub struct Range<'a> {
-    inner: rocksdb::DBIterator<'a>,
-}
-
-impl Iterator for Range<'_> {
-    type Item = Result<Entry, StoreError>;
-    fn next(&mut self) -> Option<Self::Item> {
-        self.inner.next().map(|entry| entry.map_err(StoreError::from))
-    }
-}
+#[cfg(test)]
+mod tests;

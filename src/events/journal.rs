@@ -83,14 +83,16 @@ pub fn story(store: &Store, id: MessageId) -> Result<Vec<Entry>, StoreError> {
         .collect()
 }
 
-/// Forgets stories of messages that came in before `before`, unless they are still queued: those
+/// To forget stories of messages that came in before `before`, unless they are still queued: those
 /// keep theirs. One range delete, whatever its length.
-pub fn forget(store: &Store, before: Millis) -> Result<(), StoreError> {
+pub fn forget(store: &Store, before: Millis) -> Result<Batch, StoreError> {
     let mut end = MessageId::first_at(before);
     if let Some(oldest) = store.range(Table::Message, &[0; 8], &[0xff; 9])?.next().transpose()? {
         end = end.min(MessageId::from_prefix(&oldest.0).unwrap_or(end));
     }
-    store.delete_range(Table::Journal, &[0; 8], &end.to_key())
+    let mut batch = Batch::new();
+    batch.delete_range(Table::Journal, [0; 8], end.to_key());
+    Ok(batch)
 }
 
 fn log(id: MessageId, event: &Event) {

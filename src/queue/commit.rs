@@ -1,17 +1,20 @@
 //! Group commit: one thread takes the batches of all sessions, writes what has arrived as one
 //! synced group, and answers them all. No timer: while one sync runs the next group collects.
 //!
+//! If the store fails, the whole group is refused and the thread opens the store again once that works.
+//!
 //! A batch that asks for no sync (the end of a delivery) is written at once and reaches the disk with
 //! the next synced group, or after [`LAZY_SYNC`] if none comes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::store::{Batch, Store, StoreError};
+use crate::store::{Batch, Health, Store, StoreError};
 
 /// Most bytes written as one group; what is above waits for the next.
 const GROUP_BYTES_MAX: usize = 16 << 20;
@@ -19,6 +22,48 @@ const GROUP_BYTES_MAX: usize = 16 << 20;
 const GROUP_BATCHES_MAX: usize = 1024;
 /// How long an unsynced write may lie in the page cache.
 const LAZY_SYNC: Duration = Duration::from_millis(200);
+/// How often a store that failed is tried again.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
+/// Upper bounds of the classes in which writes are counted by their time, in microseconds.
+pub const WRITE_MICROS: [u64; 12] =
+    [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 500_000, 1_000_000];
+
+/// What the committer has done since the start.
+#[derive(Debug, Default)]
+pub struct CommitCounts {
+    /// Groups that were synced.
+    pub synced_groups: AtomicU64,
+    pub unsynced_groups: AtomicU64,
+    /// Groups that were refused because the store failed.
+    pub failed_groups: AtomicU64,
+    /// Batches in all groups.
+    pub batches: AtomicU64,
+    /// Bytes of keys and values.
+    pub bytes: AtomicU64,
+    /// Synced groups by the time of their write: one class for each of [`WRITE_MICROS`], one above.
+    pub synced_by_time: [AtomicU64; WRITE_MICROS.len() + 1],
+    /// Sum of those times, in microseconds.
+    pub synced_micros: AtomicU64,
+}
+
+impl CommitCounts {
+    fn count(&self, batches: &[Batch], sync: bool, is_written: bool, took: Duration) {
+        let add = |counter: &AtomicU64, by: u64| counter.fetch_add(by, Ordering::Relaxed);
+        add(&self.batches, batches.len() as u64);
+        add(&self.bytes, batches.iter().map(|batch| batch.bytes() as u64).sum());
+        match (is_written, sync) {
+            (false, _) => add(&self.failed_groups, 1),
+            (true, false) => add(&self.unsynced_groups, 1),
+            (true, true) => {
+                let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                let class = WRITE_MICROS.iter().take_while(|bound| micros > **bound).count();
+                self.synced_by_time.get(class).map(|counter| add(counter, 1));
+                add(&self.synced_micros, micros);
+                add(&self.synced_groups, 1)
+            }
+        };
+    }
+}
 
 struct Request {
     batch: Batch,
@@ -32,6 +77,7 @@ struct Request {
 pub struct Committer {
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
+    counts: Arc<CommitCounts>,
 }
 
 impl Drop for Committer {
@@ -48,10 +94,16 @@ impl Committer {
     /// `sync` false: `durability = "relaxed"`, nothing is ever synced.
     pub fn start(store: Arc<Store>, sync: bool) -> Committer {
         let (requests, receiver) = channel();
+        let counts = Arc::new(CommitCounts::default());
+        let counted = counts.clone();
         let thread = std::thread::Builder::new().name("committer".into());
         // Without a thread every commit fails with "the committer has stopped", which is a 451.
-        let thread = thread.spawn(move || run(&store, &receiver, sync)).ok();
-        Committer { requests: Some(requests), thread }
+        let thread = thread.spawn(move || run(&store, &receiver, sync, &counted)).ok();
+        Committer { requests: Some(requests), thread, counts }
+    }
+
+    pub fn counts(&self) -> &CommitCounts {
+        &self.counts
     }
 
     /// Returns when the batch is written; with `sync`, when it is on disk.
@@ -64,15 +116,20 @@ impl Committer {
     }
 }
 
-fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool) {
+fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool, counts: &CommitCounts) {
     let mut unsynced = false;
     loop {
+        if store.health() != Health::Good && !recover(store, requests) {
+            return;
+        }
         let first = match (unsynced, may_sync) {
             (true, true) => match requests.recv_timeout(LAZY_SYNC) {
                 Ok(request) => request,
                 Err(RecvTimeoutError::Timeout) => {
-                    // A failure here shows at the next group, which cannot be synced either.
-                    unsynced = store.sync().is_err();
+                    if let Err(error) = store.sync() {
+                        tracing::error!(%error, "the store could not be synced");
+                    }
+                    unsynced = false;
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -83,7 +140,9 @@ fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool) {
             },
         };
         let (batches, waiting, sync) = gather(first, requests);
+        let begun = Instant::now();
         let written = store.write(&batches, sync && may_sync);
+        counts.count(&batches, sync, written.is_ok(), begun.elapsed());
         unsynced = !(sync && written.is_ok());
         for done in waiting {
             // A session that has gone does not ask any more; its message is queued all the same.
@@ -92,6 +151,34 @@ fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool) {
     }
     if may_sync {
         let _ = store.sync();
+    }
+}
+
+/// Opens the store again as soon as that works; until then everybody is told that it does not. False:
+/// nobody is left who could ask.
+fn recover(store: &Store, requests: &Receiver<Request>) -> bool {
+    if let Health::Failed { why, .. } = store.health() {
+        tracing::error!(why, "the store has failed: no mail is taken and no result is noted until it is opened again");
+    }
+    loop {
+        let error = match store.reopen() {
+            Ok(damages) => {
+                for damage in damages {
+                    tracing::error!(place = damage.place, what = damage.what, "the store is damaged");
+                }
+                tracing::info!("the store is open again");
+                return true;
+            }
+            Err(error) => error,
+        };
+        let next = Instant::now() + REOPEN_EVERY;
+        while let Some(left) = next.checked_duration_since(Instant::now()) {
+            match requests.recv_timeout(left) {
+                Ok(request) => drop(request.done.send(Err(error.clone()))),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
     }
 }
 

@@ -1,0 +1,203 @@
+//! Opening the database: options, the look at its files beforehand, and what is done about damage.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind, Options,
+};
+
+use super::damage::Damage;
+use super::examine::{self, Examined};
+use super::witness::{Found, Statement, Witness};
+use super::{StoreError, Table, rebuild};
+
+/// Most bytes of log files before the oldest tables in memory are written out, on a large disk.
+const WAL_BYTES_MAX: u64 = 256 << 20;
+/// A file system of so many times that; smaller ones get less.
+const WAL_SHARE: u64 = 8;
+/// Least bytes of log files.
+const WAL_BYTES_MIN: u64 = 4 << 20;
+/// Bytes of all tables in memory together.
+const MEMTABLE_BYTES: usize = 64 << 20;
+/// Bytes of blocks kept in memory.
+const CACHE_BYTES: usize = 16 << 20;
+/// Log files that are used again instead of being deleted: writing over a file needs no change of its
+/// length, which halves the time of a sync.
+const WALS_RECYCLED: usize = 2;
+
+/// An open database with its witness.
+pub(super) struct Opened {
+    pub db: DB,
+    pub damages: Vec<Damage>,
+}
+
+/// Makes the folder if it is missing. It is for this user only: everybody's mail is in it, and RocksDB
+/// makes its files readable for all.
+pub(super) fn make_private(path: &Path) -> Result<(), StoreError> {
+    let make = || -> std::io::Result<()> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let mode = std::fs::metadata(path)?.permissions().mode();
+        if mode & 0o077 == 0 { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(0o700)) }
+    };
+    make().map_err(|error| {
+        StoreError::Failed(format!(
+            "the folder cannot be made or closed to others: {error}; it must belong to the user that runs postrider"
+        ))
+    })
+}
+
+/// Locks the folder.
+pub(super) fn lock(path: &Path) -> Result<Witness, StoreError> {
+    Witness::open(path).map_err(|error| access_error(&error.to_string()))?.ok_or(StoreError::InUse)
+}
+
+/// Opens the database in a folder that is locked.
+pub(super) fn open(path: &Path, found: Found) -> Result<Opened, StoreError> {
+    let io = |error: std::io::Error| access_error(&error.to_string());
+    rebuild::finish(path).map_err(io)?;
+    let examined = examine::examine(path, found).map_err(io)?;
+    examine::mend(path, &examined).map_err(io)?;
+    let Examined { mut damages, is_new, wants_repair, .. } = examined;
+    if is_new && found.statement().synced > 0 {
+        // Beginning anew would hide the loss.
+        return Err(StoreError::Damaged(
+            "all files of the database are gone although mail was in it; put them back, or remove the folder to begin without that mail".into(),
+        ));
+    }
+    if wants_repair {
+        repair(path)?;
+    }
+    let db = match open_database(path, true) {
+        Ok(db) => db,
+        Err(error) if is_damage(&error) => reopen_damaged(path, &error, &mut damages)?,
+        Err(error) => return Err(open_error(&error)),
+    };
+    let last = db.latest_sequence_number();
+    let synced = found.statement().synced;
+    if synced > last {
+        let missing = synced - last;
+        damages
+            .push(Damage::new("log files", format!("the newest {missing} writes are gone, and mail that was in them")));
+    }
+    Ok(Opened { db, damages })
+}
+
+/// What could not be opened as it is: first without comparing log files with RocksDB's own list, then
+/// from the tables that are there.
+fn reopen_damaged(path: &Path, error: &rocksdb::Error, damages: &mut Vec<Damage>) -> Result<DB, StoreError> {
+    damages.push(Damage::new("store", format!("cannot be opened as it is: {error}; what can be read is kept")));
+    examine::keep_all(path, damages);
+    if let Ok(db) = open_database(path, false) {
+        return Ok(db);
+    }
+    repair(path)?;
+    open_database(path, false).map_err(|error| open_error(&error))
+}
+
+fn repair(path: &Path) -> Result<(), StoreError> {
+    let (options, _) = options(path, false);
+    DB::repair(&options, path).map_err(|error| open_error(&error))
+}
+
+/// For a look only: nothing is changed, not even what a crash left.
+pub(super) fn open_read_only(path: &Path) -> Result<DB, StoreError> {
+    let (options, cache) = options(path, false);
+    // An older store may have fewer tables.
+    let there = DB::list_cf(&options, path).map_err(|error| open_error(&error))?;
+    let mut families = families(path, &cache);
+    families.retain(|family| there.iter().any(|name| name == family.name()));
+    DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(|error| open_error(&error))
+}
+
+pub(super) fn open_database(path: &Path, verify_logs: bool) -> Result<DB, rocksdb::Error> {
+    let (mut options, cache) = options(path, verify_logs);
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    DB::open_cf_descriptors(&options, path, families(path, &cache))
+}
+
+fn families(path: &Path, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
+    Table::ALL
+        .iter()
+        .map(|table| ColumnFamilyDescriptor::new(table.name(), table_options(*table, wal_bytes(path), cache)))
+        .collect()
+}
+
+fn options(path: &Path, verify_logs: bool) -> (Options, Cache) {
+    let mut options = Options::default();
+    // Every log was read and made whole before (`examine`); what RocksDB then cannot read is the end.
+    // The stricter modes do not use log files again.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_recycle_log_file_num(WALS_RECYCLED);
+    options.set_track_and_verify_wals_in_manifest(verify_logs);
+    options.set_paranoid_checks(true);
+    options.set_max_total_wal_size(wal_bytes(path));
+    options.set_db_write_buffer_size(MEMTABLE_BYTES.min(wal_bytes(path) as usize));
+    options.set_keep_log_file_num(4);
+    options.set_max_background_jobs(2);
+    (options, Cache::new_lru_cache(CACHE_BYTES))
+}
+
+/// What log files may take of this file system.
+fn wal_bytes(path: &Path) -> u64 {
+    let size = rustix::fs::statvfs(path).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+    (size / WAL_SHARE).clamp(WAL_BYTES_MIN, WAL_BYTES_MAX)
+}
+
+fn table_options(table: Table, wal_bytes: u64, cache: &Cache) -> Options {
+    let mut options = Options::default();
+    options.set_compression_type(match table {
+        Table::Body | Table::Journal => DBCompressionType::Lz4,
+        _ => DBCompressionType::None,
+    });
+    // Bodies come and go; most are deleted before they are flushed.
+    let buffer = if table == Table::Body { 64 << 20 } else { 16 << 20 };
+    options.set_write_buffer_size(buffer.min(wal_bytes as usize / 2));
+    if matches!(table, Table::Due | Table::Recipient | Table::Message | Table::Body) {
+        // Deleted keys pile up at the front of the due index; compact where they are many.
+        options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
+    }
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    blocks.set_format_version(6);
+    options.set_block_based_table_factory(&blocks);
+    options
+}
+
+/// Files that are gone or not what they were, as against a disk that does not work now.
+fn is_damage(error: &rocksdb::Error) -> bool {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::Corruption | ErrorKind::NotFound | ErrorKind::InvalidArgument => true,
+        ErrorKind::IOError => text.contains("No such file"),
+        _ => false,
+    }
+}
+
+/// The lock has no error kind of its own: RocksDB says "IO error: … lock …/LOCK: …", or that this
+/// process holds it.
+fn open_error(error: &rocksdb::Error) -> StoreError {
+    let text = error.to_string();
+    if error.kind() == ErrorKind::IOError && text.contains("lock") && text.contains("/LOCK: ") {
+        return StoreError::InUse;
+    }
+    access_error(&text)
+}
+
+fn access_error(text: &str) -> StoreError {
+    if text.contains("Permission denied") {
+        return StoreError::Failed(format!("{text}; the folder must belong to the user that runs postrider"));
+    }
+    StoreError::Failed(text.to_owned())
+}
+
+/// What the witness can say of a database that is open.
+pub(super) fn statement(path: &Path, synced: u64) -> Statement {
+    let manifest = examine::newest_manifest(path).ok().flatten();
+    let len = |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    Statement { synced, manifest: manifest.map_or((0, 0), |(number, path)| (number, len(&path))) }
+}
