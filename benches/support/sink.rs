@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const BACKLOG: u32 = 4096;
+/// How long a port that somebody has is waited for.
+const BIND_TIME: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 64 * 1024;
 
 pub struct Sink {
@@ -20,10 +22,7 @@ pub struct Sink {
 impl Sink {
     /// On a free port, or on this one.
     pub async fn start(port: u16) -> Sink {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-        let listener = socket.listen(BACKLOG).unwrap();
+        let listener = listen(port).await;
         let address = listener.local_addr().unwrap();
         let taken = Arc::new(AtomicU64::new(0));
         let counter = taken.clone();
@@ -51,6 +50,20 @@ impl Sink {
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
         true
+    }
+}
+
+/// One that had the port before may not be gone yet.
+async fn listen(port: u16) -> TcpListener {
+    let deadline = Instant::now() + BIND_TIME;
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        match socket.bind(SocketAddr::from(([127, 0, 0, 1], port))).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return listener,
+            Err(error) => assert!(Instant::now() < deadline, "port {port}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
