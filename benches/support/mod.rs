@@ -37,7 +37,7 @@ pub fn scratch() -> tempfile::TempDir {
 
 /// Free bytes where [`scratch`] lies.
 pub fn free_bytes() -> u64 {
-    let disk = rustix::fs::statvfs(&folder()).unwrap();
+    let disk = rustix::fs::statvfs(folder()).unwrap();
     disk.f_bavail * disk.f_frsize
 }
 
