@@ -63,6 +63,7 @@ struct Bench {
 
 fn main() {
     let count = setting("COUNT", 50_000).max(SMALL);
+    support::clean_up();
     let needed = count * DISK_EACH + DISK_BESIDE;
     assert!(free_bytes() > needed, "{count} messages need {} MiB of free disk", needed >> 20);
     // Takes connections and never greets, so that what is accepted stays.

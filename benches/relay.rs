@@ -11,7 +11,7 @@
 //! pays for its schedule and for its first attempts too.
 //!
 //! Environment: `ROUNDS` (3), `SECONDS_EACH` (of one measurement, 1), `PARTS` (all:
-//! `compare,relay,latency,matrix,memory`), `IDLE` connections (1000).
+//! `compare,relay,latency,matrix,memory`), `ONLY` cases whose name holds this, `IDLE` connections (1000).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -60,6 +60,7 @@ struct Bench {
 }
 
 fn main() {
+    support::clean_up();
     let mut bench = Bench::new();
     let parts = std::env::var("PARTS").unwrap_or_else(|_| "compare,relay,latency,matrix,memory".into());
     let started = Instant::now();
@@ -104,6 +105,10 @@ impl Case {
     fn warm_up(&self) -> u64 {
         (self.sessions as u64 * 8).clamp(200, 1000)
     }
+}
+
+fn is_wanted(name: &str) -> bool {
+    std::env::var("ONLY").map_or(true, |only| name.contains(&only))
 }
 
 const fn case(sessions: usize, kib: usize, reuse: bool) -> Case {
@@ -159,7 +164,7 @@ impl Bench {
             case(16, 1, false),
             case(16, 100, false),
         ];
-        for case in cases {
+        for case in cases.into_iter().filter(|case| is_wanted(&case.name())) {
             for round in 1..=self.rounds {
                 say(format!("        ingest from smtp-source: {}, round {round}", case.name()));
                 {
@@ -218,7 +223,8 @@ impl Bench {
         };
         let port = postfix::free_port();
         let relaying = package.may_serve().is_ok().then(|| Postfix::start(&package, Then::Relay(port)));
-        for case in [case(16, 1, false), case(16, 10, false), case(16, 100, false), case(64, 10, true)] {
+        let cases = [case(16, 1, false), case(16, 10, false), case(16, 100, false), case(64, 10, true)];
+        for case in cases.into_iter().filter(|case| is_wanted(&case.name())) {
             for round in 1..=self.rounds {
                 say(format!("        relay: {}, round {round}", case.name()));
                 let folder = support::scratch();
@@ -255,8 +261,11 @@ impl Bench {
     /// The same with our own source and sink, whose bodies do not compress, to one domain and to many.
     fn own_relay(&mut self) {
         for (domains, kib) in [(1, 10), (100, 10), (1, 1024)] {
+            let name = format!("16 sessions, {kib} KiB, {domains} domains");
+            if !is_wanted(&name) {
+                continue;
+            }
             for round in 1..=self.rounds {
-                let name = format!("16 sessions, {kib} KiB, {domains} domains");
                 say(format!("        relay, own load: {name}, round {round}"));
                 let folder = support::scratch();
                 let sink = self.runtime.block_on(Sink::start(0));
@@ -330,6 +339,9 @@ impl Bench {
             for reuse in [false, true] {
                 for (sessions, kib) in [1, 16, 64, 256].into_iter().flat_map(|s| [1, 10, 100].map(|kib| (s, kib))) {
                     let case = case(sessions, kib, reuse);
+                    if !is_wanted(&case.name()) {
+                        continue;
+                    }
                     say(format!("        ingest, own load: {}, round {round}", case.name()));
                     let folder = support::scratch();
                     let server = self.queueing(&folder);

@@ -32,8 +32,22 @@ pub fn folder() -> PathBuf {
 
 /// A folder that goes with the value, on the same disk as the results.
 pub fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("run-").tempdir_in(folder()).unwrap()
+    let prefix = format!("{SCRATCH}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(folder()).unwrap()
 }
+
+/// Removes what benches that were killed have left behind.
+pub fn clean_up() {
+    for entry in std::fs::read_dir(folder()).unwrap().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(SCRATCH)?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+const SCRATCH: &str = "run-";
 
 /// Free bytes where [`scratch`] lies.
 pub fn free_bytes() -> u64 {
