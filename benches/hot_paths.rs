@@ -111,8 +111,7 @@ fn claim(c: &mut Criterion) {
     {
         // With the clock at which they are not due yet, so that none is claimed as fresh mail.
         let (queue, _) = fill::open(folder.path(), &Clock::System, false);
-        let body = Bytes::from(load::message(2048, 1));
-        let filling = Filling { count: queued, body, domains: 10_000, due, spread: HOUR };
+        let filling = Filling { count: queued, bodies: fill::bodies(2048), domains: 10_000, due, spread: HOUR };
         runtime.block_on(fill::fill(&queue, &Clock::System, &filling));
     }
     let (queue, _) = fill::open(folder.path(), &Clock::manual(due + 2 * HOUR), false);

@@ -21,7 +21,6 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use fill::{Claiming, Filling};
 use postrider::clock::{Clock, Millis};
 use support::book::{Book, number};
@@ -100,7 +99,7 @@ impl Bench {
 
     fn filling(&self, count: u64) -> Filling {
         let due = Clock::System.now() + 6 * HOUR;
-        Filling { count, body: Bytes::from(load::message(SIZE, 1)), domains: DOMAINS, due, spread: 6 * HOUR }
+        Filling { count, bodies: fill::bodies(SIZE), domains: DOMAINS, due, spread: 6 * HOUR }
     }
 
     fn fill(&mut self) {
@@ -228,6 +227,12 @@ impl Bench {
         self.book.add("store", "after all were delivered", LONG, "MiB", bytes as f64 / MIB);
         server.stop();
         drop(sink);
+        let (queue, _) = fill::open(&store, &Clock::System, false);
+        for (table, entries, bytes) in fill::tables(queue.store()) {
+            self.book.add("tables afterwards", table, LONG, "entries", entries as f64);
+            self.book.add("tables afterwards", table, LONG, "MiB uncompressed", bytes as f64 / MIB);
+        }
+        drop(queue);
         if is_done {
             self.claims_again(&store);
         }
@@ -293,6 +298,8 @@ impl Bench {
             ("claims", "us/message"),
             ("delivering", "messages/s"),
             ("store", "MiB"),
+            ("tables afterwards", "entries"),
+            ("tables afterwards", "MiB uncompressed"),
         ] {
             book.print(part, part, unit);
         }

@@ -13,7 +13,7 @@ use postrider::events::journal::Journal;
 use postrider::message::{Address, ReversePath};
 use postrider::queue::record::{Failure, Recipient, Status};
 use postrider::queue::{Claimed, NewMessage, Queue, Step};
-use postrider::store::{Batch, Store};
+use postrider::store::{Batch, Store, Table};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::records;
@@ -22,6 +22,32 @@ use super::records;
 const WRITERS: u64 = 256;
 /// Bodies of fresh mail in memory.
 const MEMORY_BYTES: u64 = 64 << 20;
+
+/// So many different messages of this size.
+pub fn bodies(size: usize) -> Vec<Bytes> {
+    (1..=64).map(|seed| Bytes::from(super::support::load::message(size, seed))).collect()
+}
+
+/// What the tables hold: name, entries, bytes of keys and values before any compression.
+pub fn tables(store: &Store) -> Vec<(&'static str, u64, u64)> {
+    let tables = [
+        ("message", Table::Message),
+        ("body", Table::Body),
+        ("recipient", Table::Recipient),
+        ("due", Table::Due),
+        ("journal", Table::Journal),
+    ];
+    let measure = |(name, table)| {
+        let (mut entries, mut bytes) = (0, 0);
+        for entry in store.prefix(table, b"").unwrap() {
+            let (key, value) = entry.unwrap();
+            entries += 1;
+            bytes += (key.len() + value.len()) as u64;
+        }
+        (name, entries, bytes)
+    };
+    tables.into_iter().map(measure).collect()
+}
 
 /// Without syncs where nothing is measured that needs them.
 pub fn open(store: &Path, clock: &Clock, sync: bool) -> (Arc<Queue>, UnboundedReceiver<Claimed>) {
@@ -33,8 +59,8 @@ pub fn open(store: &Path, clock: &Clock, sync: bool) -> (Arc<Queue>, UnboundedRe
 #[derive(Clone)]
 pub struct Filling {
     pub count: u64,
-    /// Of one message.
-    pub body: Bytes,
+    /// They take turns, so that neighbours on the disk do not compress each other.
+    pub bodies: Vec<Bytes>,
     pub domains: u64,
     /// The first is due then, and the last so much later.
     pub due: Millis,
@@ -72,7 +98,7 @@ fn deferred(queue: &Queue, clock: &Clock, journal: &Journal, filling: &Filling, 
     let id = queue.new_id();
     let now = clock.now();
     let due = filling.due + filling.spread * number / filling.count;
-    let body = vec![filling.body.clone()];
+    let body = vec![filling.bodies[number as usize % filling.bodies.len()].clone()];
     let address = format!("you{number}@d{}.far.test", number % filling.domains);
     let why = Failure::local("4.4.1", "mx.test", "connecting to mx.test at 127.0.0.1 failed: connection refused");
     let recipient = Recipient { attempts: 1, last_failure: Some(why.clone()), ..records::recipient(&address, due) };
