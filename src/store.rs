@@ -8,6 +8,8 @@
 //! [`Store::damages`]), and after trouble with the disk the database can be opened again under a
 //! running server ([`Store::reopen`]).
 
+pub mod backup;
+mod compact;
 pub mod damage;
 mod examine;
 mod open;
@@ -30,7 +32,7 @@ pub use range::{Entry, Range};
 use witness::{Found, Statement, Witness};
 
 /// Raised when the meaning of a stored byte changes; see [`Store::open`].
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Above every key of every table: they begin with an id or a time, which stay below all ones, or
 /// with text.
@@ -50,7 +52,7 @@ pub enum Table {
     Body,
     /// `queue`: message id ‖ recipient number → delivery state.
     Recipient,
-    /// `queue`: due time ‖ lane ‖ message id ‖ recipient number → nothing.
+    /// `queue`: lane ‖ part ‖ due time ‖ message id ‖ recipient number → place.
     Due,
     /// `events`: message id ‖ time ‖ count → event.
     Journal,
@@ -72,7 +74,7 @@ impl Table {
         Table::Pickup,
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Table::Meta => "meta",
             Table::Message => "message",

@@ -41,7 +41,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 22] = [
         &[],
         &["serve"],
         &["demo"],
@@ -55,6 +55,13 @@ fn every_command_has_help_with_examples() {
         &["queue", "hold"],
         &["queue", "release"],
         &["queue", "cancel"],
+        &["queue", "export"],
+        &["queue", "import"],
+        &["store"],
+        &["store", "check"],
+        &["store", "backup"],
+        &["store", "restore"],
+        &["store", "compact"],
         &["account"],
         &["account", "hash"],
     ];
@@ -202,6 +209,7 @@ impl Backend for Fake {
         Ok(message.map(|message| Story {
             id,
             message: Some(message),
+            damaged: Vec::new(),
             entries: vec![Entry { at: NOW, event: accepted }],
         }))
     }

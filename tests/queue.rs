@@ -11,11 +11,11 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use postrider::clock::Clock;
 use postrider::message::MessageId;
-use postrider::queue::claim::PLACE_CLAIMS_MAX;
+use postrider::queue::claim::CLAIMS_MAX;
 use postrider::queue::record::{Message, Recipient, Status};
-use postrider::queue::{Claimed, NewMessage, Queue, Step};
+use postrider::queue::{NewMessage, Queue};
 use postrider::store::{Batch, Table};
-use support::records::{START, message, open, recipient};
+use support::records::{START, entries, finish, message, open, recipient};
 
 async fn enqueue(queue: &Queue, text: &str, recipients: Vec<Recipient>) -> MessageId {
     let id = queue.new_id();
@@ -23,20 +23,6 @@ async fn enqueue(queue: &Queue, text: &str, recipients: Vec<Recipient>) -> Messa
     let message = message(id, &body, recipients.len() as u32);
     queue.enqueue(NewMessage { message, body, recipients, extra: Batch::new() }).await.unwrap();
     id
-}
-
-async fn finish(queue: &Queue, claimed: Claimed, after: impl Fn(&Recipient) -> Option<Recipient>) {
-    let id = claimed.message.id;
-    let _lock = queue.lock(id).await;
-    let steps: Vec<Step> =
-        claimed.recipients.into_iter().map(|(number, before)| Step { number, after: after(&before), before }).collect();
-    let batch = queue.step_batch(&claimed.message, &steps, &[]).unwrap();
-    queue.commit(batch, false).await.unwrap();
-    queue.release(id, &steps, &[]);
-}
-
-fn entries(queue: &Queue, table: Table) -> usize {
-    queue.store().prefix(table, b"").unwrap().filter(|entry| entry.is_ok()).count()
 }
 
 #[tokio::test]
@@ -130,7 +116,9 @@ async fn held_mail_waits_for_a_person() {
         Some((Some(Recipient { status: Status::Waiting { due: START }, ..before.clone() }), Batch::new()))
     };
     assert!(queue.change(id, 0, release).await.unwrap());
-    let claimed = queue.claim_due().unwrap().claimed.remove(0);
+    let mut claimed = queue.claim_due().unwrap().claimed.remove(0);
+    let claim = (claimed.lane, claimed.ticket());
+    queue.begin(id, claim, &mut claimed.recipients);
     assert!(!queue.change(id, 0, |_, _| Some((None, Batch::new()))).await.unwrap(), "an attempt is under way");
     finish(&queue, claimed, |_| None).await;
     let mut seen = 0;
@@ -176,5 +164,7 @@ async fn more_than_the_claims_hold_goes_by_the_index() {
     assert!(fresh.try_recv().is_err(), "does not fit the share of fresh mail");
     let scan = queue.claim_due().unwrap();
     assert!(scan.more);
-    assert_eq!(scan.claimed.iter().map(|claimed| claimed.recipients.len()).sum::<usize>(), PLACE_CLAIMS_MAX);
+    let claimed = scan.claimed.iter().map(|claimed| claimed.recipients.len()).sum::<usize>();
+    assert_eq!(claimed, queue.claims().held());
+    assert!((100..CLAIMS_MAX / 8).contains(&claimed), "one place's share: {claimed}");
 }

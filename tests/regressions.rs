@@ -14,11 +14,12 @@ use bytes::Bytes;
 use postrider::admin::{Action, AdminSocket, Backend, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble};
 use postrider::clock::Clock;
 use postrider::message::{Draft, MessageId};
-use postrider::queue::claim::PLACE_CLAIMS_MAX;
+use postrider::queue::claim::{CLAIMS_MAX, Look};
+use postrider::queue::lane::PARTS;
 use postrider::queue::record::Message;
-use postrider::queue::{Claimed, NewMessage, Queue};
+use postrider::queue::{Claimed, NewMessage, Queue, Walked};
 use postrider::smtp::reply::Refusal;
-use postrider::store::{Batch, Store, StoreError, Table};
+use postrider::store::{Batch, Store, Table};
 use support::client::Client;
 use support::records::{START, message, open, recipient};
 use support::server::TestServer;
@@ -46,23 +47,20 @@ fn put(queue: &Queue, table: Table, key: &[u8], value: &'static [u8]) {
 }
 
 /// A scan of the due index that failed half-way kept the claims it had made: what it had seen was not
-/// tried again before a restart.
+/// tried again before a restart. And one stray entry stopped all scans.
 #[tokio::test]
-async fn a_scan_that_fails_keeps_no_claims() {
+async fn a_stray_entry_stops_no_scan() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Clock::manual(START);
     let (queue, _fresh) = open(folder.path(), &clock);
     enqueue(&queue, START + 1).await;
-    // Not a key of this table: it is too short.
-    let stray = (START + 2).to_be_bytes();
-    put(&queue, Table::Due, &stray, b"");
+    // Not keys of this table: too short, for every lane and part.
+    for lane in 1..=6 {
+        for part in 0..PARTS as u8 {
+            put(&queue, Table::Due, &[lane, part, 0], b"");
+        }
+    }
     clock.advance(10);
-    assert!(matches!(queue.claim_due(), Err(StoreError::Damaged(_))));
-    assert_eq!(queue.claims().held(), 0);
-
-    let mut repair = Batch::new();
-    repair.delete(Table::Due, stray);
-    queue.store().write(&[repair], true).unwrap();
     assert_eq!(queue.claim_due().unwrap().claimed.len(), 1);
 }
 
@@ -80,7 +78,11 @@ async fn a_damaged_record_is_set_aside_and_hides_no_other() {
     clock.advance(10);
     let ids = |claimed: Vec<Claimed>| claimed.iter().map(|claimed| claimed.message.id).collect::<Vec<_>>();
     assert_eq!(ids(queue.claim_due().unwrap().claimed), [good]);
-    assert!(queue.claims().is_held(damaged, 0), "it is not taken up again and again");
+    let (listed, count) = queue.damaged();
+    assert_eq!((listed.len(), count), (1, 1));
+    assert_eq!((listed[0].id, listed[0].number, listed[0].since), (damaged, 0, START + 10));
+    assert!(listed[0].what.contains("cannot be read"), "{listed:?}");
+    assert_eq!(queue.claims().held(), 1, "only the good one is claimed");
     assert!(queue.claim_due().unwrap().claimed.is_empty());
 
     let mut listed = Vec::new();
@@ -90,6 +92,16 @@ async fn a_damaged_record_is_set_aside_and_hides_no_other() {
     };
     queue.walk(None, show).unwrap();
     assert_eq!(listed, [good]);
+    let mut all = Vec::new();
+    let show = |walked| {
+        match walked {
+            Walked::Message(message, recipients) => all.push((message.id, recipients.len())),
+            Walked::Damaged { id, .. } => all.push((id, 0)),
+        }
+        ControlFlow::Continue(())
+    };
+    queue.walk_all(None, show).unwrap();
+    assert_eq!(all, [(damaged, 0), (good, 1)]);
 }
 
 /// A backend whose submission waits for leave.
@@ -239,7 +251,7 @@ async fn a_long_queue_for_one_place_hides_no_other() {
     while let Ok(claimed) = fresh.try_recv() {
         handed_over.push(claimed.message.id);
     }
-    assert_eq!(handed_over.len(), PLACE_CLAIMS_MAX + 1, "one place's share, and the other place's message");
+    assert!((100..CLAIMS_MAX / 8).contains(&handed_over.len()), "one place's share: {}", handed_over.len());
     assert_eq!(handed_over.last(), Some(&good));
 
     // The same when all comes from the index.
@@ -247,10 +259,10 @@ async fn a_long_queue_for_one_place_hides_no_other() {
     let store = Arc::new(Store::open(folder.path()).unwrap());
     let (queue, _fresh) = Queue::new(store, clock, false, 1 << 20).unwrap();
     let mut claimed = Vec::new();
-    for _ in 0..5 {
+    while queue.claims().look(START) == Look::Now {
         let scan = queue.claim_due().unwrap();
         assert!(scan.more);
         claimed.extend(scan.claimed.into_iter().map(|claimed| claimed.message.id));
     }
-    assert!(claimed.contains(&good) && claimed.len() == PLACE_CLAIMS_MAX + 1, "{}", claimed.len());
+    assert!(claimed.contains(&good) && claimed.len() < CLAIMS_MAX / 8, "{}", claimed.len());
 }

@@ -8,6 +8,7 @@ use argon2::password_hash::phc::PasswordHash;
 use super::problem::ProblemKind;
 use super::section::{Section, Wrong, read_address_or_domain};
 use super::{Account, Credential, Secret, Senders};
+use crate::message::stream;
 
 /// Longest login name, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -53,7 +54,8 @@ fn account(section: &Section<'_>) -> Option<Account> {
     let active = section.boolean("active", true);
     let max_recipients = section.count("max_recipients", 1..=RECIPIENTS_MAX, 1000);
     let senders = senders.map_or(Senders::OwnDomains, Senders::Only);
-    Some(Account { credential: credential?, label, active, senders, max_recipients })
+    let stream = section.choice("stream", &stream::BUILT_IN.map(|name| (name, name)), stream::DEFAULT).to_owned();
+    Some(Account { credential: credential?, label, active, senders, stream, max_recipients })
 }
 
 fn credential(section: &Section<'_>) -> Option<Credential> {

@@ -56,7 +56,7 @@ const KEYS: &[(&str, Support)] = &[
     ("accounts.*.active", Now),
     ("accounts.*.senders", Now),
     ("accounts.*.force_from", Later(&["\"\""])),
-    ("accounts.*.stream", Later(&["\"transactional\""])),
+    ("accounts.*.stream", Now),
     ("accounts.*.streams", Later(&["[\"transactional\"]"])),
     ("accounts.*.daily_limit", Later(&[])),
     ("accounts.*.rate_limit", Later(&[])),

@@ -127,6 +127,8 @@ pub struct Account {
     pub active: bool,
     /// Addresses and domains for MAIL FROM and From.
     pub senders: Senders,
+    /// The stream its mail goes by: one of [`crate::message::stream::BUILT_IN`].
+    pub stream: String,
     /// Recipients of one message.
     pub max_recipients: usize,
 }

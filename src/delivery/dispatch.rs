@@ -1,10 +1,12 @@
-//! The dispatcher: takes what is due, gives each destination its turn, runs attempts.
+//! The dispatcher: takes what is due, gives each lane and each destination its turn, runs attempts.
 //!
 //! It sleeps until something is committed, finished or due; it never polls. What it holds in memory
-//! is bounded by the claims. A destination has so many attempts at once and no more, so a slow one
-//! holds up its own mail only. What an outcome means for the queue is decided in `settle`.
+//! is bounded by the claims. Attempts at once are shared out as claims are: each lane has some of its
+//! own, and one destination has at most [`ATTEMPTS_PER_DESTINATION`], fewer when few are left for the
+//! others. So a slow one holds up its own mail only, however many of them there are, and new mail does
+//! not wait for retries to end. What an outcome means for the queue is decided in `settle`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,26 +18,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::{Clock, Millis};
+use crate::clock::Clock;
 use crate::config::Config;
-use crate::queue::claim::{CLAIMS_MAX, PLACE_CLAIMS_MAX};
+use crate::queue::claim::Look;
+use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
 
 use super::settle::Settler;
 use super::transport::Transports;
+use super::turns::Turns;
 use super::{Body, Destination, Job, Outcome};
 
-/// Attempts at once for one destination (`destinations.default.connections`).
-const ATTEMPTS_PER_DESTINATION: usize = 10;
-/// The due index is scanned again once so many claims are free.
-const REFILL_AT: usize = CLAIMS_MAX / 2;
-/// … and a destination has so few jobs left.
-const PLACE_RUNS_LOW: usize = PLACE_CLAIMS_MAX / 2;
-/// Longest sleep: the clock may be set while we wait.
+/// Longest sleep: a clock that is set forward while we wait makes things due without a sound.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
-/// Wait before the index is scanned on for more, where no attempt that ends calls for it.
-const MORE_IS_DUE_WAIT: Duration = Duration::from_millis(250);
 /// Wait after the store failed to answer a scan.
 const STORE_TROUBLE_WAIT: Duration = Duration::from_secs(1);
 
@@ -54,153 +50,144 @@ struct Waiting {
     message: Arc<Message>,
     recipients: Vec<(u32, Recipient)>,
     fresh: Option<Arc<FreshBody>>,
-}
-
-#[derive(Default)]
-struct Turn {
-    running: usize,
-    waiting: VecDeque<Waiting>,
+    /// Out of whose share it is claimed, and by which claim.
+    claim: (Lane, u64),
 }
 
 pub struct Dispatcher {
     parts: Arc<Parts>,
     fresh: mpsc::UnboundedReceiver<Claimed>,
-    finished: mpsc::UnboundedReceiver<Destination>,
-    finish: mpsc::UnboundedSender<Destination>,
-    turns: HashMap<Destination, Turn>,
-    /// Destinations that have work and a free slot, in the order of their turns.
-    ready: VecDeque<Destination>,
-    running: usize,
-    /// More is due than the last scan could claim: when to look again.
-    look_again: Option<Instant>,
-    /// The last scan brought something.
-    scan_brought: bool,
-    next_due: Option<Millis>,
+    finished: mpsc::UnboundedReceiver<(Lane, Destination)>,
+    finish: mpsc::UnboundedSender<(Lane, Destination)>,
+    turns: Turns<Waiting>,
+    /// A part of the due index could not be read: when it is tried again.
+    trouble_until: Option<Instant>,
+    /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
+    index_made_anew: bool,
 }
 
 impl Dispatcher {
     pub fn new(parts: Arc<Parts>, fresh: mpsc::UnboundedReceiver<Claimed>) -> Dispatcher {
         let (finish, finished) = mpsc::unbounded_channel();
-        Dispatcher {
-            parts,
-            fresh,
-            finished,
-            finish,
-            turns: HashMap::new(),
-            ready: VecDeque::new(),
-            running: 0,
-            look_again: None,
-            scan_brought: false,
-            next_due: None,
-        }
+        let streams = parts.queue.streams();
+        let retries: HashSet<usize> =
+            streams.lanes().into_iter().filter(|lane| lane.is_retry()).map(Lane::index).collect();
+        let is_retry = |lane: usize| retries.contains(&lane);
+        let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
+        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false }
     }
 
     /// Runs until `shutdown`; attempts that have started are in `attempts` and go on.
     pub async fn run(mut self, attempts: TaskTracker, shutdown: CancellationToken) {
-        self.scan().await;
         loop {
             self.start(&attempts);
-            let sleep = self.sleep();
+            let sleep = match self.parts.queue.claims().look(self.parts.clock.now()) {
+                Look::Now => {
+                    self.scan(&attempts);
+                    self.start(&attempts);
+                    Duration::ZERO
+                }
+                Look::At(due) => Duration::from_millis(due.saturating_sub(self.parts.clock.now())).min(SLEEP_MAX),
+                Look::Later => SLEEP_MAX,
+            };
+            let trouble = self.trouble_until;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                Some(destination) = self.finished.recv() => self.finish(destination).await,
+                Some((lane, destination)) = self.finished.recv() => self.turns.finish(lane.index(), &destination),
                 Some(claimed) = self.fresh.recv() => self.take(claimed),
-                () = self.parts.queue.claims().wake.notified() => {
-                    // Otherwise it is looked for soon, and not once for each message that waits.
-                    if self.look_again.is_none() {
-                        self.scan().await;
-                    }
+                () = self.parts.queue.claims().wake.notified() => {}
+                () = at(trouble), if trouble.is_some() => {
+                    self.trouble_until = None;
+                    self.parts.queue.claims().forgive();
                 }
-                () = tokio::time::sleep(sleep) => self.scan().await,
+                () = tokio::time::sleep(sleep) => {}
             }
             // Whatever else has arrived is taken before anything is started, so turns are fair.
+            while let Ok((lane, destination)) = self.finished.try_recv() {
+                self.turns.finish(lane.index(), &destination);
+            }
             while let Ok(claimed) = self.fresh.try_recv() {
                 self.take(claimed);
             }
         }
     }
 
-    fn sleep(&self) -> Duration {
-        let now = self.parts.clock.now();
-        let due = self.next_due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.saturating_sub(now)));
-        let again = self.look_again.map_or(SLEEP_MAX, |at| at.saturating_duration_since(Instant::now()));
-        due.min(again).min(SLEEP_MAX)
-    }
-
-    async fn scan(&mut self) {
+    fn scan(&mut self, attempts: &TaskTracker) {
         match self.parts.queue.claim_due() {
             Ok(scan) => {
-                self.look_again = scan.more.then(|| Instant::now() + MORE_IS_DUE_WAIT);
-                self.scan_brought = !scan.claimed.is_empty();
-                self.next_due = scan.next;
+                if scan.trouble.is_some() {
+                    self.trouble_until.get_or_insert_with(|| Instant::now() + STORE_TROUBLE_WAIT);
+                }
+                if let Some(error) = scan.damaged
+                    && !std::mem::replace(&mut self.index_made_anew, true)
+                {
+                    tracing::error!(%error, "the due index is damaged; its entries are made anew");
+                    let parts = self.parts.clone();
+                    attempts.spawn(async move {
+                        match parts.queue.rebuild_due_index().await {
+                            Ok(rebuilt) => tracing::info!(entries = rebuilt.entries, "the due index is whole again"),
+                            Err(error) => tracing::error!(%error, "the due index could not be made anew"),
+                        }
+                    });
+                }
+                if !scan.stale.is_empty() {
+                    let (parts, stale) = (self.parts.clone(), scan.stale);
+                    attempts.spawn(async move {
+                        if let Err(error) = parts.queue.mend(&stale).await {
+                            tracing::warn!(%error, "wrong entries of the due index could not be put right; trying again");
+                            tokio::time::sleep(STORE_TROUBLE_WAIT).await;
+                            parts.queue.look_again(&stale);
+                        }
+                    });
+                }
                 scan.claimed.into_iter().for_each(|claimed| self.take(claimed));
             }
-            Err(error) => {
-                tracing::error!(%error, "the due index cannot be read");
-                tokio::time::sleep(STORE_TROUBLE_WAIT).await;
-                self.next_due = Some(self.parts.clock.now());
+            // It was told of where it was found.
+            Err(_) => {
+                self.trouble_until.get_or_insert_with(|| Instant::now() + STORE_TROUBLE_WAIT);
             }
         }
     }
 
     /// Sorts a claimed message into the turns of its destinations.
     fn take(&mut self, claimed: Claimed) {
+        let claim = (claimed.lane, claimed.ticket());
         let fresh = claimed.body.map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
         for (number, recipient) in claimed.recipients {
             jobs.entry(destination(&recipient)).or_default().push((number, recipient));
         }
         for (destination, recipients) in jobs {
-            let turn = self.turns.entry(destination.clone()).or_default();
-            turn.waiting.push_back(Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone() });
-            let was_idle = turn.waiting.len() == 1 && turn.running < ATTEMPTS_PER_DESTINATION;
-            if was_idle {
-                self.ready.push_back(destination);
-            }
+            let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
+            self.turns.push(claimed.lane.index(), destination, waiting);
         }
     }
 
-    /// Starts what may start: one job of each destination in turn.
+    /// Starts what may start.
     fn start(&mut self, attempts: &TaskTracker) {
-        while self.running < self.parts.config.delivery.concurrency {
-            let Some(destination) = self.ready.pop_front() else { return };
-            let Some(turn) = self.turns.get_mut(&destination) else { continue };
-            let Some(waiting) = turn.waiting.pop_front() else { continue };
-            turn.running += 1;
-            self.running += 1;
-            if !turn.waiting.is_empty() && turn.running < ATTEMPTS_PER_DESTINATION {
-                self.ready.push_back(destination.clone());
+        while let Some((destination, mut waiting)) = self.turns.next() {
+            let (lane, _) = waiting.claim;
+            self.parts.queue.begin(waiting.message.id, waiting.claim, &mut waiting.recipients);
+            if waiting.recipients.is_empty() {
+                self.turns.finish(lane.index(), &destination);
+                continue;
             }
             let parts = self.parts.clone();
             let finish = self.finish.clone();
             attempts.spawn(async move {
                 attempt(&parts, waiting).await;
                 // The dispatcher may have stopped; then nobody counts any more.
-                let _ = finish.send(destination);
+                let _ = finish.send((lane, destination));
             });
         }
     }
+}
 
-    async fn finish(&mut self, destination: Destination) {
-        self.running = self.running.saturating_sub(1);
-        let mut runs_low = true;
-        if let Some(turn) = self.turns.get_mut(&destination) {
-            let was_full = turn.running >= ATTEMPTS_PER_DESTINATION;
-            turn.running = turn.running.saturating_sub(1);
-            // Once on the way down, and once at the end: each scan brings many.
-            runs_low = matches!(turn.waiting.len(), 0 | PLACE_RUNS_LOW);
-            if turn.waiting.is_empty() {
-                if turn.running == 0 {
-                    self.turns.remove(&destination);
-                }
-            } else if was_full {
-                self.ready.push_back(destination);
-            }
-        }
-        if self.look_again.is_some() && self.scan_brought && runs_low && self.parts.queue.claims().held() < REFILL_AT {
-            self.scan().await;
-        }
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -212,7 +199,7 @@ fn destination(recipient: &Recipient) -> Destination {
 }
 
 async fn attempt(parts: &Parts, waiting: Waiting) {
-    let Waiting { message, recipients, fresh } = waiting;
+    let Waiting { message, recipients, fresh, claim: _ } = waiting;
     let body = match &fresh {
         Some(fresh) => Body::new(fresh.chunks.clone()),
         None => match parts.queue.body(&message) {

@@ -16,6 +16,7 @@ pub mod maildir;
 pub mod settle;
 pub mod smtp;
 pub mod transport;
+mod turns;
 pub mod webhook;
 
 /// One message for one destination: all recipients in it may share a transaction.

@@ -81,7 +81,7 @@ impl Settler {
                 tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
                 tokio::time::sleep(WRITE_AGAIN).await;
             }
-            queue.release(id, &group.steps, &group.added);
+            queue.release(&job.message, &group.steps, &group.added);
         }
     }
 

@@ -10,6 +10,15 @@ use crate::smtp::reply::Refusal;
 /// How long a look at the disk is believed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// The room there is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskState {
+    pub free: u64,
+    pub min_free: u64,
+    /// At least `min_free` is free.
+    pub accepting: bool,
+}
+
 #[derive(Debug)]
 pub struct DiskGuard {
     path: PathBuf,
@@ -38,6 +47,12 @@ impl DiskGuard {
                 self.min_free >> 20
             ),
         })
+    }
+
+    /// How it stands now.
+    pub fn state(&self) -> DiskState {
+        let free = self.free();
+        DiskState { free, min_free: self.min_free, accepting: free >= self.min_free }
     }
 
     fn free(&self) -> u64 {

@@ -24,7 +24,7 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Door, Draft, Findings, MessageId, header};
+use crate::message::{Door, Draft, Findings, MessageId, header, stream};
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue};
 use crate::routing::loops;
@@ -84,6 +84,19 @@ impl Intake {
         &self.queue
     }
 
+    pub fn disk(&self) -> guard::DiskState {
+        self.disk.state()
+    }
+
+    /// Do the name servers answer?
+    pub fn is_resolving(&self) -> Option<bool> {
+        self.resolver.is_answering()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Queues a draft. The reply says 250 only after the synced write.
     pub async fn accept(&self, draft: Draft) -> Result<Accepted, Refusal> {
         self.accept_with(draft, Batch::new()).await
@@ -111,7 +124,8 @@ impl Intake {
         for (key, value) in counters {
             extra.put(Table::Loops, key, value);
         }
-        let message = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
+        let record = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
+        let message = Message { stream: self.stream(&draft), ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
@@ -126,6 +140,12 @@ impl Intake {
         written.map_err(|error| store_trouble(&error))?;
         telling.log();
         Ok(Accepted { id, reply: Reply::new(250, (0, 0), format!("queued as {id}")) })
+    }
+
+    /// The stream of the account; what no account sent, our own notices included, is transactional.
+    fn stream(&self, draft: &Draft) -> String {
+        let account = draft.origin.account.as_deref().and_then(|name| self.config.accounts.get(name));
+        account.map_or_else(stream::default_name, |account| account.stream.clone())
     }
 
     /// Who it is from: rights for those who have shown who they are, checks for all others.
@@ -223,6 +243,7 @@ fn message_record(
         subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),
         findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),
         recipients: plan.deliveries.len() as u32,
+        stream: stream::default_name(),
     }
 }
 

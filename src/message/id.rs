@@ -17,7 +17,7 @@ const SEQUENCE_BITS: u32 = 11;
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 impl MessageId {
-    pub fn from_u64(value: u64) -> MessageId {
+    pub const fn from_u64(value: u64) -> MessageId {
         MessageId(value)
     }
 

@@ -9,6 +9,7 @@ pub mod header;
 pub mod id;
 pub mod mailbox;
 pub mod mime;
+pub mod stream;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use draft::{Door, Draft, Origin, Peer};

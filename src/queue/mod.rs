@@ -7,11 +7,15 @@
 //!
 //! Left out: which way out (decided in `delivery`), what is told to whom (`events`, `bounce`).
 
+pub mod check;
 pub mod claim;
 pub mod commit;
 pub mod keys;
+pub mod lane;
+mod rebuild;
 pub mod record;
 pub mod schedule;
+pub mod shares;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -25,9 +29,13 @@ use crate::message::MessageId;
 use crate::message::id::IdSource;
 use crate::store::{Batch, Store, StoreError, Table};
 
-use claim::Claims;
+use claim::{Claims, Damaged, Scan};
 use commit::Committer;
+use keys::{DueKey, Position};
+use lane::{Lane, Place, Streams};
 use record::{Message, Recipient, Status};
+
+pub use rebuild::{Rebuilt, rebuild_due_index};
 
 /// Longest piece of a body in one record, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -55,6 +63,17 @@ pub struct Claimed {
     pub recipients: Vec<(u32, Recipient)>,
     /// Only on the fast path: what was committed a moment ago and needs no reading back.
     pub body: Option<FreshBody>,
+    /// Out of whose share it is.
+    pub lane: Lane,
+    /// Tells this claim from a later one of the same recipient.
+    ticket: u64,
+}
+
+impl Claimed {
+    /// What [`Queue::begin`] wants to know.
+    pub fn ticket(&self) -> u64 {
+        self.ticket
+    }
 }
 
 /// A body that waits in memory; gives its bytes back to the budget when dropped.
@@ -81,12 +100,24 @@ pub struct Step {
     pub after: Option<Recipient>,
 }
 
+/// A message that a walk along the queue meets.
+#[derive(Debug)]
+pub enum Walked {
+    Message(Box<Message>, Vec<(u32, Recipient)>),
+    /// Its record or one of its recipients' cannot be read.
+    Damaged {
+        id: MessageId,
+        why: String,
+    },
+}
+
 pub struct Queue {
     store: Arc<Store>,
     committer: Committer,
     ids: IdSource,
     clock: Clock,
     claims: Arc<Claims>,
+    streams: Streams,
     fresh: mpsc::UnboundedSender<Claimed>,
     message_locks: Vec<tokio::sync::Mutex<()>>,
 }
@@ -108,11 +139,17 @@ impl Queue {
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
         let (fresh, fresh_receiver) = mpsc::unbounded_channel();
         let last = highest_id(&store)?;
+        let streams = Streams::load(&store)?;
+        let claims = Arc::new(Claims::new(memory / FRESH_MEMORY_SHARE, &streams));
+        for (id, number, why) in rebuild::upgrade(&store)?.damaged {
+            claims.set_aside(id, number, &why, clock.now());
+        }
         let queue = Queue {
             committer: Committer::start(store.clone(), sync),
             ids: IdSource::new(0, last),
             clock,
-            claims: Arc::new(Claims::new(memory / FRESH_MEMORY_SHARE)),
+            claims,
+            streams,
             fresh,
             message_locks: (0..MESSAGE_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             store,
@@ -122,6 +159,11 @@ impl Queue {
 
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// What the committer did so far.
+    pub fn commit_counts(&self) -> &commit::CommitCounts {
+        self.committer.counts()
     }
 
     pub fn claims(&self) -> &Claims {
@@ -143,42 +185,77 @@ impl Queue {
             batch.put(Table::Body, keys::body(id, number as u32), chunk.clone());
         }
         for (number, recipient) in recipients.iter().enumerate() {
-            put_recipient(&mut batch, id, number as u32, recipient)?;
+            self.put_recipient(&mut batch, &message, number as u32, recipient)?;
         }
         batch.append(extra);
 
-        let due_now: Vec<u32> = due_recipients(&recipients, now).map(|(number, _)| number).collect();
-        let reserved = self.claims.reserve(id, due_recipients(&recipients, now));
-        let written = self.committer.commit(batch, true).await;
-        match (reserved, &written) {
-            (true, Ok(())) => self.hand_over(message, body, recipients, &due_now),
-            (true, Err(_)) => due_now.iter().for_each(|number| self.claims.release(id, *number)),
-            (false, _) => {
-                let earliest = recipients.iter().filter_map(due_time).min();
-                self.claims.announce(earliest.unwrap_or(now));
+        let lane = self.streams.lane(&message.stream, 0);
+        let ticket = self.claims.reserve(id, lane, fresh_recipients(&recipients, now), now);
+        let is_fresh = |recipient: &&Recipient| ticket.is_some() && is_fresh(recipient, now);
+        // Those that are not handed over are told of when this goes, also when nobody waits for the
+        // commit any more.
+        let mut pending = Pending { claims: &self.claims, id, held: Vec::new(), entries: Vec::new() };
+        for (number, recipient) in recipients.iter().enumerate() {
+            if is_fresh(&recipient) {
+                pending.held.push(number as u32);
             }
+            pending.entries.extend(self.entry(&message, recipient));
         }
-        written
+        self.committer.commit(batch, true).await?;
+        if let Some(ticket) = ticket {
+            self.claims.committed(id, pending.held.drain(..));
+            pending.entries =
+                recipients.iter().filter(|r| !is_fresh(r)).filter_map(|r| self.entry(&message, r)).collect();
+            self.hand_over(message, body, recipients, (lane, ticket), now);
+        }
+        Ok(())
+    }
+
+    /// The entry of a recipient in the due index, while it waits.
+    fn entry(&self, message: &Message, recipient: &Recipient) -> Option<(Lane, Place, Millis)> {
+        let lane = self.streams.lane(&message.stream, recipient.attempts);
+        due_time(recipient).map(|due| (lane, Place::of(recipient), due))
     }
 
     /// The fast path: from the commit to the dispatcher without reading back.
-    fn hand_over(&self, message: Message, body: Vec<Bytes>, recipients: Vec<Recipient>, due_now: &[u32]) {
-        let recipients = recipients
-            .into_iter()
-            .enumerate()
-            .map(|(number, recipient)| (number as u32, recipient))
-            .filter(|(number, _)| due_now.contains(number))
-            .collect();
+    fn hand_over(
+        &self,
+        message: Message,
+        body: Vec<Bytes>,
+        recipients: Vec<Recipient>,
+        (lane, ticket): (Lane, u64),
+        now: Millis,
+    ) {
+        let numbered = recipients.into_iter().enumerate().map(|(number, recipient)| (number as u32, recipient));
+        let recipients = numbered.filter(|(_, recipient)| is_fresh(recipient, now)).collect();
         let bytes = message.size;
         let fits = self.claims.take_memory(bytes);
         let body = fits.then(|| FreshBody { chunks: body, bytes, claims: self.claims.clone() });
         // A closed channel means that the dispatcher has stopped: the next start finds the message.
-        let _ = self.fresh.send(Claimed { message: Arc::new(message), recipients, body });
+        let _ = self.fresh.send(Claimed { message: Arc::new(message), recipients, body, lane, ticket });
     }
 
-    /// Takes recipients whose time has come, oldest first, and tells when the next one is due.
-    pub fn claim_due(&self) -> Result<claim::Scan, StoreError> {
-        claim::claim_due(&self.store, &self.claims, self.clock.now())
+    /// Takes recipients whose time has come, and tells when the next one is due. The oldest of a place
+    /// come first; lanes and places have their turns.
+    pub fn claim_due(&self) -> Result<Scan, StoreError> {
+        claim::claim_due(&self.store, &self.claims, &self.streams, self.clock.now())
+    }
+
+    /// An attempt is about to start: leaves out those of the recipients that a person has changed
+    /// since they were claimed. To be called once for each of them.
+    pub fn begin(&self, id: MessageId, (lane, ticket): (Lane, u64), recipients: &mut Vec<(u32, Recipient)>) {
+        self.claims.begin(id, ticket, lane, recipients);
+    }
+
+    /// The lanes of this queue, and how often each has its turn.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// Recipients that are set aside because a record cannot be read, at most
+    /// [`claim::DAMAGED_MAX`], and how many there are. They are tried again after the next start.
+    pub fn damaged(&self) -> (Vec<Damaged>, u64) {
+        self.claims.damaged()
     }
 
     pub fn body(&self, message: &Message) -> Result<Vec<Bytes>, StoreError> {
@@ -200,6 +277,23 @@ impl Queue {
         entries.map(|entry| entry.and_then(|(key, value)| Ok((keys::number(&key)?, keys::decode(&value)?)))).collect()
     }
 
+    /// As [`Queue::recipients`], without those that are known to be damaged.
+    pub fn recipients_but(
+        &self,
+        id: MessageId,
+        is_bad: impl Fn(u32) -> bool,
+    ) -> Result<Vec<(u32, Recipient)>, StoreError> {
+        let mut recipients = Vec::new();
+        for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
+            let (key, value) = entry?;
+            let number = keys::number(&key)?;
+            if !is_bad(number) {
+                recipients.push((number, keys::decode(&value)?));
+            }
+        }
+        Ok(recipients)
+    }
+
     /// Shows the messages after `after`, oldest first, until `show` breaks. Holds one at a time. One
     /// whose records are damaged is told of in the log and passed over, so that it hides no other.
     pub fn walk(
@@ -207,24 +301,41 @@ impl Queue {
         after: Option<MessageId>,
         mut show: impl FnMut(Message, Vec<(u32, Recipient)>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
+        self.walk_all(after, |walked| match walked {
+            Walked::Message(message, recipients) => show(*message, recipients),
+            Walked::Damaged { id, why } => {
+                tracing::error!(%id, why, "a queued message cannot be read and is left out of the list");
+                ControlFlow::Continue(())
+            }
+        })
+    }
+
+    /// As [`Queue::walk`], and shows what is damaged too.
+    pub fn walk_all(
+        &self,
+        after: Option<MessageId>,
+        mut show: impl FnMut(Walked) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         let from = after.map_or(0, |after| after.as_u64().saturating_add(1)).to_be_bytes();
         for entry in self.store.range(Table::Message, &from, &[0xff; 9])? {
-            let (key, value) = entry?;
-            let read = || -> Result<(Message, Vec<(u32, Recipient)>), StoreError> {
-                let message: Message = keys::decode(&value)?;
-                let recipients = self.recipients(message.id)?;
-                Ok((message, recipients))
-            };
-            let (message, recipients) = match read() {
-                Ok(read) => read,
+            let (key, value) = match entry {
+                Ok(entry) => entry,
                 Err(error @ StoreError::Damaged(_)) => {
-                    let id = MessageId::from_prefix(&key).map(|id| id.to_string());
-                    tracing::error!(id, %error, "a queued message cannot be read and is left out of the list");
+                    tracing::error!(%error, "queued messages that cannot be read are left out of the list");
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            if show(message, recipients).is_break() {
+            let id = keys::message_id(&key)?;
+            let read = || -> Result<Walked, StoreError> {
+                let message: Box<Message> = keys::decode(&value)?;
+                Ok(Walked::Message(message, self.recipients(id)?))
+            };
+            let walked = match read() {
+                Err(StoreError::Damaged(why)) => Walked::Damaged { id, why },
+                read => read?,
+            };
+            if show(walked).is_break() {
                 break;
             }
         }
@@ -240,32 +351,32 @@ impl Queue {
         change: impl FnOnce(&Message, &Recipient) -> Option<(Option<Recipient>, Batch)>,
     ) -> Result<bool, StoreError> {
         let _lock = self.lock(id).await;
-        if !self.claims.try_hold(id, number) {
+        if !self.claims.hold_for_person(id, number).await {
             return Ok(false);
         }
-        let result = self.change_held(id, number, change).await;
-        self.claims.release(id, number);
-        if let Ok(Some(Recipient { status: Status::Waiting { due }, .. })) = &result {
-            self.claims.announce(*due);
-        }
-        result.map(|after| after.is_some())
+        let mut pending = Pending { claims: &self.claims, id, held: vec![number], entries: Vec::new() };
+        self.change_held(&mut pending, number, change).await
     }
 
     async fn change_held(
         &self,
-        id: MessageId,
+        pending: &mut Pending<'_>,
         number: u32,
         change: impl FnOnce(&Message, &Recipient) -> Option<(Option<Recipient>, Batch)>,
-    ) -> Result<Option<Recipient>, StoreError> {
-        let Some(message) = self.message(id)? else { return Ok(None) };
-        let Some(bytes) = self.store.get(Table::Recipient, &keys::recipient(id, number))? else { return Ok(None) };
+    ) -> Result<bool, StoreError> {
+        let id = pending.id;
+        let Some(message) = self.message(id)? else { return Ok(false) };
+        let Some(bytes) = self.store.get(Table::Recipient, &keys::recipient(id, number))? else { return Ok(false) };
         let before: Recipient = keys::decode(&bytes)?;
-        let Some((after, extra)) = change(&message, &before) else { return Ok(None) };
-        let changed = after.clone().unwrap_or_else(|| before.clone());
+        // A scan may have gone past it meanwhile.
+        pending.entries.extend(self.entry(&message, &before));
+        let Some((after, extra)) = change(&message, &before) else { return Ok(false) };
+        pending.entries.extend(after.iter().filter_map(|after| self.entry(&message, after)));
         let mut batch = self.step_batch(&message, &[Step { number, before, after }], &[])?;
         batch.append(extra);
         self.commit(batch, true).await?;
-        Ok(Some(changed))
+        self.claims.mended(id, number);
+        Ok(true)
     }
 
     /// The lock under which steps of this message are made.
@@ -280,11 +391,12 @@ impl Queue {
         let id = message.id;
         let mut batch = Batch::new();
         for step in steps {
-            if let Status::Waiting { due } = step.before.status {
-                batch.delete(Table::Due, keys::due(due, lane(&step.before), id, step.number));
+            if let Some((lane, place, due)) = self.entry(message, &step.before) {
+                let at = Position { due, id, number: step.number };
+                batch.delete(Table::Due, DueKey { lane, part: place.part(), at }.to_bytes());
             }
             match &step.after {
-                Some(after) => put_recipient(&mut batch, id, step.number, after)?,
+                Some(after) => self.put_recipient(&mut batch, message, step.number, after)?,
                 None => batch.delete(Table::Recipient, keys::recipient(id, step.number)),
             }
         }
@@ -296,7 +408,7 @@ impl Queue {
                 next = next.max(keys::number(&entry?.0)?.saturating_add(1));
             }
             for (number, recipient) in (next..).zip(added) {
-                put_recipient(&mut batch, id, number, recipient)?;
+                self.put_recipient(&mut batch, message, number, recipient)?;
             }
             return Ok(batch);
         }
@@ -324,23 +436,47 @@ impl Queue {
     }
 
     /// Gives recipients back after their steps are written.
-    pub fn release(&self, id: MessageId, steps: &[Step], added: &[Recipient]) {
+    pub fn release(&self, message: &Message, steps: &[Step], added: &[Recipient]) {
         for step in steps {
-            self.claims.release(id, step.number);
+            self.claims.release(message.id, step.number);
+            self.claims.mended(message.id, step.number);
         }
-        let waiting = steps.iter().filter_map(|step| step.after.as_ref()).chain(added).filter_map(due_time);
-        if let Some(earliest) = waiting.min() {
-            self.claims.announce(earliest);
+        let waiting = steps.iter().filter_map(|step| step.after.as_ref()).chain(added);
+        self.claims.announce(waiting.filter_map(|recipient| self.entry(message, recipient)));
+    }
+
+    fn put_recipient(
+        &self,
+        batch: &mut Batch,
+        message: &Message,
+        number: u32,
+        recipient: &Recipient,
+    ) -> Result<(), StoreError> {
+        batch.put(Table::Recipient, keys::recipient(message.id, number), keys::encode(recipient)?);
+        if let Some((lane, place, due)) = self.entry(message, recipient) {
+            let key = DueKey { lane, part: place.part(), at: Position { due, id: message.id, number } };
+            batch.put(Table::Due, key.to_bytes(), place.to_value());
         }
+        Ok(())
     }
 }
 
-fn put_recipient(batch: &mut Batch, id: MessageId, number: u32, recipient: &Recipient) -> Result<(), StoreError> {
-    batch.put(Table::Recipient, keys::recipient(id, number), keys::encode(recipient)?);
-    if let Status::Waiting { due } = recipient.status {
-        batch.put(Table::Due, keys::due(due, lane(recipient), id, number), Bytes::new());
+/// Claims that are held while something is written. When it goes they are given back, and the entries
+/// are announced: what is written may be on disk even if nobody waited for the answer.
+struct Pending<'q> {
+    claims: &'q Claims,
+    id: MessageId,
+    held: Vec<u32>,
+    entries: Vec<(Lane, Place, Millis)>,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        for number in &self.held {
+            self.claims.release(self.id, *number);
+        }
+        self.claims.announce(self.entries.drain(..));
     }
-    Ok(())
 }
 
 /// These are all recipients that the message was queued for, so there are no others: those that take
@@ -351,11 +487,6 @@ fn is_whole(message: &Message, steps: &[Step]) -> bool {
     numbers.len() == message.recipients as usize
 }
 
-/// New mail and retries have lanes of their own in the due index.
-fn lane(recipient: &Recipient) -> u8 {
-    u8::from(recipient.attempts > 0)
-}
-
 fn due_time(recipient: &Recipient) -> Option<Millis> {
     match recipient.status {
         Status::Waiting { due } => Some(due),
@@ -363,9 +494,14 @@ fn due_time(recipient: &Recipient) -> Option<Millis> {
     }
 }
 
-fn due_recipients(recipients: &[Recipient], now: Millis) -> impl Iterator<Item = (u32, &Recipient)> {
-    let is_due = move |recipient: &Recipient| due_time(recipient).is_some_and(|due| due <= now);
-    recipients.iter().enumerate().filter(move |(_, r)| is_due(r)).map(|(number, r)| (number as u32, r))
+/// May pass by the index: due, and not tried yet.
+fn is_fresh(recipient: &Recipient, now: Millis) -> bool {
+    recipient.attempts == 0 && due_time(recipient).is_some_and(|due| due <= now)
+}
+
+fn fresh_recipients(recipients: &[Recipient], now: Millis) -> impl Iterator<Item = (u32, &Recipient)> {
+    let numbered = recipients.iter().enumerate().map(|(number, recipient)| (number as u32, recipient));
+    numbered.filter(move |(_, recipient)| is_fresh(recipient, now))
 }
 
 /// The newest id of an earlier run, so that ids grow even if the clock went back.

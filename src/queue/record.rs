@@ -3,21 +3,42 @@
 //! A message is three kinds of record: `message` (envelope and origin, written once), `body` (the
 //! bytes in chunks, written once) and one `recipient` per delivery, with one entry in the due index
 //! while it waits. A recipient's record goes when its fate is sealed; the message and its body go
-//! with the last of them. What remains is the story in `journal`.
+//! with the last of them. What remains is the story in `journal`. While a body comes in piece by
+//! piece it has a mark in `incoming`, which goes with the commit.
 //!
-//! | message | body | recipient | due | claim (memory) | meaning              | after a crash                          |
-//! |---------|------|-----------|-----|----------------|----------------------|----------------------------------------|
-//! | -       | -    | -         | -   | -              | being received       | nothing; the client had no 250         |
-//! | +       | +    | waiting   | +   | -              | waiting for its time | found by the due index                 |
-//! | +       | +    | waiting   | +   | +              | in an attempt        | claim forgotten, tried again: a copy   |
-//! |         |      |           |     |                |                      | is possible if the far end had said 250|
-//! | +       | +    | held      | -   | -              | held for a person    | still held                             |
-//! | +       | +    | captured  | -   | -              | captured, never left | still captured                         |
-//! | -       | -    | -         | -   | -              | done: in the journal | still done                             |
+//! | message | body | incoming | recipient | due | claim (memory) | meaning                | after a crash                           |
+//! |---------|------|----------|-----------|-----|----------------|------------------------|-----------------------------------------|
+//! | -       | -    | -        | -         | -   | -              | being received, held   | nothing; the client had no 250          |
+//! |         |      |          |           |     |                | in memory              |                                         |
+//! | -       | part | +        | -         | -   | -              | being received, chunks | the next start deletes chunks and mark; |
+//! |         |      |          |           |     |                | stream in, unsynced    | the client had no 250                   |
+//! | -       | part | -        | -         | -   | reserved       | being committed        | all of it or nothing of it is there: a  |
+//! |         | or - | or +     |           |     |                |                        | row above, or "waiting"                 |
+//! | +       | +    | -        | waiting   | +   | -              | waiting for its time   | found by the due index                  |
+//! | +       | +    | -        | waiting   | +   | queued         | waiting for its turn   | claim forgotten, found by the due index |
+//! | +       | +    | -        | waiting   | +   | running        | in an attempt          | claim forgotten, tried again: a copy    |
+//! |         |      |          |           |     |                |                        | is possible if the far end had said 250 |
+//! | +       | +    | -        | waiting   | +   | person         | a person changes it    | changed or not; never half              |
+//! | +       | +    | -        | held      | -   | -              | held for a person      | still held                              |
+//! | +       | +    | -        | captured  | -   | -              | captured, never left   | still captured                          |
+//! | -       | -    | -        | -         | -   | -              | done: in the journal   | still done; or, if the power failed     |
+//! |         |      |          |           |     |                |                        | before the next sync, waiting again     |
 //!
-//! Every step between two rows is one write batch, so no other row can exist. Steps into "waiting"
-//! are synced before anyone is told; steps out of it are written at once and synced with the next
-//! group (losing one to a power cut repeats an attempt, never loses a message).
+//! Every step between two rows is one write batch, so no other row can come of a step; only the
+//! chunks of a body that is still coming in are written by themselves. Steps into "waiting" are synced
+//! before anyone is told; steps out of it are written at once and synced with the next group (losing
+//! one to a power cut repeats an attempt, never loses a message).
+//!
+//! Rows that only damage to the disk can make, and what is done about them:
+//!
+//! | what is there                             | what becomes of it                                         |
+//! |-------------------------------------------|------------------------------------------------------------|
+//! | a recipient or message that cannot be     | set aside: listed as damaged, tried again after the next   |
+//! | read; a recipient without its message     | start; nothing of it is deleted                            |
+//! | a due entry without a waiting recipient,  | removed by the scan that meets it, or put where it belongs |
+//! | or at the wrong place in the index        |                                                            |
+//! | a waiting recipient without a due entry   | found by [`super::rebuild_due_index`]; the mark in `meta`  |
+//! |                                           | of a rebuild that was broken off starts it again           |
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +71,9 @@ pub struct Message {
     pub findings: Option<Findings>,
     /// How many recipients it was queued for.
     pub recipients: u32,
+    /// The stream it goes by (`accounts.*.stream`); it stays the same while the message is queued.
+    #[serde(default = "crate::message::stream::default_name")]
+    pub stream: String,
 }
 
 /// The `recipient` record: one delivery to one place.

@@ -13,5 +13,12 @@ pub fn config(data_dir: &Path) -> Config {
 }
 
 pub fn account(credential: Credential) -> Account {
-    Account { credential, label: String::new(), active: true, senders: Senders::OwnDomains, max_recipients: 1000 }
+    Account {
+        credential,
+        label: String::new(),
+        active: true,
+        senders: Senders::OwnDomains,
+        stream: "transactional".to_owned(),
+        max_recipients: 1000,
+    }
 }

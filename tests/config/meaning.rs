@@ -80,6 +80,17 @@ fn accounts_have_rights() {
 }
 
 #[test]
+fn an_account_has_a_stream() {
+    let account = |stream: &str| with(&format!("[accounts.shop]\npassword = \"secret\"\n{stream}"));
+    assert_eq!(load(&account("")).accounts["shop"].stream, "transactional");
+    assert_eq!(load(&account("stream = \"bulk\"\n")).accounts["shop"].stream, "bulk");
+    let problems = refused(&account("stream = \"newsletters\"\n"));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let choices = "\"transactional\", \"bulk\" or \"security\"";
+    assert!(problems[0].contains("accounts.shop.stream") && problems[0].contains(choices), "{problems:?}");
+}
+
+#[test]
 fn secrets_come_from_files_and_lose_one_line_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider::clock::Clock;
 use postrider::message::{Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath};
+use postrider::queue::claim::Look;
 use postrider::queue::record::{Message, Recipient, Route, Status};
-use postrider::queue::{Claimed, Queue};
-use postrider::store::Store;
+use postrider::queue::{Claimed, Queue, Step};
+use postrider::store::{Store, Table};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 pub const START: u64 = 1_800_000_000_000;
@@ -48,5 +49,30 @@ pub fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
         subject: String::new(),
         findings: None,
         recipients,
+        stream: postrider::message::stream::default_name(),
     }
+}
+
+/// Ends the attempts of a claim; `after` says what becomes of each recipient.
+pub async fn finish(queue: &Queue, claimed: Claimed, after: impl Fn(&Recipient) -> Option<Recipient>) {
+    let _lock = queue.lock(claimed.message.id).await;
+    let steps: Vec<Step> =
+        claimed.recipients.into_iter().map(|(number, before)| Step { number, after: after(&before), before }).collect();
+    let batch = queue.step_batch(&claimed.message, &steps, &[]).unwrap();
+    queue.commit(batch, false).await.unwrap();
+    queue.release(&claimed.message, &steps, &[]);
+}
+
+/// How many records a table holds.
+pub fn entries(queue: &Queue, table: Table) -> usize {
+    queue.store().prefix(table, b"").unwrap().filter(|entry| entry.is_ok()).count()
+}
+
+/// Claims all that may be claimed now.
+pub fn claim_all(queue: &Queue, now: u64) -> Vec<Claimed> {
+    let mut all = Vec::new();
+    while queue.claims().look(now) == Look::Now {
+        all.extend(queue.claim_due().unwrap().claimed);
+    }
+    all
 }

@@ -30,6 +30,7 @@ fn message() -> Message {
         subject: "hello".to_owned(),
         findings: None,
         recipients: 1,
+        stream: crate::message::stream::default_name(),
     }
 }
 

@@ -1,0 +1,202 @@
+//! Lanes and places: by what the work is shared out.
+//!
+//! A lane is a stream's new mail or a stream's retries. Each lane has its own part of the due index
+//! and its own share of whatever there is to hand out, so that none waits behind another. A place is
+//! where a delivery goes, as far as turns are taken by it. Both are in the keys and values of the due
+//! index, so what they are for a given recipient must not change without a new format.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+
+use crate::message::stream;
+use crate::store::{Batch, Store, StoreError, Table};
+
+use super::record::{Recipient, Route};
+
+/// Parts of a lane in the due index; a place is always in the same one. A long queue that is held up
+/// costs time only in its own part.
+pub const PARTS: usize = 64;
+/// Most streams, the built-in ones included: a lane is one byte, and every lane needs some share.
+pub const STREAMS_MAX: usize = 16;
+/// Where in the meta table the slot of a stream is kept.
+const META_PREFIX: &str = "stream/";
+/// Turns of new mail for one turn of a retry of the same stream.
+const NEW_FOR_RETRY: u32 = 3;
+
+/// A stream's new mail, or its retries. The first byte of a key of the due index; never zero, which is
+/// how the keys of the first format begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(u8);
+
+impl Lane {
+    fn new(slot: u8, is_retry: bool) -> Lane {
+        Lane(1 + 2 * slot + u8::from(is_retry))
+    }
+
+    pub fn byte(self) -> u8 {
+        self.0
+    }
+
+    pub fn from_byte(byte: u8) -> Option<Lane> {
+        (byte > 0 && usize::from(byte) <= 2 * STREAMS_MAX).then_some(Lane(byte))
+    }
+
+    pub fn is_retry(self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+
+    /// Its place in a list of all lanes.
+    pub fn index(self) -> usize {
+        usize::from(self.0 - 1)
+    }
+
+    fn slot(self) -> u8 {
+        (self.0 - 1) / 2
+    }
+}
+
+/// The streams, each with its slot. A slot is given once and kept in the store.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    slots: BTreeMap<String, u8>,
+}
+
+impl Streams {
+    /// Those of the store; the built-in ones are added where they are missing.
+    pub fn load(store: &Store) -> Result<Streams, StoreError> {
+        let mut slots = BTreeMap::new();
+        for entry in store.prefix(Table::Meta, META_PREFIX.as_bytes())? {
+            let (key, value) = entry?;
+            let damaged = || StoreError::Damaged(format!("meta/{}", String::from_utf8_lossy(&key)));
+            let name = key.get(META_PREFIX.len()..).and_then(|name| std::str::from_utf8(name).ok());
+            match (name, &*value) {
+                (Some(name), [slot]) if usize::from(*slot) < STREAMS_MAX => slots.insert(name.to_owned(), *slot),
+                _ => return Err(damaged()),
+            };
+        }
+        let mut batch = Batch::new();
+        for name in stream::BUILT_IN {
+            if !slots.contains_key(name) {
+                let slot = (0..STREAMS_MAX as u8).find(|slot| !slots.values().any(|taken| taken == slot));
+                let slot = slot.ok_or_else(|| StoreError::Damaged("meta: no slot is left for a stream".into()))?;
+                slots.insert(name.to_owned(), slot);
+                batch.put(Table::Meta, [META_PREFIX, name].concat().into_bytes(), vec![slot]);
+            }
+        }
+        if !batch.is_empty() {
+            store.write(&[batch], true)?;
+        }
+        Ok(Streams { slots })
+    }
+
+    /// A stream that nobody knows (any more) goes with the default one.
+    pub fn lane(&self, name: &str, attempts: u32) -> Lane {
+        let slot = self.slots.get(name).or_else(|| self.slots.get(stream::DEFAULT)).copied().unwrap_or(0);
+        Lane::new(slot, attempts > 0)
+    }
+
+    /// All lanes that can hold something, in the order of their bytes.
+    pub fn lanes(&self) -> Vec<Lane> {
+        let mut lanes: Vec<Lane> =
+            self.slots.values().flat_map(|slot| [Lane::new(*slot, false), Lane::new(*slot, true)]).collect();
+        lanes.sort_unstable();
+        lanes
+    }
+
+    /// How often a lane has its turn, beside the others.
+    pub fn weight(&self, lane: Lane) -> u32 {
+        let name = self.slots.iter().find(|(_, slot)| **slot == lane.slot()).map(|(name, _)| name.as_str());
+        let stream = match name {
+            Some("security") => 4,
+            Some("bulk") => 1,
+            _ => 2,
+        };
+        if lane.is_retry() { stream } else { stream * NEW_FOR_RETRY }
+    }
+
+    /// The weights of all lanes, by [`Lane::index`]; zero for those that there are not.
+    pub fn weights(&self) -> Vec<u32> {
+        let lanes = self.lanes();
+        let mut weights = vec![0; lanes.last().map_or(0, |lane| lane.index() + 1)];
+        for lane in lanes {
+            if let Some(weight) = weights.get_mut(lane.index()) {
+                *weight = self.weight(lane);
+            }
+        }
+        weights
+    }
+}
+
+/// Where a delivery goes: the first bytes of a digest, the same in every run, which nobody can choose
+/// to be another's. What the due index keeps beside a key, so that whose turn it is not is passed over
+/// without reading its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place([u8; 8]);
+
+impl Place {
+    pub fn of(recipient: &Recipient) -> Place {
+        let (kind, name) = match &recipient.route {
+            Route::Remote => (b'd', recipient.address.domain().as_str()),
+            Route::Target(name) => (b't', name.as_str()),
+        };
+        let digest = digest(&SHA256, &[&[kind], name.as_bytes()].concat());
+        Place(digest.as_ref().first_chunk().copied().unwrap_or_default())
+    }
+
+    pub fn from_value(value: &[u8]) -> Option<Place> {
+        value.try_into().ok().map(Place)
+    }
+
+    pub fn to_value(self) -> Bytes {
+        Bytes::copy_from_slice(&self.0)
+    }
+
+    /// The part of its lanes that it is in; below [`PARTS`].
+    pub fn part(self) -> u8 {
+        self.0[0] % PARTS as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn slots_are_kept_and_an_unknown_stream_goes_with_the_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = {
+            let store = Store::open(folder.path()).unwrap();
+            let mut own = Batch::new();
+            own.put(Table::Meta, *b"stream/own", vec![9]);
+            store.write(&[own], true).unwrap();
+            Streams::load(&store).unwrap()
+        };
+        let again = Streams::load(&Store::open(folder.path()).unwrap()).unwrap();
+        for name in ["transactional", "bulk", "security", "own", "unknown"] {
+            assert_eq!(first.lane(name, 0), again.lane(name, 0));
+        }
+        assert_eq!(again.lanes().len(), 8);
+        assert_eq!(again.lane("own", 7), Lane(20));
+        assert_eq!(again.lane("unknown", 0), again.lane("transactional", 0));
+        assert!(again.lane("bulk", 1).is_retry() && !again.lane("bulk", 0).is_retry());
+        for lane in again.lanes() {
+            assert_eq!(Lane::from_byte(lane.byte()), Some(lane));
+            assert_eq!(again.weights()[lane.index()], again.weight(lane));
+        }
+        assert_eq!(Lane::from_byte(0), None);
+    }
+
+    #[test]
+    fn weights_put_security_first_and_new_mail_before_retries() {
+        let folder = tempfile::tempdir().unwrap();
+        let streams = Streams::load(&Store::open(folder.path()).unwrap()).unwrap();
+        let weight = |name, attempts| streams.weight(streams.lane(name, attempts));
+        assert!(weight("security", 0) > weight("transactional", 0) && weight("transactional", 0) > weight("bulk", 0));
+        for name in stream::BUILT_IN {
+            assert!(weight(name, 0) > weight(name, 1) && weight(name, 1) > 0);
+        }
+    }
+}
