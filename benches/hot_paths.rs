@@ -20,7 +20,8 @@ use fill::Filling;
 use postrider::clock::Clock;
 use postrider::message::Domain;
 use postrider::message::header::Headers;
-use postrider::queue::NewMessage;
+use postrider::queue::record::Recipient;
+use postrider::queue::{NewMessage, Step};
 use postrider::smtp::command::Command;
 use postrider::smtp::wire::DataDecoder;
 use postrider::store::Batch;
@@ -125,9 +126,13 @@ fn claim(c: &mut Criterion) {
                 let started = Instant::now();
                 let scan = queue.claim_due().unwrap();
                 time += started.elapsed();
-                for each in &scan.claimed {
-                    claimed += each.recipients.len() as u64;
-                    each.recipients.iter().for_each(|(number, _)| queue.claims().release(each.message.id, *number));
+                // Given back as they are.
+                for each in scan.claimed {
+                    let unchanged =
+                        |(number, before): (u32, Recipient)| Step { number, after: Some(before.clone()), before };
+                    let steps: Vec<Step> = each.recipients.into_iter().map(unchanged).collect();
+                    claimed += steps.len() as u64;
+                    queue.release(&each.message, &steps, &[]);
                 }
             }
             // A scan brings more than was asked for.

@@ -158,11 +158,11 @@ pub async fn claim(queue: &Queue, most: u64, next: Millis) -> Claiming {
             };
             let steps: Vec<Step> = claimed.recipients.into_iter().map(put_back).collect();
             batch.append(queue.step_batch(&claimed.message, &steps, &[]).unwrap());
-            done.push((claimed.message.id, steps));
+            done.push((claimed.message, steps));
         }
         queue.commit(batch, false).await.unwrap();
-        for (id, steps) in done {
-            queue.release(id, &steps, &[]);
+        for (message, steps) in done {
+            queue.release(&message, &steps, &[]);
         }
     }
     all
