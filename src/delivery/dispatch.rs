@@ -23,8 +23,8 @@ use crate::config::Config;
 use crate::queue::claim::Look;
 use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
-use crate::store::StoreError;
 use crate::queue::{Claimed, FreshBody, Queue};
+use crate::store::StoreError;
 
 use super::settle::Settler;
 use super::transport::Transports;
