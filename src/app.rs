@@ -7,6 +7,9 @@
 
 pub mod operator;
 mod outside;
+pub mod transfer;
+pub mod upkeep;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +39,8 @@ use crate::store::{Batch, Store, StoreError, Table};
 
 use operator::Operator;
 use outside::Behind;
+use transfer::Transfer;
+use watch::Watch;
 
 /// How long attempts under way may go on after the first signal.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -110,18 +115,30 @@ impl App {
         let intake =
             Arc::new(Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver, signer));
         let status = status(&config, &clock, &bound);
+        let stop = CancellationToken::new();
+        let watch = Arc::new(Watch::new(
+            clock.clone(),
+            queue.clone(),
+            journal.clone(),
+            intake.clone(),
+            status.listeners.clone(),
+            stop.clone(),
+        ));
         let operator = Arc::new(Operator {
             clock: clock.clone(),
             queue: queue.clone(),
             journal: journal.clone(),
             intake: intake.clone(),
             status,
+            transfer: Transfer::new(clock.clone(), queue.clone(), journal.clone()),
+            watch: watch.clone(),
+            upkeep: Arc::default(),
         });
 
         let mut app = App {
             operator: operator.clone(),
             sessions: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            stop,
             doors: TaskTracker::new(),
             attempts: TaskTracker::new(),
             queue: queue.clone(),
@@ -130,7 +147,12 @@ impl App {
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
         let parts = Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler });
         app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
-        let shared = Shared::new(config.clone(), tls, Behind(intake.clone()), clock.clone())?;
+        let shared = Shared::new(
+            config.clone(),
+            tls,
+            Behind { intake: intake.clone(), refusals: watch.refusals.clone() },
+            clock.clone(),
+        )?;
         for listener in bound {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
@@ -145,6 +167,7 @@ impl App {
                 tracing::error!(%error, "the admin socket has failed");
             }
         });
+        app.doors.spawn(watch.run());
         app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));
         app.doors.spawn(give_space_back(intake, app.queue.clone(), app.stop.clone()));
         Ok(app)
@@ -312,7 +335,7 @@ async fn give_space_back(intake: Arc<Intake>, queue: Arc<Queue>, stop: Cancellat
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = intake.disk().turned_away() => {}
+            () = intake.turned_away() => {}
         }
         let store = queue.store().clone();
         match tokio::task::spawn_blocking(move || store.flush()).await {

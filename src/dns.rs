@@ -10,6 +10,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
@@ -36,6 +37,9 @@ const POSITIVE_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(15 * 60);
 /// Queries in flight on one connection to a name server.
 const QUERIES_PER_CONNECTION_MAX: usize = 256;
+/// Questions in a row without an answer after which the name servers are said to fail: a domain's own
+/// servers may fail, too.
+const UNANSWERED_MAX: u64 = 10;
 /// MX hosts taken from an answer, the most preferred ones.
 pub const MX_HOSTS_MAX: usize = 32;
 /// Addresses of one host taken from an answer, of each family.
@@ -82,6 +86,15 @@ pub struct MxHost {
 #[derive(Clone)]
 pub struct Resolver {
     inner: Arc<MessageAuthenticator>,
+    asked: Arc<Asked>,
+}
+
+/// What came of the questions so far.
+#[derive(Debug, Default)]
+struct Asked {
+    answered: AtomicU64,
+    /// Since the last answer.
+    unanswered: AtomicU64,
 }
 
 impl std::fmt::Debug for Resolver {
@@ -109,7 +122,7 @@ impl Resolver {
         options.use_hosts_file = ResolveHosts::Never;
         options.max_active_requests = QUERIES_PER_CONNECTION_MAX;
         let resolver = builder.build().map_err(|e| DnsError::Setup(format!("the resolver cannot be set up: {e}")))?;
-        Ok(Resolver { inner: Arc::new(MessageAuthenticator(resolver)) })
+        Ok(Resolver { inner: Arc::new(MessageAuthenticator(resolver)), asked: Arc::default() })
     }
 
     /// The mail servers of a domain. An address literal is its own host.
@@ -195,6 +208,16 @@ impl Resolver {
         Ok(names.take(RECORDS_MAX).collect())
     }
 
+    /// Do the name servers answer? None: it is not known yet.
+    pub fn is_answering(&self) -> Option<bool> {
+        let unanswered = self.asked.unanswered.load(Ordering::Relaxed);
+        let answered = self.asked.answered.load(Ordering::Relaxed);
+        if unanswered >= UNANSWERED_MAX {
+            return Some(false);
+        }
+        (answered > 0).then_some(true)
+    }
+
     /// The same resolver in the form that mail-auth takes.
     pub fn authenticator(&self) -> &MessageAuthenticator {
         &self.inner
@@ -205,7 +228,14 @@ impl Resolver {
         let mut fqdn =
             Name::from_ascii(name).map_err(|_| DnsError::Unusable(format!("{name:?} is not a domain name")))?;
         fqdn.set_fqdn(true);
-        match self.inner.0.lookup(fqdn, kind).await {
+        let answer = self.inner.0.lookup(fqdn, kind).await;
+        if let Ok(_) | Err(NetError::Dns(Negative::NoRecordsFound(_))) = &answer {
+            self.asked.answered.fetch_add(1, Ordering::Relaxed);
+            self.asked.unanswered.store(0, Ordering::Relaxed);
+        } else {
+            self.asked.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+        match answer {
             Ok(lookup) => Ok(Some(lookup)),
             Err(NetError::Dns(Negative::NoRecordsFound(negative))) => match negative.response_code {
                 ResponseCode::NXDomain => Err(DnsError::NoSuchDomain),

@@ -8,6 +8,8 @@
 //! [`Store::damages`]), and after trouble with the disk the database can be opened again under a
 //! running server ([`Store::reopen`]).
 
+pub mod backup;
+mod compact;
 pub mod damage;
 mod examine;
 mod open;
@@ -59,12 +61,14 @@ pub enum Table {
     Loops,
     /// `intake::pickup`: claims of files.
     Pickup,
+    /// `queue`: message id → nothing; chunks in `Body` that belong to no message yet.
+    Incoming,
 }
 
 impl Table {
     /// In the order in which they were thought of: RocksDB numbers them by it, and log files name them by
     /// their number (`replay`). New ones come last.
-    const ALL: [Table; 8] = [
+    const ALL: [Table; 9] = [
         Table::Meta,
         Table::Message,
         Table::Body,
@@ -73,9 +77,10 @@ impl Table {
         Table::Journal,
         Table::Loops,
         Table::Pickup,
+        Table::Incoming,
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Table::Meta => "meta",
             Table::Message => "message",
@@ -85,6 +90,7 @@ impl Table {
             Table::Journal => "journal",
             Table::Loops => "loops",
             Table::Pickup => "pickup",
+            Table::Incoming => "incoming",
         }
     }
 }

@@ -131,7 +131,7 @@ impl Yard {
 
     fn accepted(&self) -> Vec<String> {
         let accepted = self.desk.accepted.lock().unwrap();
-        accepted.iter().map(|draft| String::from_utf8_lossy(&draft.content).into_owned()).collect()
+        accepted.iter().map(|draft| String::from_utf8_lossy(draft.content.head()).into_owned()).collect()
     }
 
     fn claims(&self) -> usize {
@@ -174,7 +174,10 @@ async fn a_settled_file_is_queued_and_removed() {
     assert_eq!(yard.claims(), 0);
     let drafts = yard.desk.accepted.lock().unwrap();
     let [draft] = drafts.as_slice() else { panic!("{drafts:?}") };
-    assert_eq!(draft.content.as_ref(), b"From: a@example.com\r\nTo: b@example.org\r\nSubject: x\r\n\r\nhello\r\n");
+    assert_eq!(
+        draft.content.head().as_ref(),
+        b"From: a@example.com\r\nTo: b@example.org\r\nSubject: x\r\n\r\nhello\r\n"
+    );
     assert_eq!(draft.envelope.mail_from.to_string(), "a@example.com");
     assert_eq!(draft.envelope.recipients.len(), 2);
     assert_eq!(draft.origin.account.as_deref(), Some("shop"));

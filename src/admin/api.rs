@@ -8,7 +8,15 @@
 //! | `POST /api/v1/queue/{retry,hold,release,cancel}` with `{"ids": […], "filter": {…}, "all": true, "dry_run": true}` | `{"recipients": n, "dry_run": false}` |
 //! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON `{"from", "to": […], "raw"}` | 202 `{"id"}` once it is on disk |
 //! | `GET /api/v1/status`                      | version, host name, open listeners                 |
+//! | `GET /api/v1/queue?status=damaged`        | `{"messages": [], "next": null, "damaged": […]}`   |
+//! | `GET /api/v1/queue/{id}/export`           | the envelope as one line of JSON, then the message |
+//! | `POST /api/v1/queue/import?name=` with the same | 201 `{"id", "already", "key"}` once it is on disk |
+//! | `POST /api/v1/queue/imported` with `{"keys": […]}` | these files will not come again          |
+//! | `POST /api/v1/store/backup` with `{"to": "/…"}` | `{"to", "bytes", "files"}` once it is on disk |
+//! | `POST /api/v1/store/compact`              | `{"before", "after"}`, bytes                       |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
+//! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
+//! | `GET /metrics`                            | counters for Prometheus                            |
 
 use std::sync::Arc;
 
@@ -39,11 +47,11 @@ const JSON_OVERHEAD_FACTOR: usize = 2;
 const RECIPIENTS_MAX: usize = 1000;
 
 /// What the handlers share.
-struct Api<B> {
-    backend: Arc<B>,
+pub(super) struct Api<B> {
+    pub(super) backend: Arc<B>,
     /// Bytes of a submitted message.
-    max_size: usize,
-    submissions: Semaphore,
+    pub(super) max_size: usize,
+    pub(super) submissions: Semaphore,
 }
 
 pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
@@ -54,7 +62,8 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/api/v1/queue/{id}", get(story::<B>))
         .route("/api/v1/messages", post(submit::<B>))
         .route("/api/v1/status", get(status::<B>))
-        .route("/healthz", get(healthz));
+        .route("/healthz", get(healthz))
+        .merge(super::upkeep::routes::<B>());
     for action in Action::ALL {
         let handler = move |state, body| change::<B>(action, state, body);
         routes = routes.route(&format!("/api/v1/queue/{}", action.name()), post(handler));
@@ -72,7 +81,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
 
 /// An error as JSON.
 #[derive(Debug, Serialize)]
-struct ApiError {
+pub(super) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
     error: String,
@@ -80,11 +89,11 @@ struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> ApiError {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> ApiError {
         ApiError { status, error: error.into(), remedy: remedy.into() }
     }
 
-    fn bad(error: impl Into<String>, remedy: impl Into<String>) -> ApiError {
+    pub(super) fn bad(error: impl Into<String>, remedy: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, error, remedy)
     }
 }
@@ -127,7 +136,7 @@ impl From<JsonRejection> for ApiError {
     }
 }
 
-type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,6 +156,9 @@ pub(crate) struct ListAnswer {
     pub messages: Vec<Listed>,
     /// Give it as `after` to get the next page; none: that was the last.
     pub next: Option<MessageId>,
+    /// Only with `status=damaged`: records that cannot be read and are set aside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<super::Damaged>,
 }
 
 async fn list<B: Backend>(
@@ -156,25 +168,33 @@ async fn list<B: Backend>(
     let Query(query) = query?;
     let older_than = query.older_than.as_deref().map(parse_duration).transpose();
     let older_than = older_than.map_err(|error| ApiError::bad(error, "older_than=4h"))?;
+    if query.status == Some(super::view::Status::Damaged) {
+        return Ok(Json(ListAnswer { messages: Vec::new(), next: None, damaged: api.backend.damaged().await? }));
+    }
     let limit = query.limit.unwrap_or(PAGE_MESSAGES_DEFAULT).clamp(1, PAGE_MESSAGES_MAX);
     let filter = Filter { to: query.to, from: query.from, domain: query.domain, status: query.status, older_than };
     let messages = api.backend.list(filter, Page { limit, after: query.after }).await?;
     let next = messages.last().map(|last| last.id).filter(|_| messages.len() >= limit);
-    Ok(Json(ListAnswer { messages, next }))
+    Ok(Json(ListAnswer { messages, next, damaged: Vec::new() }))
 }
 
 async fn story<B: Backend>(State(api): State<Arc<Api<B>>>, Path(id): Path<String>) -> Answer<super::Story> {
-    let id: MessageId = id.parse().map_err(|error: crate::message::id::NotAnId| {
+    let id = parse_id(&id)?;
+    api.backend.story(id).await?.map(Json).ok_or_else(|| unknown(id))
+}
+
+pub(super) fn parse_id(id: &str) -> Result<MessageId, ApiError> {
+    id.parse().map_err(|error: crate::message::id::NotAnId| {
         ApiError::bad(error.to_string(), "take the id from the server's 250 reply or from the list")
-    })?;
-    let unknown = || {
-        ApiError::new(
-            StatusCode::NOT_FOUND,
-            format!("no message {id} is known here"),
-            "stories are kept for events.keep (30 days) after a message is done; is the id from another server?",
-        )
-    };
-    api.backend.story(id).await?.map(Json).ok_or_else(unknown)
+    })
+}
+
+pub(super) fn unknown(id: MessageId) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        format!("no message {id} is known here"),
+        "stories are kept for events.keep (30 days) after a message is done; is the id from another server?",
+    )
 }
 
 /// What an action did.
@@ -212,7 +232,9 @@ async fn healthz() -> Json<serde_json::Value> {
 /// Runs what changes the queue to its end, whether or not the client waits for the answer: a handler is
 /// dropped when its client leaves, and half-way between the store and the dispatcher a message would
 /// stay claimed by nobody.
-async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
+pub(super) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, ApiError> {
     let broken = |_| Trouble::new("the request was broken off by a fault of this server");
     Ok(tokio::spawn(work).await.map_err(broken)?)
 }
@@ -274,7 +296,7 @@ async fn submit<B: Backend>(
     Ok((StatusCode::ACCEPTED, Json(SubmitAnswer { id })))
 }
 
-async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+pub(super) async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -309,7 +331,7 @@ fn draft(from: &str, to: &[String], raw: Bytes, max_size: usize) -> Result<Draft
     let mut envelope = Envelope::new(mail_from, recipients);
     envelope.smtputf8 = envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8())
         || envelope.mail_from.address().is_some_and(Address::needs_smtputf8);
-    Ok(Draft { envelope, content, origin: Origin { door: Door::Admin, account: None, peer: None } })
+    Ok(Draft { envelope, content: content.into(), origin: Origin { door: Door::Admin, account: None, peer: None } })
 }
 
 /// Lines as mail has them: a file from an editor ends them with LF.

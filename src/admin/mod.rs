@@ -3,13 +3,15 @@
 //! It listens on `data_dir/admin.sock`, which only the server's own user (and root) may open: being
 //! able to connect is the permission. `socket` opens it, `api` answers, `view` and `filter` are the
 //! words of both sides, so that the command line cannot disagree with the server. What the server
-//! can do is the trait [`Backend`], which `app` implements and tests fake. There is no TCP port, no
-//! dashboard and no metrics here yet.
+//! can do is the trait [`Backend`], which `app` implements and tests fake. There is no TCP port and no
+//! dashboard here yet.
 
 use std::fmt::Display;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
@@ -18,11 +20,15 @@ use crate::smtp::reply::Refusal;
 
 pub(crate) mod api;
 pub mod filter;
+pub mod metrics;
 pub mod socket;
+pub mod transfer;
+pub(crate) mod upkeep;
 pub mod view;
 
 pub use filter::{Filter, Page, Pick, Selection};
 pub use socket::{AdminSocket, SocketError};
+pub use transfer::{Exported, Imported};
 pub use view::{Listed, Story};
 
 /// File name of the socket inside `data_dir`.
@@ -45,7 +51,56 @@ pub trait Backend: Send + Sync + 'static {
     fn submit(&self, draft: Draft) -> impl Future<Output = Result<MessageId, Refusal>> + Send;
 
     fn status(&self) -> impl Future<Output = ServerStatus> + Send;
+
+    /// What is damaged and set aside.
+    fn damaged(&self) -> impl Future<Output = Result<Vec<Damaged>, Trouble>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// A message with its envelope, as it is queued. None: it is not (any more).
+    fn export(&self, _id: MessageId) -> impl Future<Output = Result<Option<Bytes>, Trouble>> + Send {
+        async { Err(Trouble::new(CANNOT)) }
+    }
+
+    /// Queues what was exported under a new id, durably, and once only for each file.
+    fn import(
+        &self,
+        _name: String,
+        _exported: Exported,
+        _body: Bytes,
+    ) -> impl Future<Output = Result<Imported, Refusal>> + Send {
+        async { Err(Refusal::inner(CANNOT)) }
+    }
+
+    /// The files of these imports will not be given again.
+    fn forget_imports(&self, _keys: Vec<String>) -> impl Future<Output = Result<(), Trouble>> + Send {
+        async { Err(Trouble::new(CANNOT)) }
+    }
+
+    /// Writes a backup into a folder of this machine.
+    fn back_up(&self, _to: PathBuf) -> impl Future<Output = Result<BackedUp, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Gives back the space of what was deleted.
+    fn compact(&self) -> impl Future<Output = Result<Compacted, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Can it take mail right now, and what stands in the way? None: it does not know.
+    fn readiness(&self) -> impl Future<Output = Option<Readiness>> + Send {
+        async { None }
+    }
+
+    /// Everything that is counted, in the text format of [`metrics`].
+    fn metrics(&self) -> impl Future<Output = String> + Send {
+        async { String::new() }
+    }
 }
+
+/// What a backend without a store answers.
+const CANNOT: &str = "this server has no store";
+const CANNOT_REMEDY: &str = "ask the one that has it";
 
 /// What can be done to queued recipients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +149,95 @@ impl Trouble {
     pub fn new(why: impl Display) -> Trouble {
         Trouble(why.to_string())
     }
+}
+
+/// Why something was not done, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Complaint {
+    pub what: String,
+    pub remedy: String,
+}
+
+impl Complaint {
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Complaint {
+        Complaint { what: what.into(), remedy: remedy.into() }
+    }
+}
+
+/// A backup that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackedUp {
+    pub to: String,
+    pub bytes: u64,
+    pub files: u64,
+}
+
+/// Bytes of the store's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compacted {
+    pub before: u64,
+    pub after: u64,
+}
+
+/// A queued record that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damaged {
+    pub id: MessageId,
+    /// None: the message's own record.
+    pub recipient: Option<u32>,
+    pub why: String,
+}
+
+/// Whether mail can be taken, part by part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    pub ready: bool,
+    pub store: StoreState,
+    pub disk: Disk,
+    pub memory: Memory,
+    pub listeners: Vec<ListenerStatus>,
+    /// Domains whose mail is signed.
+    pub signing: Vec<String>,
+    pub resolver: ResolverState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreState {
+    /// `good` or `failed`.
+    pub state: String,
+    #[serde(with = "view::time::option")]
+    pub since: Option<Millis>,
+    pub why: Option<String>,
+    /// What was found to be damaged at the start or since, and is set aside.
+    pub damages: Vec<String>,
+}
+
+/// In bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    pub free: u64,
+    pub min_free: u64,
+    pub accepting: bool,
+}
+
+/// For message bodies, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    pub used: u64,
+    pub limit: u64,
+}
+
+/// What is known of the name servers without asking them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResolverState {
+    /// Nothing has been asked yet.
+    Unknown,
+    /// The last question was answered.
+    Answering,
+    /// The last question was not.
+    Failing,
 }
 
 /// The server about itself.

@@ -52,14 +52,19 @@ pub enum Status {
     Waiting,
     Held,
     Captured,
+    /// Its record cannot be read: it is set aside until a person has looked.
+    Damaged,
 }
 
 impl Status {
+    pub const ALL: [Status; 4] = [Status::Waiting, Status::Held, Status::Captured, Status::Damaged];
+
     pub fn name(self) -> &'static str {
         match self {
             Status::Waiting => "waiting",
             Status::Held => "held",
             Status::Captured => "captured",
+            Status::Damaged => "damaged",
         }
     }
 }
@@ -67,10 +72,10 @@ impl Status {
 impl FromStr for Status {
     type Err = String;
     fn from_str(text: &str) -> Result<Status, String> {
-        [Status::Waiting, Status::Held, Status::Captured]
+        Status::ALL
             .into_iter()
             .find(|status| status.name() == text)
-            .ok_or_else(|| "a status is waiting, held or captured".to_owned())
+            .ok_or_else(|| "a status is waiting, held, captured or damaged".to_owned())
     }
 }
 
@@ -78,8 +83,11 @@ impl FromStr for Status {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Story {
     pub id: MessageId,
-    /// None: done with.
+    /// None: done with, or its record is damaged.
     pub message: Option<Listed>,
+    /// What of it cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<super::Damaged>,
     /// In the order in which it happened.
     #[serde(with = "entries")]
     pub entries: Vec<Entry>,
@@ -227,6 +235,7 @@ mod tests {
         let story = Story {
             id: MessageId::from_u64(77),
             message: None,
+            damaged: Vec::new(),
             entries: vec![Entry {
                 at: 951_782_400_123,
                 event: Event::Deferred {

@@ -1,21 +1,35 @@
 //! What people can do to the running server over the admin socket.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::admin::{Action, Backend, Filter, Listed, Page, Pick, Selection, ServerStatus, Story, Trouble, view};
+use bytes::Bytes;
+
+use crate::admin::{
+    Action, BackedUp, Backend, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
+    Readiness, Selection, ServerStatus, Story, Trouble, transfer, view,
+};
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
-use crate::message::{Address, Draft, MessageId};
+use crate::message::{Address, Draft, MessageId, ReversePath};
 use crate::queue::Queue;
+use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Recipient, Status};
 use crate::smtp::reply::Refusal;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
+
+use super::transfer::Transfer;
+use super::upkeep;
+use super::watch::Watch;
 
 /// Messages looked at between two changes, so that a change of a long queue holds little in memory.
 const SLICE_MESSAGES: usize = 500;
+
+/// Damaged records that are listed.
+const DAMAGED_MAX: usize = 1000;
 
 /// The operator's hands.
 #[derive(Debug)]
@@ -25,6 +39,10 @@ pub struct Operator {
     pub journal: Arc<Journal>,
     pub intake: Arc<Intake>,
     pub status: ServerStatus,
+    pub transfer: Transfer,
+    pub watch: Arc<Watch>,
+    /// Backups and compactions, one at a time.
+    pub upkeep: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Backend for Operator {
@@ -38,16 +56,20 @@ impl Backend for Operator {
         blocking(move || {
             // First whether it is still queued, then what happened: the other way round, a message that
             // is delivered in between would look done without its last line.
-            let message = match queue.message(id)? {
-                Some(message) => {
-                    let recipients = queue.recipients(id)?;
+            let damaged = damaged_of(&queue, id)?;
+            let message = match queue.message(id) {
+                Ok(Some(message)) => {
+                    let is_bad = |number: u32| damaged.iter().any(|damaged| damaged.recipient == Some(number));
+                    let recipients = queue.recipients_but(id, is_bad)?;
                     Some(Listed::new(&message, recipients.iter().map(|(number, recipient)| (*number, recipient))))
                 }
-                None => None,
+                Ok(None) => None,
+                Err(_) if damaged.iter().any(|damaged| damaged.recipient.is_none()) => None,
+                Err(error) => return Err(error),
             };
             let entries = journal::story(queue.store(), id)?;
-            let known = message.is_some() || !entries.is_empty();
-            Ok(known.then_some(Story { id, message, entries }))
+            let known = message.is_some() || !entries.is_empty() || !damaged.is_empty();
+            Ok(known.then_some(Story { id, message, damaged, entries }))
         })
         .await
     }
@@ -80,17 +102,69 @@ impl Backend for Operator {
     }
 
     async fn submit(&self, draft: Draft) -> Result<MessageId, Refusal> {
-        let size = u64::try_from(draft.content.len()).unwrap_or(u64::MAX);
-        self.intake.sender(None, &draft.envelope.mail_from, Some(size))?;
+        self.intake.sender(None, &draft.envelope.mail_from, Some(draft.content.len()))?;
         self.intake.accept(draft).await.map(|accepted| accepted.id)
     }
 
     async fn status(&self) -> ServerStatus {
         self.status.clone()
     }
+
+    async fn damaged(&self) -> Result<Vec<Damaged>, Trouble> {
+        let queue = self.queue.clone();
+        blocking(move || Ok(damaged(&queue, check::bad_records(queue.store(), DAMAGED_MAX)?, None))).await
+    }
+
+    async fn export(&self, id: MessageId) -> Result<Option<Bytes>, Trouble> {
+        let Some((exported, body)) = self.transfer.export(id).await? else { return Ok(None) };
+        transfer::join(&exported, &body).map(Some).map_err(Trouble::new)
+    }
+
+    async fn import(&self, name: String, exported: Exported, body: Bytes) -> Result<Imported, Refusal> {
+        self.intake.sender(None, &ReversePath::Null, Some(body.len() as u64))?;
+        let imported = self.transfer.import(&name, exported, body).await;
+        imported.map_err(|error| Refusal::inner(format!("the message could not be stored: {error}")))
+    }
+
+    async fn forget_imports(&self, keys: Vec<String>) -> Result<(), Trouble> {
+        self.transfer.forget_imports(keys).await.map_err(Trouble::new)
+    }
+
+    async fn back_up(&self, to: PathBuf) -> Result<BackedUp, Complaint> {
+        let (hostname, now) = (self.status.hostname.clone(), self.clock.now());
+        self.upkeep(move |store, data_dir| upkeep::back_up(store, data_dir, &to, &hostname, now)).await
+    }
+
+    async fn compact(&self) -> Result<Compacted, Complaint> {
+        self.upkeep(upkeep::compact).await
+    }
+
+    async fn readiness(&self) -> Option<Readiness> {
+        Some(self.watch.readiness())
+    }
+
+    async fn metrics(&self) -> String {
+        self.watch.metrics()
+    }
 }
 
 impl Operator {
+    /// Work on the store as a whole, off the async threads.
+    async fn upkeep<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store, &Path) -> Result<T, Complaint> + Send + 'static,
+    ) -> Result<T, Complaint> {
+        let Ok(_alone) = self.upkeep.try_lock() else {
+            return Err(Complaint::new(
+                "a backup or compaction is under way already",
+                "try again when it is done; the server goes on meanwhile",
+            ));
+        };
+        let (queue, data_dir) = (self.queue.clone(), self.intake.config().data_dir.clone());
+        let done = tokio::task::spawn_blocking(move || work(queue.store(), &data_dir)).await;
+        done.unwrap_or_else(|_| Err(Complaint::new("the work was broken off", "look into the server's log")))
+    }
+
     async fn list_of(&self, filter: Filter, page: Page) -> Result<Vec<Listed>, Trouble> {
         self.list(filter, page).await
     }
@@ -130,7 +204,7 @@ impl Operator {
     }
 }
 
-fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Vec<Listed>, StoreError> {
+pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Vec<Listed>, StoreError> {
     let mut chosen = Vec::new();
     queue.walk(page.after, |message, recipients| {
         let listed = Listed::new(&message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
@@ -138,6 +212,26 @@ fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Vec<Li
         if chosen.len() < page.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     Ok(chosen)
+}
+
+/// The records that cannot be read, and what the scans have set aside besides (a recipient whose message
+/// is gone), of all messages or of one.
+fn damaged(queue: &Queue, records: Vec<BadRecord>, only: Option<MessageId>) -> Vec<Damaged> {
+    let show = |BadRecord { id, number, why }| Damaged { id, recipient: number, why };
+    let mut damaged: Vec<Damaged> = records.into_iter().map(show).collect();
+    for aside in queue.damaged().0 {
+        let is_known = damaged
+            .iter()
+            .any(|known| known.id == aside.id && (known.recipient.is_none() || known.recipient == Some(aside.number)));
+        if !is_known && only.is_none_or(|id| id == aside.id) {
+            damaged.push(Damaged { id: aside.id, recipient: Some(aside.number), why: aside.what });
+        }
+    }
+    damaged
+}
+
+fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> {
+    Ok(damaged(queue, check::bad_records_of(queue.store(), id)?, Some(id)))
 }
 
 /// The recipient's next state; none if it goes.
@@ -162,7 +256,7 @@ fn event(action: Action, before: &Recipient) -> Option<Event> {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Trouble> {
     let read = tokio::task::spawn_blocking(read).await;

@@ -5,17 +5,33 @@ use std::sync::Arc;
 use crate::config::Role;
 use crate::intake::Intake;
 use crate::message::{Address, Draft, ReversePath};
+use crate::queue::body::BodyWriter;
+use crate::queue::memory::Memory;
 use crate::server::outside::Outside;
 use crate::smtp::Reply;
-use crate::smtp::reply::Refusal;
+use crate::smtp::reply::{Refusal, Severity};
+
+use super::watch::{At, Refusals};
 
 /// What lies behind the listeners.
 #[derive(Clone, Debug)]
-pub struct Behind(pub Arc<Intake>);
+pub struct Behind {
+    pub intake: Arc<Intake>,
+    pub refusals: Arc<Refusals>,
+}
+
+impl Behind {
+    fn counted<T>(&self, at: At, answer: Result<T, Refusal>) -> Result<T, Refusal> {
+        if let Err(refusal) = &answer {
+            self.refusals.count(at, refusal.reply.severity() == Severity::Permanent);
+        }
+        answer
+    }
+}
 
 impl Outside for Behind {
     fn sender(&self, account: Option<&str>, sender: &ReversePath, size: Option<u64>) -> Result<(), Refusal> {
-        self.0.sender(account, sender, size)
+        self.counted(At::Mail, self.intake.sender(account, sender, size))
     }
 
     fn recipient(
@@ -25,10 +41,23 @@ impl Outside for Behind {
         _sender: &ReversePath,
         recipient: &Address,
     ) -> Result<(), Refusal> {
-        self.0.recipient(role, recipient)
+        self.counted(At::Rcpt, self.intake.recipient(role, recipient))
+    }
+
+    fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        self.counted(At::Data, self.intake.room_for(bytes))
+    }
+
+    fn begin_body(&self, head: &[u8]) -> Option<BodyWriter> {
+        Some(self.intake.queue().begin_body(head))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        Some(self.intake.queue().memory().clone())
     }
 
     async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {
-        self.0.accept(draft).await.map(|accepted| accepted.reply)
+        let accepted = self.intake.accept(draft).await;
+        self.counted(At::Data, accepted).map(|accepted| accepted.reply)
     }
 }

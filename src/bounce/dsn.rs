@@ -13,6 +13,8 @@ use crate::queue::record::{Failure, Message, Recipient, Route};
 
 /// Bytes up to which the whole message goes back, if the sender asked for it with RET=FULL.
 pub const FULL_BYTES_MAX: usize = 100 * 1024;
+/// Bytes of the original that are looked at: more is never sent back.
+pub const ORIGINAL_BYTES_MAX: usize = 2 * FULL_BYTES_MAX;
 /// Bytes of the original's header section that go back.
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 /// Recipients named in the text for people; the report behind it has all.
@@ -46,7 +48,7 @@ pub struct Notice<'a> {
     pub message: &'a Message,
     pub recipients: &'a [(&'a Recipient, &'a Failure)],
     pub action: Action,
-    /// The original as it is queued.
+    /// The original as it is queued, or its first [`ORIGINAL_BYTES_MAX`].
     pub original: &'a [u8],
     pub now: Millis,
     /// Random: for the Message-ID and the boundary.

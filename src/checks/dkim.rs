@@ -17,6 +17,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::legal_domain;
 use crate::dns::Resolver;
+use crate::message::Content;
+use crate::message::body::{BodyHashes, Hash, relaxed_hash, simple_hash};
 use crate::message::findings::DkimFinding;
 use crate::message::header::{Field, Headers};
 
@@ -63,7 +65,7 @@ pub(super) fn findings(outcomes: &[Dkim]) -> Vec<DkimFinding> {
 pub(super) async fn evaluate(
     resolver: &Resolver,
     headers: &Headers<'_>,
-    content: &Bytes,
+    content: &Content,
     deadline: Instant,
 ) -> Vec<Dkim> {
     let fields: Vec<&Field<'_>> = headers.all("DKIM-Signature").take(SIGNATURES_MAX).collect();
@@ -74,7 +76,7 @@ pub(super) async fn evaluate(
         return vec![outcome("permerror", "header section too large")];
     }
     let mut outcomes = Vec::with_capacity(fields.len());
-    let mut hashes = BodyHashes::new(content.slice_ref(headers.body()));
+    let mut hashes = Bodies::new(content, headers);
     for field in fields {
         outcomes.push(match timeout_at(deadline, one(resolver, headers, field, &mut hashes)).await {
             Ok(outcome) => outcome,
@@ -87,7 +89,7 @@ pub(super) async fn evaluate(
     outcomes
 }
 
-async fn one(resolver: &Resolver, headers: &Headers<'_>, field: &Field<'_>, hashes: &mut BodyHashes) -> Dkim {
+async fn one(resolver: &Resolver, headers: &Headers<'_>, field: &Field<'_>, hashes: &mut Bodies) -> Dkim {
     let signature = match parse(field.value) {
         Ok(signature) => signature,
         Err(outcome) => return outcome,
@@ -95,14 +97,13 @@ async fn one(resolver: &Resolver, headers: &Headers<'_>, field: &Field<'_>, hash
     if let Err(comment) = acceptable(&signature) {
         return about(&signature, "policy", comment);
     }
-    let hash = HashAlgorithm::from(signature.a);
-    let Some(body_hash) = hashes.get(signature.cb, hash).await else {
+    let Some(body_hash) = hashes.get(signature.cb).await else {
         return about(&signature, "temperror", "the body could not be hashed");
     };
     let summary = signature.clone();
     let message = AuthenticatedMessage {
         headers: headers.fields().iter().map(|field| (field.name, after_colon(field.raw))).collect(),
-        body_hashes: vec![(signature.cb, hash, signature.l, body_hash)],
+        body_hashes: vec![(signature.cb, HashAlgorithm::from(signature.a), signature.l, body_hash.to_vec())],
         dkim_headers: vec![Header::new(field.name, after_colon(field.raw), signature)],
         ..AuthenticatedMessage::default()
     };
@@ -230,38 +231,42 @@ fn after_colon(raw: &[u8]) -> &[u8] {
     raw.get(colon..).unwrap_or_default()
 }
 
-/// The hashes of one body, each made when first asked for.
-struct BodyHashes {
+/// The hashes of one body: made when first asked for, or known since it passed.
+struct Bodies {
+    /// What is in memory of it; not used where the hashes are known.
     body: Bytes,
-    known: Vec<(Canonicalization, HashAlgorithm, Vec<u8>)>,
+    passed: Option<BodyHashes>,
+    known: Vec<(Canonicalization, Hash)>,
 }
 
-impl BodyHashes {
-    fn new(body: Bytes) -> BodyHashes {
-        BodyHashes { body, known: Vec::new() }
+impl Bodies {
+    fn new(content: &Content, headers: &Headers<'_>) -> Bodies {
+        let passed = content.rest().map(|rest| rest.hashes);
+        Bodies { body: content.head().slice_ref(headers.body()), passed, known: Vec::new() }
     }
 
-    async fn get(&mut self, canonicalization: Canonicalization, algorithm: HashAlgorithm) -> Option<Vec<u8>> {
-        let fits =
-            |entry: &&(Canonicalization, HashAlgorithm, Vec<u8>)| (entry.0, &entry.1) == (canonicalization, &algorithm);
-        if let Some((_, _, hash)) = self.known.iter().find(fits) {
-            return Some(hash.clone());
+    /// By SHA-256: the other algorithm of RFC 6376 is not acceptable.
+    async fn get(&mut self, canonicalization: Canonicalization) -> Option<Hash> {
+        if let Some(passed) = &self.passed {
+            return match canonicalization {
+                Canonicalization::Relaxed => Some(passed.relaxed),
+                Canonicalization::Simple => passed.simple,
+            };
         }
+        if let Some((_, hash)) = self.known.iter().find(|entry| entry.0 == canonicalization) {
+            return Some(*hash);
+        }
+        let hash = match canonicalization {
+            Canonicalization::Relaxed => relaxed_hash,
+            Canonicalization::Simple => simple_hash,
+        };
         let hash = if self.body.len() < HASH_ASIDE_BYTES {
-            body_hash(&self.body, canonicalization, algorithm)
+            hash(&self.body)
         } else {
             let body = self.body.clone();
-            tokio::task::spawn_blocking(move || body_hash(&body, canonicalization, algorithm)).await.ok()?
+            tokio::task::spawn_blocking(move || hash(&body)).await.ok()?
         };
-        self.known.push((canonicalization, algorithm, hash.clone()));
+        self.known.push((canonicalization, hash));
         Some(hash)
     }
-}
-
-fn body_hash(body: &[u8], canonicalization: Canonicalization, algorithm: HashAlgorithm) -> Vec<u8> {
-    let body = match canonicalization {
-        Canonicalization::Relaxed => crate::message::body::without_blank_end(body),
-        Canonicalization::Simple => body,
-    };
-    algorithm.hash(canonicalization.canonical_body(body, 0)).as_ref().to_vec()
 }

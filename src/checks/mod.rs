@@ -65,7 +65,7 @@ pub async fn check(resolver: &Resolver, config: &Config, draft: &Draft) -> Check
 async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline: Instant) -> Checked {
     let modes = &config.checks;
     let with_dmarc = modes.dmarc != DmarcMode::Off;
-    let headers = Headers::parse(&draft.content);
+    let headers = Headers::parse(draft.content.head());
     // DMARC builds on both, so with it they are evaluated even when they are not to be shown.
     let (spf, dkim) = tokio::join!(
         async {
@@ -216,7 +216,7 @@ mod tests {
         );
         let over = Instant::now();
         let headers = Headers::parse(&content);
-        let dkim = dkim::evaluate(&resolver, &headers, &content, over).await;
+        let dkim = dkim::evaluate(&resolver, &headers, &content.clone().into(), over).await;
         assert_eq!(dkim.first().map(|d| (d.result, d.domain.as_str())), Some(("temperror", "a.test")));
         let peer =
             crate::message::Peer { ip: [192, 0, 2, 1].into(), helo: "h.test".to_owned(), esmtp: true, tls: None };
@@ -226,7 +226,7 @@ mod tests {
                 "a@a.test".parse().map(crate::message::ReversePath::Address).unwrap(),
                 [],
             ),
-            content: content.clone(),
+            content: content.clone().into(),
             origin: crate::message::Origin { door, account: None, peer: Some(peer) },
         };
         let spf = spf::evaluate(&resolver, &Domain::parse("mail.own.test").unwrap(), &draft, over).await;

@@ -15,13 +15,18 @@ use tokio::net::UnixStream;
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer, SubmitAnswer};
 use crate::admin::filter::SelectionBody;
-use crate::admin::{Action, Filter, Page, SOCKET_NAME, ServerStatus, Story};
+use crate::admin::transfer::{self, Imported};
+use crate::admin::upkeep::{BackupBody, ImportedBody};
+use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story};
 use crate::message::MessageId;
 
 /// Bytes of an answer that are read at most: a full page of messages with many recipients.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// The longest wait for an answer; an action on a long queue takes a while.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The same for work on the whole store.
+const WORK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Talks to the server of one data folder; a connection a request.
 #[derive(Clone, Debug)]
@@ -35,7 +40,64 @@ struct ErrorAnswer {
     remedy: String,
 }
 
+/// Who answers on the socket.
+pub(super) enum Reached {
+    Server,
+    /// No server runs with this data_dir.
+    Nobody,
+    /// It cannot be told, or not by this user.
+    Trouble(Failure),
+}
+
 impl Client {
+    /// Does a server run?
+    pub(super) async fn reach(&self) -> Reached {
+        match UnixStream::connect(&self.socket).await {
+            Ok(_) => Reached::Server,
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Reached::Nobody,
+                _ => Reached::Trouble(self.unreachable(&error)),
+            },
+        }
+    }
+
+    pub(super) async fn export(&self, id: MessageId) -> Result<Option<Bytes>, Failure> {
+        let path = format!("/api/v1/queue/{id}/export");
+        let (status, body) = self.talk(Method::GET, &path, None, Bytes::new(), ANSWER_TIMEOUT).await?;
+        match status {
+            StatusCode::NOT_FOUND => Ok(None),
+            status if status.is_success() => Ok(Some(body)),
+            status => Err(self.refused(status, &body)),
+        }
+    }
+
+    pub(super) async fn import(&self, name: &str, message: Bytes) -> Result<Imported, Failure> {
+        let path = format!("/api/v1/queue/import?{}", query(std::iter::once(("name", name))));
+        self.post(&path, transfer::CONTENT_TYPE, message).await
+    }
+
+    pub(super) async fn forget_imports(&self, keys: Vec<String>) -> Result<(), Failure> {
+        let body = serde_json::to_vec(&ImportedBody { keys }).map_err(|error| Failure::new(error.to_string()))?;
+        let _: serde_json::Value = self.post("/api/v1/queue/imported", "application/json", body.into()).await?;
+        Ok(())
+    }
+
+    pub(super) async fn back_up(&self, to: &Path) -> Result<BackedUp, Failure> {
+        let body = serde_json::to_vec(&BackupBody { to: to.to_owned() })
+            .map_err(|error| Failure::usage(format!("{}: {error}", to.display())))?;
+        self.work("/api/v1/store/backup", body.into()).await
+    }
+
+    pub(super) async fn compact(&self) -> Result<Compacted, Failure> {
+        self.work("/api/v1/store/compact", Bytes::new()).await
+    }
+
+    /// Waits as long as it takes: it is done by a running server, which answers or ends.
+    async fn work<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, Failure> {
+        let answer = self.talk(Method::POST, path, Some("application/json"), body, WORK_TIMEOUT).await?;
+        self.understand(answer)
+    }
+
     pub(super) fn new(data_dir: &Path) -> Client {
         Client { socket: data_dir.join(SOCKET_NAME) }
     }
@@ -92,6 +154,18 @@ impl Client {
         kind: Option<&str>,
         body: Bytes,
     ) -> Result<T, Failure> {
+        let answer = self.talk(method, path, kind, body, ANSWER_TIMEOUT).await?;
+        self.understand(answer)
+    }
+
+    async fn talk(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&str>,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let request = Request::builder().method(method).uri(path).header(header::HOST, "postrider");
         let request = match kind {
@@ -99,19 +173,26 @@ impl Client {
             None => request,
         };
         let request = request.body(Full::new(body)).map_err(|error| Failure::new(error.to_string()))?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
-        let (status, body) = answered
-            .map_err(|_| self.broken(&format!("no answer in {} s", ANSWER_TIMEOUT.as_secs())))?
-            .map_err(|error| self.broken(&error))?;
+        let answered = tokio::time::timeout(patience, exchange(stream, request)).await;
+        answered
+            .map_err(|_| self.broken(&format!("no answer in {} s", patience.as_secs())))?
+            .map_err(|error| self.broken(&error))
+    }
+
+    fn understand<T: DeserializeOwned>(&self, (status, body): (StatusCode, Bytes)) -> Result<T, Failure> {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| {
                 self.broken(&format!("the answer is not understood ({error}); is the server of another version?"))
             });
         }
-        Err(match serde_json::from_slice::<ErrorAnswer>(&body) {
+        Err(self.refused(status, &body))
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {
+        match serde_json::from_slice::<ErrorAnswer>(body) {
             Ok(answer) => Failure::new(answer.error).remedy(answer.remedy),
             Err(_) => self.broken(&format!("the server answered {status}")),
-        })
+        }
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {

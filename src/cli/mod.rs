@@ -1,5 +1,6 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns` and `account` need none, everything else speaks to the running server over its
+//! `check`, `dns` and `account` need none, `store` and `queue export|import` do with one and without,
+//! everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
 //! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,
@@ -22,11 +23,14 @@ pub mod check;
 mod client;
 mod demo;
 pub mod dns;
+mod progress;
 mod queue;
 mod send;
 mod serve;
+mod store;
 mod story;
 mod text;
+mod transfer;
 
 /// Where the configuration lies, if nothing is said.
 pub const CONFIG_DEFAULT: &str = "/etc/postrider/postrider.toml";
@@ -39,6 +43,7 @@ Examples:
   postrider dns example.com                       the DNS records to publish
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider store backup /var/backups/mail        while the server runs
 
 `postrider help COMMAND` tells more about a command, with examples.
 Exit status: 0 done, 1 it did not work, 2 the command or the configuration is wrong.";
@@ -94,6 +99,8 @@ enum Command {
     Send(send::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// Check, back up, restore or compact what is on disk
+    Store(store::Args),
     /// Password hashes for the accounts of the configuration
     Account(account::Args),
 }
@@ -129,6 +136,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -1,4 +1,5 @@
-//! `postrider queue`: see what is queued, read a message's story, retry, hold, release, cancel.
+//! `postrider queue`: see what is queued, read a message's story, retry, hold, release, cancel;
+//! `export` and `import` are in `transfer`.
 
 use std::path::Path;
 
@@ -6,10 +7,10 @@ use clap::Subcommand;
 
 use super::client::Client;
 use super::text::{Paint, clean, count, moment, print, relative, shortened, size, table};
-use super::{Failure, client, print_json, story};
+use super::{Failure, client, print_json, story, transfer};
 use crate::admin::filter::{PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
 use crate::admin::view::{Recipient, Status};
-use crate::admin::{Action, Filter, Listed, Page, Story};
+use crate::admin::{Action, Damaged, Filter, Listed, Page, Story};
 use crate::clock::{Clock, Millis};
 use crate::message::MessageId;
 use crate::queue::record::Route;
@@ -90,10 +91,16 @@ enum QueueCommand {
     /// Take out of the queue for good
     #[command(after_help = CANCEL_EXAMPLES)]
     Cancel(ChangeArgs),
+    /// Write messages and their envelopes into files
+    #[command(after_help = transfer::EXPORT_EXAMPLES)]
+    Export(transfer::ExportArgs),
+    /// Put exported messages back into the queue
+    #[command(after_help = transfer::IMPORT_EXAMPLES)]
+    Import(transfer::ImportArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct Filters {
+pub(super) struct Filters {
     /// Recipient: an address, a domain or a local part
     #[arg(long, value_name = "ADDRESS")]
     to: Option<String>,
@@ -103,7 +110,7 @@ struct Filters {
     /// Recipient's domain
     #[arg(long)]
     domain: Option<String>,
-    /// waiting, held or captured
+    /// waiting, held, captured or damaged
     #[arg(long)]
     status: Option<Status>,
     /// Received longer ago than this: 90s, 5m, 4h, 2d
@@ -166,6 +173,8 @@ pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
         QueueCommand::Hold(args) => change(&client, Action::Hold, args).await,
         QueueCommand::Release(args) => change(&client, Action::Release, args).await,
         QueueCommand::Cancel(args) => change(&client, Action::Cancel, args).await,
+        QueueCommand::Export(args) => transfer::export(config, args).await,
+        QueueCommand::Import(args) => transfer::import(config, args).await,
     }
 }
 
@@ -177,6 +186,9 @@ async fn list(client: &Client, args: ListArgs) -> Result<(), Failure> {
     loop {
         let page = Page { limit: (wanted - shown).min(PAGE_MESSAGES_MAX), after };
         let answer = client.list(&filter, page).await?;
+        if filter.status == Some(Status::Damaged) {
+            return list_damaged(&answer.damaged, args.json);
+        }
         shown += answer.messages.len();
         if args.json {
             answer.messages.iter().try_for_each(print_json)?;
@@ -201,6 +213,31 @@ async fn list(client: &Client, args: ListArgs) -> Result<(), Failure> {
         print(&end)?;
     }
     Ok(())
+}
+
+/// What is set aside because it cannot be read.
+fn list_damaged(damaged: &[Damaged], json: bool) -> Result<(), Failure> {
+    if json {
+        return damaged.iter().try_for_each(print_json);
+    }
+    for line in damaged_lines(damaged) {
+        print(&line)?;
+    }
+    let end = match damaged.len() {
+        0 => "Nothing queued is damaged.".to_owned(),
+        n => {
+            format!("{}; `postrider queue show ID` tells what is known.", count(n, "damaged record", "damaged records"))
+        }
+    };
+    Ok(print(&end)?)
+}
+
+fn damaged_lines(damaged: &[Damaged]) -> Vec<String> {
+    let cells = damaged.iter().map(|damaged| {
+        let part = damaged.recipient.map_or("the message".to_owned(), |number| format!("recipient {number}"));
+        vec![damaged.id.to_string(), part, clean(&damaged.why)]
+    });
+    table(&cells.collect::<Vec<_>>())
 }
 
 /// A line for each message, and one for each of its recipients under it.
@@ -245,6 +282,7 @@ fn recipient_cells(recipient: &Recipient, now: Millis) -> Vec<String> {
 /// Why it is still here, in a few words.
 fn state(recipient: &Recipient, now: Millis) -> String {
     let mut text = match recipient.status {
+        Status::Damaged => "damaged: it cannot be read and is set aside".to_owned(),
         Status::Captured => "captured".to_owned(),
         Status::Held => format!("held: {}", recipient.held_because.as_deref().unwrap_or("no reason is known")),
         Status::Waiting => match recipient.due {
@@ -277,8 +315,12 @@ async fn show(client: &Client, args: ShowArgs) -> Result<(), Failure> {
 pub(super) fn show_lines(story: &Story, now: Millis, paint: Paint) -> Vec<String> {
     let mut lines = match &story.message {
         Some(message) => list_lines(std::slice::from_ref(message), now, paint),
+        None if !story.damaged.is_empty() => {
+            vec![format!("{} (damaged, set aside)", paint.bold(&story.id.to_string()))]
+        }
         None => vec![format!("{} (done, no longer queued)", paint.bold(&story.id.to_string()))],
     };
+    lines.extend(damaged_lines(&story.damaged).into_iter().map(|line| paint.red(&line)));
     lines.extend(story::lines(&story.entries, paint));
     lines
 }

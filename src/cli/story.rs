@@ -55,6 +55,15 @@ fn sentence(event: &Event) -> String {
             }
             parts.join(", ")
         }
+        Event::Imported { was, origin, from, recipients, size, .. } => {
+            let from = if from.is_null() { "<> (the null sender)".to_owned() } else { from.to_string() };
+            format!(
+                "imported; it had been accepted {} as {was}, {}, from {from}, for {}",
+                origin_text(origin),
+                super::text::size(*size),
+                count(*recipients as usize, "recipient that was left", "recipients that were left")
+            )
+        }
         Event::Routed { alias, to } if to.is_empty() => format!("{alias} leads nowhere"),
         Event::Routed { alias, to } => format!("{alias} leads to {}", to.join(", ")),
         Event::Delivered { recipient, to, reply, tls, attempt } => {

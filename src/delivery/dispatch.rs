@@ -24,6 +24,7 @@ use crate::queue::claim::Look;
 use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
+use crate::store::StoreError;
 
 use super::settle::Settler;
 use super::transport::Transports;
@@ -200,10 +201,18 @@ fn destination(recipient: &Recipient) -> Destination {
 
 async fn attempt(parts: &Parts, waiting: Waiting) {
     let Waiting { message, recipients, fresh, claim: _ } = waiting;
-    let body = match &fresh {
-        Some(fresh) => Body::new(fresh.chunks.clone()),
-        None => match parts.queue.body(&message) {
-            Ok(chunks) => Body::new(chunks),
+    // What cannot be noted must not be done: after a crash it would be done again.
+    while !parts.queue.store().is_open() {
+        tokio::time::sleep(STORE_TROUBLE_WAIT).await;
+    }
+    let body = match fresh.map(|fresh| fresh.chunks.clone()) {
+        Some(chunks) => Body::fresh(&parts.queue, &message, chunks),
+        None => match Body::stored(&parts.queue, &message).await {
+            Ok(body) => body,
+            Err(error @ StoreError::Damaged(_)) => {
+                parts.queue.set_aside(message.id, recipients.iter().map(|(number, _)| *number), &error);
+                return;
+            }
             Err(error) => {
                 tracing::error!(id = %message.id, %error, "a queued message cannot be read and is put off");
                 let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
@@ -216,9 +225,7 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
     };
     let job = Job { message, body, recipients };
     let outcomes = deliver(parts, &job).await;
-    // The fresh body counts against the budget until the attempt is over.
     parts.settler.settle(&parts.queue, job, outcomes).await;
-    drop(fresh);
 }
 
 /// As the transport does it. If that panics (a fault of ours, which some message has found), the job

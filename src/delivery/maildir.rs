@@ -14,7 +14,8 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{Body, Delivered, Job, Outcome};
+use super::body::PaidBody;
+use super::{Delivered, Job, Outcome};
 use crate::message::Domain;
 use crate::queue::record::{Failure, Message, Recipient};
 
@@ -43,8 +44,8 @@ impl Maildir {
 
     /// Tries each recipient of the job once.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        let (maildir, work) = (self.clone(), job.clone());
-        let written = tokio::task::spawn_blocking(move || maildir.deliver_all(&work)).await;
+        let (maildir, work, body) = (self.clone(), job.clone(), job.body.paid().await);
+        let written = tokio::task::spawn_blocking(move || maildir.deliver_all(&work, &body)).await;
         written.unwrap_or_else(|_| {
             let why =
                 Failure::local("4.3.0", self.name.as_str(), "the delivery was broken off by an error in postrider");
@@ -53,9 +54,9 @@ impl Maildir {
         })
     }
 
-    fn deliver_all(&self, job: &Job) -> Vec<(u32, Outcome)> {
+    fn deliver_all(&self, job: &Job, body: &PaidBody) -> Vec<(u32, Outcome)> {
         let deliver = |(number, recipient): &(u32, Recipient)| {
-            let outcome = match self.write(&job.message, *number, recipient, &job.body) {
+            let outcome = match self.write(&job.message, *number, recipient, body) {
                 Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
                 Err(trouble) => Outcome::Defer { why: self.failure(&trouble), not_before_secs: None },
             };
@@ -65,7 +66,13 @@ impl Maildir {
     }
 
     /// Gives the file in `new`.
-    fn write(&self, message: &Message, number: u32, recipient: &Recipient, body: &Body) -> Result<PathBuf, Trouble> {
+    fn write(
+        &self,
+        message: &Message,
+        number: u32,
+        recipient: &Recipient,
+        body: &PaidBody,
+    ) -> Result<PathBuf, Trouble> {
         for folder in [self.path.clone(), self.path.join("tmp"), self.path.join("cur"), self.path.join("new")] {
             make_folder(&folder)?;
         }
@@ -142,12 +149,12 @@ fn head(message: &Message, recipient: &Recipient) -> String {
     format!("Return-Path: <{}>\n{original}Delivered-To: {}\n", message.mail_from, recipient.address)
 }
 
-fn write_file(path: &Path, head: &str, body: &Body) -> io::Result<()> {
+fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
     out.write_all(head.as_bytes())?;
     let mut lines = LineEnds::new(&mut out);
-    for chunk in &body.chunks {
-        lines.write(chunk)?;
+    for piece in body.pieces() {
+        lines.write(&piece.map_err(io::Error::other)?)?;
     }
     lines.finish()?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()

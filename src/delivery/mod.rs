@@ -4,13 +4,13 @@
 //! `maildir`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
 //! the queue is decided in `dispatch` alone.
 
-use bytes::Bytes;
 use std::sync::Arc;
 
 use crate::message::{Address, Domain};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
+pub mod body;
 pub mod dispatch;
 pub mod maildir;
 pub mod settle;
@@ -19,43 +19,16 @@ pub mod transport;
 mod turns;
 pub mod webhook;
 
+pub use body::Body;
+
 /// One message for one destination: all recipients in it may share a transaction.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub message: Arc<Message>,
-    /// The whole message in pieces, in order.
+    /// The whole message.
     pub body: Body,
     /// With their number within the message.
     pub recipients: Vec<(u32, Recipient)>,
-}
-
-/// The bytes of a message: shared, immutable, in the chunks in which they are stored.
-#[derive(Clone, Debug, Default)]
-pub struct Body {
-    pub chunks: Vec<Bytes>,
-}
-
-impl Body {
-    pub fn new(chunks: Vec<Bytes>) -> Body {
-        Body { chunks }
-    }
-
-    pub fn len(&self) -> usize {
-        self.chunks.iter().map(Bytes::len).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// In one piece; free of charge where there is one chunk.
-    pub fn contiguous(&self) -> Bytes {
-        match self.chunks.as_slice() {
-            [] => Bytes::new(),
-            [one] => one.clone(),
-            many => many.concat().into(),
-        }
-    }
 }
 
 /// What one try did for one recipient.

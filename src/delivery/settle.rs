@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::bounce::dsn::{self, Action, Notice};
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
@@ -18,6 +20,7 @@ use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::{Queue, Step};
 use crate::smtp::reply::Severity;
+use crate::store::StoreError;
 
 use super::{Delivered, Job, Outcome};
 
@@ -75,13 +78,33 @@ impl Settler {
     pub async fn settle(&self, queue: &Queue, job: Job, outcomes: Vec<(u32, Outcome)>) {
         let id = job.message.id;
         let groups = self.decide(&job, outcomes);
+        // Before the lock: it may have to wait for memory, which others hold until they had the lock.
+        let original = self.original(&job, &groups).await;
         let _lock = queue.lock(id).await;
         for (tell, group) in groups {
-            while let Err(error) = self.write(queue, &job, tell, &group).await {
+            while let Err(error) = self.write(queue, &job, tell, &group, &original).await {
                 tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
                 tokio::time::sleep(WRITE_AGAIN).await;
             }
             queue.release(&job.message, &group.steps, &group.added);
+        }
+    }
+
+    /// The beginning of the message, if the sender may have to be told of it.
+    async fn original(&self, job: &Job, groups: &BTreeMap<Tell, Group>) -> Bytes {
+        if groups.keys().all(|tell| *tell == Tell::Nothing) {
+            return Bytes::new();
+        }
+        loop {
+            match job.body.beginning(dsn::ORIGINAL_BYTES_MAX).await {
+                Ok(original) => return original,
+                // The record will not get better, and the sender has to be told all the same.
+                Err(StoreError::Damaged(_)) => return Bytes::new(),
+                Err(error) => {
+                    tracing::error!(id = %job.message.id, %error, "a message cannot be read to tell of it; trying again");
+                    tokio::time::sleep(WRITE_AGAIN).await;
+                }
+            }
         }
     }
 
@@ -163,7 +186,7 @@ impl Settler {
     }
 
     /// A group in one batch, its notice included.
-    async fn write(&self, queue: &Queue, job: &Job, tell: Tell, group: &Group) -> Result<(), String> {
+    async fn write(&self, queue: &Queue, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Result<(), String> {
         let id = job.message.id;
         let mut telling = self.journal.begin();
         for event in &group.events {
@@ -172,7 +195,7 @@ impl Settler {
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        if let Some((draft, event)) = self.notice(job, tell, group) {
+        if let Some((draft, event)) = self.notice(job, tell, group, original) {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
@@ -194,7 +217,7 @@ impl Settler {
     }
 
     /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
-    fn notice(&self, job: &Job, tell: Tell, group: &Group) -> Option<(Draft, Event)> {
+    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<(Draft, Event)> {
         let message = &job.message;
         let ReversePath::Address(sender) = &message.mail_from else { return None };
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
@@ -221,7 +244,7 @@ impl Settler {
             message,
             recipients: &wanted,
             action,
-            original: &job.body.contiguous(),
+            original,
             now: self.clock.now(),
             seed: getrandom::u64().unwrap_or_else(|_| message.id.as_u64()),
         };

@@ -47,7 +47,10 @@ const RETRY_AFTER_SECS_MAX: u64 = 24 * 3600;
 /// slow line.
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 /// Messages of more bytes than this count as large …
-const LARGE_BYTES: usize = 1 << 20;
+const LARGE_BYTES: u64 = 1 << 20;
+/// The JSON of a message is up to so many times as large as the message: all of it and its parts again, as
+/// base64.
+const JSON_GROWTH: u64 = 3;
 /// … and only so many of them are in memory for one target at once.
 const LARGE_AT_ONCE: usize = 2;
 
@@ -120,7 +123,17 @@ impl Webhook {
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
         // Held until the last request is done; never closed, so the permit is always had.
         let _permit = if job.body.len() > LARGE_BYTES { self.large.acquire().await.ok() } else { None };
-        let shared = render(job).await;
+        // It pays for the JSON, too, until the last request is done.
+        let whole = match job.body.whole(JSON_GROWTH).await {
+            Ok(whole) => whole,
+            Err(error) => {
+                let reason = format!("the stored message cannot be read: {error}");
+                let why = Failure::local("4.3.0", self.name.as_str(), reason);
+                let defer = Outcome::Defer { why, not_before_secs: None };
+                return job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect();
+            }
+        };
+        let shared = render(job, &whole).await;
         let mut outcomes = Vec::with_capacity(job.recipients.len());
         let mut endpoint_down: Option<Outcome> = None;
         for (number, recipient) in &job.recipients {
@@ -243,10 +256,10 @@ fn without_doubt(outcome: &Outcome) -> Outcome {
 }
 
 /// The part of the JSON that all recipients share, made off the async threads.
-async fn render(job: &Job) -> Bytes {
+async fn render(job: &Job, whole: &Bytes) -> Bytes {
     let render = |unparsed: Option<String>| {
-        let (message, body) = (Arc::clone(&job.message), job.body.clone());
-        tokio::task::spawn_blocking(move || payload::shared(&message, &body.contiguous(), unparsed))
+        let (message, whole) = (Arc::clone(&job.message), whole.clone());
+        tokio::task::spawn_blocking(move || payload::shared(&message, &whole, unparsed))
     };
     match render(None).await {
         Ok(shared) => shared,

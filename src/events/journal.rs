@@ -3,12 +3,14 @@
 //! Entries are written in the batch of the step they tell of, so a story never says what did not
 //! happen and never misses what did.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::clock::{Clock, Millis};
 use crate::message::MessageId;
 use crate::store::{Batch, Store, StoreError, Table};
 
+use super::counters::Counters;
 use super::{Entry, Event};
 
 /// Most entries of one story that are read at once; 5 days of retries make a few hundred.
@@ -18,13 +20,19 @@ const STORY_ENTRIES_MAX: usize = 10_000;
 #[derive(Debug)]
 pub struct Journal {
     clock: Clock,
+    counters: Arc<Counters>,
     /// Tells entries of one millisecond apart.
     count: AtomicU32,
 }
 
 impl Journal {
     pub fn new(clock: Clock) -> Journal {
-        Journal { clock, count: AtomicU32::new(0) }
+        Journal { clock, counters: Arc::default(), count: AtomicU32::new(0) }
+    }
+
+    /// How often what has happened, since the start.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 
     /// Starts telling what a step does.
@@ -67,6 +75,7 @@ impl Telling<'_> {
     /// The step is written: say so.
     pub fn log(self) {
         for (id, event) in &self.events {
+            self.journal.counters.count(event);
             log(*id, event);
         }
     }
@@ -102,6 +111,10 @@ fn log(id: MessageId, event: &Event) {
             // The null sender is written as in SMTP, so that it does not look like a gap.
             let from = if from.is_null() { "<>".to_owned() } else { from.to_string() };
             tracing::info!(%id, message_id, from, recipients, size, door, account = origin.account, "accepted");
+        }
+        Event::Imported { was, from, recipients, size, message_id, .. } => {
+            let from = if from.is_null() { "<>".to_owned() } else { from.to_string() };
+            tracing::info!(%id, %was, message_id, from, recipients, size, "imported");
         }
         Event::Routed { alias, to } => tracing::info!(%id, %alias, to = to.join(", "), "routed"),
         Event::Delivered { recipient, to, reply, tls, attempt } => {

@@ -1,12 +1,14 @@
 //! What happened to each message. One enum; the log line and the journal record derive from it, so
 //! they cannot disagree. Passwords and bodies are never in an event.
 
+pub mod counters;
 pub mod journal;
+pub mod server;
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::message::{Address, Origin, ReversePath};
+use crate::message::{Address, MessageId, Origin, ReversePath};
 use crate::queue::record::Failure;
 
 /// A line of a message's story.
@@ -32,6 +34,17 @@ pub enum Event {
         signed: Vec<String>,
         /// The Authentication-Results we gave, without the server's name.
         checked: String,
+    },
+    /// Put into the queue from an export of this or another server, as it had been there.
+    Imported {
+        /// The id under which it was queued before.
+        was: MessageId,
+        origin: Origin,
+        from: ReversePath,
+        recipients: u32,
+        size: u64,
+        message_id: String,
+        subject: String,
     },
     /// Which way an address leads: one per recipient that was written in RCPT and is ours.
     Routed {

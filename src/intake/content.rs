@@ -1,6 +1,7 @@
 //! The bytes that are stored: trace fields of ours, signatures, then the message as it came.
 //!
-//! The body is never touched and never copied: it is stored in slices of what was received. Fields
+//! The body is never touched and never copied: it is stored in slices of what was received, as far as it
+//! is not stored already. Fields
 //! are taken out where they lie about us or would give recipients away; missing ones are added for
 //! our own senders (RFC 6409 8).
 
@@ -8,10 +9,11 @@ use bytes::Bytes;
 
 use crate::checks::{self, Checked};
 use crate::clock::{Millis, rfc5322};
+use crate::message::body::relaxed_hash;
 use crate::message::header::{self, Headers};
 use crate::message::{Door, Draft, MessageId, Origin};
 use crate::queue::CHUNK_BYTES_MAX;
-use crate::queue::record::Route;
+use crate::queue::record::{Route, Streamed};
 use crate::smtp::reply::Refusal;
 
 use super::Intake;
@@ -24,7 +26,9 @@ const NEVER_SUBMITTED: [&str; 3] = ["bcc", "resent-bcc", "return-path"];
 #[derive(Debug)]
 pub struct Stored {
     pub chunks: Vec<Bytes>,
-    /// Bytes of all chunks.
+    /// What was stored while it came in.
+    pub streamed: Option<Streamed>,
+    /// Bytes of all of it.
     pub size: u64,
     pub message_id: String,
     /// `selector._domainkey.domain` of each signature.
@@ -47,7 +51,7 @@ pub fn assemble(
     if draft.origin.door.is_trusted() {
         add_missing(&mut added, draft, headers, &message_id, now);
     }
-    let rest = rest_of(&draft.content, headers, &removed, added);
+    let rest = rest_of(draft.content.head(), headers, &removed, added);
 
     let (signature_fields, signed) = sign(intake, draft, headers, plan, &rest)?;
     let mut top = Vec::with_capacity(1024 + rest.header.len());
@@ -71,8 +75,10 @@ pub fn assemble(
 
     let mut chunks = cut(Bytes::from(top));
     chunks.extend(cut(rest.unchanged));
-    let size = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-    Ok(Stored { chunks, size, message_id, signed })
+    let later = draft.content.rest();
+    let size = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>() + later.map_or(0, |rest| rest.bytes);
+    let streamed = later.map(|rest| Streamed { chunks: rest.chunks, ascii: rest.is_ascii });
+    Ok(Stored { chunks, streamed, size, message_id, signed })
 }
 
 /// What follows our trace fields: a header section that had to be written anew (empty if nothing in
@@ -154,14 +160,12 @@ fn sign(
     if !intake.config.is_own(author.domain()) {
         return Ok((Vec::new(), Vec::new()));
     }
-    let whole = if rest.header.is_empty() {
-        rest.unchanged.clone()
-    } else {
-        Bytes::from([rest.header.as_slice(), &rest.unchanged].concat())
-    };
+    let body = draft.content.rest().map_or_else(|| relaxed_hash(headers.body()), |rest| rest.hashes.relaxed);
+    let rewritten = Headers::parse(&rest.header);
+    let leaving = if rest.header.is_empty() { headers } else { &rewritten };
     let signatures = intake
         .signer
-        .sign(author.domain(), &whole)
+        .sign_hashed(author.domain(), leaving, body)
         .map_err(|error| Refusal::inner(format!("the message could not be signed: {error}")))?;
     let mut fields = Vec::new();
     let mut names = Vec::new();

@@ -13,6 +13,15 @@ use crate::smtp::reply::Refusal;
 /// any `min_free` that keeps the store working.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
+/// The room there is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskState {
+    pub free: u64,
+    pub min_free: u64,
+    /// At least `min_free` is free.
+    pub accepting: bool,
+}
+
 #[derive(Debug)]
 pub struct DiskGuard {
     path: PathBuf,
@@ -43,6 +52,12 @@ impl DiskGuard {
                 self.min_free >> 20
             ),
         })
+    }
+
+    /// How it stands now.
+    pub fn state(&self) -> DiskState {
+        let free = self.free();
+        DiskState { free, min_free: self.min_free, accepting: free >= self.min_free }
     }
 
     /// Until mail is turned away, or has been since the last call.

@@ -14,8 +14,10 @@ mod rights;
 pub mod sign;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::MutexGuard;
+use tokio::time::timeout;
 
 use crate::checks::{self, Checked, Verdict};
 use crate::clock::{Clock, Millis};
@@ -24,9 +26,9 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Door, Draft, Findings, MessageId, header, stream};
+use crate::message::{Content, Door, Draft, Findings, MessageId, header, stream};
 use crate::queue::record::{Message, Status};
-use crate::queue::{NewMessage, Queue};
+use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
@@ -38,6 +40,8 @@ use sign::Signer;
 
 /// Locks under which loop counters are read and written.
 const LOOP_LOCKS: usize = 64;
+/// How long a message from a file or from the admin socket waits for memory.
+const ROOM_WAIT: Duration = Duration::from_secs(10);
 /// Longest subject kept for people, in characters.
 const SUBJECT_CHARS_MAX: usize = 200;
 
@@ -84,8 +88,27 @@ impl Intake {
         &self.queue
     }
 
-    pub fn disk(&self) -> &DiskGuard {
-        &self.disk
+    pub fn disk(&self) -> guard::DiskState {
+        self.disk.state()
+    }
+
+    /// Do the name servers answer?
+    pub fn is_resolving(&self) -> Option<bool> {
+        self.resolver.is_answering()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Is there disk for so many bytes more of a message that comes in?
+    pub fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        self.disk.room_for(bytes)
+    }
+
+    /// Until the disk guard turns mail away.
+    pub async fn turned_away(&self) {
+        self.disk.turned_away().await;
     }
 
     /// Queues a draft. The reply says 250 only after the synced write.
@@ -96,9 +119,10 @@ impl Intake {
     /// As [`Intake::accept`]; `extra` is written in the same batch (a pickup claim, the end of the
     /// attempt that a bounce tells of).
     pub async fn accept_with(&self, draft: Draft, extra: Batch) -> Result<Accepted, Refusal> {
+        let draft = self.paid(draft).await?;
         let now = self.clock.now();
-        let id = self.queue.new_id();
-        let headers = Headers::parse(&draft.content);
+        let id = self.queue.id_for(&draft.content);
+        let headers = Headers::parse(draft.content.head());
         headers.within_limits().map_err(|error| Refusal::plain(Reply::new(552, (3, 4), error.to_string())))?;
         if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
             return Err(refusal);
@@ -131,6 +155,22 @@ impl Intake {
         written.map_err(|error| store_trouble(&error))?;
         telling.log();
         Ok(Accepted { id, reply: Reply::new(250, (0, 0), format!("queued as {id}")) })
+    }
+
+    /// A draft whose bytes count against `queue.memory`. Those that come in by SMTP do already; a notice
+    /// of ours is small, and must not wait for others.
+    async fn paid(&self, draft: Draft) -> Result<Draft, Refusal> {
+        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin) {
+            return Ok(draft);
+        }
+        let Draft { envelope, content, origin } = draft;
+        let held = timeout(ROOM_WAIT, self.queue.memory().take(memory::steps_of(content.len()))).await;
+        let held = held.ok().flatten().ok_or_else(|| Refusal {
+            reply: Reply::new(452, (3, 1), "no room for the message right now, try again later"),
+            reason: "no room in queue.memory".to_owned(),
+        })?;
+        let head = held.bytes(content.head().clone());
+        Ok(Draft { envelope, content: Content::new(head, content.rest().cloned()), origin })
     }
 
     /// The stream of the account; what no account sent, our own notices included, is transactional.
@@ -172,7 +212,7 @@ impl Intake {
         let input = loops::Input {
             config: &self.config.loops,
             headers,
-            content: &draft.content,
+            content: draft.content.head(),
             mail_from: &draft.envelope.mail_from,
             recipients: plan.guarded(),
             door: &draft.origin.door,
@@ -230,6 +270,7 @@ fn message_record(
         dsn: draft.envelope.dsn.clone(),
         size: stored.size,
         chunks: stored.chunks.len() as u32,
+        streamed: stored.streamed,
         message_id: stored.message_id.clone(),
         subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),
         findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),

@@ -29,7 +29,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -80,7 +79,7 @@ pub trait Door: Send + Sync + 'static {
 
 impl Door for Intake {
     async fn accept(&self, draft: Draft, extra: Batch) -> Result<MessageId, Refusal> {
-        self.sender(draft.origin.account.as_deref(), &draft.envelope.mail_from, Some(draft.content.len() as u64))?;
+        self.sender(draft.origin.account.as_deref(), &draft.envelope.mail_from, Some(draft.content.len()))?;
         self.accept_with(draft, extra).await.map(|accepted| accepted.id)
     }
 
@@ -478,7 +477,7 @@ impl<D: Door> Shared<D> {
         let file = found.name.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         Draft {
             envelope: eml.envelope,
-            content: Bytes::from(eml.content),
+            content: eml.content.into(),
             origin: Origin {
                 door: CameBy::Pickup { folder: self.name.clone(), file },
                 account: Some(self.pickup.account.clone()),

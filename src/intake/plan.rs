@@ -45,7 +45,7 @@ impl Plan {
                     return Err(Refusal::plain(Reply::new(550, (7, 1), text)));
                 }
                 Resolution::Deliveries(deliveries) => {
-                    check_size(config, &written.address, draft.content.len() as u64)?;
+                    check_size(config, &written.address, draft.content.len())?;
                     plan.add_own(config, written, deliveries, now);
                 }
                 Resolution::Unknown if draft.origin.door == Door::Bounce => plan.add_bounce(config, written, now),

@@ -18,7 +18,7 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use mail_auth::common::crypto::{Algorithm, HashAlgorithm};
+use mail_auth::common::crypto::Algorithm;
 use mail_auth::dkim::{Canonicalization, Signature as Tags};
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -26,7 +26,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use crate::clock::Clock;
 use crate::config::{Config, OwnDomain};
 use crate::message::Domain;
-use crate::message::body::without_blank_end;
+use crate::message::body::{Hash, relaxed_hash};
 use crate::message::header::{Field, Headers};
 
 /// A key file that is larger is none.
@@ -141,22 +141,23 @@ impl Signer {
     /// A signature with each key of the domain. `content` is the whole message as it will leave; the
     /// fields go in front of it.
     pub fn sign(&self, domain: &Domain, content: &[u8]) -> Result<Vec<Signature>, SignError> {
-        let keys = self.keys.get(domain).ok_or_else(|| SignError::NotOurs(domain.clone()))?;
         let headers = Headers::parse(content);
-        let (names, signed) = signed_fields(&headers);
+        self.sign_hashed(domain, &headers, relaxed_hash(headers.body()))
+    }
+
+    /// As [`Signer::sign`], where the body has been hashed in the relaxed form.
+    pub fn sign_hashed(&self, domain: &Domain, headers: &Headers<'_>, body: Hash) -> Result<Vec<Signature>, SignError> {
+        let keys = self.keys.get(domain).ok_or_else(|| SignError::NotOurs(domain.clone()))?;
+        let (names, signed) = signed_fields(headers);
         if headers.get("From").is_none() {
             return Err(SignError::NoFrom);
         }
-        // Blank lines at the end do not count in relaxed bodies (RFC 6376 3.4.4); mail-auth counts
-        // them if it gets to see them.
-        let body = without_blank_end(headers.body());
-        let body_hash = HashAlgorithm::Sha256.hash(Canonicalization::Relaxed.canonical_body(body, 0)).as_ref().to_vec();
         let mut canonical = Vec::with_capacity(2048);
         signed.iter().for_each(|field| write_relaxed(field, &mut canonical));
         let template = Tags {
             v: 1,
             d: domain.as_str().to_owned(),
-            bh: body_hash,
+            bh: body.to_vec(),
             h: names,
             t: Clock::System.now() / 1000,
             ch: Canonicalization::Relaxed,

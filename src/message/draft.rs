@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::content::Content;
 use super::envelope::Envelope;
 
 /// A message that has not been queued yet. Dropping it forgets it.
@@ -12,7 +12,7 @@ use super::envelope::Envelope;
 pub struct Draft {
     pub envelope: Envelope,
     /// The whole message as received: CRLF lines, no dot-stuffing, no trace fields of ours yet.
-    pub content: Bytes,
+    pub content: Content,
     pub origin: Origin,
 }
 

@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod body;
+pub mod content;
 pub mod draft;
 pub mod envelope;
 pub mod findings;
@@ -12,6 +13,7 @@ pub mod mime;
 pub mod stream;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
+pub use content::Content;
 pub use draft::{Door, Draft, Origin, Peer};
 pub use envelope::{BodyType, DsnRequest, Envelope, Notify, OriginalRecipient, Recipient, Ret};
 pub use findings::Findings;

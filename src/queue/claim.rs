@@ -12,7 +12,6 @@ mod scan;
 mod segment;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -53,8 +52,6 @@ pub struct Claims {
     scanned: Notify,
     /// Something became due that the dispatcher does not know of.
     pub wake: Notify,
-    memory: AtomicU64,
-    memory_max: u64,
 }
 
 type Key = (MessageId, u32);
@@ -241,7 +238,7 @@ fn wish(lanes: &[LaneState], shares: &Shares, lane: usize, now: Millis) -> Wish 
 }
 
 impl Claims {
-    pub fn new(memory_max: u64, streams: &Streams) -> Claims {
+    pub fn new(streams: &Streams) -> Claims {
         let weights = streams.weights();
         let lanes = streams.lanes();
         let state = |index: usize| {
@@ -261,14 +258,7 @@ impl Claims {
             damaged_count: 0,
             next_ticket: 0,
         };
-        Claims {
-            inner: Mutex::new(inner),
-            scanning: Mutex::new(()),
-            scanned: Notify::new(),
-            wake: Notify::new(),
-            memory: AtomicU64::new(0),
-            memory_max,
-        }
+        Claims { inner: Mutex::new(inner), scanning: Mutex::new(()), scanned: Notify::new(), wake: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -435,15 +425,6 @@ impl Claims {
         if inner.damaged.remove(&(id, number)).is_some() {
             inner.damaged_count -= 1;
         }
-    }
-
-    pub(super) fn take_memory(&self, bytes: u64) -> bool {
-        let take = |used: u64| (used + bytes <= self.memory_max).then_some(used + bytes);
-        self.memory.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
-    }
-
-    pub(super) fn free_memory(&self, bytes: u64) {
-        self.memory.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 

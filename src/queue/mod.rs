@@ -7,10 +7,13 @@
 //!
 //! Left out: which way out (decided in `delivery`), what is told to whom (`events`, `bounce`).
 
+pub mod body;
+pub mod check;
 pub mod claim;
 pub mod commit;
 pub mod keys;
 pub mod lane;
+pub mod memory;
 mod rebuild;
 pub mod record;
 pub mod schedule;
@@ -32,6 +35,7 @@ use claim::{Claims, Damaged, Scan};
 use commit::Committer;
 use keys::{DueKey, Position};
 use lane::{Lane, Place, Streams};
+use memory::Memory;
 use record::{Message, Recipient, Status};
 
 pub use rebuild::{Rebuilt, rebuild_due_index};
@@ -40,15 +44,13 @@ pub use rebuild::{Rebuilt, rebuild_due_index};
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Locks that keep the last two recipients of one message from both, or neither, being the last.
 const MESSAGE_LOCKS: usize = 256;
-/// Bytes of fresh bodies that may wait in memory for their first attempt, as a share of
-/// `queue.memory`; what is above is read back when it is needed.
-const FRESH_MEMORY_SHARE: u64 = 4;
 
 /// A message that is about to be queued.
 #[derive(Debug)]
 pub struct NewMessage {
     pub message: Message,
-    /// In pieces of at most [`CHUNK_BYTES_MAX`].
+    /// In pieces of at most [`CHUNK_BYTES_MAX`]; without what `message.streamed` tells of, which is
+    /// written already.
     pub body: Vec<Bytes>,
     pub recipients: Vec<Recipient>,
     /// Goes into the same batch: the story, counters, a pickup claim.
@@ -75,18 +77,10 @@ impl Claimed {
     }
 }
 
-/// A body that waits in memory; gives its bytes back to the budget when dropped.
+/// The `message.chunks` first pieces of a body, in memory. They pay for themselves (see `memory`).
 #[derive(Debug)]
 pub struct FreshBody {
     pub chunks: Vec<Bytes>,
-    bytes: u64,
-    claims: Arc<Claims>,
-}
-
-impl Drop for FreshBody {
-    fn drop(&mut self) {
-        self.claims.free_memory(self.bytes);
-    }
 }
 
 /// One change of a recipient after an attempt or by a person.
@@ -116,6 +110,8 @@ pub struct Queue {
     ids: IdSource,
     clock: Clock,
     claims: Arc<Claims>,
+    memory: Memory,
+    incoming: body::Incoming,
     streams: Streams,
     fresh: mpsc::UnboundedSender<Claimed>,
     message_locks: Vec<tokio::sync::Mutex<()>>,
@@ -129,7 +125,7 @@ impl std::fmt::Debug for Queue {
 
 impl Queue {
     /// The receiver gives what was just committed and claimed for a first attempt; its length is
-    /// bounded by the claims.
+    /// bounded by the claims. `memory`: bytes of bodies held at one time (`queue.memory`).
     pub fn new(
         store: Arc<Store>,
         clock: Clock,
@@ -138,8 +134,9 @@ impl Queue {
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
         let (fresh, fresh_receiver) = mpsc::unbounded_channel();
         let last = highest_id(&store)?;
+        body::forget_incoming(&store)?;
         let streams = Streams::load(&store)?;
-        let claims = Arc::new(Claims::new(memory / FRESH_MEMORY_SHARE, &streams));
+        let claims = Arc::new(Claims::new(&streams));
         for (id, number, why) in rebuild::upgrade(&store)?.damaged {
             claims.set_aside(id, number, &why, clock.now());
         }
@@ -148,6 +145,8 @@ impl Queue {
             ids: IdSource::new(0, last),
             clock,
             claims,
+            memory: Memory::new(memory),
+            incoming: body::Incoming::default(),
             streams,
             fresh,
             message_locks: (0..MESSAGE_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
@@ -160,8 +159,18 @@ impl Queue {
         &self.store
     }
 
+    /// What the committer did so far.
+    pub fn commit_counts(&self) -> &commit::CommitCounts {
+        self.committer.counts()
+    }
+
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// The one budget for bodies.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     pub fn new_id(&self) -> MessageId {
@@ -177,6 +186,9 @@ impl Queue {
         batch.put(Table::Message, id.to_key(), keys::encode(&message)?);
         for (number, chunk) in body.iter().enumerate() {
             batch.put(Table::Body, keys::body(id, number as u32), chunk.clone());
+        }
+        if message.streamed.is_some() {
+            batch.delete(Table::Incoming, id.to_key());
         }
         for (number, recipient) in recipients.iter().enumerate() {
             self.put_recipient(&mut batch, &message, number as u32, recipient)?;
@@ -195,7 +207,7 @@ impl Queue {
             }
             pending.entries.extend(self.entry(&message, recipient));
         }
-        self.committer.commit(batch, true).await?;
+        self.commit_message(&message, batch).await?;
         if let Some(ticket) = ticket {
             self.claims.committed(id, pending.held.drain(..));
             pending.entries =
@@ -203,6 +215,19 @@ impl Queue {
             self.hand_over(message, body, recipients, (lane, ticket), now);
         }
         Ok(())
+    }
+
+    async fn commit_message(&self, message: &Message, batch: Batch) -> Result<(), StoreError> {
+        if message.streamed.is_none() {
+            return self.committer.commit(batch, true).await;
+        }
+        // From here on nobody else deletes its chunks, also when nobody waits for the commit any more.
+        let reopened = self.incoming.take(message.id, &self.store)?;
+        let written = self.committer.commit(batch, true).await;
+        if written.is_err() {
+            self.incoming.put(message.id, reopened);
+        }
+        written
     }
 
     /// The entry of a recipient in the due index, while it waits.
@@ -222,9 +247,8 @@ impl Queue {
     ) {
         let numbered = recipients.into_iter().enumerate().map(|(number, recipient)| (number as u32, recipient));
         let recipients = numbered.filter(|(_, recipient)| is_fresh(recipient, now)).collect();
-        let bytes = message.size;
-        let fits = self.claims.take_memory(bytes);
-        let body = fits.then(|| FreshBody { chunks: body, bytes, claims: self.claims.clone() });
+        // Where memory is short it is read back when its turn comes.
+        let body = self.memory.is_ample().then_some(FreshBody { chunks: body });
         // A closed channel means that the dispatcher has stopped: the next start finds the message.
         let _ = self.fresh.send(Claimed { message: Arc::new(message), recipients, body, lane, ticket });
     }
@@ -252,14 +276,13 @@ impl Queue {
         self.claims.damaged()
     }
 
-    pub fn body(&self, message: &Message) -> Result<Vec<Bytes>, StoreError> {
-        let mut chunks = Vec::with_capacity(message.chunks as usize);
-        for number in 0..message.chunks {
-            let key = keys::body(message.id, number);
-            let missing = || StoreError::Damaged(format!("body {number} of message {}", message.id));
-            chunks.push(Bytes::from(self.store.get(Table::Body, &key)?.ok_or_else(missing)?));
+    /// Gives claimed recipients back that cannot be delivered because the body is damaged. They are not
+    /// tried again before the next start.
+    pub fn set_aside(&self, id: MessageId, numbers: impl Iterator<Item = u32>, error: &StoreError) {
+        for number in numbers {
+            self.claims.release(id, number);
+            self.claims.set_aside(id, number, error, self.clock.now());
         }
-        Ok(chunks)
     }
 
     pub fn message(&self, id: MessageId) -> Result<Option<Message>, StoreError> {
@@ -269,6 +292,23 @@ impl Queue {
     pub fn recipients(&self, id: MessageId) -> Result<Vec<(u32, Recipient)>, StoreError> {
         let entries = self.store.prefix(Table::Recipient, &id.to_key())?;
         entries.map(|entry| entry.and_then(|(key, value)| Ok((keys::number(&key)?, keys::decode(&value)?)))).collect()
+    }
+
+    /// As [`Queue::recipients`], without those that are known to be damaged.
+    pub fn recipients_but(
+        &self,
+        id: MessageId,
+        is_bad: impl Fn(u32) -> bool,
+    ) -> Result<Vec<(u32, Recipient)>, StoreError> {
+        let mut recipients = Vec::new();
+        for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
+            let (key, value) = entry?;
+            let number = keys::number(&key)?;
+            if !is_bad(number) {
+                recipients.push((number, keys::decode(&value)?));
+            }
+        }
+        Ok(recipients)
     }
 
     /// Shows the messages after `after`, oldest first, until `show` breaks. Holds one at a time. One
@@ -391,7 +431,7 @@ impl Queue {
         }
         if steps.iter().all(|step| step.after.is_none()) && (is_whole(message, steps) || !self.has_other(id, sealed)?) {
             batch.delete(Table::Message, id.to_key());
-            for number in 0..message.chunks {
+            for number in message.body_numbers() {
                 batch.delete(Table::Body, keys::body(id, number));
             }
         }
@@ -484,7 +524,7 @@ fn fresh_recipients(recipients: &[Recipient], now: Millis) -> impl Iterator<Item
 /// The newest id of an earlier run, so that ids grow even if the clock went back.
 fn highest_id(store: &Store) -> Result<u64, StoreError> {
     let mut highest = 0;
-    for table in [Table::Message, Table::Journal] {
+    for table in [Table::Message, Table::Journal, Table::Incoming] {
         if let Some((key, _)) = store.last(table)? {
             highest = highest.max(keys::message_id(&key)?.as_u64());
         }

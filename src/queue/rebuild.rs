@@ -22,7 +22,7 @@ const BATCH_ENTRIES: usize = 4096;
 /// How often a long rebuild says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// In the meta table while the index is not whole.
-const MARK: &[u8] = b"due_index_unfinished";
+pub(super) const MARK: &[u8] = b"due_index_unfinished";
 
 /// What a rebuild found.
 #[derive(Debug, Default)]
@@ -46,6 +46,11 @@ pub fn rebuild_due_index(store: &Store) -> Result<Rebuilt, StoreError> {
 pub(super) fn upgrade(store: &Store) -> Result<Rebuilt, StoreError> {
     if store.get(Table::Meta, MARK)?.is_some() {
         tracing::warn!("the due index was not finished; it is made anew");
+        return rebuild_due_index(store);
+    }
+    if !store.damages().is_empty() {
+        // What was lost of it cannot be seen; the recipients know.
+        tracing::warn!("the store is damaged, so the due index is made anew");
         return rebuild_due_index(store);
     }
     if store.format() >= FORMAT_VERSION {
@@ -110,7 +115,7 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
 }
 
 /// Where a recipient that waits belongs in the index.
-fn entry_of(
+pub(super) fn entry_of(
     streams: &Streams,
     stream: &str,
     id: MessageId,
@@ -123,7 +128,7 @@ fn entry_of(
 }
 
 /// If the message cannot be read, its entry shows that when its time comes.
-fn stream_name(store: &Store, id: MessageId) -> Result<String, StoreError> {
+pub(super) fn stream_name(store: &Store, id: MessageId) -> Result<String, StoreError> {
     let message = store.get(Table::Message, &id.to_key())?.map(|bytes| keys::decode::<Message>(&bytes));
     Ok(message.and_then(Result::ok).map_or_else(stream::default_name, |message| message.stream))
 }

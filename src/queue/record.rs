@@ -60,8 +60,11 @@ pub struct Message {
     pub dsn: DsnRequest,
     /// Bytes of the whole message, trace fields included.
     pub size: u64,
-    /// How many `body` records hold it.
+    /// How many `body` records hold it, those of `streamed` not counted.
     pub chunks: u32,
+    /// Its end, if that was written while it came in.
+    #[serde(default)]
+    pub streamed: Option<Streamed>,
     /// Message-ID field, without brackets; empty if there is none.
     pub message_id: String,
     /// Subject field, for people who look for a message; shortened to 200 characters.
@@ -74,6 +77,29 @@ pub struct Message {
     /// The stream it goes by (`accounts.*.stream`); it stays the same while the message is queued.
     #[serde(default = "crate::message::stream::default_name")]
     pub stream: String,
+}
+
+/// The end of a large message, in `body` records of its own from [`STREAMED_FROM`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streamed {
+    pub chunks: u32,
+    pub ascii: bool,
+}
+
+/// Number of the first `body` record of what is written while a message comes in. Those below are for
+/// its beginning, which is written with the commit.
+pub const STREAMED_FROM: u32 = 1 << 16;
+
+impl Message {
+    /// The numbers of its `body` records, in the order of the message.
+    pub fn body_numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        (0..self.chunks).chain(streamed_numbers(self.streamed.map_or(0, |streamed| streamed.chunks)))
+    }
+}
+
+/// The numbers of so many `body` records that were written while a message came in.
+pub fn streamed_numbers(chunks: u32) -> std::ops::Range<u32> {
+    STREAMED_FROM..STREAMED_FROM.saturating_add(chunks)
 }
 
 /// The `recipient` record: one delivery to one place.

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use self::memory::{Content, Paid};
+use self::memory::{Content, OwnPart};
 use self::stream::Stream;
 use super::limits::{self, ConnectionGuard};
 use super::outside::{Outside, Shared};
@@ -103,7 +103,7 @@ pub async fn serve<S, O>(
         lines: LineCutter::new(),
         declared: None,
         chunks: None,
-        held: Paid::default(),
+        held: OwnPart::default(),
         stop,
     };
     debug!("connected");
@@ -144,8 +144,8 @@ struct Connection<S, O> {
     declared: Option<u64>,
     /// A message of several BDAT chunks.
     chunks: Option<Box<(ChunkDecoder, Content)>>,
-    /// Pays for a message until it is queued.
-    held: Paid,
+    /// The client's part of the memory for a message, until that is queued.
+    held: OwnPart,
     stop: CancellationToken,
 }
 

@@ -12,6 +12,8 @@ use super::tls::ServerTls;
 use crate::clock::Clock;
 use crate::config::{Config, Role};
 use crate::message::{Address, Draft, ReversePath};
+use crate::queue::body::BodyWriter;
+use crate::queue::memory::Memory;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -30,6 +32,24 @@ pub trait Outside: Send + Sync + 'static {
         sender: &ReversePath,
         recipient: &Address,
     ) -> Result<(), Refusal>;
+
+    /// Is there disk for so many bytes more of a message that comes in?
+    fn room_for(&self, bytes: u64) -> Result<(), Refusal> {
+        let _ = bytes;
+        Ok(())
+    }
+
+    /// Takes the rest of a message that begins with `head` (its whole header section is in there), so that
+    /// it need not be held in memory. None: it is held.
+    fn begin_body(&self, head: &[u8]) -> Option<BodyWriter> {
+        let _ = head;
+        None
+    }
+
+    /// The budget for bodies that is shared with others; without one the server has its own.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
 
     /// Queues the message; the reply is the 250 that takes responsibility for it.
     fn accept(&self, draft: Draft) -> impl Future<Output = Result<Reply, Refusal>> + Send;
@@ -55,7 +75,7 @@ impl<O: Outside> Shared<O> {
         Ok(Arc::new(Shared {
             accounts: Accounts::new(config.clone(), clock.clone())?,
             limits: Limits::new(),
-            memory: MessageMemory::new(config.queue.memory),
+            memory: MessageMemory::new(outside.memory().unwrap_or_else(|| Memory::new(config.queue.memory))),
             config,
             tls,
             clock,

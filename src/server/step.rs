@@ -7,10 +7,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use bytes::Bytes;
-
 use crate::config::{ListenerTls, Role, Secret};
-use crate::message::{Address, Domain, Draft, ReversePath};
+use crate::message::{Address, Content, Domain, Draft, ReversePath};
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 use crate::smtp::wire::Flaw;
@@ -125,7 +123,7 @@ impl fmt::Debug for ScramKeys {
 #[derive(Debug)]
 pub enum DataEnd {
     /// Complete, within the limit, dot-unstuffed, CRLF lines only.
-    Complete(Bytes),
+    Complete(Content),
     /// A chunk that is not the last one, and nothing wrong with it.
     Partial,
     /// Drained, but more than `max_size`.
@@ -139,6 +137,8 @@ pub enum DataEnd {
     Endless,
     /// No room for it in memory or on disk right now; drained. A bare line end goes before it.
     NoRoom,
+    /// The store failed while the message came in; drained.
+    Unstored,
 }
 
 impl From<Flaw> for DataEnd {

@@ -3,6 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind, Options,
@@ -27,6 +28,9 @@ const CACHE_BYTES: usize = 16 << 20;
 /// length, which halves the time of a sync.
 const WALS_RECYCLED: usize = 2;
 
+/// How long a lock that another one holds is tried for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// An open database with its witness.
 pub(super) struct Opened {
     pub db: DB,
@@ -48,9 +52,17 @@ pub(super) fn make_private(path: &Path) -> Result<(), StoreError> {
     })
 }
 
-/// Locks the folder.
+/// Locks the folder. A process that is just being started by the one that had it open holds a copy of
+/// the lock for a moment, so it is tried for [`LOCK_PATIENCE`].
 pub(super) fn lock(path: &Path) -> Result<Witness, StoreError> {
-    Witness::open(path).map_err(|error| access_error(&error.to_string()))?.ok_or(StoreError::InUse)
+    let begun = Instant::now();
+    loop {
+        match Witness::open(path).map_err(|error| access_error(&error.to_string()))? {
+            Some(witness) => return Ok(witness),
+            None if begun.elapsed() < LOCK_PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            None => return Err(StoreError::InUse),
+        }
+    }
 }
 
 /// Opens the database in a folder that is locked.
@@ -106,7 +118,9 @@ fn repair(path: &Path) -> Result<(), StoreError> {
 
 /// For a look only: nothing is changed, not even what a crash left.
 pub(super) fn open_read_only(path: &Path) -> Result<DB, StoreError> {
-    let (options, cache) = options(path, false);
+    // With the comparison of log files: where its own list names some, RocksDB (11.8) wants to strike
+    // them out otherwise, which it cannot do here, and the process dies by a null pointer.
+    let (options, cache) = options(path, true);
     // An older store may have fewer tables.
     let there = DB::list_cf(&options, path).map_err(|error| open_error(&error))?;
     let mut families = families(path, &cache);

@@ -71,9 +71,10 @@ impl Injection {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let injection = Injection { strace };
+        let mut injection = Injection { strace };
         let since = Instant::now();
-        while !is_traced(pid) {
+        // It ends with a server that is killed at once.
+        while !is_traced(pid) && matches!(injection.strace.try_wait(), Ok(None)) {
             assert!(since.elapsed() < PATIENCE, "strace does not get hold of the server");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

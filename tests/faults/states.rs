@@ -48,6 +48,8 @@ pub fn look(path: &Path) -> Found {
             found.orphans += 1;
         }
     }
+    // A mark of a body that comes in, without the chunks.
+    found.orphans += entries(&store, Table::Incoming).len();
     let due = entries(&store, Table::Due);
     let mut due: BTreeSet<Position> = due.iter().map(|(key, _)| DueKey::read(key).unwrap().at).collect();
     let mut of_message: BTreeMap<MessageId, usize> = BTreeMap::new();

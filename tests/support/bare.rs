@@ -102,7 +102,7 @@ impl Bare {
                     }
                     assert_eq!(fed.progress, Progress::Ended);
                     let content = Bytes::from(std::mem::take(content));
-                    let end = decoder.flaw().map_or(DataEnd::Complete(content), DataEnd::from);
+                    let end = decoder.flaw().map_or(DataEnd::Complete(content.into()), DataEnd::from);
                     self.mode = Mode::Lines;
                     self.session.data_read(end)
                 }
@@ -119,7 +119,7 @@ impl Bare {
                         (None, true) => {
                             let content = Bytes::from(std::mem::take(&mut self.chunks.1));
                             let decoder = std::mem::replace(&mut self.chunks.0, ChunkDecoder::new(0));
-                            decoder.finish().map_or(DataEnd::Complete(content), DataEnd::from)
+                            decoder.finish().map_or(DataEnd::Complete(content.into()), DataEnd::from)
                         }
                     };
                     self.mode = Mode::Lines;
@@ -302,7 +302,7 @@ pub fn tell(draft: &Draft) -> Taken {
     Taken::from([
         ("from", format!("<{}>", envelope.mail_from)),
         ("to", joined(recipients.iter().map(|r| format!("<{}>", r.address)).collect())),
-        ("content", String::from_utf8_lossy(&draft.content).into_owned()),
+        ("content", String::from_utf8_lossy(draft.content.head()).into_owned()),
         ("account", word(&draft.origin.account)),
         ("helo", peer.helo.clone()),
         ("esmtp", if peer.esmtp { "yes" } else { "no" }.into()),

@@ -47,7 +47,17 @@ impl TestServer {
     }
 
     pub async fn start_at(data_dir: &Path, more: &str, clock: Clock) -> TestServer {
-        let text = format!("{BASE}{more}").replace("DATA_DIR", data_dir.to_str().unwrap());
+        TestServer::start_text(data_dir, format!("{BASE}{more}"), clock).await
+    }
+
+    /// Starts with a line of the base replaced.
+    pub async fn start_with(data_dir: &Path, more: &str, line: &str, other: &str) -> TestServer {
+        assert!(BASE.contains(line));
+        TestServer::start_text(data_dir, format!("{BASE}{more}").replace(line, other), Clock::System).await
+    }
+
+    async fn start_text(data_dir: &Path, text: String, clock: Clock) -> TestServer {
+        let text = text.replace("DATA_DIR", data_dir.to_str().unwrap());
         let config =
             postrider::config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
         let app = App::start(config, clock).await.unwrap_or_else(|error| panic!("{error}"));

@@ -18,6 +18,7 @@ use crate::config::OutboundTls;
 use crate::delivery::{Body, Job, Outcome};
 use crate::message::Domain;
 use crate::queue::record::Failure;
+use crate::store::StoreError;
 
 /// An attempt takes no longer, hosts, addresses and all. A server that is slow but moving gets most
 /// of it; one that trickles does not hold a connection for days.
@@ -29,11 +30,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
 
 pub async fn run(transport: &SmtpTransport, job: &Job) -> Vec<(u32, Outcome)> {
+    let traits = match Traits::of(job).await {
+        Ok(traits) => traits,
+        Err(error) => {
+            let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
+            let defer = Outcome::Defer { why, not_before_secs: None };
+            return job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect();
+        }
+    };
     let mut attempt = Attempt {
         transport,
         job,
         outcomes: job.recipients.iter().map(|_| None).collect(),
-        traits: Traits::of(job),
+        traits,
         deadline: Instant::now() + ATTEMPT_MAX,
         worst: None,
         tries: 0,
@@ -183,7 +192,7 @@ impl Attempt<'_> {
         let message = &self.job.message;
         Mail {
             mail_from: message.mail_from.clone(),
-            size: self.job.body.len() as u64,
+            size: self.job.body.len(),
             eight_bit: self.traits.eight_bit,
             smtputf8: self.traits.smtputf8,
             dsn: message.dsn.clone(),
@@ -253,28 +262,31 @@ struct Traits {
 }
 
 impl Traits {
-    fn of(job: &Job) -> Traits {
-        let eight_bit = job.body.chunks.iter().any(|chunk| !chunk.is_ascii());
+    async fn of(job: &Job) -> Result<Traits, StoreError> {
+        let eight_bit = !job.body.is_ascii().await?;
         let smtputf8 = match job.message.smtputf8 {
             false => Smtputf8::No,
-            true if eight_bit && !has_ascii_header(&job.body) => Smtputf8::Needed,
+            true if eight_bit && !has_ascii_header(&job.body).await? => Smtputf8::Needed,
             true => Smtputf8::Welcome,
         };
-        Traits { eight_bit, smtputf8 }
+        Ok(Traits { eight_bit, smtputf8 })
     }
 }
 
 /// The header ends at the first empty line.
-fn has_ascii_header(body: &Body) -> bool {
+async fn has_ascii_header(body: &Body) -> Result<bool, StoreError> {
     let mut line_is_empty = true;
-    for byte in body.chunks.iter().flatten() {
-        match byte {
-            b'\r' => {}
-            b'\n' if line_is_empty => return true,
-            b'\n' => line_is_empty = true,
-            0..=127 => line_is_empty = false,
-            _ => return false,
+    let mut pieces = body.pieces();
+    while let Some(piece) = pieces.next().await? {
+        for byte in &piece {
+            match byte {
+                b'\r' => {}
+                b'\n' if line_is_empty => return Ok(true),
+                b'\n' => line_is_empty = true,
+                0..=127 => line_is_empty = false,
+                _ => return Ok(false),
+            }
         }
     }
-    true
+    Ok(true)
 }

@@ -423,6 +423,18 @@ impl Client {
         }
     }
 
+    /// The rest of the content cannot be had from our own store: nobody else gets it either, for now.
+    pub fn unread(&mut self, why: &str) -> Over {
+        let failure = Failure::local("4.3.0", "", format!("the stored message cannot be read: {why}"));
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Content(mut transaction) => {
+                transaction.decide_accepted(|| self.deferred(failure.clone()));
+                self.abandon(transaction, failure)
+            }
+            _ => self.lost(Loss::Desync),
+        }
+    }
+
     fn over(&mut self, stage: Stage, failure: Failure) -> Step {
         self.state = State::Closed;
         Step::Over(Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) })

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -19,7 +20,8 @@ use super::commands::Mail;
 use super::replies::{RawReply, ReplyReader};
 use super::step::{Loss, Over, Step, Trouble};
 use super::tls;
-use crate::delivery::{Body, Outcome};
+use crate::delivery::Outcome;
+use crate::delivery::body::{Body, Pieces};
 use crate::smtp::wire::{DotStuffer, Flaw};
 
 /// Octets read at once.
@@ -141,6 +143,7 @@ impl Connection {
                     Ok(last_block) => self.client.end_content(last_block),
                     Err(Unsent::Lost(loss)) => Step::Over(self.client.lost(loss)),
                     Err(Unsent::Flawed(flaw)) => Step::Over(self.client.unsendable(flaw)),
+                    Err(Unsent::Unread(why)) => Step::Over(self.client.unread(&why)),
                 },
                 (rest, _) => return rest,
             }
@@ -189,12 +192,16 @@ impl Connection {
     /// Writes all of the content but the last block, which is returned: with it goes the final dot.
     async fn send_content(&mut self, body: &Body, deadline: Instant) -> Result<Vec<u8>, Unsent> {
         let mut stuffer = DotStuffer::new();
-        let mut block = Vec::with_capacity(body.len().min(BLOCK_BYTES) + READ_BYTES);
-        for piece in body.chunks.iter().flat_map(|chunk| chunk.chunks(BLOCK_BYTES)) {
-            stuffer.encode(piece, &mut block).map_err(Unsent::Flawed)?;
-            if block.len() >= BLOCK_BYTES {
-                self.write_block(&block, deadline).await.map_err(Unsent::Lost)?;
-                block.clear();
+        let first = usize::try_from(body.len()).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+        let mut block = Vec::with_capacity(first + READ_BYTES);
+        let mut pieces = body.pieces();
+        while let Some(chunk) = next_chunk(&mut pieces, deadline).await? {
+            for piece in chunk.chunks(BLOCK_BYTES) {
+                stuffer.encode(piece, &mut block).map_err(Unsent::Flawed)?;
+                if block.len() >= BLOCK_BYTES {
+                    self.write_block(&block, deadline).await.map_err(Unsent::Lost)?;
+                    block.clear();
+                }
             }
         }
         stuffer.finish(&mut block).map_err(Unsent::Flawed)?;
@@ -227,6 +234,15 @@ impl Connection {
 enum Unsent {
     Lost(Loss),
     Flawed(Flaw),
+    /// We could not read it ourselves.
+    Unread(String),
+}
+
+async fn next_chunk(pieces: &mut Pieces<'_>, deadline: Instant) -> Result<Option<Bytes>, Unsent> {
+    match timeout_at(deadline, pieces.next()).await {
+        Ok(read) => read.map_err(|error| Unsent::Unread(error.to_string())),
+        Err(_) => Err(Unsent::Unread("no room in queue.memory".to_owned())),
+    }
 }
 
 /// Writes all of `block`, unless something can be read: then returns that (nothing at the end of the

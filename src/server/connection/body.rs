@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::memory::{Content, Share};
+use super::memory::{Content, Lost, Share};
 use super::{Connection, End};
 use crate::server::limits::{self, Client};
 use crate::server::outside::Outside;
@@ -50,6 +50,15 @@ impl Decoder<'_> {
     }
 }
 
+impl From<Lost> for DataEnd {
+    fn from(lost: Lost) -> DataEnd {
+        match lost {
+            Lost::NoRoom => DataEnd::NoRoom,
+            Lost::Unstored => DataEnd::Unstored,
+        }
+    }
+}
+
 /// Octets that a decoder may have kept back of earlier input (a dot, a CR) and adds to the next.
 const HELD_BACK_BYTES_MAX: usize = 2;
 
@@ -66,7 +75,7 @@ where
         if self.read_body(Decoder::Data(&mut decoder), &mut content).await? == Progress::Endless {
             return Ok(DataEnd::Endless);
         }
-        Ok(self.complete(decoder.flaw(), content))
+        Ok(self.complete(decoder.flaw(), content).await)
     }
 
     pub(super) async fn read_chunk(
@@ -97,13 +106,13 @@ where
         }
         if last {
             let (decoder, content) = *message;
-            return Ok(self.complete(decoder.finish(), content));
+            return Ok(self.complete(decoder.finish(), content).await);
         }
         if let Some(flaw) = decoder.flaw() {
             return Ok(flaw.into());
         }
-        if content.lacks_room() {
-            return Ok(DataEnd::NoRoom);
+        if let Some(lost) = content.lost() {
+            return Ok(lost.into());
         }
         self.chunks = Some(message);
         Ok(DataEnd::Partial)
@@ -118,16 +127,48 @@ where
         }
     }
 
-    fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
+    async fn complete(&mut self, flaw: Option<Flaw>, content: Content) -> DataEnd {
         if let Some(flaw) = flaw {
             return flaw.into();
         }
-        if content.lacks_room() {
-            return DataEnd::NoRoom;
+        if let Some(lost) = content.lost() {
+            return lost.into();
         }
-        let (bytes, paid) = content.finish();
-        self.held = paid;
-        DataEnd::Complete(bytes)
+        match content.finish().await {
+            Ok((content, own)) => {
+                self.held = own;
+                DataEnd::Complete(content)
+            }
+            Err(error) => {
+                warn!(%error, "a message could not be stored while it came in");
+                DataEnd::Unstored
+            }
+        }
+    }
+
+    /// Room for so many bytes more: what is here goes on to the store where there is enough of it, or
+    /// too little memory. False: the message is given up.
+    async fn make_room(&mut self, content: &mut Content, more: usize) -> Result<bool, End> {
+        let memory = &self.shared.memory;
+        if !content.is_full(more) && content.make_room(more, memory) {
+            return Ok(true);
+        }
+        if (content.is_full(more) || content.has_passed_on())
+            && let Err(refusal) = content.pass_on(&self.shared.outside).await
+        {
+            warn!(reason = refusal.reason, "a message could not be stored while it came in");
+            return Ok(false);
+        }
+        if content.make_room(more, memory) {
+            return Ok(true);
+        }
+        // The client may be waiting for what we have said before it sends (and ends) anything.
+        self.flush().await?;
+        let has_room = content.wait_for_room(more, &self.shared.memory).await;
+        if !has_room {
+            info!("no room in queue.memory for a message");
+        }
+        Ok(has_room)
     }
 
     /// Feeds the decoder to the end of the message or chunk.
@@ -136,15 +177,9 @@ where
         let mut buffer_bytes = FIRST_BUFFER_BYTES;
         loop {
             let buffered = self.input.len().saturating_sub(self.start);
-            let more = buffered + HELD_BACK_BYTES_MAX;
-            let is_kept = buffered > 0 && decoder.flaw().is_none() && !content.lacks_room();
-            if is_kept && !content.make_room(more, &self.shared.memory) {
-                // The client may be waiting for what we have said before it sends (and ends) anything.
-                self.flush().await?;
-                if !content.wait_for_room(more, &self.shared.memory).await {
-                    info!("no room in queue.memory for a message");
-                    decoder.discard();
-                }
+            let is_kept = buffered > 0 && decoder.flaw().is_none() && content.lost().is_none();
+            if is_kept && !self.make_room(content, buffered + HELD_BACK_BYTES_MAX).await? {
+                decoder.discard();
             }
             let buffered = self.input.get(self.start..).unwrap_or_default();
             let fed = decoder.feed(buffered, &mut content.bytes);

@@ -1,10 +1,13 @@
-//! Memory for message bodies: one budget for all connections (`queue.memory`), and one message as it
-//! grows within it.
+//! One message as it grows within the memory for bodies (`queue::memory`), and the share that each
+//! client has of it.
 //!
-//! A message pays for the capacity it holds, in steps of [`STEP_BYTES`], before it holds it. Where the
-//! budget is used up the reading stops (the client's sends then wait) for at most [`WAIT`]. One client
-//! from outside gets a share of the budget, or it could keep everybody else out with a few messages
-//! that it begins and does not end.
+//! A message pays for the capacity it holds before it holds it. Where the budget is used up the
+//! reading stops (the client's sends then wait) for at most [`WAIT`]. One client from outside gets a
+//! share of the budget, or it could keep everybody else out with a few messages that it begins and
+//! does not end.
+//!
+//! A message of no more than [`HEAD_BYTES`] is one piece in memory. Of a larger one that piece stays
+//! there, and the rest goes on to the store in chunks, so that it holds two of them at most.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,12 +16,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::message;
+use crate::message::header::HEADER_BYTES_MAX;
+use crate::queue::CHUNK_BYTES_MAX;
+use crate::queue::body::BodyWriter;
+use crate::queue::memory::{Held, Memory, STEP_BYTES, steps_of};
 use crate::server::limits::Client;
+use crate::server::outside::Outside;
+use crate::smtp::reply::Refusal;
+use crate::store::StoreError;
 
-/// Bytes that are paid for at once.
-pub const STEP_BYTES: usize = 64 * 1024;
 /// How long a message waits for others to make room; then 452.
 pub const WAIT: Duration = Duration::from_secs(10);
+/// Bytes of a message that stay in memory: its header section, and as much of its body as is looked at.
+const HEAD_BYTES: usize = HEADER_BYTES_MAX + 128 * 1024;
 /// A declared size is reserved only up to so many times what has come: a promise costs a client
 /// nothing, and must not use up the memory of others.
 const DECLARED_GROWTH: usize = 4;
@@ -26,16 +37,17 @@ const DECLARED_GROWTH: usize = 4;
 const CLIENT_SHARE: usize = 4;
 /// Bytes reserved for a message of unknown size.
 const FIRST_BYTES: usize = 8 * 1024;
-/// Steps beyond the largest message that growing to it may take.
-const SPARE_STEPS: usize = 4;
+/// Bytes beyond the largest message that growing to it may take.
+const SPARE_BYTES: usize = 64 * 1024;
 /// Beyond the declared size: the final dot and some stuffed ones, which are part of the reads.
 const DECLARED_SLACK_BYTES: usize = 1024;
 
-/// The budget.
+/// The budget, as clients share it.
 #[derive(Clone, Debug)]
 pub struct MessageMemory {
-    steps: Arc<Semaphore>,
-    steps_max: u32,
+    all: Memory,
+    /// [`WAIT`], but for tests.
+    wait: Duration,
     /// Of clients that have messages under way, and some that had.
     shares: Arc<Mutex<HashMap<Client, Weak<Semaphore>>>>,
 }
@@ -44,43 +56,45 @@ pub struct MessageMemory {
 #[derive(Clone, Debug, Default)]
 pub struct Share(Option<Arc<Semaphore>>);
 
+/// What is taken of a client's share. Dropping it gives it back.
+#[derive(Debug, Default)]
+pub struct OwnPart(Option<OwnedSemaphorePermit>);
+
+impl OwnPart {
+    fn add(&mut self, more: OwnPart) {
+        match (&mut self.0, more.0) {
+            (Some(held), Some(more)) => held.merge(more),
+            (held, Some(more)) => *held = Some(more),
+            (_, None) => {}
+        }
+    }
+}
+
 /// Memory that is paid for. Dropping it gives it back.
 #[derive(Debug, Default)]
-pub struct Paid {
-    all: Option<OwnedSemaphorePermit>,
-    own: Option<OwnedSemaphorePermit>,
+struct Paid {
+    all: Option<Held>,
+    own: OwnPart,
 }
 
 impl Paid {
     fn steps(&self) -> usize {
-        self.all.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+        self.all.as_ref().map_or(0, Held::steps)
     }
 
-    fn add(&mut self, all: OwnedSemaphorePermit, own: Option<OwnedSemaphorePermit>) -> bool {
-        merge(&mut self.all, Some(all));
-        merge(&mut self.own, own);
+    fn add(&mut self, all: Held, own: Option<OwnedSemaphorePermit>) -> bool {
+        match &mut self.all {
+            Some(held) => held.merge(all),
+            none => *none = Some(all),
+        }
+        self.own.add(OwnPart(own));
         true
     }
 }
 
-fn merge(held: &mut Option<OwnedSemaphorePermit>, more: Option<OwnedSemaphorePermit>) {
-    match (held, more) {
-        (Some(held), Some(more)) => held.merge(more),
-        (held, Some(more)) => *held = Some(more),
-        (_, None) => {}
-    }
-}
-
 impl MessageMemory {
-    /// `bytes`: at least one step.
-    pub fn new(bytes: u64) -> MessageMemory {
-        let steps_max = u32::try_from(bytes / STEP_BYTES as u64).unwrap_or(u32::MAX).max(1);
-        MessageMemory { steps: Arc::new(Semaphore::new(steps_max as usize)), steps_max, shares: Arc::default() }
-    }
-
-    /// Bytes that nobody holds.
-    pub fn free_bytes(&self) -> u64 {
-        self.steps.available_permits() as u64 * STEP_BYTES as u64
+    pub fn new(all: Memory) -> MessageMemory {
+        MessageMemory { all, wait: WAIT, shares: Arc::default() }
     }
 
     /// The share of a client from outside. `largest`: bytes of the largest message.
@@ -92,17 +106,16 @@ impl MessageMemory {
         if shares.len().is_power_of_two() {
             shares.retain(|_, share| share.strong_count() > 0);
         }
-        let one_message =
-            usize::try_from(largest / STEP_BYTES as u64).unwrap_or(usize::MAX).saturating_add(SPARE_STEPS);
-        let steps = (self.steps_max as usize / CLIENT_SHARE).max(one_message).min(self.steps_max as usize);
-        let share = Arc::new(Semaphore::new(steps));
+        let one_message = steps_of(largest.saturating_add(SPARE_BYTES as u64)) as usize;
+        let all = self.all.common_steps() as usize;
+        let share = Arc::new(Semaphore::new((all / CLIENT_SHARE).max(one_message).min(all)));
         shares.insert(client, Arc::downgrade(&share));
         Share(Some(share))
     }
 
     /// Pays for so many bytes altogether, if that is possible at once.
     fn pay(&self, share: &Share, paid: &mut Paid, bytes: usize) -> bool {
-        let more = self.missing(paid, bytes);
+        let more = missing(paid, bytes);
         if more == 0 {
             return true;
         }
@@ -113,14 +126,14 @@ impl MessageMemory {
                 Err(_) => return false,
             },
         };
-        self.steps.clone().try_acquire_many_owned(more).is_ok_and(|all| paid.add(all, own))
+        self.all.try_take(more).is_some_and(|all| paid.add(all, own))
     }
 
     /// Pays when others have given memory back. False: not within [`WAIT`], or never.
     async fn wait_and_pay(&self, share: &Share, paid: &mut Paid, bytes: usize) -> bool {
-        let more = self.missing(paid, bytes);
+        let more = missing(paid, bytes);
         // More than there is at all is not worth a wait.
-        if bytes.div_ceil(STEP_BYTES) > self.steps_max as usize {
+        if bytes.div_ceil(STEP_BYTES) > self.all.common_steps() as usize {
             return false;
         }
         let acquire = async {
@@ -128,20 +141,21 @@ impl MessageMemory {
                 None => None,
                 Some(share) => Some(share.clone().acquire_many_owned(more).await.ok()?),
             };
-            Some((self.steps.clone().acquire_many_owned(more).await.ok()?, own))
+            Some((self.all.take(more).await?, own))
         };
-        let acquired = tokio::time::timeout(WAIT, acquire).await.ok().flatten();
+        let acquired = tokio::time::timeout(self.wait, acquire).await.ok().flatten();
         acquired.is_some_and(|(all, own)| paid.add(all, own))
     }
+}
 
-    fn missing(&self, paid: &Paid, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(STEP_BYTES).saturating_sub(paid.steps())).unwrap_or(u32::MAX)
-    }
+fn missing(paid: &Paid, bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(STEP_BYTES).saturating_sub(paid.steps())).unwrap_or(u32::MAX)
 }
 
 /// A message body that is being read.
 #[derive(Debug)]
 pub struct Content {
+    /// What has come and is not passed on.
     pub bytes: Vec<u8>,
     share: Share,
     paid: Paid,
@@ -149,7 +163,26 @@ pub struct Content {
     declared: Option<usize>,
     /// Bytes: the largest message that is taken.
     max: usize,
-    no_room: bool,
+    passed: Passed,
+    lost: Option<Lost>,
+}
+
+/// What of a message is not in `bytes` any more.
+#[derive(Debug)]
+enum Passed {
+    Nothing,
+    /// There is nobody to pass it on to.
+    Never,
+    Rest(Box<(Bytes, OwnPart, BodyWriter)>),
+}
+
+/// Why what is here is not the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// There was no room at some point.
+    NoRoom,
+    /// The store failed.
+    Unstored,
 }
 
 impl Content {
@@ -157,28 +190,28 @@ impl Content {
         let [declared, max] =
             [declared, Some(max)].map(|size| size.map(|size| usize::try_from(size).unwrap_or(usize::MAX)));
         let max = max.unwrap_or(usize::MAX);
-        Content { bytes: Vec::new(), share, paid: Paid::default(), declared, max, no_room: false }
+        let (bytes, paid, passed) = (Vec::new(), Paid::default(), Passed::Nothing);
+        Content { bytes, share, paid, declared, max, passed, lost: None }
     }
 
     /// For what is only drained.
     pub fn none() -> Content {
-        Content { no_room: true, ..Content::new(None, 0, Share::default()) }
+        Content { lost: Some(Lost::NoRoom), ..Content::new(None, 0, Share::default()) }
     }
 
     /// Makes room for so many bytes more, if there is any at once.
     pub fn make_room(&mut self, more: usize, memory: &MessageMemory) -> bool {
         let capacity = self.capacity_for(more);
-        !self.no_room && memory.pay(&self.share, &mut self.paid, capacity) && self.reserve(capacity)
+        self.lost.is_none() && memory.pay(&self.share, &mut self.paid, capacity) && self.reserve(capacity)
     }
 
-    /// Makes room, or gives the message up: false.
+    /// Makes room, of no more than is needed now, or gives the message up: false.
     pub async fn wait_for_room(&mut self, more: usize, memory: &MessageMemory) -> bool {
-        let capacity = self.capacity_for(more);
-        if !self.no_room && memory.wait_and_pay(&self.share, &mut self.paid, capacity).await {
+        let capacity = self.bytes.capacity().max(self.bytes.len().saturating_add(more));
+        if self.lost.is_none() && memory.wait_and_pay(&self.share, &mut self.paid, capacity).await {
             return self.reserve(capacity);
         }
-        self.let_go();
-        self.no_room = true;
+        self.lose(Lost::NoRoom);
         false
     }
 
@@ -193,29 +226,114 @@ impl Content {
         if needed <= self.bytes.capacity() {
             return self.bytes.capacity();
         }
+        let most = match &self.passed {
+            Passed::Nothing => HEAD_BYTES,
+            Passed::Never => self.max.saturating_add(SPARE_BYTES),
+            // It has shown that it is large.
+            Passed::Rest(_) => return needed.max(CHUNK_BYTES_MAX),
+        };
         let declared =
             self.declared.map(|size| size.saturating_add(DECLARED_SLACK_BYTES)).filter(|size| *size >= needed);
         let grown = match declared {
             Some(size) => size.min(needed.saturating_mul(DECLARED_GROWTH)),
             None => self.bytes.capacity().saturating_mul(2).max(FIRST_BYTES),
         };
-        needed.max(grown.min(self.max.saturating_add(STEP_BYTES)))
+        needed.max(grown.min(most).min(self.max.saturating_add(SPARE_BYTES)))
     }
 
-    /// Gives the memory back at once.
+    /// What is here should be passed on before so many bytes more are added.
+    pub fn is_full(&self, more: usize) -> bool {
+        let most = match &self.passed {
+            Passed::Nothing => HEAD_BYTES,
+            Passed::Rest(_) => CHUNK_BYTES_MAX,
+            Passed::Never => return false,
+        };
+        self.lost.is_none() && !self.bytes.is_empty() && self.bytes.len().saturating_add(more) > most
+    }
+
+    /// A part of it is in the store, and what is here can follow at any time.
+    pub fn has_passed_on(&self) -> bool {
+        matches!(self.passed, Passed::Rest(_))
+    }
+
+    /// Passes on what is here. Where that cannot be, the message is given up.
+    pub async fn pass_on(&mut self, outside: &impl Outside) -> Result<(), Refusal> {
+        if let Err(refusal) = outside.room_for(self.bytes.len() as u64) {
+            self.lose(Lost::NoRoom);
+            return Err(refusal);
+        }
+        let passed = match &mut self.passed {
+            Passed::Never => Ok(()),
+            Passed::Nothing => {
+                self.passed = match outside.begin_body(&self.bytes) {
+                    None => Passed::Never,
+                    Some(writer) => {
+                        let (head, own) = self.take();
+                        Passed::Rest(Box::new((head, own, writer)))
+                    }
+                };
+                Ok(())
+            }
+            Passed::Rest(_) => self.push().await,
+        };
+        passed.map_err(|error| {
+            self.lose(Lost::Unstored);
+            Refusal::inner(error.to_string())
+        })
+    }
+
+    async fn push(&mut self) -> Result<(), StoreError> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        let (chunk, _own) = self.take();
+        match &mut self.passed {
+            Passed::Rest(rest) => rest.2.push(chunk).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// What is here, which pays for itself, and the client's part of that.
+    fn take(&mut self) -> (Bytes, OwnPart) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let Paid { all, own } = std::mem::take(&mut self.paid);
+        let bytes = match all {
+            Some(held) => held.bytes(bytes),
+            None => bytes.into(),
+        };
+        (bytes, own)
+    }
+
+    /// Gives the memory back at once, and what was passed on is forgotten.
     pub fn let_go(&mut self) {
         self.bytes = Vec::new();
         self.paid = Paid::default();
+        self.passed = Passed::Never;
     }
 
-    /// There was no room at some point: what is here is not the message.
-    pub fn lacks_room(&self) -> bool {
-        self.no_room
+    fn lose(&mut self, lost: Lost) {
+        self.let_go();
+        self.lost = Some(lost);
     }
 
-    /// The message, and what pays for it for as long as it is held.
-    pub fn finish(self) -> (Bytes, Paid) {
-        (Bytes::from(self.bytes), self.paid)
+    /// What is here is not the message, and this is why.
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost
+    }
+
+    /// The message, and the client's part of what it holds.
+    pub async fn finish(mut self) -> Result<(message::Content, OwnPart), StoreError> {
+        if matches!(self.passed, Passed::Rest(_)) {
+            self.push().await?;
+        }
+        let (bytes, own) = self.take();
+        match self.passed {
+            Passed::Rest(rest) => {
+                let (head, own, writer) = *rest;
+                Ok((message::Content::new(head, Some(writer.finish())), own))
+            }
+            _ => Ok((bytes.into(), own)),
+        }
     }
 }
 
@@ -224,26 +342,35 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    #[test]
-    fn memory_is_paid_for_before_it_is_held_and_given_back() {
-        let memory = MessageMemory::new(4 * STEP_BYTES as u64);
+    const KIB: usize = 1024;
+
+    fn memory(kib: usize) -> (Memory, MessageMemory) {
+        let all = Memory::new((kib * KIB) as u64);
+        (all.clone(), MessageMemory::new(all))
+    }
+
+    #[tokio::test]
+    async fn memory_is_paid_for_before_it_is_held_and_given_back() {
+        let (all, memory) = memory(256);
         let mut content = Content::new(None, 1 << 20, Share::default());
         assert!(content.make_room(10, &memory));
-        assert_eq!(memory.free_bytes(), 3 * STEP_BYTES as u64);
-        content.bytes.resize(STEP_BYTES, 0);
+        assert_eq!(all.used(), FIRST_BYTES as u64);
+        content.bytes.resize(64 * KIB, 0);
         assert!(content.make_room(1, &memory));
-        assert!(content.bytes.capacity() <= 2 * STEP_BYTES);
-        assert_eq!(memory.free_bytes(), 2 * STEP_BYTES as u64);
-        let (bytes, paid) = content.finish();
-        assert_eq!(bytes.len(), STEP_BYTES);
-        assert_eq!(memory.free_bytes(), 2 * STEP_BYTES as u64);
-        drop(paid);
-        assert_eq!(memory.free_bytes(), 4 * STEP_BYTES as u64);
+        assert!(content.bytes.capacity() <= 128 * KIB);
+        assert!(all.used() >= content.bytes.capacity() as u64);
+        let (content, _own) = content.finish().await.unwrap();
+        assert_eq!(content.len(), 64 * KIB as u64);
+        let slice = content.head().slice(..1);
+        drop(content);
+        assert!(all.used() > 0, "somebody has a part of it");
+        drop(slice);
+        assert_eq!(all.used(), 0);
     }
 
     #[test]
     fn a_declared_size_saves_copies_but_is_not_believed() {
-        let memory = MessageMemory::new(100 << 20);
+        let (_, memory) = memory(100 * KIB);
         let mut content = Content::new(Some(300_000), 1 << 20, Share::default());
         assert!(content.make_room(100_000, &memory));
         let reserved = content.bytes.capacity();
@@ -256,7 +383,7 @@ mod tests {
         // Less declared than sent: no copy for each read.
         let mut liar = Content::new(Some(10), 1 << 20, Share::default());
         let mut capacities = std::collections::BTreeSet::new();
-        for _ in 0..1_000 {
+        for _ in 0..300 {
             assert!(liar.make_room(1_000, &memory));
             liar.bytes.extend_from_slice(&[0; 1_000]);
             capacities.insert(liar.bytes.capacity());
@@ -266,41 +393,57 @@ mod tests {
 
     #[tokio::test]
     async fn what_can_never_fit_is_refused_without_a_wait() {
-        let memory = MessageMemory::new(2 * STEP_BYTES as u64);
+        let (all, memory) = memory(128);
         let mut content = Content::new(None, 1 << 20, Share::default());
-        assert!(content.make_room(STEP_BYTES, &memory));
-        assert!(!content.wait_for_room(3 * STEP_BYTES, &memory).await);
-        assert!(content.lacks_room());
-        assert_eq!(memory.free_bytes(), 2 * STEP_BYTES as u64, "and holds nothing while it is drained");
+        assert!(content.make_room(64 * KIB, &memory));
+        assert!(!content.wait_for_room(192 * KIB, &memory).await);
+        assert_eq!(content.lost(), Some(Lost::NoRoom));
+        assert_eq!(all.used(), 0, "and holds nothing while it is drained");
         assert!(!content.make_room(1, &memory), "a message with a hole is not continued");
     }
 
     #[tokio::test]
+    async fn what_does_not_come_back_in_time_is_not_waited_for_longer() {
+        let (all, mut memory) = memory(128);
+        memory.wait = Duration::from_millis(1);
+        let others = all.take(all.common_steps()).await.unwrap();
+        let mut content = Content::new(None, 1 << 20, Share::default());
+        assert!(!content.make_room(1, &memory));
+        assert!(!content.wait_for_room(1, &memory).await);
+        assert_eq!(content.lost(), Some(Lost::NoRoom));
+        // In time, it is.
+        memory.wait = Duration::from_secs(60);
+        let mut content = Content::new(None, 1 << 20, Share::default());
+        let (has_room, ()) = tokio::join!(content.wait_for_room(1, &memory), async { drop(others) });
+        assert!(has_room);
+    }
+
+    #[tokio::test]
     async fn one_client_cannot_hold_all_of_the_memory() {
-        let memory = MessageMemory::new(64 * STEP_BYTES as u64);
+        let (all, memory) = memory(4096);
         let client = |text: &str| Client::of(text.parse().unwrap());
-        let largest = 8 * STEP_BYTES as u64;
+        let largest = 256 * KIB as u64;
         let begin = |text: &str| Content::new(None, largest, memory.share_of(client(text), largest));
         let mut held = Vec::new();
         for _ in 0..100 {
             let mut content = begin("192.0.2.1");
-            if content.make_room(8 * STEP_BYTES, &memory) {
+            if content.make_room(256 * KIB, &memory) {
                 held.push(content);
             }
         }
-        assert_eq!(held.len(), 2, "a quarter of the budget");
-        assert!(begin("192.0.2.2").make_room(8 * STEP_BYTES, &memory));
+        assert_eq!(held.len(), 3, "a quarter of what all share");
+        assert!(begin("192.0.2.2").make_room(256 * KIB, &memory));
         held.pop();
-        assert!(begin("::ffff:192.0.2.1").make_room(8 * STEP_BYTES, &memory), "what is given back can be had again");
+        assert!(begin("::ffff:192.0.2.1").make_room(256 * KIB, &memory), "what is given back can be had again");
         drop(held);
-        assert_eq!(memory.free_bytes(), 64 * STEP_BYTES as u64);
+        assert_eq!(all.used(), 0);
         for number in 0..5000u32 {
             drop(memory.share_of(Client::of(std::net::IpAddr::from(number.to_be_bytes())), largest));
         }
         assert!(memory.shares.lock().unwrap().len() <= 2, "clients that have gone are forgotten");
         // However small the budget: a message of the largest size fits into a share.
-        let small = MessageMemory::new(12 * STEP_BYTES as u64);
+        let small = MessageMemory::new(Memory::new(512 * KIB as u64));
         let mut content = Content::new(None, largest, small.share_of(client("192.0.2.1"), largest));
-        assert!(content.make_room(8 * STEP_BYTES, &small));
+        assert!(content.make_room(256 * KIB, &small));
     }
 }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, info};
 
 use super::Connection;
-use super::memory::Paid;
+use super::memory::OwnPart;
 use crate::server::accounts::Verified;
 use crate::server::outside::Outside;
 use crate::server::step::{Answer, Question};
@@ -53,7 +53,7 @@ where
             }
             Question::Accept(draft) => {
                 let accepted = Box::pin(self.shared.outside.accept(*draft)).await.map(Answer::Ok);
-                self.held = Paid::default();
+                self.held = OwnPart::default();
                 accepted
             }
         };

@@ -153,6 +153,10 @@ pub fn no_room() -> Reply {
     Reply::new(452, (3, 1), "no room for the message right now, try again later")
 }
 
+pub fn not_stored() -> Reply {
+    Reply::new(451, (3, 0), "the message could not be stored right now, try again later")
+}
+
 pub fn too_many_errors() -> Reply {
     Reply::new(421, (7, 0), "too many errors, closing")
 }

@@ -2,13 +2,11 @@
 
 use std::mem;
 
-use bytes::Bytes;
-
 use super::{Asked, Hello, RECIPIENTS_OVER_MAX, Sender, Session, State, Transaction, replies};
 use crate::config::Role;
 use crate::message::draft::{Door, Origin, Peer};
 use crate::message::envelope::{BodyType, Envelope, Recipient};
-use crate::message::{Address, Draft, ReversePath};
+use crate::message::{Address, Content, Draft, ReversePath};
 use crate::server::step::{DataEnd, Question, Step};
 use crate::smtp::Reply;
 use crate::smtp::command::{MailParams, RcptParams};
@@ -167,6 +165,7 @@ impl Session {
             DataEnd::BareLineEnd => replies::bare_line_end(),
             DataEnd::Nul => replies::nul(),
             DataEnd::NoRoom => replies::no_room(),
+            DataEnd::Unstored => replies::not_stored(),
             DataEnd::Endless => return self.close(replies::too_large(self.policy.max_size)),
             DataEnd::Partial => return self.out_of_step(),
         };
@@ -184,7 +183,7 @@ impl Session {
         self.say(State::Greeted(hello), reply)
     }
 
-    fn draft(&self, transaction: Transaction, content: Bytes) -> Draft {
+    fn draft(&self, transaction: Transaction, content: Content) -> Draft {
         let Transaction { sender, recipients } = transaction;
         // What the client declared, or what is there if it declared less.
         let is_eight_bit = sender.params.body == Some(BodyType::EightBitMime) || !content.is_ascii();

@@ -1,0 +1,66 @@
+//! A name server for the benches: every domain has a mail exchanger, and that is 127.0.0.1. Small,
+//! because it answers within the measured time.
+
+use std::net::{SocketAddr, UdpSocket};
+
+/// Record types: RFC 1035 3.2.2.
+const TYPE_A: u16 = 1;
+const TYPE_MX: u16 = 15;
+/// Seconds that an answer may be cached: longer than a bench runs.
+const TTL: u32 = 3600;
+const HEADER_BYTES: usize = 12;
+
+/// Answers on a thread of its own until the process ends.
+pub fn serve() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut packet = [0; 1500];
+        loop {
+            let Ok((length, client)) = socket.recv_from(&mut packet) else { continue };
+            if let Some(answer) = answer(&packet[..length]) {
+                // A client that has gone is not the name server's trouble.
+                let _ = socket.send_to(&answer, client);
+            }
+        }
+    });
+    address
+}
+
+/// A for every name is 127.0.0.1, MX is the name `mx.test`; everything else has no records.
+fn answer(query: &[u8]) -> Option<Vec<u8>> {
+    let question_end = question_end(query)?;
+    let kind = u16::from_be_bytes(query.get(question_end - 4..question_end - 2)?.try_into().ok()?);
+    let data: Option<&[u8]> = match kind {
+        TYPE_A => Some(&[127, 0, 0, 1]),
+        TYPE_MX => Some(b"\x00\x0a\x02mx\x04test\x00"),
+        _ => None,
+    };
+    let mut answer = query.get(..question_end)?.to_vec();
+    // QR, AA, RD as asked, RA; one question, so many answers (RFC 1035 4.1.1).
+    answer[2] = 0x84 | (query[2] & 1);
+    answer[3] = 0x80;
+    answer[4..HEADER_BYTES].copy_from_slice(&[0, 1, 0, u8::from(data.is_some()), 0, 0, 0, 0]);
+    if let Some(data) = data {
+        // The name is that of the question (RFC 1035 4.1.4).
+        answer.extend_from_slice(&[0xc0, HEADER_BYTES as u8]);
+        answer.extend_from_slice(&kind.to_be_bytes());
+        answer.extend_from_slice(&1u16.to_be_bytes());
+        answer.extend_from_slice(&TTL.to_be_bytes());
+        answer.extend_from_slice(&(data.len() as u16).to_be_bytes());
+        answer.extend_from_slice(data);
+    }
+    Some(answer)
+}
+
+/// Behind the name, type and class of the first question.
+fn question_end(query: &[u8]) -> Option<usize> {
+    let mut at = HEADER_BYTES;
+    loop {
+        let length = usize::from(*query.get(at)?);
+        at += 1 + length;
+        if length == 0 {
+            return (at + 4 <= query.len()).then_some(at + 4);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What happens to the server as a whole: a guard closes or opens. Each is said once in the log and
+//! counted, however often it is asked for meanwhile. (The committer tells of a store that fails.)
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ServerEvent {
+    /// Less than `queue.min_free` is left: new mail gets 452, deliveries go on.
+    DiskLow {
+        free: u64,
+        min_free: u64,
+    },
+    /// There is room again.
+    DiskGood {
+        free: u64,
+    },
+    /// `queue.memory` is used up: sessions wait, then get 452.
+    MemoryFull {
+        used: u64,
+        limit: u64,
+    },
+    MemoryGood {
+        used: u64,
+    },
+}
+
+/// How often, since the start.
+#[derive(Debug, Default)]
+pub struct ServerCounters {
+    pub disk_low: AtomicU64,
+    pub memory_full: AtomicU64,
+}
+
+impl ServerEvent {
+    /// Writes the log line and counts it.
+    pub fn tell(&self, counters: &ServerCounters) {
+        const MIB: u64 = 1 << 20;
+        let count = |counter: &AtomicU64| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        match self {
+            ServerEvent::DiskLow { free, min_free } => {
+                count(&counters.disk_low);
+                let (free_mib, min_free_mib) = (free / MIB, min_free / MIB);
+                tracing::error!(free_mib, min_free_mib, "not accepting mail: the disk is nearly full (queue.min_free)");
+            }
+            ServerEvent::DiskGood { free } => {
+                tracing::info!(free_mib = free / MIB, "accepting mail again: there is room on the disk");
+            }
+            ServerEvent::MemoryFull { used, limit } => {
+                count(&counters.memory_full);
+                let (used_mib, limit_mib) = (used / MIB, limit / MIB);
+                tracing::warn!(used_mib, limit_mib, "the memory for messages is full (queue.memory): clients wait");
+            }
+            ServerEvent::MemoryGood { used } => {
+                tracing::info!(used_mib = used / MIB, "there is memory for messages again");
+            }
+        }
+    }
+}
