@@ -27,6 +27,8 @@ const NEW: usize = 150;
 const STANDSTILL: Duration = Duration::from_secs(6);
 /// Wait between two tries of what the far end does not take while the store is made.
 const DUE_AGAIN: Duration = Duration::from_secs(12);
+/// A check of so small a store that takes longer hangs.
+const CHECK_TIME: Duration = Duration::from_secs(30);
 /// Servers at once.
 const AT_ONCE: usize = 4;
 /// Of the messages that wait, so many may go with one damaged place in a table: a block holds the
@@ -219,7 +221,13 @@ async fn check_names(base: &Base, number: usize, seed: u64, wanted: &Damage, zon
     let far = Far::start().await;
     let house = House::with_zone(folder.path(), &far, Settings::default(), zone);
     house.write_conf();
-    let output = house.cli(&["store", "check"]).await;
+    let Ok(output) = tokio::time::timeout(CHECK_TIME, house.cli(&["store", "check"])).await else {
+        say(&format!(
+            "case {number}: store check hangs after {} {} (seed of the case {seed})",
+            damage.what, damage.file
+        ));
+        return false;
+    };
     let text = [output.stdout, output.stderr].concat();
     !output.status.success() && names(&String::from_utf8_lossy(&text), &damage.file)
 }
