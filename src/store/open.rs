@@ -14,19 +14,22 @@ use super::examine::{self, Examined};
 use super::witness::{Found, Statement, Witness};
 use super::{StoreError, Table, rebuild, replay};
 
-/// Most bytes of log files before the oldest tables in memory are written out, on a large disk.
-const WAL_BYTES_MAX: u64 = 256 << 20;
+/// Most bytes of log files before the oldest tables in memory are written out, on a large disk. Not much
+/// more than [`MEMTABLE_BYTES`]: a table with few changes would keep old files for nothing.
+const WAL_BYTES_MAX: u64 = 96 << 20;
 /// A file system of so many times that; smaller ones get less.
 const WAL_SHARE: u64 = 8;
 /// Least bytes of log files.
 const WAL_BYTES_MIN: u64 = 4 << 20;
 /// Bytes of all tables in memory together.
 const MEMTABLE_BYTES: usize = 64 << 20;
+/// Bytes compressed together in the journal.
+const JOURNAL_BLOCK_BYTES: usize = 64 << 10;
 /// Bytes of blocks kept in memory.
 const CACHE_BYTES: usize = 16 << 20;
 /// Log files that are used again instead of being deleted: writing over a file needs no change of its
 /// length, which halves the time of a sync.
-const WALS_RECYCLED: usize = 2;
+const WALS_RECYCLED: usize = 1;
 
 /// How long a lock that another one holds is tried for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -177,6 +180,10 @@ fn table_options(table: Table, wal_bytes: u64, cache: &Cache) -> Options {
         options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
     }
     let mut blocks = BlockBasedOptions::default();
+    if table == Table::Journal {
+        // Stories are many and seldom read; in large blocks what repeats in them is stored once.
+        blocks.set_block_size(JOURNAL_BLOCK_BYTES);
+    }
     blocks.set_block_cache(cache);
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
