@@ -20,7 +20,7 @@ mod wal;
 mod witness;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -187,6 +187,7 @@ pub struct Store {
     database: ArcSwapOption<Database>,
     /// Sequence number of the last write that succeeded.
     last: AtomicU64,
+    damage_count: AtomicUsize,
     trouble: Mutex<Trouble>,
     witness: Mutex<Testimony>,
     found_format: u32,
@@ -284,6 +285,7 @@ impl Store {
             path: path.to_owned(),
             database: ArcSwapOption::from(db.map(|db| Arc::new(Database { db }))),
             last: AtomicU64::new(last),
+            damage_count: AtomicUsize::new(damages.len()),
             trouble: Mutex::new(Trouble { health: Health::Good, wants_rebuild: false, damages, reopened: 0 }),
             witness: Mutex::new(Testimony { witness, says, manifest_looked_at: Instant::now() }),
             found_format: FORMAT_VERSION,
@@ -355,8 +357,14 @@ impl Store {
         lock(&self.trouble).damages.clone()
     }
 
+    /// How many of them; more than are kept if there are very many.
+    pub fn damage_count(&self) -> usize {
+        self.damage_count.load(Ordering::Acquire)
+    }
+
     fn note(&self, damage: Damage) {
         let mut trouble = lock(&self.trouble);
+        self.damage_count.fetch_add(1, Ordering::AcqRel);
         if trouble.damages.len() < DAMAGES_MAX {
             trouble.damages.push(damage);
         }

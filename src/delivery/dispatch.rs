@@ -65,6 +65,8 @@ pub struct Dispatcher {
     trouble_until: Option<Instant>,
     /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
     index_made_anew: bool,
+    /// How many damages of the store are known; a new one may have taken entries of the index with it.
+    damages: usize,
 }
 
 impl Dispatcher {
@@ -75,12 +77,15 @@ impl Dispatcher {
             streams.lanes().into_iter().filter(|lane| lane.is_retry()).map(Lane::index).collect();
         let is_retry = |lane: usize| retries.contains(&lane);
         let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
-        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false }
+        // The queue has looked after those when it was opened.
+        let damages = parts.queue.store().damage_count();
+        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false, damages }
     }
 
     /// Runs until `shutdown`; attempts that have started are in `attempts` and go on.
     pub async fn run(mut self, attempts: TaskTracker, shutdown: CancellationToken) {
         loop {
+            self.mind_damages(&attempts);
             self.start(&attempts);
             let sleep = match self.parts.queue.claims().look(self.parts.clock.now()) {
                 Look::Now => {
@@ -114,6 +119,25 @@ impl Dispatcher {
         }
     }
 
+    /// A store that was opened again may have lost entries of the index without a trace.
+    fn mind_damages(&mut self, attempts: &TaskTracker) {
+        let damages = self.parts.queue.store().damage_count();
+        if damages > self.damages {
+            self.damages = damages;
+            self.make_index_anew(attempts);
+        }
+    }
+
+    fn make_index_anew(&self, attempts: &TaskTracker) {
+        let parts = self.parts.clone();
+        attempts.spawn(async move {
+            match parts.queue.rebuild_due_index().await {
+                Ok(rebuilt) => tracing::info!(entries = rebuilt.entries, "the due index is whole again"),
+                Err(error) => tracing::error!(%error, "the due index could not be made anew"),
+            }
+        });
+    }
+
     fn scan(&mut self, attempts: &TaskTracker) {
         match self.parts.queue.claim_due() {
             Ok(scan) => {
@@ -124,13 +148,7 @@ impl Dispatcher {
                     && !std::mem::replace(&mut self.index_made_anew, true)
                 {
                     tracing::error!(%error, "the due index is damaged; its entries are made anew");
-                    let parts = self.parts.clone();
-                    attempts.spawn(async move {
-                        match parts.queue.rebuild_due_index().await {
-                            Ok(rebuilt) => tracing::info!(entries = rebuilt.entries, "the due index is whole again"),
-                            Err(error) => tracing::error!(%error, "the due index could not be made anew"),
-                        }
-                    });
+                    self.make_index_anew(attempts);
                 }
                 if !scan.stale.is_empty() {
                     let (parts, stale) = (self.parts.clone(), scan.stale);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind, Options,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    ErrorKind, Options,
 };
 
 use super::damage::Damage;
@@ -16,17 +17,17 @@ use super::{StoreError, Table, rebuild, replay};
 
 /// Most bytes of log files before the oldest tables in memory are written out, on a large disk. Not much
 /// more than [`MEMTABLE_BYTES`]: a table with few changes would keep old files for nothing.
-const WAL_BYTES_MAX: u64 = 96 << 20;
+const WAL_BYTES_MAX: u64 = 64 << 20;
 /// A file system of so many times that; smaller ones get less.
 const WAL_SHARE: u64 = 8;
 /// Least bytes of log files.
 const WAL_BYTES_MIN: u64 = 4 << 20;
 /// Bytes of all tables in memory together.
-const MEMTABLE_BYTES: usize = 64 << 20;
+const MEMTABLE_BYTES: usize = 48 << 20;
 /// Bytes compressed together in the journal.
 const JOURNAL_BLOCK_BYTES: usize = 64 << 10;
 /// Bytes of blocks kept in memory.
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 32 << 20;
 /// Log files that are used again instead of being deleted: writing over a file needs no change of its
 /// length, which halves the time of a sync.
 const WALS_RECYCLED: usize = 1;
@@ -183,9 +184,13 @@ fn table_options(table: Table, wal_bytes: u64, cache: &Cache) -> Options {
     if table == Table::Journal {
         // Stories are many and seldom read; in large blocks what repeats in them is stored once.
         blocks.set_block_size(JOURNAL_BLOCK_BYTES);
+        options.set_bottommost_compression_type(DBCompressionType::Lz4hc);
     }
     blocks.set_block_cache(cache);
+    // Indexes in pieces: in one they would be as long as the queue, and push each other out of the cache.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_top_level_index_and_filter(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_format_version(6);
     options.set_block_based_table_factory(&blocks);
