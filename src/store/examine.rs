@@ -113,14 +113,15 @@ fn manifest(folder: &Path, names: &[String], found: Found, examined: &mut Examin
 }
 
 fn logs(folder: &Path, examined: &mut Examined) -> io::Result<()> {
-    let mut expected: Option<u64> = None;
     for (number, path) in wal::files(folder)? {
         let name = format!("{number:06}.log");
         let mut gaps = Vec::new();
+        // From one file to the next the numbers may leap: a spent file waits for another use while a
+        // younger one is deleted already. Of files that are still needed RocksDB keeps a list.
+        let mut expected: Option<u64> = None;
         let walked = wal::scan(&path, number, |found| {
-            if let Some(missing) =
-                expected.and_then(|expected| found.sequence.checked_sub(expected)).filter(|gap| *gap > 0)
-            {
+            let gap = expected.and_then(|expected| found.sequence.checked_sub(expected));
+            if let Some(missing) = gap.filter(|gap| *gap > 0) {
                 gaps.push((found.offset, missing));
             }
             expected = Some(found.last() + 1);

@@ -3,8 +3,8 @@
 //! RocksDB's recovery takes the first thing that it cannot read for the end and says nothing of what
 //! came behind it. So we look first: [`scan`] walks along a file, gives every batch that is whole and
 //! names what is not; [`rewrite`] makes a file of the whole ones only; [`cut`] takes off batches that
-//! nobody was told of. The sequence numbers of the batches are gapless, within a file and from one
-//! file to the next, so a batch that is gone altogether is noticed too.
+//! nobody was told of. The sequence numbers of the batches in a file are gapless, so a batch that is
+//! gone altogether is noticed too.
 //!
 //! The format (RocksDB's `db/log_format.h`): blocks of 32 KiB; in them records of checksum (4, CRC-32C
 //! masked, over what follows the length), length (2), type (1), and for files that may be used again
