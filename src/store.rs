@@ -502,7 +502,7 @@ impl Store {
         let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
         let last = self.last.load(Ordering::Acquire);
         wal::cut(&self.path, last).map_err(failed)?;
-        let found = Found::Says(Statement { synced: lock(&self.witness).says.synced, manifest: (0, 0) }, true);
+        let found = Found::Says(lock(&self.witness).says, true);
         let mut opened = open::open(&self.path, found)?;
         if lock(&self.trouble).wants_rebuild {
             opened = self.rebuild(opened)?;

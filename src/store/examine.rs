@@ -104,9 +104,17 @@ fn manifest(folder: &Path, names: &[String], found: Found, examined: &mut Examin
     }
     let (number, least) = found.statement().manifest;
     let len = fs::metadata(&path)?.len();
+    let flaw = wal::first_flaw(&path)?;
+    // RocksDB takes a record that it cannot read for the end. So it is only behind what was there for
+    // sure: a crash may leave a part of a record.
+    let known = if newest == number { least } else { 0 };
+    let flaw = flaw.filter(|flaw| *flaw < known || found.statement().manifest == (0, 0));
     if newest < number || (newest == number && len < least) {
         let was = format!("{MANIFEST_PREFIX}{number:06} had {least} bytes");
         examined.note(name, format!("has {len} bytes, but {was}; the tables are put together from what is there"));
+        examined.wants_repair = true;
+    } else if let Some(flaw) = flaw {
+        examined.note(name, format!("cannot be read at byte {flaw}; the tables are put together from what is there"));
         examined.wants_repair = true;
     }
     Ok(())

@@ -170,7 +170,9 @@ fn wal_bytes(path: &Path) -> u64 {
 fn table_options(table: Table, wal_bytes: u64, cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_compression_type(match table {
-        Table::Body | Table::Journal => DBCompressionType::Lz4,
+        Table::Body => DBCompressionType::Lz4,
+        // Tables of the journal are written once and kept for weeks.
+        Table::Journal => DBCompressionType::Lz4hc,
         _ => DBCompressionType::None,
     });
     // Bodies come and go; most are deleted before they are flushed.
@@ -184,7 +186,6 @@ fn table_options(table: Table, wal_bytes: u64, cache: &Cache) -> Options {
     if table == Table::Journal {
         // Stories are many and seldom read; in large blocks what repeats in them is stored once.
         blocks.set_block_size(JOURNAL_BLOCK_BYTES);
-        options.set_bottommost_compression_type(DBCompressionType::Lz4hc);
     }
     blocks.set_block_cache(cache);
     // Indexes in pieces: in one they would be as long as the queue, and push each other out of the cache.

@@ -43,6 +43,12 @@ impl<'a> Range<'a> {
         }
     }
 
+    /// So many entries will be wanted: they are read in one go.
+    pub fn expecting(mut self, entries: usize) -> Range<'a> {
+        self.slice_entries = entries.clamp(1, SLICE_ENTRIES_MAX);
+        self
+    }
+
     fn fill(&mut self) -> Result<(), StoreError> {
         let open = self.store.open_database()?;
         let Some(family) = open.family(self.table) else {

@@ -275,3 +275,25 @@ fn what_only_the_logs_hold_outlives_the_loss_of_a_tables_only_file() {
     assert!(store.damages().is_empty(), "{:?}", store.damages());
     assert_eq!(present(&store, 500), found);
 }
+
+#[test]
+fn flipped_bits_of_the_manifest_are_noticed_and_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    (0..30).for_each(|number| put(&store, number, 2000));
+    store.flush().unwrap();
+    (30..60).for_each(|number| put(&store, number, 2000));
+    let (_, path) = examine::newest_manifest(folder.path()).unwrap().unwrap();
+    let len = path.metadata().unwrap().len();
+    for flip in (0..len).step_by(usize::try_from(len / 60).unwrap().max(1)) {
+        let copy = killed(folder.path());
+        let damaged = copy.path().join(path.file_name().unwrap());
+        let mut bytes = std::fs::read(&damaged).unwrap();
+        bytes[flip as usize] ^= 1 << (flip % 8);
+        std::fs::write(&damaged, bytes).unwrap();
+        assert_ne!(Store::check_files(copy.path()).unwrap(), [], "byte {flip}");
+        let again = Store::open(copy.path()).unwrap();
+        assert_ne!(again.damages(), [], "byte {flip}");
+        assert_eq!(present(&again, 2000).len(), 60, "byte {flip}");
+    }
+}

@@ -92,6 +92,31 @@ pub fn scan(path: &Path, number: u64, mut visit: impl FnMut(Found<'_>)) -> io::R
     Ok(Walked { end: walk.end, len: walk.len, holes: walk.holes, recyclable: walk.recyclable })
 }
 
+/// Where a file of the same format that is not used again (RocksDB's MANIFEST) has its first record
+/// that is not sound.
+pub fn first_flaw(path: &Path) -> io::Result<Option<u64>> {
+    let mut file = File::open(path)?;
+    let mut walk = Walk::default();
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut block_at = 0;
+    loop {
+        let filled = fill(&mut file, &mut block)?;
+        let filled_block = block.get(..filled).unwrap_or_default();
+        let mut at = 0;
+        while let Some(rest) = filled_block.get(at..).filter(|rest| !rest.is_empty()) {
+            match walk.record(rest) {
+                Record::Part(_, _, length) | Record::Other(length) => at += length,
+                Record::Stale if rest.len() < HEADER_BYTES && filled == BLOCK_BYTES => break,
+                Record::Stale | Record::Bad => return Ok(Some(block_at + at as u64)),
+            }
+        }
+        if filled < BLOCK_BYTES {
+            return Ok(None);
+        }
+        block_at += filled as u64;
+    }
+}
+
 fn fill(file: &mut File, block: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {

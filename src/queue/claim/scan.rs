@@ -173,7 +173,8 @@ impl Scanner<'_> {
         let mut at = walk.from;
         let to =
             walk.until.map_or_else(|| end_of(lane, part), |until| DueKey { lane, part, at: until }.to_bytes().to_vec());
-        let range = self.store.range(Table::Due, &from, &to).map_err(|error| (at, error))?;
+        // One more shows where the next turn begins.
+        let range = self.store.range(Table::Due, &from, &to).map_err(|error| (at, error))?.expecting(TURN_MAX + 1);
         let (taken_before, looked_before) = (self.taken.len(), self.scan.looked);
         for entry in range {
             let (key, value) = match entry {
