@@ -202,7 +202,8 @@ async fn entries_without_a_delivery_are_removed_and_hide_nothing() {
     }
     claimed.sort_unstable();
     assert_eq!((claimed, mended), (vec![0, 1], 10_002));
-    assert!(scans < 30, "{scans}");
+    // One place may hold a part of the claims only.
+    assert!(scans < 60, "{scans}");
     assert_eq!(entries(&queue, Table::Due), 2);
 }
 

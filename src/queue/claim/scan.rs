@@ -89,11 +89,11 @@ pub fn claim_due(store: &Store, claims: &Claims, streams: &Streams, now: Millis)
     }
 }
 
+/// An entry whose recipient is claimed, and not read yet.
+#[derive(Clone, Copy)]
 struct Taken {
-    lane: Lane,
-    id: MessageId,
-    number: u32,
-    recipient: Recipient,
+    key: DueKey,
+    place: Place,
 }
 
 struct Scanner<'s> {
@@ -203,7 +203,7 @@ impl Scanner<'_> {
             if at.due > self.now || enough || walk.is_done() {
                 return Ok(Some(at));
             }
-            match self.see(key, Place::from_value(&value), walk).map_err(|error| (at, error))? {
+            match self.see(key, Place::from_value(&value), walk) {
                 Seen::On => {}
                 Seen::Full => return Ok(Some(at)),
             }
@@ -211,43 +211,37 @@ impl Scanner<'_> {
         Ok(None)
     }
 
-    fn see(&mut self, key: DueKey, place: Option<Place>, walk: &mut Walk) -> Result<Seen, StoreError> {
+    fn see(&mut self, key: DueKey, place: Option<Place>, walk: &mut Walk) -> Seen {
         let DueKey { lane, part, at: Position { id, number, .. } } = key;
         let Some(place) = place.filter(|place| place.part() == part) else {
             self.scan.stale.push(Stale { key });
-            return Ok(Seen::On);
+            return Seen::On;
         };
         {
             let mut inner = self.claims.lock();
-            if inner.held.contains_key(&(id, number)) || inner.damaged.contains_key(&(id, number)) {
-                return Ok(Seen::On);
+            if let Some(holder) = inner.held.get(&(id, number)) {
+                if holder.ticket == self.ticket {
+                    // A second entry for what this scan has taken: only one of them can be right.
+                    self.scan.stale.push(Stale { key });
+                }
+                return Seen::On;
+            }
+            if inner.damaged.contains_key(&(id, number)) {
+                return Seen::On;
             }
             if inner.shares.room(lane.index()) == 0 {
-                return Ok(Seen::Full);
+                return Seen::Full;
             }
             if inner.held_by(lane, place) >= inner.place_limit(lane) {
                 let segment = inner.lanes.get_mut(lane.index()).and_then(|state| state.part(part));
                 segment.into_iter().for_each(|segment| segment.pass(walk, place, key.at));
-                return Ok(Seen::On);
+                return Seen::On;
             }
             let share = Some((lane, place));
             inner.hold((id, number), Holder { ticket: self.ticket, phase: Phase::Scanned, share });
         }
-        match self.read::<Recipient>(Table::Recipient, &keys::recipient(id, number)) {
-            Ok(Some(recipient)) if belongs(&recipient, key, place) => {
-                self.taken.push(Taken { lane, id, number, recipient });
-            }
-            Ok(_) => {
-                // Or the entry was still shown of an attempt that has just ended.
-                self.claims.release(id, number);
-                self.scan.stale.push(Stale { key });
-            }
-            Err(error) => {
-                self.claims.release(id, number);
-                self.trouble(id, number, error)?;
-            }
-        }
-        Ok(Seen::On)
+        self.taken.push(Taken { key, place });
+        Seen::On
     }
 
     /// One record that cannot be read is set aside; if the store reads nothing, it passes.
@@ -259,26 +253,38 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
-        self.store.get(table, key)?.map(|bytes| keys::decode(&bytes)).transpose()
-    }
-
-    /// Puts what was taken together by lane and message, and reads the messages.
+    /// Reads what was taken and puts it together by lane and message. All at once, because records that
+    /// lie side by side are then read together.
     fn load(&mut self) {
         let mut order: Vec<ByMessage> = Vec::new();
         let mut at: HashMap<(Lane, MessageId), usize> = HashMap::new();
-        for Taken { lane, id, number, recipient } in std::mem::take(&mut self.taken) {
-            let index = *at.entry((lane, id)).or_insert_with(|| {
-                order.push(((lane, id), Vec::new()));
-                order.len() - 1
-            });
-            if let Some((_, recipients)) = order.get_mut(index) {
-                recipients.push((number, recipient));
+        let taken = std::mem::take(&mut self.taken);
+        let keys: Vec<_> = taken.iter().map(|taken| keys::recipient(taken.key.at.id, taken.key.at.number)).collect();
+        for (taken, read) in taken.into_iter().zip(self.read_all::<Recipient, _>(Table::Recipient, &keys)) {
+            let DueKey { lane, at: Position { id, number, due }, .. } = taken.key;
+            match read {
+                Ok(Some(recipient)) if belongs(&recipient, taken.key, taken.place) => {
+                    let index = *at.entry((lane, id)).or_insert_with(|| {
+                        order.push(((lane, id), Vec::new()));
+                        order.len() - 1
+                    });
+                    if let Some((_, recipients)) = order.get_mut(index) {
+                        recipients.push((number, recipient));
+                    }
+                }
+                Ok(_) => {
+                    // Or the entry was still shown of an attempt that has just ended.
+                    self.claims.release(id, number);
+                    self.scan.stale.push(Stale { key: taken.key });
+                }
+                Err(error) => self.set_one_aside(lane, id, number, taken.place, due, error),
             }
         }
-        for ((lane, id), recipients) in order {
+        let keys: Vec<_> = order.iter().map(|((_, id), _)| id.to_key()).collect();
+        let messages = self.read_all::<Message, _>(Table::Message, &keys);
+        for (((lane, id), recipients), read) in order.into_iter().zip(messages) {
             let numbers = recipients.iter().map(|(number, _)| *number);
-            match self.read::<Message>(Table::Message, &id.to_key()) {
+            match read {
                 Ok(Some(message)) if self.streams.lane(&message.stream, u32::from(lane.is_retry())) == lane => {
                     self.claims.committed(id, numbers);
                     let (message, ticket) = (Arc::new(message), self.ticket);
@@ -294,6 +300,15 @@ impl Scanner<'_> {
         }
     }
 
+    fn read_all<T, K>(&self, table: Table, keys: &[K]) -> Vec<Result<Option<T>, StoreError>>
+    where
+        T: serde::de::DeserializeOwned,
+        K: AsRef<[u8]>,
+    {
+        let decode = |read: Result<Option<Vec<u8>>, StoreError>| read?.map(|bytes| keys::decode(&bytes)).transpose();
+        self.store.get_many(table, keys).into_iter().map(decode).collect()
+    }
+
     /// The entries are in a lane in which they do not belong.
     fn drop_all(&mut self, lane: Lane, id: MessageId, recipients: &[(u32, Recipient)]) {
         for (number, recipient) in recipients {
@@ -307,13 +322,17 @@ impl Scanner<'_> {
 
     fn set_all_aside(&mut self, lane: Lane, id: MessageId, recipients: &[(u32, Recipient)], error: StoreError) {
         for (number, recipient) in recipients {
-            self.claims.release(id, *number);
-            if let Err(error) = self.trouble(id, *number, error.clone()) {
-                self.scan.trouble.get_or_insert(error);
-                if let Status::Waiting { due } = recipient.status {
-                    self.claims.lock().trouble(lane, Place::of(recipient), due);
-                }
+            if let Status::Waiting { due } = recipient.status {
+                self.set_one_aside(lane, id, *number, Place::of(recipient), due, error.clone());
             }
+        }
+    }
+
+    fn set_one_aside(&mut self, lane: Lane, id: MessageId, number: u32, place: Place, due: Millis, error: StoreError) {
+        self.claims.release(id, number);
+        if let Err(error) = self.trouble(id, number, error) {
+            self.scan.trouble.get_or_insert(error);
+            self.claims.lock().trouble(lane, place, due);
         }
     }
 }
