@@ -24,6 +24,8 @@ const WAL_SHARE: u64 = 8;
 const WAL_BYTES_MIN: u64 = 4 << 20;
 /// Bytes of all tables in memory together.
 const MEMTABLE_BYTES: usize = 48 << 20;
+/// Where RocksDB's repair puts what it cannot read.
+const LOST_FOLDER: &str = "lost";
 /// Bytes compressed together in the journal.
 const JOURNAL_BLOCK_BYTES: usize = 64 << 10;
 /// Bytes of blocks kept in memory.
@@ -84,7 +86,7 @@ pub(super) fn open(path: &Path, found: Found) -> Result<Opened, StoreError> {
         ));
     }
     if wants_repair || is_half_repaired {
-        repair(path)?;
+        repair(path, &mut damages)?;
     }
     let db = match open_database(path, true) {
         Ok(db) => db,
@@ -109,15 +111,29 @@ fn reopen_damaged(path: &Path, error: &rocksdb::Error, damages: &mut Vec<Damage>
     if let Ok(db) = open_database(path, false) {
         return Ok(db);
     }
-    repair(path)?;
+    repair(path, damages)?;
     open_database(path, false).map_err(|error| open_error(&error))
 }
 
 /// The logs are written again by `open`.
-fn repair(path: &Path) -> Result<(), StoreError> {
+fn repair(path: &Path, damages: &mut Vec<Damage>) -> Result<(), StoreError> {
     replay::set_aside(path).map_err(|error| access_error(&error.to_string()))?;
+    let before = lost_tables(path);
     let (options, _) = options(path, false);
-    DB::repair(&options, path).map_err(|error| open_error(&error))
+    DB::repair(&options, path).map_err(|error| open_error(&error))?;
+    for name in lost_tables(path).into_iter().filter(|name| !before.contains(name)) {
+        damages.push(Damage::new(name, format!("cannot be read and was moved to {LOST_FOLDER}/")));
+    }
+    Ok(())
+}
+
+/// Tables that RocksDB's repair could not read, by their names.
+fn lost_tables(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path.join(LOST_FOLDER)).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| name.ends_with(".sst"));
+    names.sort_unstable();
+    names
 }
 
 /// For a look only: nothing is changed, not even what a crash left.
