@@ -9,6 +9,7 @@
 //! running server ([`Store::reopen`]).
 
 pub mod backup;
+mod check;
 mod compact;
 pub mod damage;
 mod examine;
@@ -16,6 +17,7 @@ mod open;
 mod range;
 mod rebuild;
 mod replay;
+mod trouble;
 mod wal;
 mod witness;
 
@@ -28,7 +30,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use rocksdb::{DB, ErrorKind, IteratorMode, WriteBatch, WriteOptions};
 
-use damage::{DAMAGES_MAX, Damage};
+use damage::Damage;
 pub use range::{Entry, Range};
 use witness::{Found, Statement, Witness};
 
@@ -215,8 +217,6 @@ struct Testimony {
 
 /// How often the witness looks at the length of the manifest.
 const MANIFEST_LOOK: Duration = Duration::from_secs(1);
-/// How long closing waits for readers, which take microseconds.
-const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -257,25 +257,6 @@ impl Store {
         let witness = open::lock(path)?;
         let db = open::open_read_only(path)?;
         Store::of(path, witness, Some(db), Vec::new()).read_format()
-    }
-
-    /// What every start reads must be readable, or it would not start; then the database is made anew of
-    /// what is.
-    fn make_readable(&self) -> Result<(), StoreError> {
-        let read = || -> Result<(), StoreError> {
-            self.get(Table::Meta, FORMAT_KEY)?;
-            self.get(Table::Meta, WITNESS_KEY)?;
-            Table::ALL.into_iter().try_for_each(|table| self.last(table).map(drop))
-        };
-        match read() {
-            Err(StoreError::Damaged(_)) if self.close() => {}
-            other => return other,
-        }
-        let opened = self.rebuild(open::open(&self.path, Found::Nothing)?)?;
-        self.last.store(opened.db.latest_sequence_number(), Ordering::Release);
-        self.database.store(Some(Arc::new(Database { db: opened.db })));
-        opened.damages.into_iter().for_each(|damage| self.note(damage));
-        Ok(())
     }
 
     fn of(path: &Path, witness: Witness, db: Option<DB>, damages: Vec<Damage>) -> Store {
@@ -352,33 +333,6 @@ impl Store {
         &self.path
     }
 
-    /// What was found damaged, since the start and at it, oldest first; bounded.
-    pub fn damages(&self) -> Vec<Damage> {
-        lock(&self.trouble).damages.clone()
-    }
-
-    /// How many of them; more than are kept if there are very many.
-    pub fn damage_count(&self) -> usize {
-        self.damage_count.load(Ordering::Acquire)
-    }
-
-    fn note(&self, damage: Damage) {
-        let mut trouble = lock(&self.trouble);
-        self.damage_count.fetch_add(1, Ordering::AcqRel);
-        if trouble.damages.len() < DAMAGES_MAX {
-            trouble.damages.push(damage);
-        }
-    }
-
-    pub fn health(&self) -> Health {
-        lock(&self.trouble).health.clone()
-    }
-
-    /// How often it was opened again since the start.
-    pub fn reopened(&self) -> u64 {
-        lock(&self.trouble).reopened
-    }
-
     /// Can it be read and written?
     pub fn is_open(&self) -> bool {
         self.database.load().is_some()
@@ -386,14 +340,6 @@ impl Store {
 
     fn open_database(&self) -> Result<Arc<Database>, StoreError> {
         self.database.load_full().ok_or_else(|| self.closed())
-    }
-
-    fn closed(&self) -> StoreError {
-        let why = match self.health() {
-            Health::Failed { why, .. } => why,
-            Health::Good => "it is closed".to_owned(),
-        };
-        StoreError::Failed(format!("{why}; it is opened again as soon as that works"))
     }
 
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -476,84 +422,6 @@ impl Store {
         let _ = testimony.witness.write(says);
     }
 
-    /// Closes the database after a failed write.
-    fn fail(&self, error: rocksdb::Error) -> StoreError {
-        let is_damage = error.kind() == ErrorKind::Corruption;
-        let error = StoreError::from(error);
-        {
-            let mut trouble = lock(&self.trouble);
-            trouble.health = Health::Failed { since: SystemTime::now(), why: error.to_string() };
-            trouble.wants_rebuild |= is_damage;
-        }
-        if self.close() {
-            // Done again before the next opening if it fails now.
-            let _ = wal::cut(&self.path, self.last.load(Ordering::Acquire));
-        }
-        error
-    }
-
-    /// True when nobody has it open any more.
-    fn close(&self) -> bool {
-        let Some(mut open) = self.database.swap(None) else { return true };
-        let begun = Instant::now();
-        loop {
-            match Arc::try_unwrap(open) {
-                Ok(database) => {
-                    drop(database);
-                    return true;
-                }
-                Err(shared) if begun.elapsed() < CLOSE_WAIT => open = shared,
-                Err(shared) => {
-                    // Kept, so that the next try can wait for it.
-                    self.database.store(Some(shared));
-                    return false;
-                }
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Tries to open the database again after trouble. Gives the damages that were found by it.
-    pub fn reopen(&self) -> Result<Vec<Damage>, StoreError> {
-        if !self.close() {
-            return Err(StoreError::Failed("somebody is still reading from it".into()));
-        }
-        let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
-        let last = self.last.load(Ordering::Acquire);
-        wal::cut(&self.path, last).map_err(failed)?;
-        let found = Found::Says(lock(&self.witness).says, true);
-        let mut opened = open::open(&self.path, found)?;
-        if lock(&self.trouble).wants_rebuild {
-            opened = self.rebuild(opened)?;
-        }
-        self.last.store(opened.db.latest_sequence_number(), Ordering::Release);
-        self.database.store(Some(Arc::new(Database { db: opened.db })));
-        // A write and a sync show that the disk takes them; if not, this closes it again.
-        self.set_format(self.found_format)?;
-        self.begin_testimony()?;
-        let mut trouble = lock(&self.trouble);
-        trouble.health = Health::Good;
-        trouble.wants_rebuild = false;
-        trouble.reopened += 1;
-        drop(trouble);
-        opened.damages.iter().cloned().for_each(|damage| self.note(damage));
-        Ok(opened.damages)
-    }
-
-    /// Makes the database anew of what can be read.
-    fn rebuild(&self, opened: open::Opened) -> Result<open::Opened, StoreError> {
-        let open::Opened { db, mut damages } = opened;
-        self.database.store(Some(Arc::new(Database { db })));
-        damages.extend(rebuild::copy(self)?);
-        if !self.close() {
-            return Err(StoreError::Failed("somebody is still reading from it".into()));
-        }
-        rebuild::take_over(&self.path, &damages).map_err(|error| StoreError::Failed(error.to_string()))?;
-        let anew = open::open(&self.path, Found::Nothing)?;
-        damages.extend(anew.damages);
-        Ok(open::Opened { db: anew.db, damages })
-    }
-
     /// Entries with `from <= key < to`, in order. Not a snapshot; see [`range`](self::range).
     pub fn range(&self, table: Table, from: &[u8], to: &[u8]) -> Result<Range<'_>, StoreError> {
         Ok(Range::new(self, table, from, to))
@@ -587,42 +455,6 @@ impl Store {
     pub fn flush(&self) -> Result<(), StoreError> {
         let open = self.open_database()?;
         Ok(open.db.flush_cfs_opt(&open.families()?, &rocksdb::FlushOptions::default())?)
-    }
-
-    /// Looks at every file and reads every record of a store that nobody has open. Changes nothing.
-    pub fn check_files(path: &Path) -> Result<Vec<Damage>, StoreError> {
-        let witness = open::lock(path)?;
-        let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
-        let found = witness.read().map_err(failed)?;
-        let mut damages = examine::examine(path, found).map_err(failed)?.damages;
-        let db = match open::open_read_only(path) {
-            Ok(db) => db,
-            Err(StoreError::InUse) => return Err(StoreError::InUse),
-            Err(error) => {
-                damages.push(Damage::new("store", format!("cannot be opened: {error}")));
-                return Ok(damages);
-            }
-        };
-        let last = db.latest_sequence_number();
-        if let Some(missing) = found.statement().synced.checked_sub(last).filter(|missing| *missing > 0) {
-            damages.push(Damage::new(
-                "log files",
-                format!("the newest {missing} writes are gone, and mail that was in them"),
-            ));
-        }
-        let store = Store::of(path, witness, Some(db), Vec::new());
-        store.miss_witness(found)?;
-        damages.extend(store.damages());
-        for table in Table::ALL {
-            for entry in store.range(table, &[], &KEY_END)? {
-                match entry {
-                    Ok(_) => {}
-                    Err(StoreError::Damaged(what)) => damages.push(Damage::new(table.name(), what)),
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(damages)
     }
 }
 

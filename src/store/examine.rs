@@ -132,7 +132,7 @@ fn logs(folder: &Path, examined: &mut Examined) -> io::Result<()> {
             if let Some(missing) = gap.filter(|gap| *gap > 0) {
                 gaps.push((found.offset, missing));
             }
-            expected = Some(found.last() + 1);
+            expected = Some(found.last().saturating_add(1));
         })?;
         for (offset, missing) in &gaps {
             examined.note(

@@ -94,12 +94,7 @@ pub(super) fn open(path: &Path, found: Found) -> Result<Opened, StoreError> {
         Err(error) => return Err(open_error(&error)),
     };
     let last = db.latest_sequence_number().max(replay::write_back(path, &db)?);
-    let synced = found.statement().synced;
-    if synced > last {
-        let missing = synced - last;
-        damages
-            .push(Damage::new("log files", format!("the newest {missing} writes are gone, and mail that was in them")));
-    }
+    damages.extend(found.missing_after(last));
     Ok(Opened { db, damages })
 }
 

@@ -14,6 +14,8 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::damage::Damage;
+
 /// Its name in the folder of the store.
 pub const FILE_NAME: &str = "WITNESS";
 const MAGIC: &[u8; 8] = b"postrW01";
@@ -50,6 +52,12 @@ pub enum Found {
 }
 
 impl Found {
+    /// What is missing from a database whose last write has this sequence number.
+    pub fn missing_after(self, last: u64) -> Option<Damage> {
+        let missing = self.statement().synced.checked_sub(last).filter(|missing| *missing > 0)?;
+        Some(Damage::new("log files", format!("the newest {missing} writes are gone, and mail that was in them")))
+    }
+
     pub fn statement(self) -> Statement {
         match self {
             Found::Says(says, _) => says,

@@ -3,7 +3,7 @@
 //! it at the system call.
 
 use super::far::{Far, Gate};
-use super::house::{House, Settings};
+use super::house::{House, Running, Settings};
 use super::ledger::{Answer, Ledger, Talk, content};
 use super::outside::{Injection, strace_missing};
 use super::report::{Report, skipped};
@@ -36,6 +36,14 @@ impl Scene {
         found
     }
 
+    /// The server is killed once more: nothing is left in its store, and so many messages are out.
+    async fn ends_empty(&self, running: Running, delivered: usize, row: &str) {
+        running.kill().await.check_no_damage();
+        self.look().check_empty();
+        assert_eq!(self.far.count(), delivered);
+        self.report(row);
+    }
+
     fn report(&self, row: &str) {
         let verdict = self.ledger.judge(&self.far);
         let mut report = Report::new(&format!("row-{row}"));
@@ -60,10 +68,7 @@ async fn being_received_leaves_nothing() {
     running.kill().await.check_no_damage();
     let running = scene.house.start().await;
     assert!(scene.house.queue(&[]).await.is_empty());
-    running.kill().await.check_no_damage();
-    scene.look().check_empty();
-    assert_eq!(scene.far.count(), 0);
-    scene.report("being-received");
+    scene.ends_empty(running, 0, "being-received").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,10 +93,7 @@ async fn committed_but_not_answered_is_delivered_once() {
     let running = scene.house.start().await;
     scene.far.wait("the message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_damage();
-    scene.look().check_empty();
-    assert_eq!(scene.far.count(), 1);
-    scene.report(ROW);
+    scene.ends_empty(running, 1, ROW).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,10 +205,7 @@ async fn in_an_attempt_before_the_far_ends_250_is_tried_again() {
     let running = scene.house.start().await;
     scene.far.wait("the message", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_damage();
-    scene.look().check_empty();
-    assert_eq!(scene.far.count(), 1);
-    scene.report("in-an-attempt");
+    scene.ends_empty(running, 1, "in-an-attempt").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,10 +227,7 @@ async fn after_the_far_ends_250_and_before_our_mark_a_copy_comes() {
     let running = scene.house.start().await;
     scene.far.wait("the copy", |far| far.times(number) == 2).await;
     scene.house.wait_empty().await;
-    running.kill().await.check_no_damage();
-    scene.look().check_empty();
-    assert_eq!(scene.far.count(), 2);
-    scene.report(ROW);
+    scene.ends_empty(running, 2, ROW).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
