@@ -107,8 +107,9 @@ async fn new_mail_and_other_streams_never_wait_behind_retries() {
 async fn any_number_of_slow_places_leaves_room_for_others() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Clock::manual(START);
-    let slow = (0..300)
-        .map(|n| kept("transactional", 0, START - 9, (0..100).map(move |m| format!("s{}.test", (n + m) % 100))));
+    let slow = (0..300).map(|n| {
+        kept("transactional", 0, START - 1000 + n as u64, (0..100).map(move |m| format!("s{}.test", (n + m) % 100)))
+    });
     let good = kept("transactional", 0, START, (0..50).map(|n| format!("g{n}.test")));
     fill(folder.path(), slow.chain([good]));
     let (queue, mut fresh) = open(folder.path(), &clock);

@@ -36,6 +36,8 @@ const RESERVED: usize = CLAIMS_MAX / 2;
 const PLACE_ROOM_SHARE: usize = 8;
 /// While older mail waits in the index, new mail leaves this share of its lane's claims to it.
 const BACKLOG_SHARE: usize = 4;
+/// Of so many turns of a lane one goes to the next part in a circle, the others to the one with the oldest entry.
+const CIRCLE_EVERY: u32 = 4;
 /// A lane is scanned once so many claims are free for it: each look at the disk shall bring many.
 /// Every lane has more than that reserved.
 pub const SCAN_ROOM: usize = 16;
@@ -100,9 +102,36 @@ struct LaneState {
     /// The least of the parts'.
     earliest: Millis,
     next_part: usize,
+    next_in_circle: usize,
+    turns_taken: u32,
 }
 
 impl LaneState {
+    /// The part whose turn it is, of those in which something is due: one at which nobody has looked yet,
+    /// or the one with the oldest entry. That keeps the parts abreast of each other, so that messages
+    /// that came one after the other are read together, however long the queue is. Every
+    /// [`CIRCLE_EVERY`]th turn is for the next part in a circle: none starves behind another one's old
+    /// entries that cannot be claimed.
+    fn choose_part(&mut self, now: Millis) -> Option<usize> {
+        self.turns_taken = self.turns_taken.wrapping_add(1);
+        let is_circles = self.turns_taken.is_multiple_of(CIRCLE_EVERY);
+        // Of parts that are as old as each other the next one, too.
+        let first = if is_circles { self.next_in_circle } else { self.next_part };
+        let (before, after) = self.parts.split_at_checked(first)?;
+        let parts = after.iter().zip(first..).chain(before.iter().zip(0..));
+        let mut due = parts.filter(|(segment, _)| segment.earliest() <= now);
+        let (_, part) = if is_circles {
+            due.next()?
+        } else {
+            due.min_by_key(|(segment, _)| (!segment.is_unknown(), segment.earliest()))?
+        };
+        self.next_part = (part + 1) % PARTS;
+        if is_circles {
+            self.next_in_circle = self.next_part;
+        }
+        Some(part)
+    }
+
     fn update(&mut self) {
         self.earliest = self.parts.iter().map(Segment::earliest).min().unwrap_or(Millis::MAX);
     }
@@ -244,7 +273,7 @@ impl Claims {
         let state = |index: usize| {
             let lane = lanes.iter().find(|lane| lane.index() == index).copied();
             let parts: Vec<Segment> = lane.iter().flat_map(|_| (0..PARTS).map(|_| Segment::default())).collect();
-            let mut state = LaneState { lane, parts, earliest: 0, next_part: 0 };
+            let mut state = LaneState { lane, parts, earliest: 0, next_part: 0, next_in_circle: 0, turns_taken: 0 };
             state.update();
             state
         };

@@ -169,6 +169,8 @@ fn options(path: &Path, verify_logs: bool) -> (Options, Cache) {
     options.set_db_write_buffer_size(MEMTABLE_BYTES.min(wal_bytes(path) as usize));
     options.set_keep_log_file_num(4);
     options.set_max_background_jobs(2);
+    // What is read together was mostly written together: let the system read ahead.
+    options.set_advise_random_on_open(false);
     (options, Cache::new_lru_cache(CACHE_BYTES))
 }
 

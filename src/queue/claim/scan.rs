@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError, Table};
 
 use super::super::Claimed;
 use super::super::keys::{self, DUE_BYTES, DueKey, Position};
-use super::super::lane::{Lane, PARTS, Place, Streams};
+use super::super::lane::{Lane, Place, Streams};
 use super::super::record::{Message, Recipient, Status};
 use super::segment::Walk;
 use super::{Claims, Holder, Inner, Phase};
@@ -50,8 +50,9 @@ pub struct Stale {
     pub(in super::super) key: DueKey,
 }
 
-/// Scans what is due at `now`. The lanes have turns by weight, the parts of a lane one after the
-/// other; within a part the oldest come first, and entries whose place has enough are passed over.
+/// Scans what is due at `now`. The lanes have turns by weight, the parts of a lane as
+/// [`super::LaneState::choose_part`] says; within a part the oldest come first, and entries whose place
+/// has enough are passed over.
 ///
 /// A recipient that cannot be read is set aside ([`Claims::damaged`]). Trouble in one part of the
 /// index keeps none of the others; an error is returned only if it left nothing at all to claim.
@@ -154,13 +155,10 @@ impl Scanner<'_> {
             state.earliest = Millis::MAX;
             return None;
         };
-        let first = state.next_part;
-        let due = |part: &usize| state.parts.get(*part).is_some_and(|segment| segment.earliest() <= self.now);
-        let Some(part) = (first..PARTS).chain(0..first).find(due) else {
+        let Some(part) = state.choose_part(self.now) else {
             state.update();
             return None;
         };
-        state.next_part = (part + 1) % PARTS;
         let mut segment = std::mem::take(state.parts.get_mut(part)?);
         let walk = segment.begin(self.now, |place| inner.runs_low(lane, place));
         *inner.lanes.get_mut(index)?.parts.get_mut(part)? = segment;
@@ -174,7 +172,11 @@ impl Scanner<'_> {
         let to =
             walk.until.map_or_else(|| end_of(lane, part), |until| DueKey { lane, part, at: until }.to_bytes().to_vec());
         // One more shows where the next turn begins.
-        let range = self.store.range(Table::Due, &from, &to).map_err(|error| (at, error))?.expecting(TURN_MAX + 1);
+        let range = self
+            .store
+            .range(Table::Due, &from, &to)
+            .map_err(|error| (at, error))?
+            .expecting(if walk.is_first_look { 1 } else { TURN_MAX + 1 });
         let (taken_before, looked_before) = (self.taken.len(), self.scan.looked);
         for entry in range {
             let (key, value) = match entry {
@@ -200,7 +202,7 @@ impl Scanner<'_> {
                 || self.taken.len() >= SCAN_MAX
                 || self.scan.looked - looked_before >= TURN_LOOK_MAX
                 || self.scan.stale.len() >= STALE_MAX;
-            if at.due > self.now || enough || walk.is_done() {
+            if at.due > self.now || enough || walk.is_first_look || walk.is_done() {
                 return Ok(Some(at));
             }
             match self.see(key, Place::from_value(&value), walk) {

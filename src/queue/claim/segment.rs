@@ -58,6 +58,8 @@ pub(super) struct Walk {
     pub from: Position,
     /// Not further than this; none for the frontier's own walk.
     pub until: Option<Position>,
+    /// Only the first entry is looked for.
+    pub is_first_look: bool,
     /// Places that are taken up again, with where they were; not those that turned out full.
     followed: HashMap<Place, Position>,
 }
@@ -76,6 +78,11 @@ impl Segment {
             return Millis::MAX;
         }
         self.refill.map_or(self.frontier.due, |refill| refill.due.min(self.frontier.due))
+    }
+
+    /// Nobody has looked at it yet.
+    pub fn is_unknown(&self) -> bool {
+        self.frontier == start_of(0)
     }
 
     pub fn has_passed(&self, place: Place) -> bool {
@@ -106,12 +113,13 @@ impl Segment {
         let refill_is_due = self.refill.is_some_and(|refill| refill.due <= now);
         self.was_frontier = self.frontier.due <= now && !(self.was_frontier && refill_is_due);
         if self.was_frontier {
-            return Walk { from: self.frontier, until: None, followed: HashMap::new() };
+            let is_first_look = self.is_unknown();
+            return Walk { from: self.frontier, until: None, is_first_look, followed: HashMap::new() };
         }
         self.refill = None;
         let followed: HashMap<Place, Position> = self.passed.extract_if(|place, _| has_room(*place)).collect();
         let from = followed.values().min().copied().unwrap_or(self.frontier);
-        Walk { from, until: Some(self.frontier), followed }
+        Walk { from, until: Some(self.frontier), is_first_look: false, followed }
     }
 
     /// The entry here was passed over: its place has enough.
