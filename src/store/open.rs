@@ -183,6 +183,8 @@ fn wal_bytes(path: &Path) -> u64 {
 fn table_options(table: Table, wal_bytes: u64, cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_compression_type(match table {
+        // As plain values: in blob files they were taken no faster (1 to 100 KiB, within 3 % of the load's
+        // own speed, same bytes written), and after 200,000 had come and gone 367 MiB were left, not 239.
         Table::Body => DBCompressionType::Lz4,
         // Tables of the journal are written once and kept for weeks.
         Table::Journal => DBCompressionType::Lz4hc,
