@@ -7,6 +7,7 @@
 
 pub mod operator;
 mod outside;
+mod space;
 pub mod transfer;
 pub mod upkeep;
 pub mod watch;
@@ -49,7 +50,6 @@ const STORIES_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often old stories and counters are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// While mail is turned away for want of space: how often the store is asked for what it can give back.
-const SPACE_EVERY: Duration = Duration::from_secs(2);
 /// Counters looked at in one go.
 const SWEEP_SLICE: usize = 1000;
 
@@ -169,7 +169,7 @@ impl App {
         });
         app.doors.spawn(watch.run());
         app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));
-        app.doors.spawn(give_space_back(intake, app.queue.clone(), app.stop.clone()));
+        app.doors.spawn(space::give_back(intake, app.queue.clone(), app.stop.clone()));
         Ok(app)
     }
 
@@ -325,27 +325,6 @@ async fn sweep(queue: Arc<Queue>, clock: Clock, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
-        }
-    }
-}
-
-/// What is delivered frees its space only once tables in memory are written and compacted; on a disk
-/// that is too full for new mail nothing else would make that happen.
-async fn give_space_back(intake: Arc<Intake>, queue: Arc<Queue>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = intake.turned_away() => {}
-        }
-        let store = queue.store().clone();
-        match tokio::task::spawn_blocking(move || store.flush()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the store could not give space back"),
-            Err(_) => tracing::warn!("the store was broken off while it gave space back"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(SPACE_EVERY) => {}
         }
     }
 }
