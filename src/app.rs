@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminSocket, ListenerStatus, ServerStatus, SocketError};
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Durability, Role};
-use crate::delivery::dispatch::{Dispatcher, Parts};
+use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::settle::Settler;
 use crate::delivery::transport::{SetUpError, Transports};
 use crate::dns::{DnsError, Resolver};
@@ -145,7 +146,9 @@ impl App {
             transports: transports.clone(),
         };
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
-        let parts = Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler });
+        let noting = Semaphore::new(NOTING_MAX);
+        let parts =
+            Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting });
         app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
         let shared = Shared::new(
             config.clone(),

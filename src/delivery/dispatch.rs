@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,6 +33,8 @@ use super::{Body, Destination, Job, Outcome};
 
 /// Longest sleep: a clock that is set forward while we wait makes things due without a sound.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// Most attempts that are noted beside those that run.
+pub const NOTING_MAX: usize = 16;
 /// Wait after the store failed to answer a scan.
 const STORE_TROUBLE_WAIT: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,9 @@ pub struct Parts {
     pub queue: Arc<Queue>,
     pub transports: Arc<Transports>,
     pub settler: Settler,
+    /// Attempts that have ended, and whose outcome is being noted while others have their place:
+    /// [`NOTING_MAX`] at most, because after a crash each of them is made again.
+    pub noting: Semaphore,
 }
 
 /// A job that waits for its turn; its body is read when it starts, unless it is fresh.
@@ -193,13 +198,30 @@ impl Dispatcher {
                 continue;
             }
             let parts = self.parts.clone();
-            let finish = self.finish.clone();
-            attempts.spawn(async move {
-                attempt(&parts, waiting).await;
-                // The dispatcher may have stopped; then nobody counts any more.
-                let _ = finish.send((lane, destination));
-            });
+            let turn = TurnTaken { finish: self.finish.clone(), of: Some((lane, destination)) };
+            attempts.spawn(attempt(parts, waiting, turn));
         }
+    }
+}
+
+/// Gives the place among the running attempts back, at the latest when it is dropped.
+struct TurnTaken {
+    finish: mpsc::UnboundedSender<(Lane, Destination)>,
+    of: Option<(Lane, Destination)>,
+}
+
+impl TurnTaken {
+    fn finish(&mut self) {
+        if let Some(of) = self.of.take() {
+            // The dispatcher may have stopped; then nobody counts any more.
+            let _ = self.finish.send(of);
+        }
+    }
+}
+
+impl Drop for TurnTaken {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 
@@ -217,7 +239,7 @@ fn destination(recipient: &Recipient) -> Destination {
     }
 }
 
-async fn attempt(parts: &Parts, waiting: Waiting) {
+async fn attempt(parts: Arc<Parts>, waiting: Waiting, mut turn: TurnTaken) {
     let Waiting { message, recipients, fresh, claim: _ } = waiting;
     // What cannot be noted must not be done: after a crash it would be done again.
     while !parts.queue.store().is_open() {
@@ -242,7 +264,12 @@ async fn attempt(parts: &Parts, waiting: Waiting) {
         },
     };
     let job = Job { message, body, recipients };
-    let outcomes = deliver(parts, &job).await;
+    let outcomes = deliver(&parts, &job).await;
+    // The next one need not wait until this one is noted, unless that takes long.
+    let noting = parts.noting.try_acquire();
+    if noting.is_ok() {
+        turn.finish();
+    }
     parts.settler.settle(&parts.queue, job, outcomes).await;
 }
 

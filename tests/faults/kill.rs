@@ -12,8 +12,8 @@ use super::report::{Random, Report, count, seed};
 use super::states;
 
 const PLAN: Plan = Plan { clients: 8, domains: &["far.test", "late.test"], bytes_max: 40_000 };
-/// Attempts that the server makes at once: 10 for each domain.
-const IN_FLIGHT_MAX: usize = 10 * PLAN.domains.len();
+/// Attempts that the server makes at once: 10 for each domain, and those that are only noted.
+const IN_FLIGHT_MAX: usize = 10 * PLAN.domains.len() + postrider::delivery::dispatch::NOTING_MAX;
 /// Messages taken between two kills, before the random rest decides what the kill falls into.
 const BETWEEN_KILLS: usize = 40;
 const REST_MICROS_MAX: u64 = 30_000;
