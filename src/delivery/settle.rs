@@ -149,7 +149,14 @@ impl Settler {
             Outcome::Rerouted(places) => {
                 let to = places.iter().map(|(address, route)| place(address, route)).collect();
                 let status = Status::Waiting { due: now };
-                let copy = |(address, route)| Recipient { address, route, status: status.clone(), ..recipient.clone() };
+                let alias = recipient.alias.clone().or_else(|| Some(recipient.address.clone()));
+                let copy = |(address, route)| Recipient {
+                    address,
+                    route,
+                    alias: alias.clone(),
+                    status: status.clone(),
+                    ..recipient.clone()
+                };
                 let added = places.into_iter().map(copy).collect();
                 Decided { added, ..untold(Event::Routed { alias: address, to }, None) }
             }
