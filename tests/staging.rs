@@ -11,7 +11,7 @@ mod support {
 
 use std::path::Path;
 
-use postrider::admin::{Action, Backend, Filter, Story};
+use postrider::admin::{Action, Backend, Filter, Pick, Selection, Story};
 use postrider::events::Event;
 use postrider::message::MessageId;
 use support::client::Client;
@@ -169,7 +169,12 @@ async fn what_was_queued_before_is_redirected_too() {
     server.stop().await;
 
     let server = TestServer::start(folder.path(), &conf(&sink, &zone, "redirect_all_to = \"qa@far.test\"")).await;
-    server.app.operator().act(Action::Release, Filter::default()).await.unwrap();
+    server
+        .app
+        .operator()
+        .change(Action::Release, Selection { pick: Pick::Matching(Filter::default()), dry_run: false })
+        .await
+        .unwrap();
     let story = server.wait_done(id).await;
     assert!(envelopes(&sink).iter().flatten().all(|recipient| recipient == "qa@far.test"), "{:?}", envelopes(&sink));
     assert!(sink.count() > 0);
