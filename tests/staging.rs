@@ -151,7 +151,7 @@ async fn only_what_is_on_the_list_leaves() {
     let mut recipients = envelopes(&sink).concat();
     recipients.sort();
     assert_eq!(recipients, ["friend@else.test", "you@far.test"]);
-    let reason = "other@else.test is not among delivery.allow_recipients";
+    let reason = "other@else.test is not among delivery.allow_recipients; put it there before you release it";
     let held = |event: &Event| matches!(event, Event::Held { reason: found, .. } if found == reason);
     assert_eq!(story.entries.iter().filter(|entry| held(&entry.event)).count(), 1);
     let queue = server.queue().await;
@@ -179,5 +179,38 @@ async fn what_was_queued_before_is_redirected_too() {
     assert!(envelopes(&sink).iter().flatten().all(|recipient| recipient == "qa@far.test"), "{:?}", envelopes(&sink));
     assert!(sink.count() > 0);
     assert_eq!(routed(&story).len(), 2, "{story:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_queued_before_is_held_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, "allow_recipients = [\"no.test\"]")).await;
+    let id = send(&server, &["you@far.test", "other@else.test"]).await;
+    server.stop().await;
+
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, "allow_recipients = [\"far.test\"]")).await;
+    let everything = Selection { pick: Pick::Matching(Filter::default()), dry_run: false };
+    server.app.operator().change(Action::Release, everything).await.unwrap();
+    server.wait_for(id, |event| matches!(event, Event::Delivered { .. })).await;
+    let is_held = |story: &Story| {
+        let events = story.entries.iter().map(|entry| &entry.event);
+        events
+            .filter(
+                |event| matches!(event, Event::Held { recipient, .. } if recipient.to_string() == "other@else.test"),
+            )
+            .count()
+    };
+    // Once at the door and once more after the release, with nothing tried in between.
+    let again = async {
+        while is_held(&server.story(id).await.unwrap()) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    // Only turns a hang into a failure.
+    tokio::time::timeout(std::time::Duration::from_secs(60), again).await.unwrap();
+    assert_eq!(envelopes(&sink), [["you@far.test"]]);
+    assert_eq!(server.queue().await[0].recipients[0].attempts, 0);
     server.stop().await;
 }

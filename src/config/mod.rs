@@ -252,6 +252,13 @@ impl Delivery {
     pub fn allows(&self, recipient: &Address) -> bool {
         self.allow_recipients.is_empty() || self.allow_recipients.iter().any(|allowed| allowed.matches(recipient))
     }
+
+    /// Why mail for this address, which is not ours, is held; none if it may leave.
+    pub fn forbids(&self, recipient: &Address) -> Option<String> {
+        let reason =
+            || format!("{recipient} is not among delivery.allow_recipients; put it there before you release it");
+        (!self.allows(recipient)).then(reason)
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -39,6 +39,8 @@ pub enum Outcome {
     Delivered(Delivered),
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
+    /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
+    Held(String),
     /// Try again: on the schedule, or not before the given number of seconds from now
     /// (Retry-After of a webhook).
     Defer {

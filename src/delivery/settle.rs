@@ -137,6 +137,10 @@ impl Settler {
                 let reply = reply.map(|reply| reply.to_string()).unwrap_or_default();
                 untold(Event::Delivered { recipient: address, to, reply, tls, attempt }, None)
             }
+            Outcome::Held(reason) => {
+                let status = Status::Held { reason: reason.clone() };
+                untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
+            }
             Outcome::Captured => {
                 let status = Status::Captured { at: now };
                 let after = Recipient { status, attempts: attempt, ..recipient.clone() };

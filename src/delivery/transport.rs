@@ -57,14 +57,11 @@ impl Transports {
         match job.recipients.first().map(|(_, recipient)| &recipient.route) {
             None => Vec::new(),
             Some(Route::Remote) if self.is_own(job) => self.route_again(job),
-            Some(Route::Remote) => match &self.config.delivery.redirect_all_to {
-                None => self.send(job).await,
-                Some(only) => {
-                    let (right, mut outcomes) = redirect(job, only);
-                    outcomes.extend(if right.recipients.is_empty() { Vec::new() } else { self.send(&right).await });
-                    outcomes
-                }
-            },
+            Some(Route::Remote) => {
+                let (allowed, mut outcomes) = self.stage(job);
+                outcomes.extend(if allowed.recipients.is_empty() { Vec::new() } else { self.send(&allowed).await });
+                outcomes
+            }
             Some(Route::Target(name)) => match self.targets.get(name) {
                 Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
                 Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
@@ -87,6 +84,28 @@ impl Transports {
             WayOut::File => self.files.deliver(job).await,
             WayOut::Capture => all(job, &Outcome::Captured),
         }
+    }
+
+    /// The job without the recipients that `redirect_all_to` and `allow_recipients` keep from leaving,
+    /// and what becomes of those. Intake has seen to most; these were queued before the keys were set, or
+    /// on another server.
+    fn stage(&self, job: &Job) -> (Job, Vec<(u32, Outcome)>) {
+        let delivery = &self.config.delivery;
+        let only = delivery.redirect_all_to.as_ref();
+        let verdict = |recipient: &Recipient| match only {
+            Some(only) if only.lookup_key() != recipient.address.lookup_key() => {
+                Some(Outcome::Rerouted(vec![(only.clone(), Route::Remote)]))
+            }
+            _ => delivery.forbids(&recipient.address).map(Outcome::Held),
+        };
+        let (mut allowed, mut outcomes) = (Vec::new(), Vec::new());
+        for (number, recipient) in &job.recipients {
+            match verdict(recipient) {
+                Some(outcome) => outcomes.push((*number, outcome)),
+                None => allowed.push((*number, recipient.clone())),
+            }
+        }
+        (Job { recipients: allowed, ..job.clone() }, outcomes)
     }
 
     /// Gives up what is kept for the next job.
@@ -128,16 +147,6 @@ impl Transports {
 
 fn leaves(delivery: &Delivery) -> bool {
     delivery.route == Route::Remote
-}
-
-/// The job without the recipients for whom it was not `redirect_all_to` that decided where the mail
-/// goes, because they were queued before it was set, or elsewhere; and what becomes of those.
-fn redirect(job: &Job, only: &Address) -> (Job, Vec<(u32, Outcome)>) {
-    let is_right = |(_, recipient): &(u32, Recipient)| recipient.address.lookup_key() == only.lookup_key();
-    let (right, wrong): (Vec<_>, Vec<_>) = job.recipients.iter().cloned().partition(is_right);
-    let rerouted = || Outcome::Rerouted(vec![(only.clone(), Route::Remote)]);
-    let outcomes = wrong.into_iter().map(|(number, _)| (number, rerouted())).collect();
-    (Job { recipients: right, ..job.clone() }, outcomes)
 }
 
 fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {

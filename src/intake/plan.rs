@@ -124,8 +124,7 @@ impl Plan {
             self.routed.push((meant.clone(), vec![format!("{only}, because of delivery.redirect_all_to")]));
             recipient.alias.get_or_insert(meant);
         }
-        if matches!(recipient.status, Status::Waiting { .. }) && !delivery.allows(&recipient.address) {
-            let reason = format!("{} is not among delivery.allow_recipients", recipient.address);
+        if let (Status::Waiting { .. }, Some(reason)) = (&recipient.status, delivery.forbids(&recipient.address)) {
             recipient.status = Status::Held { reason };
         }
     }
