@@ -14,6 +14,7 @@ mod chains;
 mod destinations;
 mod domains;
 mod doors;
+pub mod file_path;
 mod files;
 mod keys;
 mod nearest;
@@ -37,6 +38,7 @@ use ipnet::IpNet;
 
 use crate::message::{Address, Domain};
 
+pub use file_path::FilePath;
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
@@ -223,19 +225,40 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WayOut {
     Direct,
+    /// Written as [`Delivery::file_path`] says.
+    File,
     Capture,
 }
 
 #[derive(Clone, Debug)]
 pub struct Delivery {
     pub default: WayOut,
+    pub file_path: FilePath,
     pub helo_name: Domain,
     /// Outbound connections at once.
     pub concurrency: usize,
     pub mx_port: u16,
     pub allow_private_addresses: bool,
+    /// Every recipient elsewhere becomes this one.
+    pub redirect_all_to: Option<Address>,
+    /// What may leave; empty: everything.
+    pub allow_recipients: Vec<AddressOrDomain>,
     pub retry: Retry,
     pub tls: OutboundTls,
+}
+
+impl Delivery {
+    /// May mail for this address, which is not ours, leave?
+    pub fn allows(&self, recipient: &Address) -> bool {
+        self.allow_recipients.is_empty() || self.allow_recipients.iter().any(|allowed| allowed.matches(recipient))
+    }
+
+    /// Why mail for this address, which is not ours, is held; none if it may leave.
+    pub fn forbids(&self, recipient: &Address) -> Option<String> {
+        let reason =
+            || format!("{recipient} is not among delivery.allow_recipients; put it there before you release it");
+        (!self.allows(recipient)).then(reason)
+    }
 }
 
 #[derive(Clone, Debug)]

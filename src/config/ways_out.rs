@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::problem::ProblemKind;
-use super::section::{Item, Section, read_domain};
+use super::section::{Item, Section, read_address, read_address_or_domain, read_domain};
 use super::value::{DURATION_FORM, DURATION_SECONDS_MAX, parse_duration};
-use super::{Delivery, OutboundTls, Retry, WayOut};
-use crate::message::Domain;
+use super::{AddressOrDomain, Delivery, FilePath, OutboundTls, Retry, WayOut};
+use crate::message::{Address, Domain};
 
 const CONNECTIONS_MAX: i64 = 1_000_000;
 const ATTEMPTS_MAX: i64 = 1_000_000;
@@ -19,30 +19,61 @@ const DAY: u64 = 24 * HOUR;
 /// Seconds: 1m 5m 15m 30m 1h 2h 4h.
 const SCHEDULE: [u64; 7] = [MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR];
 
+const FILE_PATH: &str = "/var/spool/mail-out/{date}/{id}.eml";
+const ALLOW_FORM: &str = "a list of addresses and domains such as [\"example.com\"]";
 const SCHEDULE_FORM: &str = "a list of durations such as [\"1m\", \"5m\", \"1h\"]";
 
 const ANY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(DURATION_SECONDS_MAX);
 
 pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<Delivery> {
     let section = root.section("delivery");
-    let ways = [("direct", WayOut::Direct), ("capture", WayOut::Capture)];
-    let default = section.item("default").and_then(|item| item.choice(&ways, &["smart_hosts", "file"]));
+    let ways = [("direct", WayOut::Direct), ("file", WayOut::File), ("capture", WayOut::Capture)];
+    let default = section.item("default").and_then(|item| item.choice(&ways, &["smart_hosts"]));
+    let file_path = match section.item("file_path") {
+        Some(item) => item.read("a path", FilePath::parse),
+        None => FilePath::parse(FILE_PATH).ok(),
+    };
     let helo_name = section.item("helo_name").and_then(|item| helo_name(&item));
     let concurrency = section.count("concurrency", 1..=CONNECTIONS_MAX, 500);
     let mx_port = section.count("mx_port", 1..=65_535, 25);
     let allow_private_addresses = section.boolean("allow_private_addresses", false);
+    let (redirect_all_to, allow_recipients) = staging(&section);
     let retry = retry(&section.section("retry"));
     let policies = [("opportunistic", OutboundTls::Opportunistic), ("required", OutboundTls::Required)];
     let tls = section.section("tls").choice("policy", &policies, OutboundTls::Opportunistic);
     Some(Delivery {
         default: default.unwrap_or(WayOut::Direct),
+        file_path: file_path?,
         helo_name: helo_name.or_else(|| hostname.cloned())?,
         concurrency,
         mx_port,
         allow_private_addresses,
+        redirect_all_to,
+        allow_recipients,
         retry,
         tls,
     })
+}
+
+/// What keeps a copy of a real system from writing to real people. It must not go unnoticed elsewhere.
+fn staging(section: &Section<'_>) -> (Option<Address>, Vec<AddressOrDomain>) {
+    let item = section.item("redirect_all_to");
+    let read = |text: &str| if text.is_empty() { Ok(None) } else { read_address(text).map(Some) };
+    let redirect = item.as_ref().and_then(|item| item.read("an address", read)).flatten();
+    let allowed = section.list("allow_recipients", ALLOW_FORM, read_address_or_domain).unwrap_or_default();
+    if let (Some(item), Some(address)) = (&item, &redirect) {
+        section.report.warn(format!("delivery.redirect_all_to: all mail that would leave goes to {address} instead"));
+        if !allowed.is_empty() && !allowed.iter().any(|allowed| allowed.matches(address)) {
+            let what = format!("{address} is not among delivery.allow_recipients, so nothing would leave");
+            item.problem(ProblemKind::BadValue, what, "Add it there, or take one of the two out.");
+        }
+    }
+    if !allowed.is_empty() {
+        let names: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+        let names = names.join(", ");
+        section.report.warn(format!("delivery.allow_recipients: only mail for {names} leaves, the rest is held"));
+    }
+    (redirect, allowed)
 }
 
 /// Empty: as if it were not there.

@@ -9,19 +9,16 @@
 //! lines end in LF, as mail readers and other servers have it; nothing else is changed. Left out:
 //! quotas, the rights of other users, folders inside a Maildir.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::body::PaidBody;
+use super::on_disk::{Trouble, create, make_folder, sync_folder};
 use super::{Delivered, Job, Outcome};
 use crate::message::Domain;
 use crate::queue::record::{Failure, Message, Recipient};
 
-/// Only the owner reads mail.
-const FOLDER_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
 /// Bytes collected for one write.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -93,54 +90,8 @@ impl Maildir {
     }
 
     fn failure(&self, trouble: &Trouble) -> Failure {
-        let full = matches!(trouble.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let status = if full { "4.3.1" } else { "4.3.0" };
-        Failure::local(status, self.name.as_str(), trouble.text(&self.name))
+        trouble.failure(&self.name, &format!("targets.{}.path", self.name))
     }
-}
-
-/// What could not be done, and where.
-struct Trouble {
-    doing: &'static str,
-    path: PathBuf,
-    error: io::Error,
-}
-
-impl Trouble {
-    fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Trouble {
-        move |error| Trouble { doing, path: path.to_owned(), error }
-    }
-
-    fn text(&self, name: &str) -> String {
-        let remedy = match self.error.kind() {
-            io::ErrorKind::StorageFull => "free some space on that disk".to_owned(),
-            io::ErrorKind::QuotaExceeded => "raise the quota of the user postrider runs as".to_owned(),
-            io::ErrorKind::PermissionDenied => "let the user postrider runs as write there".to_owned(),
-            io::ErrorKind::ReadOnlyFilesystem => "mount that disk for writing".to_owned(),
-            io::ErrorKind::NotFound => format!("make the folder it lies in, or correct targets.{name}.path"),
-            io::ErrorKind::NotADirectory => format!("correct targets.{name}.path, or move the file out of the way"),
-            _ => format!("look at that disk, or correct targets.{name}.path"),
-        };
-        format!("cannot {} {}: {}; {remedy}", self.doing, self.path.display(), self.error)
-    }
-}
-
-/// Makes a folder that is missing, on disk too.
-fn make_folder(path: &Path) -> Result<(), Trouble> {
-    match DirBuilder::new().mode(FOLDER_MODE).create(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(Trouble::at("make", path)(io::ErrorKind::NotADirectory.into()))
-        }
-        Err(error) => Err(Trouble::at("make", path)(error)),
-    }
-}
-
-fn sync_folder(path: &Path) -> Result<(), Trouble> {
-    // The parent of a relative path without a slash.
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Trouble::at("sync", path))
 }
 
 /// The fields that the last server on the way puts on top (RFC 5321 4.4).
@@ -158,19 +109,6 @@ fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
     }
     lines.finish()?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
-/// A new file, never one that is there: `tmp` may be writable by others, who could have left a link.
-/// What is there is the rest of an attempt that a crash ended.
-fn create(path: &Path) -> io::Result<File> {
-    let open = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
-    match open() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path)?;
-            open()
-        }
-        opened => opened,
-    }
 }
 
 /// Writes CRLF as LF, also where a chunk ends between the two.

@@ -1,7 +1,7 @@
 //! From the queue to the far end: one job at a time, whatever the transport.
 //!
 //! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, `webhook`,
-//! `maildir`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
+//! `maildir`, `file`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
 //! the queue is decided in `dispatch` alone.
 
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use crate::smtp::Reply;
 
 pub mod body;
 pub mod dispatch;
+pub mod file;
 pub mod maildir;
+mod on_disk;
 pub mod settle;
 pub mod smtp;
 pub mod transport;
@@ -37,6 +39,8 @@ pub enum Outcome {
     Delivered(Delivered),
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
+    /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
+    Held(String),
     /// Try again: on the schedule, or not before the given number of seconds from now
     /// (Retry-After of a webhook).
     Defer {
@@ -45,7 +49,8 @@ pub enum Outcome {
     },
     /// Never try again; the sender is told.
     Fail(Failure),
-    /// It was queued for an address of ours that led nowhere then; now it leads here.
+    /// It was queued for an address of ours that led nowhere then, or for one elsewhere before
+    /// `delivery.redirect_all_to` was set; now it leads here.
     Rerouted(Vec<(Address, Route)>),
 }
 

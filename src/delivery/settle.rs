@@ -137,6 +137,10 @@ impl Settler {
                 let reply = reply.map(|reply| reply.to_string()).unwrap_or_default();
                 untold(Event::Delivered { recipient: address, to, reply, tls, attempt }, None)
             }
+            Outcome::Held(reason) => {
+                let status = Status::Held { reason: reason.clone() };
+                untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
+            }
             Outcome::Captured => {
                 let status = Status::Captured { at: now };
                 let after = Recipient { status, attempts: attempt, ..recipient.clone() };
@@ -149,7 +153,14 @@ impl Settler {
             Outcome::Rerouted(places) => {
                 let to = places.iter().map(|(address, route)| place(address, route)).collect();
                 let status = Status::Waiting { due: now };
-                let copy = |(address, route)| Recipient { address, route, status: status.clone(), ..recipient.clone() };
+                let alias = recipient.alias.clone().or_else(|| Some(recipient.address.clone()));
+                let copy = |(address, route)| Recipient {
+                    address,
+                    route,
+                    alias: alias.clone(),
+                    status: status.clone(),
+                    ..recipient.clone()
+                };
                 let added = places.into_iter().map(copy).collect();
                 Decided { added, ..untold(Event::Routed { alias: address, to }, None) }
             }

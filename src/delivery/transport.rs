@@ -8,9 +8,10 @@ use crate::clock::Clock;
 use crate::config::{Config, Target, WayOut};
 use crate::dns::Resolver;
 use crate::message::Address;
-use crate::queue::record::{Failure, Route};
-use crate::routing::inbound::{Resolution, resolve};
+use crate::queue::record::{Failure, Recipient, Route};
+use crate::routing::inbound::{Delivery, Resolution, resolve};
 
+use super::file::Files;
 use super::maildir::Maildir;
 use super::smtp::{SetupError, SmtpTransport};
 use super::webhook::{Webhook, WebhookError};
@@ -27,6 +28,7 @@ enum TargetTransport {
 pub struct Transports {
     config: Arc<Config>,
     smtp: SmtpTransport,
+    files: Files,
     targets: BTreeMap<String, TargetTransport>,
 }
 
@@ -45,7 +47,8 @@ impl Transports {
         for (name, target) in &config.targets {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
-        Ok(Transports { config: config.clone(), smtp: SmtpTransport::new(config, resolver)?, targets })
+        let (smtp, files) = (SmtpTransport::new(config, resolver)?, Files::new(&config.delivery.file_path));
+        Ok(Transports { config: config.clone(), smtp, files, targets })
     }
 
     /// Tries a job; one outcome per recipient.
@@ -54,10 +57,11 @@ impl Transports {
         match job.recipients.first().map(|(_, recipient)| &recipient.route) {
             None => Vec::new(),
             Some(Route::Remote) if self.is_own(job) => self.route_again(job),
-            Some(Route::Remote) => match self.config.delivery.default {
-                WayOut::Direct => self.smtp.deliver(job).await,
-                WayOut::Capture => all(job, &Outcome::Captured),
-            },
+            Some(Route::Remote) => {
+                let (allowed, mut outcomes) = self.stage(job);
+                outcomes.extend(if allowed.recipients.is_empty() { Vec::new() } else { self.send(&allowed).await });
+                outcomes
+            }
             Some(Route::Target(name)) => match self.targets.get(name) {
                 Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
                 Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
@@ -73,6 +77,37 @@ impl Transports {
 }
 
 impl Transports {
+    /// By the way out for all that leaves.
+    async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        match self.config.delivery.default {
+            WayOut::Direct => self.smtp.deliver(job).await,
+            WayOut::File => self.files.deliver(job).await,
+            WayOut::Capture => all(job, &Outcome::Captured),
+        }
+    }
+
+    /// The job without the recipients that `redirect_all_to` and `allow_recipients` keep from leaving,
+    /// and what becomes of those. Intake has seen to most; these were queued before the keys were set, or
+    /// on another server.
+    fn stage(&self, job: &Job) -> (Job, Vec<(u32, Outcome)>) {
+        let delivery = &self.config.delivery;
+        let only = delivery.redirect_all_to.as_ref();
+        let verdict = |recipient: &Recipient| match only {
+            Some(only) if only.lookup_key() != recipient.address.lookup_key() => {
+                Some(Outcome::Rerouted(vec![(only.clone(), Route::Remote)]))
+            }
+            _ => delivery.forbids(&recipient.address).map(Outcome::Held),
+        };
+        let (mut allowed, mut outcomes) = (Vec::new(), Vec::new());
+        for (number, recipient) in &job.recipients {
+            match verdict(recipient) {
+                Some(outcome) => outcomes.push((*number, outcome)),
+                None => allowed.push((*number, recipient.clone())),
+            }
+        }
+        (Job { recipients: allowed, ..job.clone() }, outcomes)
+    }
+
     /// Gives up what is kept for the next job.
     pub async fn close(&self) {
         self.smtp.close().await;
@@ -84,7 +119,17 @@ impl Transports {
     }
 
     fn route_again(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        let only = self.config.delivery.redirect_all_to.as_ref().map(Address::lookup_key);
+        let is_only = |address: &Address| only.as_ref() == Some(&address.lookup_key());
         let outcome = |address: &Address| match resolve(&self.config, address) {
+            // It would come back here, for ever.
+            Resolution::Deliveries(found) if is_only(address) && found.iter().any(leaves) => {
+                let reason = format!(
+                    "delivery.redirect_all_to is <{address}>, and an alias leads from there to an address elsewhere: \
+                     name that address, or give <{address}> a target"
+                );
+                Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None }
+            }
             Resolution::Deliveries(found)
                 if found.iter().all(|delivery| delivery.hold.is_none() && !delivery.discard) =>
             {
@@ -98,6 +143,10 @@ impl Transports {
         };
         job.recipients.iter().map(|(number, recipient)| (*number, outcome(&recipient.address))).collect()
     }
+}
+
+fn leaves(delivery: &Delivery) -> bool {
+    delivery.route == Route::Remote
 }
 
 fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {

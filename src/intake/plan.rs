@@ -39,7 +39,7 @@ impl Plan {
         let mut plan = Plan::default();
         for written in &draft.envelope.recipients {
             match resolve(config, &written.address) {
-                Resolution::NotOurs if draft.origin.door.is_trusted() => plan.add_remote(written, now),
+                Resolution::NotOurs if draft.origin.door.is_trusted() => plan.add_remote(config, written, now),
                 Resolution::NotOurs => {
                     let text = format!("<{}>: this server does not relay", written.address);
                     return Err(Refusal::plain(Reply::new(550, (7, 1), text)));
@@ -59,12 +59,12 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add_remote(&mut self, written: &Written, now: Millis) {
+    fn add_remote(&mut self, config: &Config, written: &Written, now: Millis) {
         let recipient = Recipient {
             original: written.original.clone(),
             ..waiting(written, written.address.clone(), Route::Remote, now)
         };
-        self.push(Planned { recipient, written: None });
+        self.push(config, Planned { recipient, written: None });
     }
 
     fn add_own(&mut self, config: &Config, written: &Written, deliveries: Vec<Delivery>, now: Millis) {
@@ -82,7 +82,7 @@ impl Plan {
             if let Some(reason) = delivery.hold {
                 recipient.status = Status::Held { reason };
             }
-            self.push(Planned { recipient, written: Some(written.address.clone()) });
+            self.push(config, Planned { recipient, written: Some(written.address.clone()) });
         }
     }
 
@@ -92,7 +92,7 @@ impl Plan {
         match resolve(config, &config.postmaster) {
             Resolution::NotOurs => {
                 let recipient = waiting(written, config.postmaster.clone(), Route::Remote, now);
-                self.push(Planned { recipient, written: None });
+                self.push(config, Planned { recipient, written: None });
             }
             Resolution::Deliveries(deliveries) if deliveries.iter().all(|delivery| delivery.hold.is_none()) => {
                 self.add_own(config, written, deliveries, now);
@@ -102,10 +102,30 @@ impl Plan {
     }
 
     /// One copy for one place, however many addresses lead there.
-    fn push(&mut self, planned: Planned) {
+    fn push(&mut self, config: &Config, mut planned: Planned) {
+        self.stage(config, &mut planned.recipient);
         let place = (planned.recipient.route.clone(), planned.recipient.address.lookup_key());
         if self.places.insert(place) {
             self.deliveries.push(planned);
+        }
+    }
+
+    /// What `redirect_all_to` and `allow_recipients` make of a recipient elsewhere. Here, so that the
+    /// queue has it, whatever the configuration says later.
+    fn stage(&mut self, config: &Config, recipient: &mut Recipient) {
+        if recipient.route != Route::Remote || config.is_own(recipient.address.domain()) {
+            return;
+        }
+        let delivery = &config.delivery;
+        if let Some(only) = &delivery.redirect_all_to
+            && only.lookup_key() != recipient.address.lookup_key()
+        {
+            let meant = std::mem::replace(&mut recipient.address, only.clone());
+            self.routed.push((meant.clone(), vec![format!("{only}, because of delivery.redirect_all_to")]));
+            recipient.alias.get_or_insert(meant);
+        }
+        if let (Status::Waiting { .. }, Some(reason)) = (&recipient.status, delivery.forbids(&recipient.address)) {
+            recipient.status = Status::Held { reason };
         }
     }
 

@@ -107,7 +107,8 @@ pub fn streamed_numbers(chunks: u32) -> std::ops::Range<u32> {
 pub struct Recipient {
     /// Where it goes: for a remote route the address in RCPT, for a target the address it came in for.
     pub address: Address,
-    /// The address that was written in RCPT, if an alias led from there to here.
+    /// The address that was written in RCPT, if an alias or `delivery.redirect_all_to` led from there to
+    /// here.
     pub alias: Option<Address>,
     pub route: Route,
     pub notify: Notify,
@@ -125,7 +126,7 @@ pub struct Recipient {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
-    /// By SMTP to the recipient's domain (or captured).
+    /// By SMTP to the recipient's domain (or captured, or written as a file).
     Remote,
     /// By the target of this name.
     Target(String),

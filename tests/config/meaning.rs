@@ -239,3 +239,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn staging_is_checked_and_warned_about() {
+    let config = load(&with(
+        "[delivery]\ndefault = \"file\"\nredirect_all_to = \"qa@a.example\"\nallow_recipients = [\"a.example\"]\n",
+    ));
+    assert_eq!(config.delivery.default, WayOut::File);
+    assert!(config.delivery.allows(&Address::parse("x@A.example").unwrap()));
+    assert!(!config.delivery.allows(&Address::parse("x@b.example").unwrap()));
+    for key in ["delivery.redirect_all_to", "delivery.allow_recipients"] {
+        assert_eq!(config.warnings.iter().filter(|warning| warning.starts_with(key)).count(), 1, "{key}");
+    }
+    let none = load(&with("[delivery]\nredirect_all_to = \"\"\nallow_recipients = []\n"));
+    assert_eq!(none.delivery.redirect_all_to, None);
+    assert!(none.delivery.allows(&Address::parse("x@b.example").unwrap()));
+    let both = refused(&with("[delivery]\nredirect_all_to = \"qa@a.example\"\nallow_recipients = [\"b.example\"]\n"));
+    assert!(both[0].contains("nothing would leave"), "{both:?}");
+    let path = refused(&with("[delivery]\nfile_path = \"/var/out/{date}.eml\"\n"));
+    assert!(path[0].contains("delivery.file_path") && path[0].contains("does not have {id}"), "{path:?}");
+}

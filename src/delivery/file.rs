@@ -1,0 +1,140 @@
+//! Delivery into files, in place of sending (`delivery.default = "file"`): one for each recipient,
+//! under the path that `delivery.file_path` makes of the message.
+//!
+//! Promises: a reader never sees half a file, as long as it leaves names alone that begin with a dot;
+//! Delivered means that file and folder entry are on disk. The path depends on the message and the
+//! recipient's number only, so an attempt that is repeated after a crash replaces its own file. Every
+//! file lies under the fixed part of the path, in folders that are no links.
+//!
+//! A file begins with `X-Sender` and `X-Receiver`, the envelope as Exchange and our own pickup folder
+//! read it, for a blind copy is named nowhere else; then the message, byte for byte. Left out: one
+//! file for many recipients, a name of its own for a file that somebody else put there.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::body::PaidBody;
+use super::on_disk::{Trouble, create, make_folder, sync_folder};
+use super::{Delivered, Job, Outcome};
+use crate::clock;
+use crate::config::FilePath;
+use crate::config::file_path::{NUMBER_MARK, Placeholder};
+use crate::message::mime;
+use crate::queue::record::{Failure, Message, Recipient};
+
+/// Bytes collected for one write.
+const WRITE_BYTES: usize = 64 * 1024;
+/// What failures name as their place, and where it is configured.
+const NAME: &str = "file";
+const KEY: &str = "delivery.file_path";
+
+/// The way out into files, ready to be used from many tasks.
+#[derive(Clone, Debug)]
+pub struct Files {
+    path: FilePath,
+}
+
+impl Files {
+    /// Folders are made as they are needed; what the fixed part of the path lies in must be there, so
+    /// that a disk that is not mounted is noticed.
+    pub fn new(path: &FilePath) -> Files {
+        Files { path: path.clone() }
+    }
+
+    /// Tries each recipient of the job once.
+    pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        let (files, work, body) = (self.clone(), job.clone(), job.body.paid().await);
+        let written = tokio::task::spawn_blocking(move || files.deliver_all(&work, &body)).await;
+        written.unwrap_or_else(|_| {
+            let why = Failure::local("4.3.0", NAME, "the delivery was broken off by an error in postrider");
+            let defer = Outcome::Defer { why, not_before_secs: None };
+            job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect()
+        })
+    }
+
+    fn deliver_all(&self, job: &Job, body: &PaidBody) -> Vec<(u32, Outcome)> {
+        let deliver = |(number, recipient): &(u32, Recipient)| {
+            let outcome = match self.write(&job.message, *number, recipient, body) {
+                Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
+                Err(trouble) => Outcome::Defer { why: trouble.failure(NAME, KEY), not_before_secs: None },
+            };
+            (*number, outcome)
+        };
+        job.recipients.iter().map(deliver).collect()
+    }
+
+    fn write(
+        &self,
+        message: &Message,
+        number: u32,
+        recipient: &Recipient,
+        body: &PaidBody,
+    ) -> Result<PathBuf, Trouble> {
+        let file = self.path.fill(|placeholder| value(placeholder, message, number, recipient));
+        let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+            return Err(Trouble::at("write", &file)(io::ErrorKind::InvalidFilename.into()));
+        };
+        self.make_folders(folder)?;
+        let temporary = folder.join(format!(".{}.part", name.to_string_lossy()));
+        let written = write_file(&temporary, &head(message, recipient), body)
+            .map_err(Trouble::at("write", &temporary))
+            .and_then(|()| fs::rename(&temporary, &file).map_err(Trouble::at("rename into", &file)));
+        if let Err(trouble) = written {
+            // Half a file helps nobody; if it cannot be removed, the next attempt replaces it.
+            let _ = fs::remove_file(&temporary);
+            return Err(trouble);
+        }
+        sync_folder(folder)?;
+        Ok(file)
+    }
+
+    /// The fixed part, and below it one folder after the other.
+    fn make_folders(&self, folder: &Path) -> Result<(), Trouble> {
+        let mut path = self.path.root().to_owned();
+        make_folder(&path)?;
+        let below = folder.strip_prefix(&path).unwrap_or(Path::new("")).to_owned();
+        for name in below.components() {
+            path.push(name);
+            make_folder(&path)?;
+            // The operator may have put a link into the fixed part, nobody else may put one below it.
+            let found = fs::symlink_metadata(&path).map_err(Trouble::at("look at", &path))?;
+            if !found.is_dir() {
+                return Err(Trouble::at("use", &path)(io::ErrorKind::NotADirectory.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn value(placeholder: Placeholder, message: &Message, number: u32, recipient: &Recipient) -> String {
+    let moment = clock::rfc3339(message.received_at);
+    let (date, time) = moment.split_once('T').unwrap_or_default();
+    match placeholder {
+        Placeholder::Date => date.to_owned(),
+        Placeholder::Time => time.split('.').next().unwrap_or_default().replace(':', "-"),
+        Placeholder::Id if number == 0 => message.id.to_string(),
+        Placeholder::Id => format!("{}{NUMBER_MARK}{number}", message.id),
+        Placeholder::MessageId => message.message_id.clone(),
+        Placeholder::Account => message.origin.account.clone().unwrap_or_default(),
+        Placeholder::Stream => message.stream.clone(),
+        Placeholder::Sender => message.mail_from.to_string(),
+        Placeholder::Recipient => recipient.address.to_string(),
+        Placeholder::RecipientDomain => recipient.address.domain().to_string(),
+        Placeholder::Subject => mime::decode_words(message.subject.as_bytes()),
+    }
+}
+
+/// The envelope, as the pickup folders of others and our own read it.
+fn head(message: &Message, recipient: &Recipient) -> String {
+    format!("X-Sender: <{}>\r\nX-Receiver: <{}>\r\n", message.mail_from, recipient.address)
+}
+
+fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
+    out.write_all(head.as_bytes())?;
+    for piece in body.pieces() {
+        out.write_all(&piece.map_err(io::Error::other)?)?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
