@@ -88,7 +88,10 @@ impl Witness {
             self.file.read_exact_at(&mut copy, at).ok().and_then(|()| decode(&copy))
         });
         let newest = copies.iter().flatten().max_by_key(|(count, _)| *count);
-        Ok(newest.map_or(Found::Damaged, |(_, says)| Found::Says(*says, copies.iter().all(Option::is_some))))
+        // A new file whose second copy was not begun when the process was killed.
+        let is_half_begun = len <= SECOND_AT && matches!(copies, [Some((1, _)), None]);
+        let is_whole = is_half_begun || copies.iter().all(Option::is_some);
+        Ok(newest.map_or(Found::Damaged, |(_, says)| Found::Says(*says, is_whole)))
     }
 
     /// Replaces both copies by this statement, and brings them to disk.
@@ -156,5 +159,20 @@ mod tests {
         }
         std::fs::write(&path, b"short").unwrap();
         assert_eq!(witness.read().unwrap(), Found::Damaged);
+    }
+
+    /// Between the two writes of the very first start.
+    #[test]
+    fn a_kill_in_the_first_beginning_is_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut witness = Witness::open(folder.path()).unwrap().unwrap();
+        let says = Statement { synced: 3, manifest: (5, 100) };
+        witness.write(says).unwrap();
+        assert_eq!(witness.read().unwrap(), Found::Says(says, true));
+        // One that was used has two.
+        witness.write(says).unwrap();
+        witness.write(says).unwrap();
+        std::fs::File::options().write(true).open(folder.path().join(FILE_NAME)).unwrap().set_len(100).unwrap();
+        assert_eq!(witness.read().unwrap(), Found::Says(says, false));
     }
 }
