@@ -15,8 +15,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::body::PaidBody;
-use super::on_disk::{Trouble, create, make_folder, sync_folder};
-use super::{Delivered, Job, Outcome};
+use super::on_disk::{self, Trouble, create, make_folder, sync_folder};
+use super::{Job, Outcome};
 use crate::clock;
 use crate::config::FilePath;
 use crate::config::file_path::{NUMBER_MARK, Placeholder};
@@ -54,14 +54,8 @@ impl Files {
     }
 
     fn deliver_all(&self, job: &Job, body: &PaidBody) -> Vec<(u32, Outcome)> {
-        let deliver = |(number, recipient): &(u32, Recipient)| {
-            let outcome = match self.write(&job.message, *number, recipient, body) {
-                Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
-                Err(trouble) => Outcome::Defer { why: trouble.failure(NAME, KEY), not_before_secs: None },
-            };
-            (*number, outcome)
-        };
-        job.recipients.iter().map(deliver).collect()
+        let write = |number: u32, recipient: &Recipient| self.write(&job.message, number, recipient, body);
+        on_disk::deliver_each(job, write, |trouble| trouble.failure(NAME, KEY))
     }
 
     fn write(

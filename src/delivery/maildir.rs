@@ -14,8 +14,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::body::PaidBody;
-use super::on_disk::{Trouble, create, make_folder, sync_folder};
-use super::{Delivered, Job, Outcome};
+use super::on_disk::{self, Trouble, create, make_folder, sync_folder};
+use super::{Job, Outcome};
 use crate::message::Domain;
 use crate::queue::record::{Failure, Message, Recipient};
 
@@ -52,14 +52,8 @@ impl Maildir {
     }
 
     fn deliver_all(&self, job: &Job, body: &PaidBody) -> Vec<(u32, Outcome)> {
-        let deliver = |(number, recipient): &(u32, Recipient)| {
-            let outcome = match self.write(&job.message, *number, recipient, body) {
-                Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
-                Err(trouble) => Outcome::Defer { why: self.failure(&trouble), not_before_secs: None },
-            };
-            (*number, outcome)
-        };
-        job.recipients.iter().map(deliver).collect()
+        let write = |number: u32, recipient: &Recipient| self.write(&job.message, number, recipient, body);
+        on_disk::deliver_each(job, write, |trouble| self.failure(trouble))
     }
 
     /// Gives the file in `new`.

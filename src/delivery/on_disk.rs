@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::queue::record::Failure;
+use super::{Delivered, Job, Outcome};
+use crate::queue::record::{Failure, Recipient};
 
 /// Only the owner reads mail.
 const FOLDER_MODE: u32 = 0o700;
@@ -42,6 +43,22 @@ impl Trouble {
         };
         format!("cannot {} {}: {}; {remedy}", self.doing, self.path.display(), self.error)
     }
+}
+
+/// Writes a file for each recipient of the job; one outcome for each.
+pub(super) fn deliver_each(
+    job: &Job,
+    write: impl Fn(u32, &Recipient) -> Result<PathBuf, Trouble>,
+    failure: impl Fn(&Trouble) -> Failure,
+) -> Vec<(u32, Outcome)> {
+    let deliver = |(number, recipient): &(u32, Recipient)| {
+        let outcome = match write(*number, recipient) {
+            Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
+            Err(trouble) => Outcome::Defer { why: failure(&trouble), not_before_secs: None },
+        };
+        (*number, outcome)
+    };
+    job.recipients.iter().map(deliver).collect()
 }
 
 /// Makes a folder that is missing, on disk too.
