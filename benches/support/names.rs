@@ -5,6 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 
 /// Record types: RFC 1035 3.2.2.
 const TYPE_A: u16 = 1;
+const TYPE_SOA: u16 = 6;
 const TYPE_MX: u16 = 15;
 /// Seconds that an answer may be cached: longer than a bench runs.
 const TTL: u32 = 3600;
@@ -27,7 +28,8 @@ pub fn serve() -> SocketAddr {
     address
 }
 
-/// A for every name is 127.0.0.1, MX is the name `mx.test`; everything else has no records.
+/// A for every name is 127.0.0.1, MX is the name `mx.test`; everything else has no records. That answer
+/// is cached for as long as the others: it has the SOA record without which nobody would (RFC 2308 5).
 fn answer(query: &[u8]) -> Option<Vec<u8>> {
     let question_end = question_end(query)?;
     let kind = u16::from_be_bytes(query.get(question_end - 4..question_end - 2)?.try_into().ok()?);
@@ -37,20 +39,33 @@ fn answer(query: &[u8]) -> Option<Vec<u8>> {
         _ => None,
     };
     let mut answer = query.get(..question_end)?.to_vec();
-    // QR, AA, RD as asked, RA; one question, so many answers (RFC 1035 4.1.1).
+    // QR, AA, RD as asked, RA; one question, one answer or one authority (RFC 1035 4.1.1).
     answer[2] = 0x84 | (query[2] & 1);
     answer[3] = 0x80;
-    answer[4..HEADER_BYTES].copy_from_slice(&[0, 1, 0, u8::from(data.is_some()), 0, 0, 0, 0]);
-    if let Some(data) = data {
-        // The name is that of the question (RFC 1035 4.1.4).
-        answer.extend_from_slice(&[0xc0, HEADER_BYTES as u8]);
-        answer.extend_from_slice(&kind.to_be_bytes());
-        answer.extend_from_slice(&1u16.to_be_bytes());
-        answer.extend_from_slice(&TTL.to_be_bytes());
-        answer.extend_from_slice(&(data.len() as u16).to_be_bytes());
-        answer.extend_from_slice(data);
+    let has = u8::from(data.is_some());
+    answer[4..HEADER_BYTES].copy_from_slice(&[0, 1, 0, has, 0, 1 - has, 0, 0]);
+    match data {
+        Some(data) => put_record(&mut answer, kind, data),
+        None => put_record(&mut answer, TYPE_SOA, &soa()),
     }
     Some(answer)
+}
+
+/// Of the name that was asked for (RFC 1035 4.1.4).
+fn put_record(answer: &mut Vec<u8>, kind: u16, data: &[u8]) {
+    answer.extend_from_slice(&[0xc0, HEADER_BYTES as u8]);
+    answer.extend_from_slice(&kind.to_be_bytes());
+    answer.extend_from_slice(&1u16.to_be_bytes());
+    answer.extend_from_slice(&TTL.to_be_bytes());
+    answer.extend_from_slice(&(data.len() as u16).to_be_bytes());
+    answer.extend_from_slice(data);
+}
+
+/// MNAME, RNAME, SERIAL, REFRESH, RETRY, EXPIRE, MINIMUM (RFC 1035 3.3.13).
+fn soa() -> Vec<u8> {
+    let mut data = b"\x02ns\x04test\x00\x0ahostmaster\x04test\x00".to_vec();
+    [1, TTL, TTL, TTL, TTL].iter().for_each(|number| data.extend_from_slice(&number.to_be_bytes()));
+    data
 }
 
 /// Behind the name, type and class of the first question.

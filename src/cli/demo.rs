@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::Client;
 use super::send::{compose, random_name};
 use super::text::{Paint, print};
-use super::{Failure, serve, story};
+use super::{Failure, log, story};
 use crate::admin::view::Status;
 use crate::admin::{Filter, Page, Story};
 use crate::app;
@@ -75,7 +75,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if args.show_config {
         print(&stage.text)?;
     }
-    serve::start_log(&stage.config.log)?;
+    let _written_to_the_end = log::start(&stage.config.log)?;
     let stop = CancellationToken::new();
     let mut server = tokio::spawn(app::run(stage.config.clone(), stop.clone()));
     let outcome = tokio::select! {

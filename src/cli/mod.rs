@@ -23,6 +23,7 @@ pub mod check;
 mod client;
 mod demo;
 pub mod dns;
+mod log;
 mod progress;
 mod queue;
 mod send;
@@ -152,10 +153,20 @@ fn block_on(threads: Threads, work: impl Future<Output = Result<(), Failure>>) -
         Threads::One => tokio::runtime::Builder::new_current_thread(),
         Threads::Many => tokio::runtime::Builder::new_multi_thread(),
     };
+    if matches!(threads, Threads::Many) && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        builder.worker_threads(worker_threads());
+    }
     let runtime = builder.enable_all().build().map_err(|error| {
         Failure::new(format!("cannot start threads: {error}")).remedy("check the limits of this user (ulimit -u)")
     })?;
     runtime.block_on(work)
+}
+
+/// Three of four processors, two at least: the store's threads run beside the workers, and workers with
+/// nothing to do cost a message a tenth more in waking each other.
+fn worker_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors * 3 / 4).max(2)
 }
 
 /// Loads the configuration, or says all that is wrong with it: exit status 2.

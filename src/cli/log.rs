@@ -1,0 +1,212 @@
+//! The process' log on standard error: its level and format, and the thread that writes it.
+//!
+//! The message path only puts its lines into memory: a write for each of them, with all workers in turn
+//! at one lock, was a tenth of the work a message costs. Lines are written together, [`GATHER`] after the
+//! first of them at the latest; warnings and errors at once. Where standard error takes nothing any
+//! more, mail goes on and lines are lost: the next one that is written says how many.
+
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tracing::Level;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::Failure;
+use crate::config::{Log, LogFormat};
+
+/// Longest time a line waits for others.
+const GATHER: Duration = Duration::from_millis(10);
+/// As much is written without waiting for more, in bytes.
+const WRITE_AT: usize = 64 * 1024;
+/// Most that waits to be written, in bytes; what comes on top of it is lost.
+const WAITING_MAX: usize = 4 * 1024 * 1024;
+/// Longest wait for the last lines at the end of the process.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Starts the log: ours at the configured level, libraries only from warnings up. What is logged
+/// before the guard is dropped is written.
+pub(super) fn start(log: &Log) -> Result<Guard, Failure> {
+    let ours = format!("warn,postrider={}", log.level);
+    let filter = EnvFilter::try_new(&ours)
+        .map_err(|error| Failure::usage(format!("log.level {:?}: {error}", log.level)).remedy("use info"))?;
+    let no_thread = |error| Failure::new(format!("cannot start the log: {error}"));
+    let lines = Lines::start(std::io::stderr()).map_err(no_thread)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
+    let started = match log.format {
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
+    };
+    started.map_err(|error| Failure::new(format!("cannot start the log: {error}")))?;
+    Ok(Guard(lines))
+}
+
+/// Sees to it that the last lines are written.
+pub(super) struct Guard(Lines);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    lost: u64,
+    /// Somebody wants them written now.
+    urgent: bool,
+    /// The thread has taken lines and is writing them.
+    writing: bool,
+}
+
+/// Where lines are put; writes of any size are whole lines here.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<(Mutex<Waiting>, Condvar, Condvar)>);
+
+impl Lines {
+    fn start(out: impl Write + Send + 'static) -> std::io::Result<Lines> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_all_that_come(out))?;
+        Ok(lines)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, line: &[u8], urgent: bool) {
+        let mut waiting = self.waiting();
+        if waiting.lines.len() + line.len() > WAITING_MAX {
+            waiting.lost += 1;
+            return;
+        }
+        let before = waiting.lines.len();
+        waiting.lines.extend_from_slice(line);
+        let full = before < WRITE_AT && waiting.lines.len() >= WRITE_AT;
+        waiting.urgent |= urgent;
+        drop(waiting);
+        if before == 0 || full || urgent {
+            self.0.1.notify_one();
+        }
+    }
+
+    fn write_all_that_come(self, mut out: impl Write) {
+        let (_, put, written) = &*self.0;
+        let mut taken = Vec::new();
+        loop {
+            let mut waiting = self.waiting();
+            waiting.writing = false;
+            written.notify_all();
+            waiting =
+                put.wait_while(waiting, |waiting| waiting.lines.is_empty()).unwrap_or_else(PoisonError::into_inner);
+            let more = |waiting: &mut Waiting| !waiting.urgent && waiting.lines.len() < WRITE_AT;
+            waiting = put.wait_timeout_while(waiting, GATHER, more).unwrap_or_else(PoisonError::into_inner).0;
+            std::mem::swap(&mut taken, &mut waiting.lines);
+            let lost = std::mem::take(&mut waiting.lost);
+            (waiting.urgent, waiting.writing) = (false, true);
+            drop(waiting);
+            // There is nobody to tell if that fails.
+            let _ = out.write_all(&taken);
+            if lost > 0 {
+                let _ = writeln!(out, "WARN {lost} lines of the log are lost: standard error is too slow");
+            }
+            taken.clear();
+        }
+    }
+
+    fn finish(&self) {
+        let mut waiting = self.waiting();
+        waiting.urgent = true;
+        self.0.1.notify_one();
+        let unwritten = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
+        let _ = self.0.2.wait_timeout_while(waiting, LAST_WAIT, unwritten);
+    }
+}
+
+/// One line's way in.
+struct Line<'a> {
+    lines: &'a Lines,
+    urgent: bool,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.lines.put(line, self.urgent);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { lines: self, urgent: false }
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Line<'a> {
+        Line { lines: self, urgent: *meta.level() <= Level::WARN }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Takes each write when the test says so.
+    struct Gate(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gate() -> (Lines, mpsc::Sender<()>, mpsc::Receiver<Vec<u8>>) {
+        let ((open, opened), (wrote, written)) = (mpsc::channel(), mpsc::channel());
+        (Lines::start(Gate(opened, wrote)).unwrap(), open, written)
+    }
+
+    #[test]
+    fn lines_come_out_in_order_and_together() {
+        let (lines, open, written) = gate();
+        lines.put(b"first\n", true);
+        open.send(()).unwrap();
+        assert_eq!(written.recv().unwrap(), b"first\n");
+        for number in 0..3 {
+            lines.put(format!("{number}\n").as_bytes(), number == 2);
+        }
+        (0..3).for_each(|_| open.send(()).unwrap());
+        lines.finish();
+        drop(lines);
+        assert_eq!(written.try_iter().flatten().collect::<Vec<u8>>(), b"0\n1\n2\n");
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_holds_nobody_up_and_says_what_was_lost() {
+        let (lines, open, written) = gate();
+        lines.put(b"taken\n", true);
+        let long = vec![b'x'; WAITING_MAX / 2 - 16];
+        (0..5).for_each(|_| lines.put(&long, false));
+        assert!(lines.waiting().lines.len() <= WAITING_MAX);
+        drop(open);
+        lines.finish();
+        let all: Vec<u8> = written.try_iter().flatten().collect();
+        let end = String::from_utf8(all[all.len() - 80..].to_vec()).unwrap();
+        assert!(end.contains("lines of the log are lost"), "{end}");
+    }
+}
