@@ -162,11 +162,12 @@ fn block_on(threads: Threads, work: impl Future<Output = Result<(), Failure>>) -
     runtime.block_on(work)
 }
 
-/// Three of four processors, two at least: the store's threads run beside the workers, and workers with
-/// nothing to do cost a message a tenth more in waking each other.
+/// Half of the processors, two at least. The store's threads and the kernel's side of the network have
+/// the others; workers with nothing to do cost a message a fifth more in waking each other. What takes
+/// long (signing) goes to further threads.
 fn worker_threads() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    (processors * 3 / 4).max(2)
+    (processors / 2).max(2)
 }
 
 /// Loads the configuration, or says all that is wrong with it: exit status 2.

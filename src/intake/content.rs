@@ -6,6 +6,8 @@
 //! our own senders (RFC 6409 8).
 
 use bytes::Bytes;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 
 use crate::checks::{self, Checked};
 use crate::clock::{Millis, rfc5322};
@@ -163,9 +165,7 @@ fn sign(
     let body = draft.content.rest().map_or_else(|| relaxed_hash(headers.body()), |rest| rest.hashes.relaxed);
     let rewritten = Headers::parse(&rest.header);
     let leaving = if rest.header.is_empty() { headers } else { &rewritten };
-    let signatures = intake
-        .signer
-        .sign_hashed(author.domain(), leaving, body)
+    let signatures = beside_the_others(|| intake.signer.sign_hashed(author.domain(), leaving, body))
         .map_err(|error| Refusal::inner(format!("the message could not be signed: {error}")))?;
     let mut fields = Vec::new();
     let mut names = Vec::new();
@@ -174,6 +174,15 @@ fn sign(
         names.push(signature.name);
     }
     Ok((fields, names))
+}
+
+/// Signing takes as long as all else that a message needs: meanwhile another thread looks after the
+/// sessions of this one.
+fn beside_the_others<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// RFC 5321 4.4, with the protocol words of RFC 3848 and RFC 6531.
