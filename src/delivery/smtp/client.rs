@@ -525,3 +525,6 @@ pub use login::Account;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod login_tests;
