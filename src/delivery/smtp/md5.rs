@@ -17,7 +17,7 @@ pub fn hmac(key: &[u8], text: &[u8]) -> [u8; 16] {
         key
     };
     let padded = |pad: u8| {
-        let rest = std::iter::repeat(&0).take(BLOCK_BYTES - key.len());
+        let rest = std::iter::repeat_n(&0, BLOCK_BYTES - key.len());
         key.iter().chain(rest).map(|octet| octet ^ pad).collect::<Vec<u8>>()
     };
     let inner = md5(&[padded(0x36).as_slice(), text].concat());

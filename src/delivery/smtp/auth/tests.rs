@@ -206,12 +206,15 @@ fn what_does_not_fit_into_the_command_waits_to_be_asked_for() {
     assert_eq!(exchange.accepted(), Ok(()));
 }
 
+/// What is offered, what we have, whether nobody listens, and what is chosen then.
+type Choice<'a> = (&'a [Mechanism], &'a Login, bool, Result<Mechanism, LoginFault>);
+
 #[test]
 fn the_strongest_that_may_be_used() {
     use Mechanism::*;
     let (password, token) = (with_password("a", "b"), with_token("a", "b"));
     let all = [Xoauth2, Login, Plain, OauthBearer, CramMd5, ScramSha1, ScramSha256];
-    let table: [(&[Mechanism], &super::Login, bool, Result<Mechanism, LoginFault>); 14] = [
+    let table: [Choice<'_>; 14] = [
         (&all, &password, true, Ok(ScramSha256)),
         (&all, &password, false, Ok(ScramSha256)),
         (&all[..6], &password, true, Ok(ScramSha1)),
