@@ -357,3 +357,35 @@ async fn what_is_damaged_is_listed_and_shown_and_the_rest_is_delivered() {
     assert!(text.contains("recipient 1") && text.contains("sales@home.test"), "{text}{}", stderr(&output));
     server.stop().await;
 }
+
+/// After a load of 160 MiB its last tables would stay, with nothing in them that is still there.
+#[tokio::test(flavor = "multi_thread")]
+async fn space_is_given_back_once_the_load_has_ended() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    write_config(folder.path());
+    let server = TestServer::start(folder.path(), CAPTURE).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    // Nothing that repeats: it is not to be compressed.
+    let mut state = 1_u64;
+    let line = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{state:016x}{:016x}\r\n", state.rotate_left(29) ^ 0x5bd1_e995)
+    };
+    let lines: String = std::iter::repeat_with(line).take(8 * MIB as usize / 34).collect();
+    for number in 0..20 {
+        let content = format!("{}{lines}", letter(number));
+        client.send("me@home.test", &["you@far.test"], &content).await.unwrap();
+    }
+    assert!(table_bytes(&store) > 32 * MIB, "the load is too small to show anything");
+    let output = in_background(folder.path(), &["queue", "cancel", "--domain", "far.test"]).await;
+    assert_eq!(stdout(&output), "20 recipients cancelled.\n", "{}", stderr(&output));
+    let given_back = async {
+        while table_bytes(&store) > 4 * MIB {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), given_back).await.expect("tables are still there");
+    server.stop().await;
+}
