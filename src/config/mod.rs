@@ -104,7 +104,7 @@ pub struct Certificate {
 }
 
 /// A text that is never shown: not by Debug, not in a log.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(pub String);
 
 impl std::fmt::Debug for Secret {
