@@ -159,6 +159,7 @@ fn kind(target: &Target) -> &'static str {
 fn way_out(config: &Config) -> &'static str {
     match config.delivery.default {
         WayOut::Direct => "direct",
+        WayOut::SmartHosts => "smart hosts",
         WayOut::Capture => "capture",
     }
 }

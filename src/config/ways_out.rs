@@ -25,8 +25,8 @@ const ANY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duratio
 
 pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<Delivery> {
     let section = root.section("delivery");
-    let ways = [("direct", WayOut::Direct), ("capture", WayOut::Capture)];
-    let default = section.item("default").and_then(|item| item.choice(&ways, &["smart_hosts", "file"]));
+    let ways = [("direct", WayOut::Direct), ("smart_hosts", WayOut::SmartHosts), ("capture", WayOut::Capture)];
+    let default = section.item("default").and_then(|item| item.choice(&ways, &["file"]));
     let helo_name = section.item("helo_name").and_then(|item| helo_name(&item));
     let concurrency = section.count("concurrency", 1..=CONNECTIONS_MAX, 500);
     let mx_port = section.count("mx_port", 1..=65_535, 25);

@@ -57,6 +57,12 @@ impl Transports {
             Some(Route::Remote) => match self.config.delivery.default {
                 WayOut::Direct => self.smtp.deliver(job).await,
                 WayOut::Capture => all(job, &Outcome::Captured),
+                // Not by MX: who names smart hosts does not want mail to leave from here.
+                WayOut::SmartHosts => {
+                    let reason = "delivery by smart hosts is not in place yet";
+                    let why = Failure::local("4.3.5", "smart_hosts", reason.to_owned());
+                    all(job, &Outcome::Defer { why, not_before_secs: None })
+                }
             },
             Some(Route::Target(name)) => match self.targets.get(name) {
                 Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
