@@ -65,15 +65,15 @@ pub fn choose<'c>(
     let Some((tier, hosts)) = tier(config, from, default, pinned) else {
         let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
         let way = if direct { Way::Direct } else { Way::Nowhere };
-        let passes = !direct || config.sender.passes(from);
+        let passes = !direct || config.sender.passes(header_from);
         return Choice { way, rewrite: default.filter(|default| !passes && !same(from, default)) };
     };
     let keeps = match tier {
         Tier::FromAddress | Tier::FromDomain => true,
-        Tier::Unfiltered => config.sender.passes(from),
+        Tier::Unfiltered => config.sender.passes(header_from),
         Tier::Pinned => hosts.iter().all(|host| match host.from_filter.is_empty() {
-            true => config.sender.passes(from),
-            false => from.is_some_and(|from| host.accepts(from)),
+            true => config.sender.passes(header_from),
+            false => header_from.is_some_and(|from| host.accepts(from)),
         }),
         Tier::DefaultAddress | Tier::DefaultDomain | Tier::Any => false,
     };
