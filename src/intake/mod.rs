@@ -10,6 +10,7 @@ mod content;
 pub mod guard;
 pub mod pickup;
 mod plan;
+pub mod rewrite;
 mod rights;
 pub mod sign;
 
