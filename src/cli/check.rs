@@ -160,6 +160,7 @@ fn way_out(config: &Config) -> &'static str {
     match config.delivery.default {
         WayOut::Direct => "direct",
         WayOut::File => "file",
+        WayOut::SmartHosts => "smart hosts",
         WayOut::Capture => "capture",
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
-//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`, `trust`,
-//! `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
+//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
+//! `smart_hosts`, `trust`, `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
 //! aliases. All of them put what they find wrong into one `report`, and `problem` says it.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
@@ -24,6 +24,7 @@ mod report;
 mod running;
 mod secret;
 mod section;
+mod smart_hosts;
 mod tree;
 mod trust;
 pub mod value;
@@ -58,6 +59,10 @@ pub struct Config {
     pub aliases: Aliases,
     pub targets: BTreeMap<String, Target>,
     pub delivery: Delivery,
+    pub streams: BTreeMap<String, Stream>,
+    /// By priority, then in the order of the file.
+    pub smart_hosts: Vec<SmartHost>,
+    pub sender: Sender,
     pub checks: Checks,
     pub loops: Loops,
     pub pickup: BTreeMap<String, Pickup>,
@@ -104,7 +109,7 @@ pub struct Certificate {
 }
 
 /// A text that is never shown: not by Debug, not in a log.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(pub String);
 
 impl std::fmt::Debug for Secret {
@@ -227,6 +232,7 @@ pub enum WayOut {
     Direct,
     /// Written as [`Delivery::file_path`] says.
     File,
+    SmartHosts,
     Capture,
 }
 
@@ -276,6 +282,104 @@ pub struct Retry {
 pub enum OutboundTls {
     Opportunistic,
     Required,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stream {
+    /// The name of the only smart host that it goes by.
+    pub smart_host: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SmartHostTls {
+    Off,
+    Opportunistic,
+    /// By STARTTLS.
+    Required,
+    Implicit,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    pub username: String,
+    pub password: Secret,
+}
+
+/// An outgoing server that speaks SMTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SmartHost {
+    pub name: String,
+    /// A domain name in A-labels, or an IP address without brackets.
+    pub host: String,
+    pub port: u16,
+    pub tls: SmartHostTls,
+    pub verify_certificate: bool,
+    pub login: Option<Login>,
+    /// Empty: it takes mail from everybody.
+    pub from_filter: Vec<FromEntry>,
+    /// Lower first.
+    pub priority: u32,
+    pub active: bool,
+    /// Bytes; none: what the server says.
+    pub max_size: Option<u64>,
+    /// The whole dialogue goes to the log, secrets masked.
+    pub debug: bool,
+}
+
+impl SmartHost {
+    /// Does it take mail from this address? A host without a filter does.
+    pub fn accepts(&self, address: &Address) -> bool {
+        self.from_filter.is_empty() || self.from_filter.iter().any(|entry| entry.matches(address))
+    }
+}
+
+/// An entry of a filter on From.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromEntry {
+    Address(Address),
+    /// This name only.
+    Domain(Domain),
+    /// `*.example.com`: every name below example.com, but not that itself.
+    Subdomains(Domain),
+}
+
+impl FromEntry {
+    /// Local parts match without regard to case.
+    pub fn matches(&self, address: &Address) -> bool {
+        let domain = address.domain();
+        match self {
+            FromEntry::Address(own) => own.lookup_key() == address.lookup_key(),
+            FromEntry::Domain(own) => own == domain,
+            FromEntry::Subdomains(parent) => {
+                domain.as_str().strip_suffix(parent.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+        }
+    }
+}
+
+/// What happens to Reply-To after From was rewritten. One that is there stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyTo {
+    /// Where there is none, the author is put there.
+    KeepOrAuthor,
+    Keep,
+}
+
+/// What a message may say it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Takes the place of a From that may not pass.
+    pub default_from: Option<Address>,
+    /// May pass direct and unfiltered ways; empty: any.
+    pub from_filter: Vec<FromEntry>,
+    pub reply_to: ReplyTo,
+}
+
+impl Sender {
+    /// May this From pass a way without a filter of its own?
+    pub fn passes(&self, from: Option<&Address>) -> bool {
+        self.from_filter.is_empty() || from.is_some_and(|from| self.from_filter.iter().any(|entry| entry.matches(from)))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -426,6 +530,11 @@ impl Config {
     /// True if mail for this domain is ours to take.
     pub fn is_own(&self, domain: &Domain) -> bool {
         self.domains.contains_key(domain)
+    }
+
+    /// The only smart host that a stream goes by.
+    pub fn pinned(&self, stream: &str) -> Option<&str> {
+        self.streams.get(stream)?.smart_host.as_deref()
     }
 
     /// May `account` use `address` in MAIL FROM and From?

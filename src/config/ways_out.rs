@@ -27,8 +27,13 @@ const ANY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duratio
 
 pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<Delivery> {
     let section = root.section("delivery");
-    let ways = [("direct", WayOut::Direct), ("file", WayOut::File), ("capture", WayOut::Capture)];
-    let default = section.item("default").and_then(|item| item.choice(&ways, &["smart_hosts"]));
+    let ways = [
+        ("direct", WayOut::Direct),
+        ("smart_hosts", WayOut::SmartHosts),
+        ("file", WayOut::File),
+        ("capture", WayOut::Capture),
+    ];
+    let default = section.item("default").and_then(|item| item.choice(&ways, &[]));
     let file_path = match section.item("file_path") {
         Some(item) => item.read("a path", FilePath::parse),
         None => FilePath::parse(FILE_PATH).ok(),

@@ -24,6 +24,7 @@ use crate::queue::claim::Look;
 use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
+use crate::routing::outbound::{self, Way};
 use crate::store::StoreError;
 
 use super::settle::Settler;
@@ -179,8 +180,10 @@ impl Dispatcher {
         let claim = (claimed.lane, claimed.ticket());
         let fresh = claimed.body.map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
+        let choice = outbound::choose_for(&self.parts.config, &claimed.message);
         for (number, recipient) in claimed.recipients {
-            jobs.entry(destination(&recipient)).or_default().push((number, recipient));
+            let destination = destination(&self.parts.config, &choice.way, &recipient);
+            jobs.entry(destination).or_default().push((number, recipient));
         }
         for (destination, recipients) in jobs {
             let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
@@ -232,10 +235,17 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-fn destination(recipient: &Recipient) -> Destination {
-    match &recipient.route {
-        Route::Remote => Destination::Domain(recipient.address.domain().clone()),
-        Route::Target(name) => Destination::Target(name.clone()),
+/// Whom a recipient's job shares limits and turns with. What goes by the same smart host has one
+/// destination, whatever its domain.
+fn destination(config: &Config, way: &Way<'_>, recipient: &Recipient) -> Destination {
+    let domain = recipient.address.domain();
+    match (&recipient.route, way) {
+        (Route::Target(name), _) => Destination::Target(name.clone()),
+        (Route::Remote, Way::Hosts { hosts, .. }) if !config.is_own(domain) => match hosts.first() {
+            Some(first) => Destination::Host(first.host.name.clone()),
+            None => Destination::Domain(domain.clone()),
+        },
+        (Route::Remote, _) => Destination::Domain(domain.clone()),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod file;
 pub mod maildir;
 mod on_disk;
 pub mod settle;
+pub mod smart_hosts;
 pub mod smtp;
 pub mod transport;
 mod turns;
@@ -69,5 +70,7 @@ pub struct Delivered {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Destination {
     Domain(Domain),
+    /// A smart host, by its name.
+    Host(String),
     Target(String),
 }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use argon2::password_hash::phc::{Output, PasswordHash, Salt};
 use argon2::password_hash::{CustomizedPasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
-use aws_lc_rs::{constant_time, digest, hmac, pbkdf2};
+use aws_lc_rs::{constant_time, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use tokio::sync::{OnceCell, Semaphore};
@@ -29,6 +29,7 @@ use crate::clock::{Clock, Millis};
 use crate::config::{Account, Config, Credential, Secret};
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
+use crate::smtp::scram;
 
 /// argon2id parameters of new hashes: memory in KiB, passes, lanes (OWASP's first choice).
 const HASH_KIB: u32 = 19_456;
@@ -317,16 +318,9 @@ impl Drop for Asked<'_> {
 
 /// RFC 5802 3, with SHA-256 (RFC 7677).
 fn derive_keys(password: &[u8], salt: Vec<u8>) -> DerivedKeys {
-    let mut salted = [0; 32];
     let iterations = NonZeroU32::new(SCRAM_ITERATIONS).unwrap_or(NonZeroU32::MIN);
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password, &mut salted);
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
-    let client_key = hmac::sign(&key, b"Client Key");
-    DerivedKeys {
-        stored_key: to_digest(digest::digest(&digest::SHA256, client_key.as_ref()).as_ref()),
-        server_key: to_digest(hmac::sign(&key, b"Server Key").as_ref()),
-        salt,
-    }
+    let keys = scram::Keys::derive(scram::Hash::Sha256, password, &salt, iterations);
+    DerivedKeys { stored_key: to_digest(&keys.stored_key), server_key: to_digest(&keys.server_key), salt }
 }
 
 /// SHA-256 has 32 octets.

@@ -10,13 +10,13 @@
 
 use std::fmt;
 
-use aws_lc_rs::{constant_time, digest, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::step::{Login, ScramKeys};
 use crate::config::Secret;
 use crate::smtp::Reply;
+use crate::smtp::scram::{self, Hash, unescape_name};
 
 /// Longest user name, in octets.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -24,8 +24,6 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const PASSWORD_BYTES_MAX: usize = 1024;
 /// Longest nonce a client may choose, in octets.
 const NONCE_BYTES_MAX: usize = 256;
-
-const SHA256_BYTES: usize = 32;
 
 /// What AUTH can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,24 +233,6 @@ impl fmt::Debug for ScramHello {
     }
 }
 
-/// RFC 5802 5.1: a comma is written `=2C` and an equals sign `=3D`; no other `=` is legal.
-fn unescape_name(text: &str) -> Option<String> {
-    let mut name = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('=') {
-        name.push_str(before);
-        let (code, tail) = after.split_at_checked(2)?;
-        name.push(match code {
-            "2C" => ',',
-            "3D" => '=',
-            _ => return None,
-        });
-        rest = tail;
-    }
-    name.push_str(rest);
-    Some(name)
-}
-
 struct ScramChallenge {
     /// Client's first message without its header, and our first.
     signed: String,
@@ -280,27 +260,16 @@ impl ScramChallenge {
         let proof = STANDARD.decode(proof).map_err(|_| SaslError::Malformed)?;
         let signed = format!("{},{without_proof}", self.signed);
         let fits = binding == self.expected_binding && nonce == self.nonce;
-        let good = self.proof_fits(signed.as_bytes(), &proof) && fits && self.keys.known;
+        let proven = scram::proof_fits(Hash::Sha256, &self.keys.stored_key, signed.as_bytes(), &proof);
+        let good = proven && fits && self.keys.known;
         if !good {
             return Ok(Turn::Disproven(self.keys.account.clone()));
         }
-        let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.keys.server_key), signed.as_bytes());
+        let signature = Hash::Sha256.sign(&self.keys.server_key, signed.as_bytes());
         Ok(Turn::Proven(ScramSuccess {
             account: self.keys.account.clone(),
             message: format!("v={}", STANDARD.encode(signature)),
         }))
-    }
-
-    /// RFC 5802 3: the proof is the client key under a one-time mask; its hash is what we keep.
-    fn proof_fits(&self, signed: &[u8], proof: &[u8]) -> bool {
-        let mask = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.keys.stored_key), signed);
-        let mut client_key = [0u8; SHA256_BYTES];
-        for ((key, mask), proof) in client_key.iter_mut().zip(mask.as_ref()).zip(proof) {
-            *key = mask ^ proof;
-        }
-        let hash = digest::digest(&digest::SHA256, &client_key);
-        let same = constant_time::verify_slices_are_equal(hash.as_ref(), &self.keys.stored_key).is_ok();
-        same && proof.len() == SHA256_BYTES
     }
 }
 
@@ -362,18 +331,15 @@ mod tests {
     /// The keys of the password "pencil".
     fn keys() -> ScramKeys {
         let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-        let mut salted = [0u8; 32];
         let iterations = std::num::NonZeroU32::new(4096).unwrap();
-        aws_lc_rs::pbkdf2::derive(aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, b"pencil", &mut salted);
-        let key = |label: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &salted), label);
-        let stored = digest::digest(&digest::SHA256, key(b"Client Key").as_ref());
+        let derived = scram::Keys::derive(Hash::Sha256, b"pencil", &salt, iterations);
         ScramKeys {
             account: "user".into(),
             known: true,
             salt,
             iterations: 4096,
-            stored_key: stored.as_ref().try_into().unwrap(),
-            server_key: key(b"Server Key").as_ref().try_into().unwrap(),
+            stored_key: derived.stored_key.try_into().unwrap(),
+            server_key: derived.server_key.try_into().unwrap(),
             max_recipients: 10,
             server_nonce: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".into(),
         }
@@ -450,7 +416,5 @@ mod tests {
         ] {
             assert!(matches!(start(Mechanism::ScramSha256, bad), Turn::Refused(..)), "{bad}");
         }
-        assert_eq!(unescape_name("a=2Cb=3Dc").as_deref(), Some("a,b=c"));
-        assert_eq!(unescape_name("a=2"), None);
     }
 }

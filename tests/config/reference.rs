@@ -11,9 +11,9 @@ use super::{conf, lines, load};
 fn reference() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut text = conf("postrider.toml");
-    for name in ["fullchain.pem", "privkey.pem"] {
+    for name in ["fullchain.pem", "privkey.pem", "ses.secret"] {
         let path = folder.path().join(name);
-        std::fs::write(&path, "").unwrap();
+        std::fs::write(&path, "hush").unwrap();
         let old = format!("\"/etc/postrider/{name}\"");
         assert!(text.contains(&old), "{old}");
         text = text.replace(&old, &format!("\"{}\"", path.display()));
@@ -198,6 +198,9 @@ fn every_supported_key_is_read() {
         if path.starts_with("targets") && !path.ends_with("kind") {
             let kind = if path.ends_with("path") { "maildir" } else { "webhook" };
             text += &format!("targets.\"a.example\".kind = \"{kind}\"\n");
+        }
+        if path.starts_with("smart_hosts") && !path.ends_with("host") {
+            text += "smart_hosts.\"a.example\".host = \"a.example\"\n";
         }
         text += &format!("{path} = 1979-05-27\n");
         let problems = config::parse("postrider.toml", &text).expect_err(&text);

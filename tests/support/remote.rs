@@ -11,7 +11,8 @@
 //! quiet                          the client has not sent anything yet
 //! content                        DATA content up to CRLF.CRLF: unstuffed and kept
 //! octets 1000                    so many octets of content, thrown away
-//! starttls                       a TLS handshake with a self-signed certificate
+//! starttls                       a TLS handshake with a self-signed certificate; at the very start: implicit TLS
+//! unfinished                     the same, but the client breaks it off
 //! garble                         reads the client's TLS hello and answers with nonsense
 //! drop                           closes the connection
 //! stall                          says nothing more until the client leaves
@@ -37,7 +38,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A far end that hears nothing for so long has been left alone: the test fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,6 +55,8 @@ pub struct Received {
 /// Far ends at work.
 pub struct Remotes {
     pub port: u16,
+    /// What all of them show under TLS: a certificate for somebody.else.test that is its own authority.
+    pub certificate: CertificateDer<'static>,
     players: Vec<JoinHandle<Result<Received, String>>>,
 }
 
@@ -62,12 +65,12 @@ impl Remotes {
     pub async fn play(scripts: &[&str]) -> Remotes {
         let listeners = listen(scripts.len()).await;
         let port = listeners[0].local_addr().unwrap().port();
-        let acceptor = acceptor();
+        let (acceptor, certificate) = acceptor();
         let play = |(script, listener): (&&str, TcpListener)| {
             let connections = script.split("\n---\n").map(str::to_owned).collect();
             tokio::spawn(serve(connections, listener, acceptor.clone()))
         };
-        Remotes { port, players: scripts.iter().zip(listeners).map(play).collect() }
+        Remotes { port, certificate, players: scripts.iter().zip(listeners).map(play).collect() }
     }
 
     /// Waits until all scripts are played out; complains about what the client did otherwise.
@@ -99,7 +102,7 @@ async fn listen(count: usize) -> Vec<TcpListener> {
     }
 }
 
-fn acceptor() -> TlsAcceptor {
+fn acceptor() -> (TlsAcceptor, CertificateDer<'static>) {
     let made = rcgen::generate_simple_self_signed(vec!["somebody.else.test".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -108,7 +111,7 @@ fn acceptor() -> TlsAcceptor {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
-    TlsAcceptor::from(Arc::new(config))
+    (TlsAcceptor::from(Arc::new(config)), made.cert.der().clone())
 }
 
 async fn serve(connections: Vec<String>, listener: TcpListener, acceptor: TlsAcceptor) -> Result<Received, String> {
@@ -169,6 +172,10 @@ impl Player {
                 ("content", _) => received.contents.push(self.content().await?),
                 ("octets", count) => self.skip(count.parse().unwrap()).await?,
                 ("starttls", _) => self.start_tls().await?,
+                ("unfinished", _) => match self.start_tls().await {
+                    Ok(()) => return Err("the client went through with the TLS handshake".to_owned()),
+                    Err(_) => self.stream = Stream::Closed,
+                },
                 ("garble", _) => {
                     self.fill().await?;
                     self.heard.clear();

@@ -16,7 +16,7 @@ use super::step::{Stage, Tls, Trouble};
 use super::{SmtpTransport, mx, tls};
 use crate::config::OutboundTls;
 use crate::delivery::{Body, Job, Outcome};
-use crate::message::Domain;
+use crate::message::{Domain, ReversePath};
 use crate::queue::record::Failure;
 use crate::store::StoreError;
 
@@ -29,23 +29,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// (RFC 5321 4.5.3.1.8 makes every server take 100).
 const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
 
+mod through;
+
+pub use through::run_through;
+
 pub async fn run(transport: &SmtpTransport, job: &Job) -> Vec<(u32, Outcome)> {
-    let traits = match Traits::of(job).await {
-        Ok(traits) => traits,
-        Err(error) => {
-            let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
-            let defer = Outcome::Defer { why, not_before_secs: None };
-            return job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect();
-        }
-    };
-    let mut attempt = Attempt {
-        transport,
-        job,
-        outcomes: job.recipients.iter().map(|_| None).collect(),
-        traits,
-        deadline: Instant::now() + ATTEMPT_MAX,
-        worst: None,
-        tries: 0,
+    let mut attempt = match Attempt::new(transport, job).await {
+        Ok(attempt) => attempt,
+        Err(outcomes) => return outcomes,
     };
     if let Some((_, first)) = job.recipients.first() {
         attempt.at_domain(first.address.domain()).await;
@@ -56,6 +47,7 @@ pub async fn run(transport: &SmtpTransport, job: &Job) -> Vec<(u32, Outcome)> {
 struct Attempt<'a> {
     transport: &'a SmtpTransport,
     job: &'a Job,
+    mail_from: &'a ReversePath,
     /// One per recipient of the job, in their order.
     outcomes: Vec<Option<Outcome>>,
     traits: Traits,
@@ -66,7 +58,26 @@ struct Attempt<'a> {
     tries: usize,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    /// Gives the outcomes at once if the message cannot be read.
+    async fn new(transport: &'a SmtpTransport, job: &'a Job) -> Result<Attempt<'a>, Vec<(u32, Outcome)>> {
+        let traits = Traits::of(job).await.map_err(|error| {
+            let why = Failure::local("4.3.0", "", format!("the stored message cannot be read: {error}"));
+            let defer = Outcome::Defer { why, not_before_secs: None };
+            job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect::<Vec<_>>()
+        })?;
+        Ok(Attempt {
+            transport,
+            job,
+            mail_from: &job.message.mail_from,
+            outcomes: job.recipients.iter().map(|_| None).collect(),
+            traits,
+            deadline: Instant::now() + ATTEMPT_MAX,
+            worst: None,
+            tries: 0,
+        })
+    }
+
     async fn at_domain(&mut self, domain: &Domain) {
         let hosts = match timeout_at(self.deadline, self.transport.hosts(domain)).await {
             Ok(Ok(hosts)) => hosts,
@@ -92,7 +103,12 @@ impl Attempt<'_> {
     }
 
     async fn at_host(&mut self, host: &Domain, forbidden: &mut Option<(Domain, IpAddr, Refused)>) {
-        let found = match timeout_at(self.deadline, self.transport.addresses(host)).await {
+        let found = match timeout_at(
+            self.deadline,
+            self.transport.addresses(host, self.transport.settings.allow_private_addresses),
+        )
+        .await
+        {
             Ok(found) => found,
             Err(_) => Err(format!("the addresses of {host} could not be looked up in time")),
         };
@@ -120,7 +136,7 @@ impl Attempt<'_> {
             OutboundTls::Required => Tls::Required,
         };
         let address = SocketAddr::new(ip, self.transport.settings.mx_port);
-        let mut way = Way { host: host.clone(), address, tls: first };
+        let mut way = Way { host: host.clone(), address, tls: first, agreed: None };
         let Err(trouble) = self.by_way(&way).await else { return };
         let in_clear = trouble.clear_may_help;
         self.note(trouble);
@@ -167,7 +183,7 @@ impl Attempt<'_> {
 
     async fn connect(&self, way: &Way) -> Result<Connection, Trouble> {
         let transport = self.transport;
-        let Way { host, address, tls: mode } = way;
+        let Way { host, address, tls: mode, agreed } = way;
         let peer = peer_text(host, *address);
         let connecting = async {
             let stream = TcpStream::connect(*address).await?;
@@ -182,16 +198,25 @@ impl Attempt<'_> {
             let reason = format!("could not connect to {peer}: {error}");
             Trouble::new(Stage::Connect, Failure::local("4.4.1", &peer, reason))
         })?;
-        let client = Client::new(peer, transport.settings.helo_name.clone(), *mode, transport.timeouts);
+        let mut client = Client::new(peer.clone(), transport.settings.helo_name.clone(), *mode, transport.timeouts);
+        let mut connector = &transport.connector.0;
+        if let Some(agreed) = agreed {
+            client = client.with_account(through::account(agreed, host, *address, &peer)?);
+            if agreed.verify_certificate && *mode != Tls::Never {
+                connector = transport.verifying().await.map_err(|why| {
+                    Trouble::new(Stage::Tls, Failure::local("4.7.5", &peer, format!("no TLS with {peer}: {why}")))
+                })?;
+            }
+        }
         let name = tls::server_name(host, address.ip());
-        Connection::open(Box::new(stream), client, &transport.connector.0, name, self.deadline).await
+        Connection::open(Box::new(stream), client, connector, name, self.deadline).await
     }
 
     fn mail(&self, some: &[usize]) -> Mail {
         let recipients = some.iter().filter_map(|at| self.job.recipients.get(*at));
         let message = &self.job.message;
         Mail {
-            mail_from: message.mail_from.clone(),
+            mail_from: self.mail_from.clone(),
             size: self.job.body.len(),
             eight_bit: self.traits.eight_bit,
             smtputf8: self.traits.smtputf8,

@@ -3,17 +3,18 @@
 //! Promises: a recipient's fate is decided only by a reply to a command about it, in order; a message
 //! counts as delivered only after the reply to its final dot; a connection that is lost between the
 //! dot and that reply leaves the fate unsure and says so. What goes wrong with the host (greeting,
-//! EHLO, STARTTLS, 421 anywhere, nonsense) is [`Trouble`] of the host and never fails the mail.
+//! EHLO, STARTTLS, AUTH, 421 anywhere, nonsense) is [`Trouble`] of the host and never fails the mail.
 //!
 //! ```text
-//!  Greeting → Ehlo → [StartTls → Handshake → Ehlo] → Idle → Envelope → Content → Dot → Idle …
+//!  Greeting → Ehlo → [StartTls → Handshake → Ehlo] → [Login] → Idle → Envelope → Content → Dot → Idle …
 //!                └→ Helo (RFC 5321 3.2)                         └→ EmptyDot (RFC 2920 3.1) ┘
 //! ```
 //!
-//! Leaves out: CHUNKING, AUTH (smart hosts), LMTP.
+//! Under implicit TLS the handshake comes first of all. Leaves out: CHUNKING, LMTP.
 
 use std::time::Duration;
 
+use super::auth::Exchange;
 use super::commands::{Mail, write_mail, write_rcpt};
 use super::extensions::{Extensions, SizeOffer};
 use super::replies::RawReply;
@@ -36,6 +37,7 @@ pub struct Client {
     /// Version and cipher, once under TLS.
     secured: Option<String>,
     offers: Extensions,
+    account: Option<Account>,
     state: State,
 }
 
@@ -46,6 +48,7 @@ enum State {
     Helo,
     StartTls,
     Handshake,
+    Login(Exchange),
     /// `reset`: the last transaction was not ended by a dot, so RSET comes before the next.
     Idle {
         reset: bool,
@@ -61,12 +64,26 @@ enum State {
 impl Client {
     pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
         let offers = Extensions::default();
-        Client { peer, helo, tls, timeouts, secured: None, offers, state: State::Greeting }
+        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, state: State::Greeting }
     }
 
-    /// The first step: wait for the greeting.
-    pub fn start(&self) -> Step {
-        Step::Talk { send: Vec::new(), timeout: self.timeouts.greeting }
+    /// For a server that somebody has named, with what was agreed with it.
+    pub fn with_account(self, account: Account) -> Client {
+        Client { account: Some(account), ..self }
+    }
+
+    /// The first step: wait for the greeting, under TLS if that comes before anything else.
+    pub fn start(&mut self) -> Step {
+        if self.tls == Tls::Implicit {
+            self.state = State::Handshake;
+            return Step::StartTls;
+        }
+        self.await_greeting()
+    }
+
+    fn await_greeting(&mut self) -> Step {
+        self.state = State::Greeting;
+        Step::Talk { send: Vec::new(), timeout: self.timeouts.greeting, secret: false }
     }
 
     /// A reply has come.
@@ -76,6 +93,7 @@ impl Client {
             State::Ehlo => self.on_ehlo(raw),
             State::Helo => self.on_helo(raw),
             State::StartTls => self.on_starttls(raw),
+            State::Login(exchange) => self.on_login(exchange, &raw),
             State::Envelope(transaction) => self.on_envelope(transaction, raw.parsed()),
             State::Dot(transaction) => self.on_dot(transaction, raw.parsed()),
             State::EmptyDot(transaction) => self.finish(transaction, false),
@@ -100,7 +118,7 @@ impl Client {
     }
 
     fn talk(&self, command: String) -> Step {
-        Step::Talk { send: command.into_bytes(), timeout: self.timeouts.command }
+        Step::Talk { send: command.into_bytes(), timeout: self.timeouts.command, secret: false }
     }
 
     fn on_ehlo(&mut self, raw: RawReply) -> Step {
@@ -130,16 +148,17 @@ impl Client {
     }
 
     fn after_hello(&mut self) -> Step {
-        if self.secured.is_none() && self.tls != Tls::Never && self.offers.starttls {
+        let wants_starttls = matches!(self.tls, Tls::IfOffered | Tls::Required);
+        if self.secured.is_none() && wants_starttls && self.offers.starttls {
             self.state = State::StartTls;
             return self.talk("STARTTLS\r\n".to_owned());
         }
         if self.secured.is_none() && self.tls == Tls::Required {
-            let reason = format!("{} does not offer TLS, which delivery.tls.policy = \"required\" demands", self.peer);
+            let setting = if self.account.is_some() { "tls" } else { "delivery.tls.policy" };
+            let reason = format!("{} does not offer TLS, which {setting} = \"required\" demands", self.peer);
             return self.over(Stage::Tls, self.local("4.7.10", reason));
         }
-        self.state = State::Idle { reset: false };
-        Step::Ready
+        self.log_in()
     }
 
     fn on_starttls(&mut self, raw: RawReply) -> Step {
@@ -159,7 +178,7 @@ impl Client {
     pub fn secured(&mut self, description: String) -> Step {
         self.secured = Some(description);
         self.offers = Extensions::default();
-        self.hello()
+        if self.tls == Tls::Implicit { self.await_greeting() } else { self.hello() }
     }
 
     pub fn handshake_failed(&mut self, why: &str) -> Trouble {
@@ -170,7 +189,7 @@ impl Client {
     fn tls_trouble(&mut self, failure: Failure, tls_at_fault: bool) -> Trouble {
         self.state = State::Closed;
         let clear_may_help = tls_at_fault && self.tls == Tls::IfOffered;
-        Trouble { stage: Stage::Tls, failure, clear_may_help }
+        Trouble { clear_may_help, ..Trouble::new(Stage::Tls, failure) }
     }
 
     /// Offers a message to the server. Only when [`Step::Ready`] or [`Step::Done`] has been given.
@@ -231,7 +250,7 @@ impl Client {
             Some(Command::Data) => self.timeouts.data,
         };
         self.state = State::Envelope(transaction);
-        Step::Talk { send, timeout }
+        Step::Talk { send, timeout, secret: false }
     }
 
     fn write_command(&self, mail: &Mail, command: Command, out: &mut Vec<u8>) {
@@ -256,6 +275,9 @@ impl Client {
         if reply.code == 421 || !makes_sense {
             let failure = self.host_failure(&format!("answered {} with", command.name()), &reply);
             return Step::Over(self.abandon(transaction, failure));
+        }
+        if self.is_about_login(&reply) {
+            return Step::Over(self.login_wanted(transaction, command.name(), &reply));
         }
         match command {
             Command::Reset if !reply.is_positive() => {
@@ -309,7 +331,7 @@ impl Client {
             return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
         }
         self.state = State::EmptyDot(transaction);
-        Step::Talk { send: b".\r\n".to_vec(), timeout: self.timeouts.dot }
+        Step::Talk { send: b".\r\n".to_vec(), timeout: self.timeouts.dot, secret: false }
     }
 
     /// The last block of content, with the final dot in it: from here on the message may have arrived.
@@ -317,7 +339,7 @@ impl Client {
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Content(transaction) => {
                 self.state = State::Dot(transaction);
-                Step::Talk { send: last_block, timeout: self.timeouts.dot }
+                Step::Talk { send: last_block, timeout: self.timeouts.dot, secret: false }
             }
             _ => Step::Over(self.lost(Loss::Desync)),
         }
@@ -336,6 +358,7 @@ impl Client {
                 transaction.decide_accepted(|| Outcome::Delivered(delivered.clone()));
                 self.finish(transaction, false)
             }
+            _ if self.is_about_login(&reply) => Step::Over(self.login_wanted(transaction, "the message", &reply)),
             _ => {
                 transaction.decide_accepted(|| self.refusal(&reply));
                 self.finish(transaction, false)
@@ -368,6 +391,8 @@ impl Client {
             State::Greeting => (Stage::Greeting, "instead of greeting"),
             State::Ehlo | State::Helo if self.secured.is_some() => (Stage::Tls, "right after the TLS handshake"),
             State::Ehlo | State::Helo => (Stage::Hello, "instead of answering EHLO"),
+            State::Handshake if self.tls == Tls::Implicit => (Stage::Tls, "instead of a TLS handshake"),
+            State::Login(_) => (Stage::Login, "in the middle of the login"),
             State::StartTls | State::Handshake => (Stage::Tls, "instead of answering STARTTLS"),
             State::Envelope(_) => (Stage::Transaction, "before the envelope was through"),
             State::Content(_) => (Stage::Transaction, "before the message was through"),
@@ -494,5 +519,12 @@ impl Client {
     }
 }
 
+mod login;
+
+pub use login::Account;
+
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod login_tests;

@@ -157,6 +157,7 @@ mod tests {
             smtputf8: true,
             dsn: true,
             size: Some(SizeOffer::Unlimited),
+            auth: vec![],
         }
     }
 

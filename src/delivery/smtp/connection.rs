@@ -59,7 +59,7 @@ pub struct Sent {
 }
 
 impl Connection {
-    /// Says hello, under TLS if `client` wants it and the server offers it.
+    /// Says hello, under TLS if `client` wants it and the server offers it, and logs in if it has a login.
     pub async fn open(
         stream: Box<dyn Io>,
         client: Client,
@@ -135,7 +135,7 @@ impl Connection {
     async fn run(&mut self, mut step: Step, body: Option<&Body>, deadline: Instant) -> Step {
         loop {
             step = match (step, body) {
-                (Step::Talk { send, timeout }, _) => match self.talk(&send, limit(timeout, deadline)).await {
+                (Step::Talk { send, timeout, .. }, _) => match self.talk(&send, limit(timeout, deadline)).await {
                     Ok(reply) => self.client.reply(reply),
                     Err(loss) => Step::Over(self.client.lost(loss)),
                 },

@@ -1,5 +1,7 @@
 //! What a server's EHLO reply offers (RFC 5321 4.1.1.1), as far as we can use it.
 
+use super::auth::Mechanism;
+
 /// Offers of one connection; nothing is offered after HELO.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
@@ -15,6 +17,8 @@ pub struct Extensions {
     pub dsn: bool,
     /// RFC 1870.
     pub size: Option<SizeOffer>,
+    /// RFC 4954: what we know of it.
+    pub auth: Vec<Mechanism>,
 }
 
 /// SIZE, with or without a limit in octets. `SIZE 0` and a number that no mail can reach say "no limit".
@@ -38,10 +42,24 @@ impl Extensions {
                 "SMTPUTF8" => offers.smtputf8 = true,
                 "DSN" => offers.dsn = true,
                 "SIZE" => offers.size = Some(size_offer(words.next())),
-                _ => {}
+                "AUTH" => offers.add_mechanisms(words),
+                // A form from before RFC 2554 that some servers still write besides the other.
+                _ => {
+                    if let Some(first) = keyword.strip_prefix("AUTH=") {
+                        offers.add_mechanisms([first].into_iter().chain(words));
+                    }
+                }
             }
         }
         offers
+    }
+
+    fn add_mechanisms<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        for mechanism in names.into_iter().filter_map(Mechanism::named) {
+            if !self.auth.contains(&mechanism) {
+                self.auth.push(mechanism);
+            }
+        }
     }
 }
 
@@ -64,9 +82,18 @@ mod tests {
             pipelining: true,
             eight_bit_mime: true,
             size: Some(SizeOffer::Max(1000)),
+            auth: vec![Mechanism::Plain],
             ..Extensions::default()
         };
         assert_eq!(offers, expected);
+    }
+
+    #[test]
+    fn mechanisms_in_either_form_and_once() {
+        let offers =
+            Extensions::parse(["mx", "AUTH=LOGIN plain", "AUTH GSSAPI PLAIN LOGIN SCRAM-SHA-256-PLUS XOAUTH2"]);
+        assert_eq!(offers.auth, [Mechanism::Login, Mechanism::Plain, Mechanism::Xoauth2]);
+        assert_eq!(Extensions::parse(["mx", "AUTH", "AUTH=", "AUTHENTICATE PLAIN"]).auth, []);
     }
 
     #[test]

@@ -1,21 +1,25 @@
 //! Mail to other servers by SMTP: one job, tried at the hosts of its domain in order.
 //!
 //! `mx` and `addresses` say where to go, `client` (with `replies`, `extensions`, `commands`,
-//! `transaction`, `step`) speaks, `connection` and `tls` do the I/O, `attempt` goes from host to host,
-//! `pool` keeps connections for the next message.
+//! `transaction`, `step`) speaks, `auth` (with `md5`) knows what to say at a login, `connection` and `tls`
+//! do the I/O, `attempt` goes from host to host, `pool` keeps connections for the next message. `host` is
+//! about hosts that somebody has named.
 //!
 //! Promises: one outcome per recipient, whatever the far end does; every wait is bounded, and so is
 //! the whole; trouble with a host never fails the mail; a message whose fate is unsure is not offered
 //! to another host in the same attempt.
 //!
-//! Leaves out: MTA-STS and DANE, smart hosts, LMTP.
+//! Leaves out: MTA-STS and DANE, which smart host a message goes by, LMTP.
 
 mod addresses;
 mod attempt;
+mod auth;
 mod client;
 mod commands;
 mod connection;
 mod extensions;
+mod host;
+mod md5;
 mod mx;
 mod pool;
 mod replies;
@@ -26,7 +30,9 @@ mod transaction;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::RootCertStore;
 
 use super::{Job, Outcome};
 use crate::config::{self, Config};
@@ -34,6 +40,8 @@ use crate::dns::{DnsError, Resolver};
 use crate::message::Domain;
 
 pub use addresses::{Refused, refused};
+pub use auth::{Login, LoginFault, Secret};
+pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
 pub use mx::Dice;
 pub use step::Timeouts;
 
@@ -51,6 +59,8 @@ pub struct SmtpTransport {
     settings: config::Delivery,
     timeouts: Timeouts,
     connector: Connector,
+    /// Checks certificates; made when the first host wants that.
+    verifying: OnceCell<Connector>,
     dice: Mutex<Dice>,
     pool: pool::Pool,
 }
@@ -66,6 +76,7 @@ impl SmtpTransport {
             settings: config.delivery.clone(),
             timeouts: Timeouts::RFC5321,
             connector: Connector(tls::opportunistic()?),
+            verifying: OnceCell::new(),
             dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
             pool: pool::Pool::default(),
         })
@@ -81,9 +92,21 @@ impl SmtpTransport {
         SmtpTransport { timeouts, ..self }
     }
 
+    /// Other certificate authorities than the system's.
+    pub fn with_roots(self, roots: RootCertStore) -> Result<SmtpTransport, SetupError> {
+        let verifying = OnceCell::new_with(Some(Connector(tls::verified(roots)?)));
+        Ok(SmtpTransport { verifying, ..self })
+    }
+
     /// Tries the job once. All its recipients are at one domain. One outcome per recipient.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
         attempt::run(self, job).await
+    }
+
+    /// Tries the job once at named hosts, one after the other until every recipient's fate is known. What
+    /// goes wrong with a host, our login there included, never fails the mail.
+    pub async fn deliver_through(&self, job: &Job, targets: &[HostTarget]) -> Attempted {
+        attempt::run_through(self, job, targets).await
     }
 
     /// Says goodbye to connections that wait for another message, and keeps none from now on.
@@ -97,13 +120,22 @@ impl SmtpTransport {
         self.with_dice(|dice| mx::hosts(domain, answer, &own, dice))
     }
 
-    async fn addresses(&self, host: &Domain) -> Result<mx::Addresses, String> {
+    async fn addresses(&self, host: &Domain, allow_private: bool) -> Result<mx::Addresses, String> {
         let found: Vec<IpAddr> = match self.resolver.addresses(host).await {
             Ok(found) => found,
             Err(DnsError::NoSuchDomain | DnsError::Unusable(_)) => Vec::new(),
             Err(DnsError::Temporary(reason) | DnsError::Setup(reason)) => return Err(reason),
         };
-        Ok(self.with_dice(|dice| mx::addresses(found, self.settings.allow_private_addresses, dice)))
+        Ok(self.with_dice(|dice| mx::addresses(found, allow_private, dice)))
+    }
+
+    /// The connector for hosts whose certificate is checked.
+    async fn verifying(&self) -> Result<&TlsConnector, String> {
+        let made = self.verifying.get_or_try_init(|| async {
+            let roots = tokio::task::spawn_blocking(tls::system_roots).await.map_err(|error| error.to_string())??;
+            tls::verified(roots).map(Connector).map_err(|error| error.to_string())
+        });
+        made.await.map(|Connector(connector)| connector)
     }
 
     fn with_dice<T>(&self, roll: impl FnOnce(&mut Dice) -> T) -> T {

@@ -1,7 +1,7 @@
 //! Connections that wait a moment for the next message to the same server.
 //!
-//! Promises: a connection is given only to what it would have been opened for ([`Way`]: host, address
-//! and TLS demand are the same); it waits no longer than [`IDLE_MAX`], takes no more than
+//! Promises: a connection is given only to what it would have been opened for ([`Way`]: host, address,
+//! TLS demand and login are the same); it waits no longer than [`IDLE_MAX`], takes no more than
 //! [`MESSAGES_MAX`] messages and then gets a QUIT; how many wait is bounded. Goodbyes are said in the
 //! background, so no message waits for one.
 //!
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Connection;
+use super::host::Agreed;
 use super::step::Tls;
 use crate::message::Domain;
 
@@ -36,6 +37,8 @@ pub struct Way {
     pub host: Domain,
     pub address: SocketAddr,
     pub tls: Tls,
+    /// None for a mail exchanger. Whole logins are compared, so that nobody's mail goes by another's.
+    pub agreed: Option<Agreed>,
 }
 
 /// The waiting connections. A clone is the same pool.
@@ -169,13 +172,22 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 
+    use super::super::auth::{Login, Secret};
     use super::super::client::Client;
     use super::super::step::Timeouts;
     use super::super::tls;
     use super::*;
+    use crate::config;
 
     fn way(tls: Tls) -> Way {
-        Way { host: Domain::parse("mx.far.test").unwrap(), address: "192.0.2.1:25".parse().unwrap(), tls }
+        Way { host: Domain::parse("mx.far.test").unwrap(), address: "192.0.2.1:25".parse().unwrap(), tls, agreed: None }
+    }
+
+    fn way_of(username: &str, password: &str) -> Way {
+        let secret = Secret::Password(config::Secret(password.into()));
+        let login = Some(Login { username: username.into(), secret });
+        let agreed = Some(Agreed { verify_certificate: true, login, may_show_secret: false });
+        Way { agreed, ..way(Tls::Required) }
     }
 
     /// An open connection, and its far end.
@@ -227,6 +239,22 @@ mod tests {
         far.get_mut().write_all(b"421 enough\r\n").await.unwrap();
         assert!(pool.take(&way(Tls::Never)).await.is_none());
         assert_eq!(far.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn never_for_another_login() {
+        let pool = Pool::default();
+        let (connection, _far) = open().await;
+        pool.give(way_of("one", "x"), connection);
+        let unverified = {
+            let mut way = way_of("one", "x");
+            way.agreed.as_mut().unwrap().verify_certificate = false;
+            way
+        };
+        for other in [way_of("two", "x"), way_of("one", "y"), unverified, way(Tls::Required)] {
+            assert!(pool.take(&other).await.is_none(), "{other:?}");
+        }
+        assert!(pool.take(&way_of("one", "x")).await.is_some());
     }
 
     #[tokio::test]

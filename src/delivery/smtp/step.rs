@@ -1,7 +1,9 @@
 //! The words between the dialogue and what does its I/O: steps, time-outs, and how it can go wrong.
 
+use std::fmt;
 use std::time::Duration;
 
+use super::auth::LoginFault;
 use super::replies::{RawReply, ReplyError};
 use crate::delivery::Outcome;
 use crate::queue::record::Failure;
@@ -42,6 +44,8 @@ pub enum Tls {
     Never,
     IfOffered,
     Required,
+    /// Before anything is said.
+    Implicit,
 }
 
 /// How far the conversation with a host got; the further, the more it tells.
@@ -52,6 +56,7 @@ pub enum Stage {
     Greeting,
     Hello,
     Tls,
+    Login,
     Transaction,
 }
 
@@ -62,11 +67,17 @@ pub struct Trouble {
     pub failure: Failure,
     /// TLS was at fault and is not required: the same host may do in clear.
     pub clear_may_help: bool,
+    /// It is about our account there.
+    pub login: Option<LoginFault>,
 }
 
 impl Trouble {
+    pub fn login(fault: LoginFault, failure: Failure) -> Trouble {
+        Trouble { login: Some(fault), ..Trouble::new(Stage::Login, failure) }
+    }
+
     pub fn new(stage: Stage, failure: Failure) -> Trouble {
-        Trouble { stage, failure, clear_may_help: false }
+        Trouble { stage, failure, clear_may_help: false, login: None }
     }
 }
 
@@ -84,12 +95,14 @@ pub enum Loss {
 }
 
 /// What to do next.
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 pub enum Step {
     /// Write this (it may be empty), then wait for one reply and give it to [`super::client::Client::reply`].
     Talk {
         send: Vec<u8>,
         timeout: Duration,
+        /// It is part of a login, and never to be shown.
+        secret: bool,
     },
     /// Make a TLS handshake and call [`super::client::Client::secured`] or [`super::client::Client::handshake_failed`].
     StartTls,
@@ -100,6 +113,22 @@ pub enum Step {
     /// The fate of each recipient of this message; ready for the next one.
     Done(Vec<(u32, Outcome)>),
     Over(Over),
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Talk { secret: true, .. } => f.write_str("Talk(secret)"),
+            Step::Talk { send, timeout, secret: false } => {
+                write!(f, "Talk({:?}, {timeout:?})", send.escape_ascii().to_string())
+            }
+            Step::StartTls => f.write_str("StartTls"),
+            Step::Content => f.write_str("Content"),
+            Step::Ready => f.write_str("Ready"),
+            Step::Done(outcomes) => f.debug_tuple("Done").field(outcomes).finish(),
+            Step::Over(over) => f.debug_tuple("Over").field(over).finish(),
+        }
+    }
 }
 
 /// The connection is of no further use. Recipients that are not `decided` may try the next host.

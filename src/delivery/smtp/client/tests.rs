@@ -12,7 +12,7 @@ fn client(tls: Tls) -> Client {
     Client::new("mx.test [192.0.2.1]:25".into(), Domain::parse("own.test").unwrap(), tls, Timeouts::RFC5321)
 }
 
-fn mail(recipients: u32) -> Mail {
+pub(super) fn mail(recipients: u32) -> Mail {
     let recipient = |number| MailRecipient {
         number,
         address: Address::parse(&format!("r{number}@far.test")).unwrap(),
@@ -29,7 +29,7 @@ fn mail(recipients: u32) -> Mail {
     }
 }
 
-fn reply(code: u16, lines: &[&str]) -> RawReply {
+pub(super) fn reply(code: u16, lines: &[&str]) -> RawReply {
     RawReply { code, lines: lines.iter().map(|line| (*line).to_owned()).collect() }
 }
 
@@ -42,14 +42,14 @@ fn ready(extensions: &[&str]) -> Client {
     client
 }
 
-fn sent(step: &Step) -> String {
+pub(super) fn sent(step: &Step) -> String {
     match step {
         Step::Talk { send, .. } => String::from_utf8(send.clone()).unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
-fn done(step: Step) -> Vec<(u32, Outcome)> {
+pub(super) fn done(step: Step) -> Vec<(u32, Outcome)> {
     match step {
         Step::Done(outcomes) => outcomes,
         other => panic!("{other:?}"),

@@ -1,0 +1,220 @@
+//! Which way out: a smart host chosen by the From of a message, or straight to the recipient's MX,
+//! and who the message may then say it is from.
+//!
+//! A tier is a reason to choose hosts; the first with a host wins, and failover stays inside it,
+//! because a lower one would change the From. A From that cannot be read matches no filter; the
+//! envelope sender stands in for it. Left out: changing the header (`intake::rewrite`).
+
+use crate::config::{Config, FromEntry, SmartHost, WayOut};
+use crate::message::{Address, ReversePath};
+use crate::queue::record::Message;
+
+/// Why hosts were chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    Pinned,
+    FromAddress,
+    FromDomain,
+    Unfiltered,
+    DefaultAddress,
+    DefaultDomain,
+    /// No filter fits: any host. Worth a warning.
+    Any,
+}
+
+/// A host, and the envelope sender that it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate<'c> {
+    pub host: &'c SmartHost,
+    pub envelope: ReversePath,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way<'c> {
+    Direct,
+    /// Nothing leaves.
+    Capture,
+    /// Nothing leaves: it is written as `delivery.file_path` says.
+    File,
+    /// Tried in this order; never empty.
+    Hosts {
+        tier: Tier,
+        hosts: Vec<Candidate<'c>>,
+    },
+    /// The pinned host, or every host, is gone or not active: the mail waits.
+    Nowhere,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice<'c> {
+    pub way: Way<'c>,
+    /// The address that takes the place of From.
+    pub rewrite: Option<&'c Address>,
+}
+
+/// For a message that is queued: what its From and its envelope lead to now.
+pub fn choose_for<'c>(config: &'c Config, message: &Message) -> Choice<'c> {
+    choose(config, message.header_from.as_ref(), &message.mail_from, config.pinned(&message.stream))
+}
+
+/// `header_from`: the one mailbox of the From field, if it can be read. `pinned`: the host of the
+/// message's stream.
+pub fn choose<'c>(
+    config: &'c Config,
+    header_from: Option<&Address>,
+    envelope: &ReversePath,
+    pinned: Option<&str>,
+) -> Choice<'c> {
+    match config.delivery.default {
+        WayOut::Capture => return Choice { way: Way::Capture, rewrite: None },
+        WayOut::File => return Choice { way: Way::File, rewrite: None },
+        WayOut::Direct | WayOut::SmartHosts => {}
+    }
+    let from = header_from.or(envelope.address());
+    let default = config.sender.default_from.as_ref();
+    let Some((tier, hosts)) = tier(config, from, default, pinned) else {
+        let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
+        let way = if direct { Way::Direct } else { Way::Nowhere };
+        let passes = !direct || config.sender.passes(header_from);
+        return Choice { way, rewrite: default.filter(|default| !passes && !same(from, default)) };
+    };
+    let keeps = match tier {
+        Tier::FromAddress | Tier::FromDomain => true,
+        Tier::Unfiltered => config.sender.passes(header_from),
+        Tier::Pinned => hosts.iter().all(|host| match host.from_filter.is_empty() {
+            true => config.sender.passes(header_from),
+            false => header_from.is_some_and(|from| host.accepts(from)),
+        }),
+        Tier::DefaultAddress | Tier::DefaultDomain | Tier::Any => false,
+    };
+    let shown = if keeps { None } else { default };
+    let last = shown.or(from);
+    let candidate = |host| Candidate { host, envelope: envelope_for(host, envelope, last) };
+    let way = Way::Hosts { tier, hosts: hosts.into_iter().map(candidate).collect() };
+    Choice { way, rewrite: shown.filter(|default| !same(header_from, default)) }
+}
+
+fn same(from: Option<&Address>, other: &Address) -> bool {
+    from.is_some_and(|from| from.lookup_key() == other.lookup_key())
+}
+
+/// The first tier that has an active host, with its hosts in order of priority.
+fn tier<'c>(
+    config: &'c Config,
+    from: Option<&Address>,
+    default: Option<&Address>,
+    pinned: Option<&str>,
+) -> Option<(Tier, Vec<&'c SmartHost>)> {
+    let find = |tier: Tier, fits: &dyn Fn(&SmartHost) -> bool| {
+        let active = config.smart_hosts.iter().filter(|host| host.active);
+        let hosts: Vec<&SmartHost> = active.filter(|host| fits(host)).collect();
+        (!hosts.is_empty()).then_some((tier, hosts))
+    };
+    if let Some(name) = pinned {
+        return find(Tier::Pinned, &|host| host.name == name);
+    }
+    let by_from = find(Tier::FromAddress, &|host| names(host, from, true))
+        .or_else(|| find(Tier::FromDomain, &|host| names(host, from, false)));
+    // What no filter takes goes the default way.
+    if by_from.is_some() || config.delivery.default == WayOut::Direct {
+        return by_from;
+    }
+    find(Tier::Unfiltered, &|host| host.from_filter.is_empty())
+        .or_else(|| find(Tier::DefaultAddress, &|host| names(host, default, true)))
+        .or_else(|| find(Tier::DefaultDomain, &|host| names(host, default, false)))
+        .or_else(|| find(Tier::Any, &|_| true))
+}
+
+/// Does an entry for whole addresses (`whole`), or one for domains, fit?
+fn names(host: &SmartHost, address: Option<&Address>, whole: bool) -> bool {
+    let of_kind = |entry: &&FromEntry| matches!(entry, FromEntry::Address(_)) == whole;
+    address.is_some_and(|address| host.from_filter.iter().filter(of_kind).any(|entry| entry.matches(address)))
+}
+
+/// Providers refuse foreign envelope senders, so one that the host's filter does not name gives way to
+/// the final From. The null sender stays (RFC 5321 4.5.5).
+fn envelope_for(host: &SmartHost, wanted: &ReversePath, last: Option<&Address>) -> ReversePath {
+    match (wanted, last) {
+        (ReversePath::Address(address), Some(last)) if !host.accepts(address) => ReversePath::Address(last.clone()),
+        _ => wanted.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config;
+
+    fn config(removed: &str, default: &str) -> Config {
+        let mut text = format!(
+            "hostname = \"mail.my.com\"\ndata_dir = \"/nonexistent\"\n[delivery]\ndefault = \"{default}\"\n\
+             [sender]\ndefault_from = \"notifications@my.com\"\n"
+        );
+        for (name, filter, priority) in [
+            ("A", "alice@ex.com", 20),
+            ("B", "ex.com", 10),
+            ("C", "", 5),
+            ("D", "notifications@my.com", 30),
+            ("E", "my.com", 40),
+        ] {
+            let filter = if filter.is_empty() { String::new() } else { format!("from_filter = [\"{filter}\"]\n") };
+            let active = !removed.contains(name);
+            text += &format!(
+                "[smart_hosts.{name}]\nhost = \"h.example\"\npriority = {priority}\nactive = {active}\n{filter}"
+            );
+        }
+        config::parse("test.toml", &text).unwrap()
+    }
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    /// From, hosts not active, envelope → host, tier, rewritten?, envelope.
+    #[test]
+    fn the_documented_order_row_by_row() {
+        use Tier::*;
+        let (bounce, default) = ("bounce@my.com", "notifications@my.com");
+        for (row, from, removed, envelope, host, tier, rewritten, result) in [
+            ("whole address", "alice@ex.com", "", bounce, "A", FromAddress, false, "alice@ex.com"),
+            ("domain", "BOB@EX.com", "", bounce, "B", FromDomain, false, "BOB@ex.com"),
+            ("no filter", "x@other.org", "", bounce, "C", Unfiltered, false, bounce),
+            ("default address", "x@other.org", "C", bounce, "D", DefaultAddress, true, default),
+            ("default domain", "x@other.org", "CD", bounce, "E", DefaultDomain, true, bounce),
+            ("first of all", "x@other.org", "CDE", bounce, "B", Any, true, default),
+            ("garbage", "", "", "", "C", Unfiltered, false, ""),
+            ("garbage, envelope known", "", "", "bob@ex.com", "B", FromDomain, false, "bob@ex.com"),
+            ("sub-domain", "x@sub.ex.com", "", bounce, "C", Unfiltered, false, bounce),
+            ("host not active", "alice@ex.com", "A", bounce, "B", FromDomain, false, "alice@ex.com"),
+            ("null sender", "x@other.org", "C", "", "D", DefaultAddress, true, ""),
+        ] {
+            let config = config(removed, "smart_hosts");
+            let from = (!from.is_empty()).then(|| address(from));
+            let envelope =
+                if envelope.is_empty() { ReversePath::Null } else { ReversePath::Address(address(envelope)) };
+            let choice = choose(&config, from.as_ref(), &envelope, None);
+            let Way::Hosts { tier: found, hosts } = choice.way else { unreachable!("{row}") };
+            assert_eq!((hosts[0].host.name.as_str(), found), (host, tier), "{row}");
+            assert_eq!(choice.rewrite.is_some(), rewritten, "{row}");
+            assert_eq!(hosts[0].envelope.to_string(), result, "{row}");
+        }
+    }
+
+    #[test]
+    fn pins_and_default_ways() {
+        let direct = config("", "direct");
+        let (bob, stranger) = (address("bob@ex.com"), address("x@other.org"));
+        let way = |config: &Config, from: &Address, pin| match choose(config, Some(from), &ReversePath::Null, pin) {
+            Choice { way: Way::Hosts { hosts, .. }, rewrite } => (hosts[0].host.name.clone(), rewrite.is_some()),
+            Choice { way, rewrite } => (format!("{way:?}"), rewrite.is_some()),
+        };
+        assert_eq!(way(&direct, &bob, None), ("B".to_owned(), false));
+        assert_eq!(way(&direct, &stranger, None), ("Direct".to_owned(), false));
+        assert_eq!(way(&direct, &stranger, Some("B")), ("B".to_owned(), true));
+        assert_eq!(way(&direct, &bob, Some("B")), ("B".to_owned(), false));
+        assert_eq!(way(&direct, &bob, Some("gone")), ("Nowhere".to_owned(), false));
+        assert_eq!(way(&config("", "capture"), &bob, Some("B")), ("Capture".to_owned(), false));
+        assert_eq!(way(&config("", "file"), &bob, None), ("File".to_owned(), false));
+    }
+}
