@@ -29,7 +29,7 @@ build: setup
 # Speed on loopback, beside Debian's Postfix where that can be had: about ten minutes. Figures and a
 # plot under $(CARGO_TARGET_DIR)/bench. The environment makes it shorter or longer: benches/relay.rs.
 bench: setup
-	@.ci/bench-setup.sh "$(CARGO_TARGET_DIR)/bench/postfix"
+	@.ci/postfix.sh "$(CARGO_TARGET_DIR)/bench/postfix"
 	cargo bench --locked --bench relay
 	cargo bench --locked --bench million
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole suite: a Python with the other implementations that ours is tested against, then
-# `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
+# The whole suite: a Python and a Postfix, the other implementations that ours is tested against,
+# then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -26,6 +26,12 @@ if cmp -s "$wanted" "$venv/requirements.txt"; then
 else
     skipped="WARNING: dkimpy could not be installed from PyPI; tests against it are SKIPPED."
     echo "$skipped" >&2
+fi
+
+# Where Postfix cannot be had, the script says so, and the tests with it are left out.
+.ci/postfix.sh "$CARGO_TARGET_DIR/bench/postfix"
+if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
+    export POSTRIDER_TEST_POSTFIX="$CARGO_TARGET_DIR/bench/postfix"
 fi
 
 status=0

@@ -3,7 +3,7 @@
 //!
 //! Under test is the real binary with its defaults (so synced before 250), in a process of its own;
 //! only its CPU and memory are counted. The load comes from smtp-source, and the same from ours with
-//! bodies that do not compress. Where Debian's Postfix can be had (`.ci/bench-setup.sh`) it is measured
+//! bodies that do not compress. Where Debian's Postfix can be had (`.ci/postfix.sh`) it is measured
 //! beside, in rounds that take turns, and so is smtp-sink, which keeps nothing: the floor.
 //!
 //! Accepted mail is to stay in the queue while ingest is measured. Postfix holds it (the cheapest thing

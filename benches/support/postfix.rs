@@ -1,10 +1,10 @@
-//! Debian's Postfix beside ours: unpacked by `.ci/bench-setup.sh`, its private instance on free
+//! Debian's Postfix beside ours: unpacked by `.ci/postfix.sh`, its private instance on free
 //! loopback ports with configuration and queue of its own, and its smtp-source and smtp-sink, which
 //! are the load and the sink for both servers.
 //!
-//! Set for speed where it has the choice: no maps, no name lookups, no chroot, no log (there is no
-//! syslog socket in its reach), no pause of its own (`in_flow_delay`), and processes enough for every
-//! session. It syncs each queue file before it answers, as it always does.
+//! Set for speed where it has the choice: no maps, no name lookups, no chroot, no log where it is
+//! measured (there is no syslog socket in its reach), no pause of its own (`in_flow_delay`), and
+//! processes enough for every session. It syncs each queue file before it answers, as it always does.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,6 +20,9 @@ const START_TIME: Duration = Duration::from_secs(20);
 const SOURCE_TIME: Duration = Duration::from_secs(300);
 /// Sessions that its SMTP server may have at once.
 const SESSIONS_MAX: u32 = 1100;
+const HOSTNAME: &str = "mail.home.test";
+/// The log's name in the instance's folder.
+const LOG: &str = "maillog";
 
 /// The unpacked packages.
 #[derive(Clone, Debug)]
@@ -30,7 +33,10 @@ pub struct Package {
 impl Package {
     /// None, and why, where it has not been unpacked.
     pub fn find() -> Result<Package, String> {
-        let root = super::folder().join("postfix");
+        Package::at(super::folder().join("postfix"))
+    }
+
+    pub fn at(root: PathBuf) -> Result<Package, String> {
         if root.join("unpacked").exists() {
             return Ok(Package { root });
         }
@@ -52,9 +58,13 @@ impl Package {
         format!("{0}/postfix:{0}/x86_64-linux-gnu:{0}/aarch64-linux-gnu", lib.display())
     }
 
+    fn sasl_plugins(&self) -> String {
+        format!("{0}/x86_64-linux-gnu/sasl2:{0}/aarch64-linux-gnu/sasl2", self.root.join("usr/lib").display())
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.root.join(program));
-        command.env("LD_LIBRARY_PATH", self.libraries());
+        command.env("LD_LIBRARY_PATH", self.libraries()).env("SASL_PATH", self.sasl_plugins());
         command
     }
 }
@@ -141,6 +151,8 @@ pub enum Then {
     Hold,
     /// To the sink at this port.
     Relay(u16),
+    /// The same, with a log of who connects; only for this user and password, if there is one.
+    Pass { to: u16, login: Option<(&'static str, &'static str)> },
 }
 
 /// A running instance.
@@ -148,7 +160,7 @@ pub struct Postfix {
     process: Process,
     pub address: SocketAddr,
     queue: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Postfix {
@@ -163,6 +175,9 @@ impl Postfix {
         fs::write(config.join("main.cf"), main_cf(package, folder.path(), &people, then)).unwrap();
         fs::write(config.join("master.cf"), master_cf(port)).unwrap();
         make_folders(folder.path(), &queue, &people);
+        if let Then::Pass { login: Some(login), .. } = then {
+            make_login(package, &config.join("sasl"), login);
+        }
         let mut command = package.command("usr/lib/postfix/sbin/master");
         command.arg("-s").arg("-c").arg(&config).env("MAIL_CONFIG", &config);
         let errors = folder.path().join("errors");
@@ -171,7 +186,7 @@ impl Postfix {
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         wait_until_open(address, &mut process);
-        Postfix { process, address, queue, _folder: folder }
+        Postfix { process, address, queue, folder }
     }
 
     /// Of the shell around its master, whose children all others are.
@@ -185,6 +200,11 @@ impl Postfix {
 
     pub fn memory_bytes(&self) -> u64 {
         process::memory_bytes(self.process.id())
+    }
+
+    /// What it has logged; empty where it logs nothing.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
     }
 
     /// How many messages are held.
@@ -261,10 +281,46 @@ fn make_folders(folder: &Path, queue: &Path, people: &People) {
     make(&queue.join("public"), 0o2710, people.uid, people.group_gid);
 }
 
+/// Cyrus SASL with a database of its own, in which one user stands. Debian's Postfix looks for its
+/// settings in `sasl` beside its own.
+fn make_login(package: &Package, folder: &Path, (user, password): (&str, &str)) {
+    fs::create_dir(folder).unwrap();
+    let database = folder.join("users");
+    let settings = format!(
+        "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nsasldb_path: {}\n\
+         mech_list: PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256\n",
+        database.display()
+    );
+    fs::write(folder.join("smtpd.conf"), settings).unwrap();
+    let mut command = package.command("usr/sbin/saslpasswd2");
+    command.arg("-p").arg("-c").args(["-u", HOSTNAME]).arg("-f").arg(&database).arg(user).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), password.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "saslpasswd2 failed");
+    fs::set_permissions(&database, fs::Permissions::from_mode(0o644)).unwrap();
+}
+
+fn login_cf() -> String {
+    format!(
+        "smtpd_sasl_auth_enable = yes
+smtpd_sasl_local_domain = {HOSTNAME}
+smtpd_relay_restrictions = permit_sasl_authenticated, reject
+"
+    )
+}
+
 fn main_cf(package: &Package, folder: &Path, people: &People, then: Then) -> String {
     let then = match then {
         Then::Hold => "smtpd_client_restrictions = check_client_access static:HOLD".to_owned(),
         Then::Relay(port) => format!("relayhost = [127.0.0.1]:{port}\nsmtpd_client_restrictions ="),
+        Then::Pass { to, login } => {
+            let login = if login.is_some() { login_cf() } else { String::new() };
+            format!(
+                "relayhost = [127.0.0.1]:{to}\nsmtpd_client_restrictions =\n\
+                 maillog_file = {0}/{LOG}\nmaillog_file_prefixes = {0}\n{login}",
+                folder.display()
+            )
+        }
     };
     format!(
         "compatibility_level = 3.6
@@ -274,12 +330,12 @@ daemon_directory = {root}/usr/lib/postfix/sbin
 command_directory = {root}/usr/sbin
 shlib_directory = {root}/usr/lib/postfix
 meta_directory = {folder}/config
-import_environment = MAIL_CONFIG LD_LIBRARY_PATH
-export_environment = LD_LIBRARY_PATH
+import_environment = MAIL_CONFIG LD_LIBRARY_PATH SASL_PATH
+export_environment = LD_LIBRARY_PATH SASL_PATH
 mail_owner = {owner}
 setgid_group = {group}
 default_privs = nobody
-myhostname = mail.home.test
+myhostname = {HOSTNAME}
 mydestination =
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
@@ -327,6 +383,7 @@ retry unix - - n - - error
 discard unix - - n - - discard
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
+postlog unix-dgram n - n - 1 postlogd
 "
     )
 }

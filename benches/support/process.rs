@@ -13,15 +13,16 @@ const TICKS_PER_SECOND: f64 = 100.0;
 const END_TIME: Duration = Duration::from_secs(20);
 
 /// Ends a program when its standard input ends, so also when the owner dies: for programs that change
-/// their user, which makes the kernel forget what `setpriv --pdeathsig` asked for.
+/// their user, which makes the kernel forget what `setpriv --pdeathsig` asked for. The watcher outlives
+/// a signal to the whole group.
 const WATCHED: &str = r#"exec 3<&0 4>&2 2>/dev/null
 "$@" 2>&4 3<&- 4>&- </dev/null &
 program=$!
-{ exec 4>&-; read -r _ <&3; kill "$program"; } &
+{ trap '' INT TERM; exec 4>&-; read -r _ <&3; kill "$program"; } &
 watcher=$!
 wait "$program"
 status=$?
-kill "$watcher"
+kill -s KILL "$watcher"
 exit "$status""#;
 
 /// A child that is ended when the value goes, or when this process dies.

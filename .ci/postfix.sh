@@ -1,15 +1,15 @@
 #!/bin/sh
-# Brings Debian's Postfix, with its smtp-source and smtp-sink, into a folder of its own, to measure
-# against. Nothing is installed and nothing is started: the packages are only unpacked. Says loudly
-# if it cannot be had; the benches then leave the comparison out.
-#   .ci/bench-setup.sh FOLDER
+# Brings Debian's Postfix, with its smtp-source and smtp-sink and with Cyrus SASL, into a folder of its
+# own, to measure against and to talk to. Nothing is installed and nothing is started: the packages are
+# only unpacked. Says loudly if it cannot be had; benches and tests then leave out what needs it.
+#   .ci/postfix.sh FOLDER
 set -eu
 folder=$1
 master=$folder/usr/lib/postfix/sbin/master
-[ -e "$folder/unpacked" ] && exit 0
+[ -e "$folder/unpacked" ] && [ -e "$folder/usr/sbin/saslpasswd2" ] && exit 0
 
 without() {
-    echo "WARNING: Postfix cannot be had ($1); the comparison with it is SKIPPED." >&2
+    echo "WARNING: Postfix cannot be had ($1); what needs it is SKIPPED." >&2
     exit 0
 }
 command -v apt-get >/dev/null 2>&1 && command -v dpkg-deb >/dev/null 2>&1 || without "this is not Debian"
@@ -22,7 +22,7 @@ fetch() {
     apt-get download -qq "$@" >/dev/null 2>&1 && return 0
     [ "$(id -u)" -eq 0 ] && apt-get update -qq >/dev/null 2>&1 && apt-get download -qq "$@" >/dev/null 2>&1
 }
-fetch postfix || without "apt-get cannot download it"
+fetch postfix libsasl2-modules libsasl2-modules-db sasl2-bin || without "apt-get cannot download it"
 # Its libraries, as far as the system lacks them.
 for package in libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3 libtirpc3; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || fetch "$package" || true
