@@ -52,6 +52,7 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   postrider check
   postrider check --config ./postrider.toml --json
+  postrider check --explain-retry                 when is a message that keeps failing tried again?
 
 Every problem is named with its line and what to do; then the exit status is 2.";
 
@@ -85,6 +86,9 @@ enum Command {
         /// JSON, one object a line
         #[arg(long)]
         json: bool,
+        /// Print when a message that keeps failing is tried, told of and given up
+        #[arg(long)]
+        explain_retry: bool,
     },
     /// The DNS records to publish for a domain
     #[command(after_help = DNS_EXAMPLES)]
@@ -132,7 +136,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
-        Command::Check { json } => return Ok(check::run(config, json)),
+        Command::Check { json, explain_retry } => return Ok(check::run(config, json, explain_retry)),
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),

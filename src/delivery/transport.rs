@@ -11,9 +11,10 @@ use crate::message::Address;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
 
+use super::archive::Archive;
 use super::file::Files;
 use super::maildir::Maildir;
-use super::smtp::{SetupError, SmtpTransport};
+use super::smtp::{SetupError, SmtpTransport, Timeouts};
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
 
@@ -22,6 +23,7 @@ use super::{Job, Outcome};
 enum TargetTransport {
     Webhook(Box<Webhook>),
     Maildir(Maildir),
+    Archive(Archive),
 }
 
 #[derive(Debug)]
@@ -47,8 +49,18 @@ impl Transports {
         for (name, target) in &config.targets {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
+        for archive in &config.archive {
+            if let Route::Target(name) = Route::archive(&archive.name) {
+                targets.insert(name, TargetTransport::Archive(Archive::new(archive)));
+            }
+        }
         let (smtp, files) = (SmtpTransport::new(config, resolver)?, Files::new(&config.delivery.file_path));
         Ok(Transports { config: config.clone(), smtp, files, targets })
+    }
+
+    /// Other time-outs of SMTP than those of RFC 5321.
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Transports {
+        Transports { smtp: self.smtp.with_timeouts(timeouts), ..self }
     }
 
     /// Tries a job; one outcome per recipient.
@@ -65,6 +77,11 @@ impl Transports {
             Some(Route::Target(name)) => match self.targets.get(name) {
                 Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
                 Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
+                Some(TargetTransport::Archive(archive)) => archive.deliver(job).await,
+                None if Route::Target(name.clone()).is_archive() => {
+                    let why = Failure::local("5.3.5", name, "this [[archive]] is not in the configuration any more");
+                    all(job, &Outcome::Fail(why))
+                }
                 None => {
                     let reason = format!(
                         "there is no target {name} in the configuration any more; add [targets.{name}] or cancel"
@@ -83,6 +100,11 @@ impl Transports {
             WayOut::Direct => self.smtp.deliver(job).await,
             WayOut::File => self.files.deliver(job).await,
             WayOut::Capture => all(job, &Outcome::Captured),
+            // Until choosing one is joined to this.
+            WayOut::SmartHosts => {
+                let why = Failure::local("4.3.5", "", "delivery.default = \"smart_hosts\" is not in place yet");
+                all(job, &Outcome::Defer { why, not_before_secs: None })
+            }
         }
     }
 

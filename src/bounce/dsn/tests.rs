@@ -46,6 +46,7 @@ fn recipient(to: &str) -> Recipient {
         attempts: 1,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 
