@@ -1,5 +1,5 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns` and `account` need none, `store` and `queue export|import` do with one and without,
+//! `check`, `dns`, `dkim` and `account` need none, `store` and `queue export|import` do with one and without,
 //! everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
@@ -22,6 +22,7 @@ mod account;
 pub mod check;
 mod client;
 mod demo;
+mod dkim;
 pub mod dns;
 mod progress;
 mod queue;
@@ -41,6 +42,7 @@ Examples:
   postrider check                                 is the configuration right?
   postrider serve                                 run the server
   postrider dns example.com                       the DNS records to publish
+  postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
   postrider store backup /var/backups/mail        while the server runs
@@ -99,6 +101,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// New DKIM keys, and successors for old ones
+    Dkim(dkim::Args),
     /// Submit a message to the running server
     Send(send::Args),
     /// See and change what is queued
@@ -138,6 +142,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
         Command::Check { json, explain_retry } => return Ok(check::run(config, json, explain_retry)),
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
+        Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),

@@ -39,6 +39,7 @@ use ipnet::IpNet;
 
 use crate::message::{Address, Domain};
 
+pub use domains::is_selector;
 pub use file_path::FilePath;
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};

@@ -65,10 +65,10 @@ pub(super) fn archive(root: &Section<'_>) -> Vec<Archive> {
     let elements = root.item("archive").and_then(|item| item.elements(ARCHIVE_FORM)).unwrap_or_default();
     let mut archives: Vec<Archive> = Vec::new();
     for section in elements.iter().filter_map(Item::section) {
-        let remedy = "Add where copies are kept, such as path = \"/var/spool/archive/{date}/{id}.eml\".";
-        let Some(item) = section.required("path", remedy) else { continue };
         let pers = [("message", ArchivePer::Message), ("recipient", ArchivePer::Recipient)];
         let per = section.choice("per", &pers, ArchivePer::Message);
+        let remedy = "Add where copies are kept, such as path = \"/var/spool/archive/{date}/{id}.eml\".";
+        let Some(item) = section.required("path", remedy) else { continue };
         let read = |text: &str| FilePath::parse_numbered(text).map(|path| (text.to_owned(), path));
         let Some((name, path)) = item.read("a path", read) else { continue };
         if archives.iter().any(|other| other.name == name) {

@@ -1,0 +1,141 @@
+//! `[[archive]]`: a copy of what was sent, under safe names, in nobody's way.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod support {
+    pub mod courier;
+    pub mod zone;
+}
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use postrider::delivery::smtp::Timeouts;
+use postrider::events::{Entry, Event};
+use postrider::message::{Address, Envelope, MessageId, ReversePath};
+use support::courier::Courier;
+use support::zone::Zone;
+
+/// Mail "leaves" into files, so that sending always works; the archives are `archives`, below `OUT`.
+async fn courier(base: &Path, archives: &str) -> Courier {
+    let out = base.display().to_string();
+    let text = format!("default = \"file\"\nfile_path = \"{out}/sent/{{id}}.eml\"\n{archives}").replace("OUT", &out);
+    Courier::start(&text, 25, Zone::new(), Timeouts::RFC5321).await
+}
+
+async fn submit(courier: &Courier, subject: &str, to: &[&str]) -> MessageId {
+    let to = to.iter().map(|to| Address::parse(to).unwrap());
+    let envelope = Envelope::new(ReversePath::Address(Address::parse("a@own.test").unwrap()), to);
+    courier.submit(envelope, &format!("From: a@own.test\r\nSubject: {subject}\r\n\r\nHello.\r\n")).await
+}
+
+fn archived(story: &[Entry]) -> Vec<PathBuf> {
+    let path = |entry: &Entry| match &entry.event {
+        Event::Archived { to, .. } => Some(PathBuf::from(to)),
+        _ => None,
+    };
+    story.iter().filter_map(path).collect()
+}
+
+async fn done(courier: &Courier, id: MessageId) -> Vec<Entry> {
+    courier.wait(id, |_| courier.queue.message(id).unwrap().is_none()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_copy_a_message_or_a_recipient() {
+    let base = tempfile::tempdir().unwrap();
+    let archives = "[[archive]]\npath = \"OUT/each/{recipient_domain}/{recipient}.eml\"\nper = \"recipient\"\n\
+                    [[archive]]\npath = \"OUT/all/{date}/{stream}-{subject}-{id}.eml\"\n";
+    let courier = courier(base.path(), archives).await;
+    // To three destinations, whose attempts end one by one.
+    let id = submit(&courier, "a/b", &["one@far.test", "two@far.test", "three@near.test", "four@else.test"]).await;
+    let story = done(&courier, id).await;
+    let mut files = archived(&story);
+    files.sort();
+    let at = |name: &str| base.path().join(name);
+    assert_eq!(
+        files,
+        [
+            at(&format!("all/2027-01-15/transactional-a_b-{id}.eml")),
+            at("each/else.test/four@else.test.eml"),
+            at("each/far.test/one@far.test.eml"),
+            at("each/far.test/two@far.test.eml"),
+            at("each/near.test/three@near.test.eml"),
+        ]
+    );
+    let sent = fs::read_to_string(at(&format!("sent/{id}.eml"))).unwrap();
+    for file in files {
+        let copy = fs::read_to_string(&file).unwrap();
+        assert!(sent.ends_with(&copy) && copy.contains("Hello."), "{copy}");
+        assert!(!file.with_file_name(format!(".{id}~0.part")).exists());
+    }
+    // What did not leave is not kept: the notice for our own mailbox, say.
+    let own = submit(&courier, "x", &["a@own.test"]).await;
+    assert!(archived(&done(&courier, own).await).is_empty());
+    courier.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_is_replaced_and_no_subject_leads_elsewhere() {
+    let base = tempfile::tempdir().unwrap();
+    let courier = courier(base.path(), "[[archive]]\npath = \"OUT/kept/{subject}.eml\"\n").await;
+    let mut names = Vec::new();
+    for subject in ["=?utf-8?Q?../../etc/pass=0Awd?=", "=?utf-8?Q?../../etc/pass=0Awd?=", "..", "CON", "CON"] {
+        let id = submit(&courier, subject, &["one@far.test"]).await;
+        let files = archived(&done(&courier, id).await);
+        assert_eq!(files.len(), 1);
+        assert_eq!(files[0].parent().unwrap(), base.path().join("kept"));
+        names.push(files[0].file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    assert_eq!(names[1], names[0].replace(".eml", " (2).eml"));
+    assert_eq!(names[3..], ["_CON.eml", "_CON (2).eml"]);
+    courier.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_archive_holds_nothing_up_and_is_tried_again() {
+    let base = tempfile::tempdir().unwrap();
+    let (kept, elsewhere) = (base.path().join("kept"), base.path().join("elsewhere"));
+    fs::create_dir(&kept).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    // Somebody has put a link where a folder should be.
+    symlink(&elsewhere, kept.join("far.test")).unwrap();
+    let courier = courier(base.path(), "[[archive]]\npath = \"OUT/kept/{recipient_domain}/{id}.eml\"\n").await;
+    let id = submit(&courier, "x", &["one@far.test"]).await;
+    let failed = |story: &[Entry]| story.iter().any(|entry| matches!(entry.event, Event::NotArchived { .. }));
+    let story = courier.wait(id, failed).await;
+    assert!(story.iter().any(|entry| matches!(entry.event, Event::Delivered { .. })), "{story:#?}");
+    assert!(
+        story.iter().any(|entry| matches!(&entry.event, Event::NotArchived { why, next: Some(_), .. }
+        if why.reason.contains("archive.path"))),
+        "{story:#?}"
+    );
+    assert!(base.path().join(format!("sent/{id}.eml")).is_file());
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+
+    fs::remove_file(kept.join("far.test")).unwrap();
+    let due = courier.waiting(id)[0].1;
+    courier.set_clock(due);
+    let story = done(&courier, id).await;
+    assert_eq!(archived(&story), [kept.join(format!("far.test/{id}.eml"))]);
+    assert!(!story.iter().any(|entry| matches!(entry.event, Event::NoticeSent { .. })), "{story:#?}");
+    courier.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_cannot_be_written_is_given_up_and_no_sender_told() {
+    let base = tempfile::tempdir().unwrap();
+    let archives = "[delivery.retry]\nschedule = [\"1h\"]\nmax_attempts = 2\ndelay_notice = \"1s\"\n\
+                    [[archive]]\npath = \"OUT/not-mounted/kept/{id}.eml\"\n";
+    let courier = courier(base.path(), archives).await;
+    let id = submit(&courier, "x", &["one@far.test"]).await;
+    let failed = |story: &[Entry]| story.iter().any(|entry| matches!(entry.event, Event::NotArchived { .. }));
+    courier.wait(id, failed).await;
+    courier.set_clock(courier.waiting(id)[0].1);
+    let story = done(&courier, id).await;
+    let last = story.last().unwrap();
+    assert!(matches!(last.event, Event::NotArchived { next: None, .. }), "{story:#?}");
+    assert!(!story.iter().any(|entry| matches!(entry.event, Event::NoticeSent { .. })), "{story:#?}");
+    courier.stop().await;
+}
