@@ -17,11 +17,14 @@ use postrider::message::{Address, Envelope, MessageId, ReversePath};
 use support::courier::Courier;
 use support::zone::Zone;
 
+fn settings(base: &Path, archives: &str) -> String {
+    let out = base.display().to_string();
+    format!("default = \"file\"\nfile_path = \"{out}/sent/{{id}}.eml\"\n{archives}").replace("OUT", &out)
+}
+
 /// Mail "leaves" into files, so that sending always works; the archives are `archives`, below `OUT`.
 async fn courier(base: &Path, archives: &str) -> Courier {
-    let out = base.display().to_string();
-    let text = format!("default = \"file\"\nfile_path = \"{out}/sent/{{id}}.eml\"\n{archives}").replace("OUT", &out);
-    Courier::start(&text, 25, Zone::new(), Timeouts::RFC5321).await
+    Courier::start(&settings(base, archives), 25, Zone::new(), Timeouts::RFC5321).await
 }
 
 async fn submit(courier: &Courier, subject: &str, to: &[&str]) -> MessageId {
@@ -140,4 +143,43 @@ async fn an_archive_that_cannot_be_written_is_given_up_and_no_sender_told() {
     assert!(matches!(last.event, Event::NotArchived { next: None, .. }), "{story:#?}");
     assert!(!story.iter().any(|entry| matches!(entry.event, Event::NoticeSent { .. })), "{story:#?}");
     courier.stop().await;
+}
+
+/// Between the delivery and the copy the server ends; and then the archive is taken out of the configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_due_survives_a_restart() {
+    let base = tempfile::tempdir().unwrap();
+    let archive = "[[archive]]\npath = \"OUT/mounted-later/kept/{id}.eml\"\n";
+    let first = courier(base.path(), archive).await;
+    let failed = |story: &[Entry]| story.iter().any(|entry| matches!(entry.event, Event::NotArchived { .. }));
+    let (one, two) = (submit(&first, "x", &["one@far.test"]).await, submit(&first, "y", &["two@far.test"]).await);
+    for id in [one, two] {
+        first.wait(id, failed).await;
+    }
+    let due = first.waiting(one)[0].1;
+    let folder = first.stop().await;
+
+    fs::create_dir(base.path().join("mounted-later")).unwrap();
+    let settings_of_second = settings(base.path(), archive);
+    let second = Courier::start_in(folder, &settings_of_second, 25, Zone::new(), Timeouts::RFC5321).await;
+    assert_eq!(second.waiting(one).len(), 1);
+    // The other one is due later.
+    let later = second.waiting(two)[0].1;
+    let (soon, id_soon, id_late) = if due < later { (due, one, two) } else { (later, two, one) };
+    second.set_clock(soon);
+    let story = done(&second, id_soon).await;
+    assert_eq!(archived(&story), [base.path().join(format!("mounted-later/kept/{id_soon}.eml"))]);
+    let sent = story.iter().filter(|entry| matches!(entry.event, Event::Delivered { .. })).count();
+    assert_eq!(sent, 1, "{story:#?}");
+    let folder = second.stop().await;
+
+    let third = Courier::start_in(folder, &settings(base.path(), ""), 25, Zone::new(), Timeouts::RFC5321).await;
+    third.set_clock(due.max(later));
+    let story = done(&third, id_late).await;
+    assert!(
+        matches!(&story.last().unwrap().event, Event::NotArchived { why, next: None, .. }
+        if why.reason.contains("not in the configuration")),
+        "{story:#?}"
+    );
+    third.stop().await;
 }

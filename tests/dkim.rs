@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
 mod support {
+    pub mod client;
     pub mod plain;
     pub mod records;
+    pub mod server;
     pub mod zone;
 }
 
@@ -17,13 +19,16 @@ use bytes::Bytes;
 use postrider::app::dkim::Keeper;
 use postrider::cli::dns;
 use postrider::clock::Clock;
+use postrider::events::Event;
 use postrider::intake::sign::life::{self, State};
 use postrider::intake::sign::{SignError, Signer};
 use postrider::queue::NewMessage;
 use postrider::queue::record::{Recipient, Status};
 use postrider::store::Batch;
+use support::client::Client;
 use support::plain::{self, domain};
 use support::records::{START, message, open, recipient};
+use support::server::{TestServer, queued_id};
 use support::zone::Zone;
 
 const HOUR: u64 = 3_600_000;
@@ -113,6 +118,35 @@ async fn a_key_signs_once_it_is_seen_and_the_old_one_stays_while_it_is_needed() 
     // And once more, from there.
     let pairs = life::rotate(&config, &own).unwrap();
     assert_eq!(pairs.iter().map(|(_, new)| new.as_str()).collect::<Vec<_>>(), ["pr-ed-3", "pr-rsa-3"]);
+}
+
+/// The whole server looks at its start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_finds_at_its_start_what_was_published_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = plain::config(folder.path());
+    let own = domain(plain::DOMAIN);
+    let signer = Signer::load(&config).unwrap();
+    life::rotate(&config, &own).unwrap();
+    signer.reload(&config).unwrap();
+    let zone = published(&signer, &["pr-rsa-2", "pr-ed-2"]).serve().await;
+    let more = format!(
+        "[networks]\ntrusted = [\"127.0.0.0/8\"]\n[domains.\"own.test\"]\n[delivery]\ndefault = \"capture\"\n\
+         [dns]\nnameservers = [\"{}\"]\n",
+        zone.addr()
+    );
+    let server = TestServer::start(folder.path(), &more).await;
+    let mut client = Client::connect(server.submission).await.unwrap();
+    // It signs with the old ones until it has looked, which takes no time that could be told.
+    for _ in 0..10_000 {
+        let reply = client.send("a@own.test", &["b@far.test"], "From: a@own.test\r\n\r\nx\r\n").await.unwrap();
+        let story = server.wait_for(queued_id(&reply), |event| matches!(event, Event::Accepted { .. })).await;
+        let Event::Accepted { signed, .. } = &story.entries[0].event else { panic!("{story:?}") };
+        if signed.iter().all(|name| name.starts_with("pr-rsa-2.") || name.starts_with("pr-ed-2.")) {
+            return server.stop().await;
+        }
+    }
+    panic!("the old keys sign still");
 }
 
 #[test]

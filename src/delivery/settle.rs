@@ -3,7 +3,7 @@
 //! Outcomes of which the sender is told the same become one batch, and the notice is queued in that
 //! batch, so a crash can neither lose it nor send it twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,6 +185,7 @@ impl Settler {
                     route,
                     alias: alias.clone(),
                     status: status.clone(),
+                    by_hand: None,
                     ..recipient.clone()
                 };
                 let added = places.into_iter().map(copy).collect();
@@ -285,12 +286,17 @@ impl Settler {
             Tell::Delivered => Action::Delivered,
             Tell::Relayed => Action::Relayed,
         };
-        let wanted: Vec<(&Recipient, &Failure)> = group
+        let mut wanted: Vec<(&Recipient, &Failure)> = group
             .about
             .iter()
             .filter(|(recipient, _)| dsn::wanted(message, recipient, action))
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
+        if matches!(tell, Tell::Delivered | Tell::Relayed) {
+            // However many places an alias leads to.
+            let mut named = HashSet::new();
+            wanted.retain(|(recipient, _)| named.insert(recipient.alias.as_ref().unwrap_or(&recipient.address)));
+        }
         if wanted.is_empty() {
             return None;
         }

@@ -43,9 +43,14 @@ data_dir = "DATA_DIR"
 selectors = []
 [aliases]
 "a@own.test" = "box"
+"b@own.test" = "other"
+"away@own.test" = ["one@far.test", "two@far.test"]
 [targets.box]
 kind = "maildir"
 path = "DATA_DIR/box"
+[targets.other]
+kind = "maildir"
+path = "DATA_DIR/other"
 [queue]
 min_free = "1MiB"
 "#;
@@ -65,7 +70,17 @@ pub struct Courier {
 impl Courier {
     /// `delivery`: lines for `[delivery]` and whole sections. Mail goes to `port` of what `zone` says.
     pub async fn start(delivery: &str, port: u16, zone: Zone, timeouts: Timeouts) -> Courier {
-        let folder = tempfile::tempdir().unwrap();
+        Courier::start_in(tempfile::tempdir().unwrap(), delivery, port, zone, timeouts).await
+    }
+
+    /// In the folder of one that was stopped; the clock goes back to [`START`].
+    pub async fn start_in(
+        folder: tempfile::TempDir,
+        delivery: &str,
+        port: u16,
+        zone: Zone,
+        timeouts: Timeouts,
+    ) -> Courier {
         let zone = zone.serve().await;
         let text = format!("{BASE}[delivery]\nmx_port = {port}\nallow_private_addresses = true\n{delivery}");
         let text = text.replace("DATA_DIR", folder.path().to_str().unwrap());
@@ -153,11 +168,12 @@ impl Courier {
         }
     }
 
-    pub async fn stop(self) {
+    pub async fn stop(self) -> tempfile::TempDir {
         self.stop.cancel();
         self.dispatcher.await.unwrap();
         self.attempts.close();
         self.attempts.wait().await;
         self.transports.close().await;
+        self.folder
     }
 }
