@@ -5,6 +5,7 @@
 //! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once; the queue
 //! on disk is what it was (see the table in `queue::record`).
 
+pub mod dkim;
 pub mod operator;
 mod outside;
 mod space;
@@ -39,6 +40,7 @@ use crate::server::outside::Shared;
 use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
+use dkim::Keeper;
 use operator::Operator;
 use outside::Behind;
 use transfer::Transfer;
@@ -113,8 +115,15 @@ impl App {
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
         let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock)?);
-        let intake =
-            Arc::new(Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver, signer));
+        let intake = Arc::new(Intake::new(
+            config.clone(),
+            clock.clone(),
+            queue.clone(),
+            journal.clone(),
+            resolver,
+            signer.clone(),
+        ));
+        let keeper = Keeper { config: config.clone(), clock: clock.clone(), queue: queue.clone(), signer };
         let status = status(&config, &clock, &bound);
         let stop = CancellationToken::new();
         let watch = Arc::new(Watch::new(
@@ -171,6 +180,7 @@ impl App {
             }
         });
         app.doors.spawn(watch.run());
+        app.doors.spawn(keeper.run(app.stop.clone()));
         app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));
         app.doors.spawn(space::give_back(intake, app.queue.clone(), app.stop.clone()));
         Ok(app)

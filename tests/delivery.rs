@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use postrider::config::{self, Config, OutboundTls};
 use postrider::delivery::smtp::{SmtpTransport, Timeouts};
-use postrider::delivery::{Body, Delivered, Job, Outcome};
+use postrider::delivery::{Body, Delivered, Hop, Job, Outcome};
 use postrider::dns::Resolver;
 use postrider::message::{
     Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, OriginalRecipient, ReversePath,
@@ -122,6 +122,7 @@ fn recipient(address: &str) -> Recipient {
         attempts: 0,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 
@@ -394,13 +395,27 @@ async fn when_all_are_refused_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn too_many_recipients_wait() {
+async fn too_many_recipients_go_in_further_transactions_while_each_takes_somebody() {
     let recipients = ["one@far.test", "two@far.test", "three@far.test", "four@far.test"];
-    let (outcomes, _) = World::new(&["too_many_recipients"]).await.deliver(short(&recipients)).await;
+    let (outcomes, received) = World::new(&["too_many_recipients"]).await.deliver(short(&recipients)).await;
     delivered(&outcomes[0]);
-    assert_eq!(deferred(&outcomes[1]).status, "4.5.3");
+    delivered(&outcomes[1]);
     assert_eq!(deferred(&outcomes[2]).status, "4.5.3");
     assert_eq!(failed(&outcomes[3]).status, "5.2.2");
+    assert_eq!(received[0].contents, [SHORT.as_bytes(), SHORT.as_bytes()]);
+}
+
+#[tokio::test]
+async fn who_reports_a_success_comes_back_with_it() {
+    let hop = |outcome: &Outcome| delivered(outcome).hop;
+    let mut job = short(&["one@far.test", "two@far.test"]);
+    job.recipients[0].1.notify = Notify::On { success: true, failure: true, delay: false };
+    job.recipients[0].1.original =
+        Some(OriginalRecipient { kind: "rfc822".into(), address: "one+old@own.test".into() });
+    let (outcomes, _) = World::new(&["pipelined"]).await.deliver(job).await;
+    assert_eq!(hop(&outcomes[0]), Hop::PassedOn);
+    let (outcomes, _) = World::new(&["plain"]).await.deliver(short(&["one@far.test"])).await;
+    assert_eq!(hop(&outcomes[0]), Hop::Relayed);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use std::process::Command;
 use plain::domain;
 use postrider::cli::dns;
 use postrider::intake::sign::Signer;
+use postrider::intake::sign::life;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/dkim_verify.py");
 
@@ -90,8 +91,22 @@ fn dkimpy_verifies_both_signatures() {
         if name == "plain" {
             let changed = String::from_utf8(signed.clone()).unwrap().replace("world", "w0rld");
             assert_eq!(verify(changed.as_bytes()).0, Some(1));
-            let added = [b"From: other@own.test\r\n", signed.as_slice()].concat();
-            assert_eq!(verify(&added).0, Some(1));
+            // No field that a reader sees, or acts on, can be added.
+            for field in ["From", "To", "Subject", "Date", "Reply-To", "Cc", "List-Unsubscribe"] {
+                let added = [format!("{field}: other@own.test\r\n").as_bytes(), signed.as_slice()].concat();
+                assert_eq!(verify(&added).0, Some(1), "{field}");
+            }
         }
     }
+
+    // After a rotation, with the records that are printed then.
+    life::rotate(&config, &own).unwrap();
+    life::change(folder.path(), &own, |lives| Ok(lives.advance(|_| true, None, 1))).unwrap();
+    signer.reload(&config).unwrap();
+    std::fs::write(&records, dns::json_lines(&dns::records(&config, &signer, &own))).unwrap();
+    let (_, content) = messages().remove(0);
+    let mut signed: Vec<u8> = signer.sign(&own, &content).unwrap().into_iter().flat_map(|one| one.field).collect();
+    signed.extend_from_slice(&content);
+    let expected = "pass ed25519-sha256 pr-ed-2\npass rsa-sha256 pr-rsa-2\n";
+    assert_eq!(verify(&signed), (Some(0), expected.to_owned()));
 }

@@ -26,6 +26,7 @@ fn recipient(address: &str, alias: Option<&str>) -> Recipient {
         attempts: 0,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 

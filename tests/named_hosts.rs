@@ -60,6 +60,7 @@ fn job() -> Job {
         attempts: 0,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     };
     let body = Body::new(vec![Bytes::from_static(CONTENT.as_bytes())]);
     let message = Message {

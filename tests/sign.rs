@@ -72,6 +72,22 @@ fn keys_from_elsewhere_are_used_and_others_refused() {
 }
 
 #[test]
+fn fields_that_matter_are_named_once_more_than_they_occur() {
+    let folder = tempfile::tempdir().unwrap();
+    let signer = Signer::load(&plain::config(folder.path())).unwrap();
+    let content = b"From: a@own.test\r\nTo: b@x.test\r\nTo: c@x.test\r\nSubject: x\r\n\r\nx\r\n";
+    let field = String::from_utf8(signer.sign(&domain(plain::DOMAIN), content).unwrap().remove(0).field).unwrap();
+    let field: String = field.split_whitespace().collect();
+    let names = field.split(";h=").nth(1).unwrap().split(';').next().unwrap().to_ascii_lowercase();
+    let count = |name: &str| names.split(':').filter(|found| *found == name).count();
+    let expected =
+        [("from", 2), ("to", 3), ("subject", 2), ("date", 1), ("reply-to", 1), ("cc", 1), ("list-unsubscribe", 1)];
+    for (name, times) in expected {
+        assert_eq!(count(name), times, "{name} in {names}");
+    }
+}
+
+#[test]
 fn what_cannot_be_signed_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let signer = Signer::load(&plain::config(folder.path())).unwrap();

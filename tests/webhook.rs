@@ -132,6 +132,7 @@ fn recipient(address: &str) -> Recipient {
         attempts: 0,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 

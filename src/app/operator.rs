@@ -241,7 +241,12 @@ fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
         Action::Hold => Status::Held { reason: "by the operator".into() },
         Action::Cancel => return None,
     };
-    Some(Recipient { status, ..before.clone() })
+    let by_hand = match (action, &before.status) {
+        // A first try is not in place of another.
+        (Action::Retry, Status::Waiting { due }) if before.attempts > 0 => Some(before.by_hand.unwrap_or(*due)),
+        _ => None,
+    };
+    Some(Recipient { status, by_hand, ..before.clone() })
 }
 
 fn event(action: Action, before: &Recipient) -> Option<Event> {

@@ -1,10 +1,11 @@
-//! Delivery status notifications: telling a sender that a message was not, or not yet, delivered
+//! Delivery status notifications: telling a sender that a message was not, or not yet, delivered, or,
+//! where that was asked for, that it was
 //! (RFC 3464 in the multipart/report of RFC 6522; RFC 6533 for addresses that are not ASCII).
 //!
 //! What comes out is one well-formed message whatever the original or a far end holds: their texts
 //! are cleaned of line ends and indented, the boundary occurs nowhere else. An address behind an
 //! alias of ours is not told, nor is what goes on inside a target of ours: the one who wrote may be
-//! anybody. Left out: reports of success (NOTIFY=SUCCESS), relayed and expanded.
+//! anybody. Left out: reports that an alias has been expanded; each address behind it counts as its own.
 
 use crate::clock::{self, Millis};
 use crate::message::header::{self, Headers};
@@ -35,6 +36,30 @@ pub enum Action {
     Delayed { until: Millis },
     /// We have given up trying.
     Expired,
+    /// It is where mail for the recipient goes.
+    Delivered,
+    /// The next server has it, and will not report what becomes of it (RFC 3464 2.3.3).
+    Relayed,
+}
+
+impl Action {
+    fn is_success(self) -> bool {
+        matches!(self, Action::Delivered | Action::Relayed)
+    }
+
+    fn is_failure(self) -> bool {
+        matches!(self, Action::Failed | Action::Expired)
+    }
+
+    /// RFC 3464 2.3.3.
+    fn word(self) -> &'static str {
+        match self {
+            Action::Failed | Action::Expired => "failed",
+            Action::Delayed { .. } => "delayed",
+            Action::Delivered => "delivered",
+            Action::Relayed => "relayed",
+        }
+    }
 }
 
 /// One notification, about one or more recipients of one message.
@@ -46,6 +71,7 @@ pub struct Notice<'a> {
     /// The original's MAIL FROM.
     pub to: &'a Address,
     pub message: &'a Message,
+    /// With what happened. Of a success that is the host and what it said.
     pub recipients: &'a [(&'a Recipient, &'a Failure)],
     pub action: Action,
     /// The original as it is queued, or its first [`ORIGINAL_BYTES_MAX`].
@@ -62,6 +88,7 @@ pub fn wanted(message: &Message, recipient: &Recipient, action: Action) -> bool 
     let asked = match action {
         Action::Failed | Action::Expired => recipient.notify.on_failure(),
         Action::Delayed { .. } => recipient.notify.on_delay() && !recipient.delay_notified,
+        Action::Delivered | Action::Relayed => recipient.notify.on_success(),
     };
     answerable && asked
 }
@@ -131,6 +158,8 @@ fn subject(notice: &Notice<'_>) -> String {
     match notice.action {
         Action::Failed | Action::Expired => format!("Your message{to} was not delivered"),
         Action::Delayed { .. } => format!("Your message{to} is delayed"),
+        Action::Delivered => format!("Your message{to} was delivered"),
+        Action::Relayed => format!("Your message{to} was passed on"),
     }
 }
 
@@ -178,6 +207,10 @@ fn status(action: Action, failure: &Failure) -> String {
     let number = |text: Option<&str>| text.filter(|t| t.len() <= 3).and_then(|t| t.parse::<u16>().ok());
     let found = (number(parts.next()), number(parts.next()), number(parts.next()));
     match (found, action) {
+        ((Some(2), Some(subject), Some(detail)), Action::Delivered | Action::Relayed) => {
+            format!("2.{subject}.{detail}")
+        }
+        (_, Action::Delivered | Action::Relayed) => "2.0.0".to_owned(),
         // A 5yz that only keeps one host from us is a delay as a whole.
         ((Some(4 | 5), Some(subject), Some(detail)), Action::Delayed { .. }) => format!("4.{subject}.{detail}"),
         ((Some(class @ (4 | 5)), Some(subject), Some(detail)), _) => format!("{class}.{subject}.{detail}"),
@@ -200,16 +233,25 @@ fn text_part(notice: &Notice<'_>) -> Vec<u8> {
             Action::Failed => "Your message could not be delivered to:",
             Action::Expired => "We have tried and given up now. Your message could not be delivered to:",
             Action::Delayed { .. } => "Your message has not been delivered yet to:",
+            Action::Delivered => "Your message has been delivered, as you asked to be told, to:",
+            Action::Relayed => {
+                "Your message has been passed on to the next server, which will not report what becomes of it. \
+                 It is on its way to:"
+            }
         },
     );
     for (recipient, failure) in recipients.iter().take(NAMED_MAX) {
         say(0, "");
         say(2, &format!("<{}>", told(recipient)));
-        say(4, &what_happened(recipient, failure));
+        if let Some(what) = what_happened(recipient, failure, *action) {
+            say(4, &what);
+        }
         if let Some(reply) = said(recipient, failure) {
             say(6, &reply);
         }
-        say(4, advice(*action, &status(*action, failure)));
+        if !action.is_success() {
+            say(4, advice(*action, &status(*action, failure)));
+        }
     }
     if recipients.len() > NAMED_MAX {
         say(0, "");
@@ -233,8 +275,9 @@ fn text_part(notice: &Notice<'_>) -> Vec<u8> {
     part
 }
 
-fn what_happened(recipient: &Recipient, failure: &Failure) -> String {
-    match (&recipient.route, &failure.reply) {
+fn what_happened(recipient: &Recipient, failure: &Failure, action: Action) -> Option<String> {
+    Some(match (&recipient.route, &failure.reply) {
+        (Route::Target(_), _) | (Route::Remote, None) if action.is_success() => return None,
         (Route::Target(_), _) => "Our server could not put it where mail for this address goes.".to_owned(),
         (Route::Remote, Some(_)) if failure.host.is_empty() => "The other server said:".to_owned(),
         (Route::Remote, Some(_)) => format!("The server {} said:", clean(&failure.host)),
@@ -245,7 +288,7 @@ fn what_happened(recipient: &Recipient, failure: &Failure) -> String {
                 Some(alias) => replaced(&reason, &recipient.address.to_string(), &alias.to_string()),
             }
         }
-    }
+    })
 }
 
 /// What the sender can do.
@@ -261,7 +304,7 @@ fn advice(action: Action, status: &str) -> &'static str {
             "The message was refused there on grounds of policy. The postmaster there can say why."
         }
         (Action::Expired, _) => "You can send it again later, or reach the person another way.",
-        (Action::Failed, _) => "It will not be tried again. What stands above says why, as far as we were told.",
+        _ => "It will not be tried again. What stands above says why, as far as we were told.",
     }
 }
 
@@ -319,17 +362,21 @@ fn recipient_fields(out: &mut Vec<u8>, notice: &Notice<'_>, recipient: &Recipien
     }
     let kind = if told(recipient).needs_smtputf8() { "utf-8" } else { "rfc822" };
     add("Final-Recipient", &format!("{kind}; {}", told(recipient)));
-    let action = if matches!(notice.action, Action::Delayed { .. }) { "delayed" } else { "failed" };
-    add("Action", action);
+    add("Action", notice.action.word());
     add("Status", &status(notice.action, failure));
     if let Some(reply) = said(recipient, failure) {
-        if Domain::parse(&failure.host).is_ok() {
-            add("Remote-MTA", &format!("dns; {}", failure.host));
+        // `mx.example.com [192.0.2.1]:25`. What an alias leads to is not told.
+        let host = failure.host.split(' ').next().unwrap_or_default();
+        if recipient.alias.is_none() && Domain::parse(host).is_ok() {
+            add("Remote-MTA", &format!("dns; {host}"));
         }
-        add("Diagnostic-Code", &format!("smtp; {reply}"));
+        // RFC 3464 2.3.6: of failures and delays only.
+        if !notice.action.is_success() {
+            add("Diagnostic-Code", &format!("smtp; {reply}"));
+        }
     }
     match notice.action {
-        Action::Failed => add("Last-Attempt-Date", &clock::rfc5322(notice.now)),
+        Action::Failed | Action::Delivered | Action::Relayed => add("Last-Attempt-Date", &clock::rfc5322(notice.now)),
         // The last attempt may have been hours ago.
         Action::Expired => {}
         Action::Delayed { until } => {
@@ -350,8 +397,9 @@ fn status_field(name: &str, value: &str, utf8: bool) -> Vec<u8> {
 /// Third part: the message, or its header section (RFC 6522 3).
 fn original_part(notice: &Notice<'_>) -> Vec<u8> {
     let Notice { message, action, original, .. } = notice;
+    // RFC 3461 4.3: RET is about failures.
     let full = message.dsn.ret == Some(Ret::Full)
-        && !matches!(action, Action::Delayed { .. })
+        && action.is_failure()
         && original.len() <= FULL_BYTES_MAX
         && is_wellformed(original);
     let headers = Headers::parse(original);

@@ -1,7 +1,8 @@
 //! `postrider check`: says everything that is wrong with a configuration, or what it amounts to.
 //!
 //! Problems go to stderr and the exit status is 2; a good configuration's summary goes to stdout.
-//! With `--json` both are JSON, one object a line. Nothing is opened, bound or sent, except that the
+//! With `--json` both are JSON, one object a line. With `--explain-retry` the summary is the table of tries
+//! that `[delivery.retry]` makes, from the function by which the queue goes. Nothing is opened, bound or sent, except that the
 //! files which the configuration names are read.
 
 use std::fmt::Write as _;
@@ -13,13 +14,20 @@ use serde_json::{Value, json};
 use crate::config::{self, Config, ListenerTls, Problem, ProblemKind, Problems, Role, Target, WayOut};
 use crate::server;
 
+pub mod retry;
+
 /// Exit status for a configuration that does not load.
 const STATUS_PROBLEMS: u8 = 2;
 
-pub fn run(path: &Path, json: bool) -> ExitCode {
+pub fn run(path: &Path, json: bool, explain_retry: bool) -> ExitCode {
     match config::load(path).and_then(|config| certificate(path, config)) {
         Ok(config) => {
-            let text = if json { format!("{}\n", summary_json(&config)) } else { summary(path, &config) };
+            let text = match (explain_retry, json) {
+                (true, true) => retry::lines_json(&config.delivery.retry),
+                (true, false) => retry::table(&config.delivery.retry),
+                (false, true) => format!("{}\n", summary_json(&config)),
+                (false, false) => summary(path, &config),
+            };
             print(&mut std::io::stdout().lock(), &text);
             ExitCode::SUCCESS
         }

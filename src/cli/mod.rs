@@ -1,5 +1,5 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns` and `account` need none, `store` and `queue export|import` do with one and without,
+//! `check`, `dns`, `dkim` and `account` need none, `store` and `queue export|import` do with one and without,
 //! everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
@@ -22,6 +22,7 @@ mod account;
 pub mod check;
 mod client;
 mod demo;
+mod dkim;
 pub mod dns;
 mod log;
 mod progress;
@@ -42,6 +43,7 @@ Examples:
   postrider check                                 is the configuration right?
   postrider serve                                 run the server
   postrider dns example.com                       the DNS records to publish
+  postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
   postrider store backup /var/backups/mail        while the server runs
@@ -53,6 +55,7 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   postrider check
   postrider check --config ./postrider.toml --json
+  postrider check --explain-retry                 when is a message that keeps failing tried again?
 
 Every problem is named with its line and what to do; then the exit status is 2.";
 
@@ -86,6 +89,9 @@ enum Command {
         /// JSON, one object a line
         #[arg(long)]
         json: bool,
+        /// Print when a message that keeps failing is tried, told of and given up
+        #[arg(long)]
+        explain_retry: bool,
     },
     /// The DNS records to publish for a domain
     #[command(after_help = DNS_EXAMPLES)]
@@ -96,6 +102,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// New DKIM keys, and successors for old ones
+    Dkim(dkim::Args),
     /// Submit a message to the running server
     Send(send::Args),
     /// See and change what is queued
@@ -133,8 +141,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
-        Command::Check { json } => return Ok(check::run(config, json)),
+        Command::Check { json, explain_retry } => return Ok(check::run(config, json, explain_retry)),
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
+        Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),

@@ -77,8 +77,18 @@ fn sentence(event: &Event) -> String {
         Event::Deferred { recipient, why, attempt, next } => {
             format!("try {attempt} for {recipient} failed: {}; next try {}", failure(why), moment(*next))
         }
+        Event::Unsure { recipient, why, attempt, next } => format!(
+            "unsure whether try {attempt} for {recipient} has arrived: {}; once more {}",
+            failure(why),
+            moment(*next)
+        ),
         Event::Failed { recipient, why, attempt } => {
             format!("failed for good for {recipient}{}: {}", at_try(*attempt), failure(why))
+        }
+        Event::Archived { recipient, to } => format!("copy of what went to {recipient} kept as {to}"),
+        Event::NotArchived { recipient, why, next } => {
+            let next = next.map_or("given up".to_owned(), |next| format!("next try {}", moment(next)));
+            format!("no copy yet of what went to {recipient}: {}; {next}", failure(why))
         }
         Event::Expired { recipient, why, attempt } => {
             let tries = count(*attempt as usize, "try", "tries");

@@ -114,12 +114,19 @@ fn check_selectors(section: &Section<'_>, selectors: &[String], key_files: &BTre
 }
 
 /// RFC 6376 3.1: sub-domains, joined by dots. They name a file too.
-fn read_selector(text: &str) -> Result<String, Wrong> {
+pub fn is_selector(text: &str) -> bool {
     let label = |label: &str| {
         let inner = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
         !label.is_empty() && label.len() <= 63 && inner && !label.starts_with('-') && !label.ends_with('-')
     };
-    let legal = text.len() <= 127 && text.split('.').all(label);
+    text.len() <= 127 && text.split('.').all(label)
+}
+
+fn read_selector(text: &str) -> Result<String, Wrong> {
     let remedy = "Use lower-case letters, digits and hyphens, such as \"pr-rsa\".";
-    if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a selector"), remedy)) }
+    if is_selector(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(Wrong::value(format!("{text:?} is not a selector"), remedy))
+    }
 }

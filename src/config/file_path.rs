@@ -3,8 +3,8 @@
 //! Promises: whatever the values hold, the path made of them lies under the part that has no
 //! placeholder, has as many components as were written, and none of them is longer than
 //! [`NAME_BYTES_MAX`] (unless it was written so, without a placeholder). `{id}` is never cut and has to
-//! be there, so two messages never get the same path. Left out: functions, fields of the header,
-//! counters.
+//! be there, so two messages never get the same path, unless whoever writes sees to that. Left out: functions,
+//! fields of the header, counters.
 
 use std::path::{Path, PathBuf};
 
@@ -86,7 +86,7 @@ enum Part {
 pub struct FilePath {
     /// What comes before the first placeholder. Absolute.
     root: PathBuf,
-    /// What comes behind it; never empty.
+    /// What comes behind it.
     components: Vec<Vec<Part>>,
 }
 
@@ -106,6 +106,24 @@ impl FilePath {
     }
 
     pub(super) fn parse(text: &str) -> Result<FilePath, Wrong> {
+        let path = FilePath::read(text)?;
+        if !path.components.iter().flatten().any(|part| *part == Part::Value(Placeholder::Id)) {
+            let what = format!("{text:?} does not have {{id}}, so one message would replace another");
+            return Err(Wrong::value(what, REMEDY));
+        }
+        Ok(path)
+    }
+
+    /// For one who gives a name that is taken a number, so that `{id}` may be missing.
+    pub(super) fn parse_numbered(text: &str) -> Result<FilePath, Wrong> {
+        let path = FilePath::read(text)?;
+        if path.components.is_empty() {
+            return Err(Wrong::value(format!("{text:?} has no placeholder, so all would get one name"), REMEDY));
+        }
+        Ok(path)
+    }
+
+    fn read(text: &str) -> Result<FilePath, Wrong> {
         let wrong = |what: String| Wrong::value(what, REMEDY);
         let plain = text.starts_with('/') && !text.chars().any(char::is_control);
         if !plain || text.len() > TEXT_BYTES_MAX {
@@ -120,9 +138,6 @@ impl FilePath {
         let fixed = parsed.iter().take_while(|parts| is_fixed(parts)).count();
         let root = names.iter().take(fixed).fold(PathBuf::from("/"), |root, name| root.join(name));
         let components: Vec<Vec<Part>> = parsed.into_iter().skip(fixed).collect();
-        if !components.iter().flatten().any(|part| *part == Part::Value(Placeholder::Id)) {
-            return Err(wrong(format!("{text:?} does not have {{id}}, so one message would replace another")));
-        }
         if fixed == 0 {
             return Err(wrong(format!("{text:?} needs a folder before the first placeholder")));
         }

@@ -19,11 +19,13 @@ enum Support {
     Later(&'static [&'static str]),
     /// Not supported yet, as a whole section.
     LaterSection,
+    /// `[[sections]]`, read into the configuration.
+    Sections,
     /// Without effect by itself, for now: any value of this type is accepted.
     Idle(&'static str),
 }
 
-use Support::{Idle, Later, LaterSection, Now};
+use Support::{Idle, Later, LaterSection, Now, Sections};
 
 /// `*` stands for a name that the user chooses.
 const KEYS: &[(&str, Support)] = &[
@@ -143,7 +145,7 @@ const KEYS: &[(&str, Support)] = &[
     ("sender.from_filter", Now),
     ("sender.reply_to", Now),
     ("sender.return_path", Now),
-    ("archive", LaterSection),
+    ("archive", Sections),
     ("archive.path", Now),
     ("archive.per", Now),
     // trust
@@ -294,14 +296,16 @@ impl Check<'_> {
             return;
         }
         match value {
-            Value::Table(table) => self.table(table, known, key, later),
-            Value::Array(items) if matches!(known.support, Some(LaterSection)) => {
+            Value::Table(table) if !matches!(known.support, Some(Sections)) => self.table(table, known, key, later),
+            Value::Array(items) if matches!(known.support, Some(LaterSection | Sections)) => {
                 for item in items {
                     if let Value::Table(table) = &item.value {
                         self.table(table, known, key, later);
                     }
                 }
             }
+            // Its reader says how they are written.
+            _ if matches!(known.support, Some(Sections)) => {}
             other if !later => {
                 let what = format!("must be a section, not {}", other.type_name());
                 let remedy = format!("Write [{key}] on a line of its own and its keys below.");

@@ -39,6 +39,7 @@ use ipnet::IpNet;
 
 use crate::message::{Address, Domain};
 
+pub use domains::is_selector;
 pub use file_path::FilePath;
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};
@@ -63,6 +64,7 @@ pub struct Config {
     /// By priority, then in the order of the file.
     pub smart_hosts: Vec<SmartHost>,
     pub sender: Sender,
+    pub archive: Vec<Archive>,
     pub checks: Checks,
     pub loops: Loops,
     pub pickup: BTreeMap<String, Pickup>,
@@ -276,6 +278,22 @@ pub struct Retry {
     pub delay_notice: Option<Duration>,
     /// 0: no limit.
     pub max_attempts: u32,
+}
+
+/// Where a copy of what was sent is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archive {
+    /// The path as it is written, which is its name too.
+    pub name: String,
+    pub path: FilePath,
+    pub per: ArchivePer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchivePer {
+    /// One copy, with the first recipient it was sent to.
+    Message,
+    Recipient,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

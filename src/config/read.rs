@@ -72,6 +72,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     if let Some(delivery) = &delivery {
         smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);
     }
+    let archive = ways_out::archive(root);
     let checks = trust::checks(root);
     let loops = trust::loops(root, &names);
     let pickup = trust::pickup(root, &accounts, &names);
@@ -101,6 +102,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         streams,
         smart_hosts,
         sender,
+        archive,
         checks,
         loops,
         pickup,

@@ -272,6 +272,16 @@ impl<'a> Item<'a> {
         Some(elements.iter().filter_map(|element| element.read("a list of strings", &read)).collect())
     }
 
+    /// As a section, where it is one of a `[[list]]`.
+    pub fn section(&self) -> Option<Section<'a>> {
+        let Value::Table(table) = &self.node.value else {
+            self.wrong_type("a section", "Write its header in double square brackets, and its keys below.");
+            return None;
+        };
+        let place = self.node.place.clone();
+        Some(Section { report: self.report, path: self.path.clone(), place, table: Some(table) })
+    }
+
     pub fn absolute_path(&self) -> Option<PathBuf> {
         self.read("a path", |text| {
             let path = Path::new(text);

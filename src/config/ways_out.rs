@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, read_address, read_address_or_domain, read_domain};
 use super::value::{DURATION_FORM, DURATION_SECONDS_MAX, parse_duration};
-use super::{AddressOrDomain, Delivery, FilePath, OutboundTls, Retry, WayOut};
+use super::{AddressOrDomain, Archive, ArchivePer, Delivery, FilePath, OutboundTls, Retry, WayOut};
 use crate::message::{Address, Domain};
 
 const CONNECTIONS_MAX: i64 = 1_000_000;
@@ -20,6 +20,7 @@ const DAY: u64 = 24 * HOUR;
 const SCHEDULE: [u64; 7] = [MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR];
 
 const FILE_PATH: &str = "/var/spool/mail-out/{date}/{id}.eml";
+const ARCHIVE_FORM: &str = "sections with the header [[archive]]";
 const ALLOW_FORM: &str = "a list of addresses and domains such as [\"example.com\"]";
 const SCHEDULE_FORM: &str = "a list of durations such as [\"1m\", \"5m\", \"1h\"]";
 
@@ -58,6 +59,24 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
         retry,
         tls,
     })
+}
+
+pub(super) fn archive(root: &Section<'_>) -> Vec<Archive> {
+    let elements = root.item("archive").and_then(|item| item.elements(ARCHIVE_FORM)).unwrap_or_default();
+    let mut archives: Vec<Archive> = Vec::new();
+    for section in elements.iter().filter_map(Item::section) {
+        let pers = [("message", ArchivePer::Message), ("recipient", ArchivePer::Recipient)];
+        let per = section.choice("per", &pers, ArchivePer::Message);
+        let remedy = "Add where copies are kept, such as path = \"/var/spool/archive/{date}/{id}.eml\".";
+        let Some(item) = section.required("path", remedy) else { continue };
+        let read = |text: &str| FilePath::parse_numbered(text).map(|path| (text.to_owned(), path));
+        let Some((name, path)) = item.read("a path", read) else { continue };
+        if archives.iter().any(|other| other.name == name) {
+            item.problem(ProblemKind::Duplicate, format!("{name:?} is archived to twice"), "Keep one of the two.");
+        }
+        archives.push(Archive { name, path, per });
+    }
+    archives
 }
 
 /// What keeps a copy of a real system from writing to real people. It must not go unnoticed elsewhere.

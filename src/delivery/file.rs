@@ -11,11 +11,11 @@
 //! file for many recipients, a name of its own for a file that somebody else put there.
 
 use std::fs;
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use super::body::PaidBody;
-use super::on_disk::{self, Trouble, create, make_folder, sync_folder};
+use super::on_disk::{self, Trouble, sync_folder, write_file};
 use super::{Job, Outcome};
 use crate::clock;
 use crate::config::FilePath;
@@ -23,8 +23,6 @@ use crate::config::file_path::{NUMBER_MARK, Placeholder};
 use crate::message::mime;
 use crate::queue::record::{Failure, Message, Recipient};
 
-/// Bytes collected for one write.
-const WRITE_BYTES: usize = 64 * 1024;
 /// What failures name as their place, and where it is configured.
 const NAME: &str = "file";
 const KEY: &str = "delivery.file_path";
@@ -69,7 +67,7 @@ impl Files {
         let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
             return Err(Trouble::at("write", &file)(io::ErrorKind::InvalidFilename.into()));
         };
-        self.make_folders(folder)?;
+        on_disk::make_folders(self.path.root(), folder)?;
         let temporary = folder.join(format!(".{}.part", name.to_string_lossy()));
         let written = write_file(&temporary, &head(message, recipient), body)
             .map_err(Trouble::at("write", &temporary))
@@ -82,26 +80,10 @@ impl Files {
         sync_folder(folder)?;
         Ok(file)
     }
-
-    /// The fixed part, and below it one folder after the other.
-    fn make_folders(&self, folder: &Path) -> Result<(), Trouble> {
-        let mut path = self.path.root().to_owned();
-        make_folder(&path)?;
-        let below = folder.strip_prefix(&path).unwrap_or(Path::new("")).to_owned();
-        for name in below.components() {
-            path.push(name);
-            make_folder(&path)?;
-            // The operator may have put a link into the fixed part, nobody else may put one below it.
-            let found = fs::symlink_metadata(&path).map_err(Trouble::at("look at", &path))?;
-            if !found.is_dir() {
-                return Err(Trouble::at("use", &path)(io::ErrorKind::NotADirectory.into()));
-            }
-        }
-        Ok(())
-    }
 }
 
-fn value(placeholder: Placeholder, message: &Message, number: u32, recipient: &Recipient) -> String {
+/// What is filled in for a recipient of a message.
+pub(super) fn value(placeholder: Placeholder, message: &Message, number: u32, recipient: &Recipient) -> String {
     let moment = clock::rfc3339(message.received_at);
     let (date, time) = moment.split_once('T').unwrap_or_default();
     match placeholder {
@@ -122,13 +104,4 @@ fn value(placeholder: Placeholder, message: &Message, number: u32, recipient: &R
 /// The envelope, as the pickup folders of others and our own read it.
 fn head(message: &Message, recipient: &Recipient) -> String {
     format!("X-Sender: <{}>\r\nX-Receiver: <{}>\r\n", message.mail_from, recipient.address)
-}
-
-fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
-    out.write_all(head.as_bytes())?;
-    for piece in body.pieces() {
-        out.write_all(&piece.map_err(io::Error::other)?)?;
-    }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }

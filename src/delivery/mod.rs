@@ -1,7 +1,7 @@
 //! From the queue to the far end: one job at a time, whatever the transport.
 //!
 //! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, `webhook`,
-//! `maildir`, `file`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
+//! `maildir`, `file`, `archive`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
 //! the queue is decided in `dispatch` alone.
 
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use crate::message::{Address, Domain};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
+pub mod archive;
 pub mod body;
 pub mod dispatch;
 pub mod file;
@@ -64,6 +65,19 @@ pub struct Delivered {
     pub reply: Option<Reply>,
     /// TLS version and cipher, if the connection was encrypted.
     pub tls: Option<String>,
+    pub hop: Hop,
+}
+
+/// How far a delivery went, and so who tells the sender of it (RFC 3461 5.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hop {
+    /// It is where mail for the recipient goes: the report is ours.
+    #[default]
+    Final,
+    /// Another server has it that knows nothing of such reports: we say that it went there.
+    Relayed,
+    /// Another server has it, and what the sender asked for: the report is its own.
+    PassedOn,
 }
 
 /// Where a job goes; jobs with equal destinations share limits and turns.

@@ -1,13 +1,16 @@
 //! Files and folders that are on disk before anybody is told, for the transports that write some.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::body::PaidBody;
 use super::{Delivered, Job, Outcome};
 use crate::queue::record::{Failure, Recipient};
 
+/// Bytes collected for one write.
+const WRITE_BYTES: usize = 64 * 1024;
 /// Only the owner reads mail.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -53,7 +56,7 @@ pub(super) fn deliver_each(
 ) -> Vec<(u32, Outcome)> {
     let deliver = |(number, recipient): &(u32, Recipient)| {
         let outcome = match write(*number, recipient) {
-            Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), reply: None, tls: None }),
+            Ok(file) => Outcome::Delivered(Delivered { to: file.display().to_string(), ..Delivered::default() }),
             Err(trouble) => Outcome::Defer { why: failure(&trouble), not_before_secs: None },
         };
         (*number, outcome)
@@ -71,6 +74,32 @@ pub(super) fn make_folder(path: &Path) -> Result<(), Trouble> {
         }
         Err(error) => Err(Trouble::at("make", path)(error)),
     }
+}
+
+/// `root`, which may be a link of the operator's, and below it one folder after the other, none of which may be.
+pub(super) fn make_folders(root: &Path, folder: &Path) -> Result<(), Trouble> {
+    let mut path = root.to_owned();
+    make_folder(&path)?;
+    let below = folder.strip_prefix(&path).unwrap_or(Path::new("")).to_owned();
+    for name in below.components() {
+        path.push(name);
+        make_folder(&path)?;
+        let found = fs::symlink_metadata(&path).map_err(Trouble::at("look at", &path))?;
+        if !found.is_dir() {
+            return Err(Trouble::at("use", &path)(io::ErrorKind::NotADirectory.into()));
+        }
+    }
+    Ok(())
+}
+
+/// A new file of `head` and the message, on disk.
+pub(super) fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
+    out.write_all(head.as_bytes())?;
+    for piece in body.pieces() {
+        out.write_all(&piece.map_err(io::Error::other)?)?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 pub(super) fn sync_folder(path: &Path) -> Result<(), Trouble> {

@@ -3,7 +3,7 @@
 //! Outcomes of which the sender is told the same become one batch, and the notice is queued in that
 //! batch, so a crash can neither lose it nor send it twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,18 +11,19 @@ use bytes::Bytes;
 
 use crate::bounce::dsn::{self, Action, Notice};
 use crate::clock::{Clock, Millis};
-use crate::config::Config;
+use crate::config::{Archive, ArchivePer, Config};
 use crate::events::Event;
-use crate::events::journal::Journal;
+use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
-use crate::message::{Address, Door, Draft, Envelope, Origin, ReversePath};
+use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::{Queue, Step};
+use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
 use crate::store::StoreError;
 
-use super::{Delivered, Job, Outcome};
+use super::{Delivered, Hop, Job, Outcome};
 
 /// Wait between tries to write a result down. Until it is written the claim stays, so nothing is
 /// delivered twice because the disk was full.
@@ -51,13 +52,15 @@ enum Tell {
     Failed,
     Expired,
     Delayed,
+    Delivered,
+    Relayed,
 }
 
 /// What an outcome means for one recipient.
 struct Decided {
     tell: Tell,
     event: Event,
-    /// Why, where the sender is told.
+    /// Why, where the sender is told; of a success, who has it and what that said.
     why: Option<Failure>,
     after: Option<Recipient>,
     /// Recipients that take its place.
@@ -71,16 +74,19 @@ struct Group {
     added: Vec<Recipient>,
     events: Vec<Event>,
     about: Vec<(Recipient, Failure)>,
+    /// Recipients it was sent to, where copies are kept.
+    sent: Vec<Recipient>,
 }
 
 impl Settler {
     /// Records the outcomes and gives the claims back.
     pub async fn settle(&self, queue: &Queue, job: Job, outcomes: Vec<(u32, Outcome)>) {
         let id = job.message.id;
-        let groups = self.decide(&job, outcomes);
+        let mut groups = self.decide(&job, outcomes);
         // Before the lock: it may have to wait for memory, which others hold until they had the lock.
         let original = self.original(&job, &groups).await;
         let _lock = queue.lock(id).await;
+        self.add_copies(queue, &job.message, &mut groups);
         for (tell, group) in groups {
             while let Err(error) = self.write(queue, &job, tell, &group, &original).await {
                 tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
@@ -118,8 +124,15 @@ impl Settler {
                 Outcome::Defer { why, not_before_secs: None }
             };
             let outcome = outcomes.remove(number).unwrap_or_else(silent);
-            let decided = self.step(&job.message, *number, recipient, outcome);
+            let is_sent = recipient.route == Route::Remote && matches!(outcome, Outcome::Delivered(_));
+            let decided = match self.step(&job.message, *number, recipient, outcome) {
+                decided if recipient.route.is_archive() => of_copy(decided),
+                decided => decided,
+            };
             let group = groups.entry(decided.tell).or_default();
+            if is_sent && !self.config.archive.is_empty() {
+                group.sent.push(recipient.clone());
+            }
             group.steps.push(Step { number: *number, before: recipient.clone(), after: decided.after });
             group.added.extend(decided.added);
             group.events.push(decided.event);
@@ -128,15 +141,28 @@ impl Settler {
         groups
     }
 
+    /// Queues the copies for what was sent, with the step that notes it. Under the lock of the message.
+    fn add_copies(&self, queue: &Queue, message: &Message, groups: &mut BTreeMap<Tell, Group>) {
+        if groups.values().all(|group| group.sent.is_empty()) {
+            return;
+        }
+        let mut is_kept = message.recipients > 1 && is_archived(queue, message.id);
+        for group in groups.values_mut() {
+            for recipient in std::mem::take(&mut group.sent) {
+                let wanted = |archive: &&Archive| archive.per == ArchivePer::Recipient || !is_kept;
+                let copies = self.config.archive.iter().filter(wanted);
+                group.added.extend(copies.map(|archive| copy(&recipient, archive, self.clock.now())));
+                is_kept = true;
+            }
+        }
+    }
+
     fn step(&self, message: &Message, number: u32, recipient: &Recipient, outcome: Outcome) -> Decided {
         let attempt = recipient.attempts + 1;
         let address = recipient.address.clone();
         let now = self.clock.now();
         match outcome {
-            Outcome::Delivered(Delivered { to, reply, tls }) => {
-                let reply = reply.map(|reply| reply.to_string()).unwrap_or_default();
-                untold(Event::Delivered { recipient: address, to, reply, tls, attempt }, None)
-            }
+            Outcome::Delivered(done) => delivered(recipient, done, attempt),
             Outcome::Held(reason) => {
                 let status = Status::Held { reason: reason.clone() };
                 untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
@@ -159,6 +185,7 @@ impl Settler {
                     route,
                     alias: alias.clone(),
                     status: status.clone(),
+                    by_hand: None,
                     ..recipient.clone()
                 };
                 let added = places.into_iter().map(copy).collect();
@@ -167,18 +194,32 @@ impl Settler {
             Outcome::Defer { why, not_before_secs } => {
                 let retry = &self.config.delivery.retry;
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
-                match schedule::next(retry, message.received_at, attempt, now, not_before, (message.id, number)) {
+                let counted = if recipient.by_hand.is_some() { recipient.attempts.max(1) } else { attempt };
+                match schedule::next(retry, message.received_at, counted, now, not_before, (message.id, number)) {
                     Next::GiveUp => {
                         let event = Event::Expired { recipient: address, why: why.clone(), attempt };
                         Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
                     }
-                    Next::TryAt(next) => self.deferred(message, recipient, why, attempt, next),
+                    Next::TryAt(next) => {
+                        // A try by hand leaves the next one where it was.
+                        let planned = recipient.by_hand.filter(|planned| *planned > now);
+                        let next = planned.map_or(next, |planned| planned.max(not_before.unwrap_or(0)));
+                        self.deferred(message, recipient, why, (attempt, counted), next)
+                    }
                 }
             }
         }
     }
 
-    fn deferred(&self, message: &Message, recipient: &Recipient, why: Failure, attempt: u32, next: Millis) -> Decided {
+    /// `counted`: tries that have failed, without those by hand.
+    fn deferred(
+        &self,
+        message: &Message,
+        recipient: &Recipient,
+        why: Failure,
+        (attempt, counted): (u32, u32),
+        next: Millis,
+    ) -> Decided {
         let late = self.config.delivery.retry.delay_notice.is_some_and(|notice| {
             self.clock.now().saturating_sub(message.received_at)
                 >= u64::try_from(notice.as_millis()).unwrap_or(u64::MAX)
@@ -186,12 +227,17 @@ impl Settler {
         let notify = late && !recipient.delay_notified;
         let after = Recipient {
             status: Status::Waiting { due: next },
-            attempts: attempt,
+            attempts: counted,
             last_failure: Some(why.clone()),
             delay_notified: recipient.delay_notified || notify,
+            by_hand: None,
             ..recipient.clone()
         };
-        let event = Event::Deferred { recipient: recipient.address.clone(), why: why.clone(), attempt, next };
+        let address = recipient.address.clone();
+        let event = match why.unsure {
+            true => Event::Unsure { recipient: address, why: why.clone(), attempt, next },
+            false => Event::Deferred { recipient: address, why: why.clone(), attempt, next },
+        };
         let deferred = untold(event, Some(after));
         if notify { Decided { tell: Tell::Delayed, why: Some(why), ..deferred } } else { deferred }
     }
@@ -237,13 +283,20 @@ impl Settler {
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
             Tell::Delayed => Action::Delayed { until: message.received_at.saturating_add(retry_for) },
+            Tell::Delivered => Action::Delivered,
+            Tell::Relayed => Action::Relayed,
         };
-        let wanted: Vec<(&Recipient, &Failure)> = group
+        let mut wanted: Vec<(&Recipient, &Failure)> = group
             .about
             .iter()
             .filter(|(recipient, _)| dsn::wanted(message, recipient, action))
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
+        if matches!(tell, Tell::Delivered | Tell::Relayed) {
+            // However many places an alias leads to.
+            let mut named = HashSet::new();
+            wanted.retain(|(recipient, _)| named.insert(recipient.alias.as_ref().unwrap_or(&recipient.address)));
+        }
         if wanted.is_empty() {
             return None;
         }
@@ -272,6 +325,64 @@ impl Settler {
         let domain = own.or_else(|| self.config.domains.keys().next()).unwrap_or(&self.config.hostname);
         Address::new("MAILER-DAEMON", domain.clone()).unwrap_or_else(|_| self.config.postmaster.clone())
     }
+}
+
+/// Has a copy been queued for another recipient before?
+fn is_archived(queue: &Queue, id: MessageId) -> bool {
+    let is_waiting = queue.recipients(id).map(|all| all.iter().any(|(_, recipient)| recipient.route.is_archive()));
+    let is_told = |event: &Event| matches!(event, Event::Archived { .. } | Event::NotArchived { .. });
+    let is_done = || journal::story(queue.store(), id).map(|story| story.iter().any(|entry| is_told(&entry.event)));
+    let known = is_waiting.and_then(|is_waiting| if is_waiting { Ok(true) } else { is_done() });
+    known.unwrap_or_else(|error| {
+        tracing::warn!(%id, %error, "it cannot be seen whether this message is archived; it may be so twice");
+        false
+    })
+}
+
+/// The delivery that makes a copy of what was sent to `recipient`.
+fn copy(recipient: &Recipient, archive: &Archive, now: Millis) -> Recipient {
+    Recipient {
+        route: Route::archive(&archive.name),
+        notify: Notify::Never,
+        status: Status::Waiting { due: now },
+        attempts: 0,
+        last_failure: None,
+        by_hand: None,
+        ..recipient.clone()
+    }
+}
+
+/// What became of a copy is told to no sender.
+fn of_copy(decided: Decided) -> Decided {
+    let event = match decided.event {
+        Event::Delivered { recipient, to, .. } => Event::Archived { recipient, to },
+        Event::Deferred { recipient, why, next, .. } => Event::NotArchived { recipient, why, next: Some(next) },
+        Event::Failed { recipient, why, .. } | Event::Expired { recipient, why, .. } => {
+            Event::NotArchived { recipient, why, next: None }
+        }
+        other => other,
+    };
+    Decided { tell: Tell::Nothing, why: None, event, ..decided }
+}
+
+/// Who tells the sender of a success, if that was asked for (RFC 3461 5.2.2): we do, unless the next server
+/// was asked to.
+fn delivered(recipient: &Recipient, done: Delivered, attempt: u32) -> Decided {
+    let Delivered { to, reply, tls, hop } = done;
+    let asked_further = recipient.passed_on().on_success();
+    let tell = match hop {
+        _ if !recipient.notify.on_success() => Tell::Nothing,
+        Hop::Final => Tell::Delivered,
+        Hop::PassedOn if asked_further => Tell::Nothing,
+        Hop::PassedOn | Hop::Relayed => Tell::Relayed,
+    };
+    let why = (tell != Tell::Nothing).then(|| {
+        let status = reply.as_ref().map(Reply::status).unwrap_or_default();
+        Failure { reply: reply.clone(), ..Failure::local(&status, &to, "") }
+    });
+    let reply = reply.map(|reply| reply.to_string()).unwrap_or_default();
+    let event = Event::Delivered { recipient: recipient.address.clone(), to, reply, tls, attempt };
+    Decided { tell, why, ..untold(event, None) }
 }
 
 /// A step of which the sender is not told.

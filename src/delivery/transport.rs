@@ -12,10 +12,11 @@ use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
 use crate::routing::outbound::{self, Way};
 
+use super::archive::Archive;
 use super::file::Files;
 use super::maildir::Maildir;
 use super::smart_hosts::SmartHosts;
-use super::smtp::{SetupError, SmtpTransport};
+use super::smtp::{SetupError, SmtpTransport, Timeouts};
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
 
@@ -24,6 +25,7 @@ use super::{Job, Outcome};
 enum TargetTransport {
     Webhook(Box<Webhook>),
     Maildir(Maildir),
+    Archive(Archive),
 }
 
 #[derive(Debug)]
@@ -50,9 +52,19 @@ impl Transports {
         for (name, target) in &config.targets {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
+        for archive in &config.archive {
+            if let Route::Target(name) = Route::archive(&archive.name) {
+                targets.insert(name, TargetTransport::Archive(Archive::new(archive)));
+            }
+        }
         let (smtp, files) = (SmtpTransport::new(config, resolver)?, Files::new(&config.delivery.file_path));
         let smart_hosts = SmartHosts::new(clock.clone());
         Ok(Transports { config: config.clone(), smtp, smart_hosts, files, targets })
+    }
+
+    /// Other time-outs of SMTP than those of RFC 5321.
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Transports {
+        Transports { smtp: self.smtp.with_timeouts(timeouts), ..self }
     }
 
     /// Tries a job; one outcome per recipient.
@@ -69,6 +81,11 @@ impl Transports {
             Some(Route::Target(name)) => match self.targets.get(name) {
                 Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
                 Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
+                Some(TargetTransport::Archive(archive)) => archive.deliver(job).await,
+                None if Route::Target(name.clone()).is_archive() => {
+                    let why = Failure::local("5.3.5", name, "this [[archive]] is not in the configuration any more");
+                    all(job, &Outcome::Fail(why))
+                }
                 None => {
                     let reason = format!(
                         "there is no target {name} in the configuration any more; add [targets.{name}] or cancel"

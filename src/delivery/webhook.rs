@@ -28,7 +28,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls;
 
-use super::{Delivered, Job, Outcome};
+use super::{Delivered, Hop, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::{OwnDomain, Secret, Target};
 use crate::message::Domain;
@@ -180,7 +180,10 @@ impl Webhook {
             let text = status.canonical_reason().unwrap_or("accepted");
             let reply = Some(Reply::bare(status.as_u16(), text));
             let tls = None;
-            return (Outcome::Delivered(Delivered { to: self.shown_url.clone(), reply, tls }), Reach::Answered);
+            return (
+                Outcome::Delivered(Delivered { to: self.shown_url.clone(), reply, tls, hop: Hop::Final }),
+                Reach::Answered,
+            );
         }
         let not_before_secs = self.retry_after(&response);
         let answer = excerpt(response).await;

@@ -10,8 +10,19 @@ use crate::message::Door;
 pub const DOORS: [&str; 5] = ["mx", "submission", "pickup", "admin", "bounce"];
 
 /// What became of a try or a recipient, as labels.
-pub const OUTCOMES: [&str; 9] =
-    ["delivered", "captured", "deferred", "failed", "expired", "held", "released", "cancelled", "discarded"];
+pub const OUTCOMES: [&str; 11] = [
+    "delivered",
+    "captured",
+    "deferred",
+    "failed",
+    "expired",
+    "held",
+    "released",
+    "cancelled",
+    "discarded",
+    "archived",
+    "not_archived",
+];
 
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -29,12 +40,11 @@ impl Counters {
             Event::Imported { .. } => &self.imported,
             Event::NoticeSent { .. } => &self.notices,
             Event::Routed { .. } => return,
-            Event::Deferred { why, .. } => {
-                if why.unsure {
-                    self.unsure.fetch_add(1, Ordering::Relaxed);
-                }
+            Event::Unsure { .. } => {
+                self.unsure.fetch_add(1, Ordering::Relaxed);
                 &self.outcomes[2]
             }
+            Event::Deferred { .. } => &self.outcomes[2],
             Event::Delivered { .. } => &self.outcomes[0],
             Event::Captured { .. } => &self.outcomes[1],
             Event::Failed { .. } => &self.outcomes[3],
@@ -43,6 +53,8 @@ impl Counters {
             Event::Released { .. } => &self.outcomes[6],
             Event::Cancelled { .. } => &self.outcomes[7],
             Event::Discarded { .. } => &self.outcomes[8],
+            Event::Archived { .. } => &self.outcomes[9],
+            Event::NotArchived { .. } => &self.outcomes[10],
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }

@@ -125,14 +125,22 @@ fn log(id: MessageId, event: &Event) {
         Event::Captured { recipient } => tracing::info!(%id, %recipient, "captured"),
         Event::Deferred { recipient, why, attempt, next } => {
             let next = crate::clock::rfc3339(*next);
-            let unsure = why.unsure.then_some(true);
-            tracing::info!(%id, %recipient, reason = why.reason, unsure, attempt, next, "deferred");
+            tracing::info!(%id, %recipient, reason = why.reason, attempt, next, "deferred");
+        }
+        Event::Unsure { recipient, why, attempt, next } => {
+            let next = crate::clock::rfc3339(*next);
+            tracing::info!(%id, %recipient, reason = why.reason, attempt, next, "unsure");
         }
         Event::Failed { recipient, why, attempt } => {
             tracing::info!(%id, %recipient, reason = why.reason, attempt, "failed")
         }
         Event::Expired { recipient, why, attempt } => {
             tracing::info!(%id, %recipient, reason = why.reason, attempt, "expired")
+        }
+        Event::Archived { recipient, to } => tracing::info!(%id, %recipient, to, "archived"),
+        Event::NotArchived { recipient, why, next } => {
+            let next = next.map(crate::clock::rfc3339);
+            tracing::warn!(%id, %recipient, reason = why.reason, next, "not archived");
         }
         Event::Held { recipient, reason } => tracing::info!(%id, %recipient, reason, "held"),
         Event::Released { recipient } => tracing::info!(%id, %recipient, "released"),

@@ -68,10 +68,29 @@ pub enum Event {
         attempt: u32,
         next: Millis,
     },
+    /// The connection was lost between the final dot and its answer: the message may have arrived, and it
+    /// will be sent once more.
+    Unsure {
+        recipient: Address,
+        why: Failure,
+        attempt: u32,
+        next: Millis,
+    },
     Failed {
         recipient: Address,
         why: Failure,
         attempt: u32,
+    },
+    /// A copy of what was sent to this recipient is in an `[[archive]]`.
+    Archived {
+        recipient: Address,
+        to: String,
+    },
+    /// That copy could not be written: tried again at `next`, or given up. The delivery itself is done.
+    NotArchived {
+        recipient: Address,
+        why: Failure,
+        next: Option<Millis>,
     },
     /// Not tried any more: `expire` of `[delivery.retry]` has passed, or `max_attempts` are used up.
     Expired {

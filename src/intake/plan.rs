@@ -184,6 +184,7 @@ fn waiting(written: &Written, address: Address, route: Route, now: Millis) -> Re
         attempts: 0,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! DKIM signatures for what leaves with a From of ours: one RSA and one Ed25519 signature
 //! (RFC 6376, RFC 8463), relaxed/relaxed, over one body hash.
 //!
-//! Keys are read once. Those that are missing are made, so that a fresh server signs from its first
-//! message: written whole or not at all, readable by the owner only, never over an existing file.
+//! Keys are read at the start and when one changes its state (`life`). Those that are missing are made, so
+//! that a fresh server signs from its first message: written whole or not at all, readable by the owner only,
+//! never over an existing file.
 //! Signing takes a third of a millisecond of CPU (RSA) and no I/O; the caller decides on which thread.
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
@@ -29,6 +31,10 @@ use crate::message::Domain;
 use crate::message::body::{Hash, relaxed_hash};
 use crate::message::header::{Field, Headers};
 
+pub mod life;
+
+use life::{Lives, State};
+
 /// A key file that is larger is none.
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// RFC 8301 3.2: shorter keys are not believed.
@@ -37,9 +43,9 @@ const RSA_BITS_MIN: usize = 1024;
 const KEYS_PER_DOMAIN_MAX: usize = 8;
 
 /// Signed in every message, once more than they occur, so that nobody can add one (RFC 6376 8.15).
-const OVERSIGNED: [&str; 7] = ["From", "To", "Cc", "Subject", "Date", "Reply-To", "Content-Type"];
+const OVERSIGNED: [&str; 8] = ["From", "To", "Cc", "Subject", "Date", "Reply-To", "List-Unsubscribe", "Content-Type"];
 /// Signed as often as they occur.
-const SIGNED: [&str; 24] = [
+const SIGNED: [&str; 23] = [
     "Sender",
     "Message-ID",
     "In-Reply-To",
@@ -57,7 +63,6 @@ const SIGNED: [&str; 24] = [
     "Resent-Message-ID",
     "List-Id",
     "List-Help",
-    "List-Unsubscribe",
     "List-Unsubscribe-Post",
     "List-Subscribe",
     "List-Post",
@@ -75,6 +80,12 @@ pub enum SignError {
     Write { path: PathBuf, error: io::Error },
     #[error("DKIM key {path}: {why}")]
     BadKey { path: PathBuf, why: &'static str },
+    #[error(
+        "DKIM states in {path}: {why}; correct the file, or take it away: then the selectors of the configuration sign"
+    )]
+    BadStates { path: PathBuf, why: String },
+    #[error("DKIM keys of {domain}: {why}")]
+    NoNewKey { domain: Domain, why: String },
     #[error("DKIM selector {selector:?} of {domain}: {why}")]
     BadSelector { domain: Domain, selector: String, why: &'static str },
     #[error("{0} is not one of our domains, so there is no DKIM key for it")]
@@ -94,9 +105,32 @@ pub struct Signature {
     pub name: String,
 }
 
-/// The keys of our domains.
+/// The keys of our domains. A clone shares them.
+#[derive(Clone)]
 pub struct Signer {
-    keys: BTreeMap<Domain, Vec<Key>>,
+    keys: Arc<RwLock<Arc<Keys>>>,
+}
+
+type Keys = BTreeMap<Domain, DomainKeys>;
+
+#[derive(Default)]
+struct DomainKeys {
+    /// The states by which it was read.
+    lives: Lives,
+    keys: Vec<Key>,
+    /// Names of records that nobody needs any more.
+    done: Vec<String>,
+}
+
+/// A key and what is to be done about its record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub selector: String,
+    /// `selector._domainkey.domain`.
+    pub name: String,
+    /// The text of the TXT record there.
+    pub record: String,
+    pub state: State,
 }
 
 struct Key {
@@ -105,6 +139,7 @@ struct Key {
     name: String,
     /// The text of the TXT record there.
     record: String,
+    state: State,
     pair: Pair,
 }
 
@@ -122,8 +157,8 @@ enum Kind {
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = self.keys.values().flatten().map(|key| &key.name);
-        f.debug_list().entries(names).finish()
+        let keys = self.now();
+        f.debug_list().entries(keys.values().flat_map(|domain| &domain.keys).map(|key| &key.name)).finish()
     }
 }
 
@@ -131,11 +166,35 @@ impl Signer {
     /// Reads the keys of all domains, and makes those under `data_dir/dkim` that are missing. Blocks
     /// (files; about a tenth of a second for each RSA key made).
     pub fn load(config: &Config) -> Result<Signer, SignError> {
-        let mut keys = BTreeMap::new();
-        for (domain, own) in &config.domains {
-            keys.insert(domain.clone(), load_domain(&config.data_dir, domain, own)?);
+        Ok(Signer { keys: Arc::new(RwLock::new(Arc::new(load_all(config)?))) })
+    }
+
+    /// As [`Signer::load`], in place of what is held. After an error that stays.
+    pub fn reload(&self, config: &Config) -> Result<(), SignError> {
+        let keys = Arc::new(load_all(config)?);
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+
+    /// Are the states on disk those that are held? Keys are not read.
+    pub fn is_current(&self, config: &Config) -> Result<bool, SignError> {
+        let held = self.now();
+        for domain in config.domains.keys() {
+            let lives = life::lives(&config.data_dir, domain)?;
+            if held.get(domain).is_none_or(|held| held.lives != lives) {
+                return Ok(false);
+            }
         }
-        Ok(Signer { keys })
+        Ok(true)
+    }
+
+    /// Does a key of a domain wait for something to happen?
+    pub fn is_changing(&self, domain: &Domain) -> bool {
+        self.now().get(domain).is_some_and(|held| held.lives.is_changing())
+    }
+
+    fn now(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A signature with each key of the domain. `content` is the whole message as it will leave; the
@@ -147,7 +206,8 @@ impl Signer {
 
     /// As [`Signer::sign`], where the body has been hashed in the relaxed form.
     pub fn sign_hashed(&self, domain: &Domain, headers: &Headers<'_>, body: Hash) -> Result<Vec<Signature>, SignError> {
-        let keys = self.keys.get(domain).ok_or_else(|| SignError::NotOurs(domain.clone()))?;
+        let keys = self.now();
+        let keys = &keys.get(domain).ok_or_else(|| SignError::NotOurs(domain.clone()))?.keys;
         let (names, signed) = signed_fields(headers);
         if headers.get("From").is_none() {
             return Err(SignError::NoFrom);
@@ -164,13 +224,29 @@ impl Signer {
             cb: Canonicalization::Relaxed,
             ..Tags::default()
         };
-        keys.iter().map(|key| key.signature(&template, &canonical)).collect()
+        let signing = keys.iter().filter(|key| key.state == State::Signing);
+        signing.map(|key| key.signature(&template, &canonical)).collect()
     }
 
     /// What to publish for a domain: (name, text of the TXT record). Empty if it is not ours.
     pub fn records(&self, domain: &Domain) -> Vec<(String, String)> {
-        let keys = self.keys.get(domain).map(Vec::as_slice).unwrap_or_default();
-        keys.iter().map(|key| (key.name.clone(), key.record.clone())).collect()
+        self.standings(domain).into_iter().map(|key| (key.name, key.record)).collect()
+    }
+
+    /// The keys of a domain whose records are to be in DNS.
+    pub fn standings(&self, domain: &Domain) -> Vec<Standing> {
+        let standing = |key: &Key| Standing {
+            selector: key.selector.clone(),
+            name: key.name.clone(),
+            record: key.record.clone(),
+            state: key.state.clone(),
+        };
+        self.now().get(domain).map(|domain| domain.keys.iter().map(standing).collect()).unwrap_or_default()
+    }
+
+    /// Names of records that may be taken away.
+    pub fn done(&self, domain: &Domain) -> Vec<String> {
+        self.now().get(domain).map(|domain| domain.done.clone()).unwrap_or_default()
     }
 }
 
@@ -268,21 +344,39 @@ fn write_relaxed(field: &Field<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<Vec<Key>, SignError> {
+fn load_all(config: &Config) -> Result<Keys, SignError> {
+    let load = |(domain, own): (&Domain, &OwnDomain)| Ok((domain.clone(), load_domain(&config.data_dir, domain, own)?));
+    config.domains.iter().map(load).collect()
+}
+
+/// The keys of the configuration, then those that were made besides.
+fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<DomainKeys, SignError> {
     let dkim = &own.dkim;
+    let lives = life::lives(data_dir, domain)?;
     let extra = dkim.key_files.keys().filter(|selector| !dkim.selectors.contains(selector));
-    let mut keys = Vec::new();
-    for (position, selector) in dkim.selectors.iter().chain(extra).enumerate() {
+    let configured: Vec<&String> = dkim.selectors.iter().chain(extra).collect();
+    let made = lives.selectors().filter(|selector| !configured.contains(selector));
+    let (mut keys, mut done) = (Vec::new(), Vec::new());
+    for (position, selector) in configured.iter().copied().chain(made).enumerate() {
         let bad = |why| SignError::BadSelector { domain: domain.clone(), selector: selector.clone(), why };
-        if position >= KEYS_PER_DOMAIN_MAX {
+        if keys.len() >= KEYS_PER_DOMAIN_MAX {
             return Err(bad("a domain can have 8 keys at most"));
         }
         let name = Domain::parse(&format!("{selector}._domainkey.{domain}"))
             .map_err(|_| bad("is not a name in DNS (letters, digits, hyphens, dots)"))?;
+        let state = lives.state(selector);
+        if state == State::Done {
+            done.push(name.to_string());
+            continue;
+        }
         let (path, pem) = match dkim.key_files.get(selector) {
             Some(path) => (path.clone(), read(path)?),
+            None if !configured.contains(&selector) => {
+                let path = key_path(data_dir, domain, selector);
+                (path.clone(), read(&path)?)
+            }
             None => {
-                let path = data_dir.join("dkim").join(domain.as_str()).join(format!("{selector}.pem"));
+                let path = key_path(data_dir, domain, selector);
                 let kind = || {
                     kind(position, selector)
                         .ok_or_else(|| bad("end the name in -rsa or -ed, or give a file in key_files"))
@@ -293,9 +387,17 @@ fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<Vec<
         };
         let pair = Pair::from_pem(&path, &pem)?;
         let record = pair.record().ok_or(SignError::BadKey { path, why: "has no public key" })?;
-        keys.push(Key { selector: selector.to_ascii_lowercase(), name: name.to_string(), record, pair });
+        keys.push(Key { selector: selector.to_ascii_lowercase(), name: name.to_string(), record, state, pair });
     }
-    Ok(keys)
+    Ok(DomainKeys { lives, keys, done })
+}
+
+fn folder_of(data_dir: &Path, domain: &Domain) -> PathBuf {
+    data_dir.join("dkim").join(domain.as_str())
+}
+
+fn key_path(data_dir: &Path, domain: &Domain, selector: &str) -> PathBuf {
+    folder_of(data_dir, domain).join(format!("{selector}.pem"))
 }
 
 /// The first is RSA, the second Ed25519; from the third on the name tells.

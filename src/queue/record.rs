@@ -29,6 +29,11 @@
 //! before anyone is told; steps out of it are written at once and synced with the next group (losing
 //! one to a power cut repeats an attempt, never loses a message).
 //!
+//! A message that was sent is copied into each `[[archive]]` by a recipient of its own, which is added by the
+//! step that seals the fate of the one it was sent to. So a crash between delivery and archive loses no copy:
+//! before that step the delivery is made again ("in an attempt" above), after it the copy is "waiting". A
+//! crash between the copy's file and the step that notes it makes a second file, named " (2)".
+//!
 //! Rows that only damage to the disk can make, and what is done about them:
 //!
 //! | what is there                             | what becomes of it                                         |
@@ -124,6 +129,21 @@ pub struct Recipient {
     pub last_failure: Option<Failure>,
     /// A delay notice has been sent.
     pub delay_notified: bool,
+    /// The next try is one that a person asked for, in place of the one at this time: it does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<Millis>,
+}
+
+impl Recipient {
+    /// What the next server is asked to report. Where an alias leads to is nobody's business, so reports of
+    /// success about such an address are ours (RFC 3461 5.2.7.3).
+    pub fn passed_on(&self) -> Notify {
+        match self.notify {
+            Notify::On { success: true, failure: false, delay: false } if self.alias.is_some() => Notify::Never,
+            Notify::On { failure, delay, .. } if self.alias.is_some() => Notify::On { success: false, failure, delay },
+            notify => notify,
+        }
+    }
 }
 
 /// Who gets it. Which way out is decided when it is due.
@@ -134,6 +154,21 @@ pub enum Route {
     Remote,
     /// By the target of this name.
     Target(String),
+}
+
+/// Begins the name of a target that is an `[[archive]]`. No name in `[targets]` has a blank.
+const ARCHIVE_MARK: &str = "archive ";
+
+impl Route {
+    /// To the `[[archive]]` with this path. It is a delivery of its own, so that a copy waits for its disk and
+    /// survives a crash as any other, and nothing waits for it.
+    pub fn archive(path: &str) -> Route {
+        Route::Target(format!("{ARCHIVE_MARK}{path}"))
+    }
+
+    pub fn is_archive(&self) -> bool {
+        matches!(self, Route::Target(name) if name.starts_with(ARCHIVE_MARK))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,8 @@ use crate::clock::Millis;
 use crate::config::Retry;
 use crate::message::MessageId;
 
+/// Rows of [`table`].
+pub const TABLE_TRIES_MAX: u32 = 200;
 /// Jitter in either direction, in percent of the wait.
 const JITTER_PERCENT: u64 = 10;
 
@@ -30,21 +32,86 @@ pub fn next(
     if now >= expires || (retry.max_attempts > 0 && attempts >= retry.max_attempts) {
         return Next::GiveUp;
     }
-    let step = (attempts.max(1) as usize - 1).min(retry.schedule.len().saturating_sub(1));
-    let wait = retry.schedule.get(step).copied().map_or(60_000, millis);
-    let planned = now + jittered(wait, seed(id, number, attempts));
+    let wait = Wait::after(retry, attempts);
+    let planned = now + wait.least + seed(id, number, attempts) % (wait.most - wait.least + 1);
     // The last try comes when the time is up, not after it.
     Next::TryAt(planned.max(not_before.unwrap_or(0)).min(expires))
 }
 
-/// Spread so that a burst of failures does not come back as a burst; the same for the same try, so
-/// that a repeated run gives the same times.
-fn jittered(wait: Millis, seed: u64) -> Millis {
-    let span = wait * JITTER_PERCENT / 100;
-    if span == 0 {
-        return wait;
+/// How long a recipient waits after a failed try: spread, so that a burst of failures does not come back as
+/// a burst. The same try always gets the same wait, so that a repeated run gives the same times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    pub least: Millis,
+    pub most: Millis,
+}
+
+impl Wait {
+    /// After so many failed tries.
+    fn after(retry: &Retry, attempts: u32) -> Wait {
+        let step = (attempts.max(1) as usize - 1).min(retry.schedule.len().saturating_sub(1));
+        let wait = retry.schedule.get(step).copied().map_or(60_000, millis);
+        let span = wait * JITTER_PERCENT / 100;
+        Wait { least: wait - span, most: wait + span }
     }
-    wait - span + seed % (2 * span + 1)
+}
+
+/// Does something come at this try?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chance {
+    No,
+    /// That depends on how the waits before it turn out.
+    Maybe,
+    Sure,
+}
+
+impl Chance {
+    fn of(sure: bool, maybe: bool) -> Chance {
+        match (sure, maybe) {
+            (true, _) => Chance::Sure,
+            (false, true) => Chance::Maybe,
+            (false, false) => Chance::No,
+        }
+    }
+}
+
+/// A try of a message that fails each time, as [`next`] plans it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Try {
+    pub number: u32,
+    /// Since the one before; none for the first.
+    pub wait: Option<Wait>,
+    /// Since arrival, if the tries themselves take no time.
+    pub earliest: Millis,
+    pub latest: Millis,
+    /// The sender is told that the message is late.
+    pub notice: Chance,
+    /// It is given up.
+    pub last: Chance,
+}
+
+/// The tries of a message that fails each time, at most [`TABLE_TRIES_MAX`]; whether there are more.
+pub fn table(retry: &Retry) -> (Vec<Try>, bool) {
+    let expire = millis(retry.expire);
+    let notice_at = retry.delay_notice.map_or(Millis::MAX, millis);
+    let (mut wait, mut earliest, mut latest) = (None, 0, 0);
+    let mut before = (0, 0);
+    let mut tries = Vec::new();
+    for number in 1..=TABLE_TRIES_MAX {
+        let counted_out = retry.max_attempts > 0 && number >= retry.max_attempts;
+        let last = Chance::of(counted_out || earliest >= expire, latest >= expire);
+        let sure = earliest >= notice_at && before.1 < notice_at && last == Chance::No;
+        let maybe = latest >= notice_at && before.0 < notice_at && last != Chance::Sure;
+        tries.push(Try { number, wait, earliest, latest, notice: Chance::of(sure, maybe), last });
+        if last == Chance::Sure {
+            return (tries, false);
+        }
+        let pause = Wait::after(retry, number);
+        before = (earliest, latest);
+        (earliest, latest) = ((earliest + pause.least).min(expire), (latest + pause.most).min(expire));
+        wait = Some(pause);
+    }
+    (tries, true)
 }
 
 /// SplitMix64 over what tells one try from another.
@@ -95,7 +162,46 @@ mod tests {
         assert_eq!(next(&retry(3), 0, 3, 5, None, (MessageId::from_u64(7), 0)), Next::GiveUp);
     }
 
+    #[test]
+    fn the_table_ends_where_it_is_given_up() {
+        let (tries, more) = table(&retry(3));
+        assert_eq!((tries.len(), more), (3, false));
+        assert_eq!(
+            tries.iter().map(|one| (one.earliest, one.latest)).collect::<Vec<_>>(),
+            [(0, 0), (54_000, 66_000), (324_000, 396_000)]
+        );
+        assert_eq!(tries.iter().map(|one| one.last).collect::<Vec<_>>(), [Chance::No, Chance::No, Chance::Sure]);
+        let (tries, _) = table(&retry(0));
+        assert_eq!(tries.last().map(|one| (one.earliest, one.last)), Some((86_400_000, Chance::Sure)));
+        assert!(tries.iter().any(|one| one.last == Chance::Maybe));
+    }
+
     proptest! {
+        /// Whatever the jitter, each try comes when the table says.
+        #[test]
+        fn tries_come_as_the_table_has_them(id: u64, max_attempts in 0u32..6, notice in 1u64..30 * 60) {
+            let retry = Retry { delay_notice: Some(Duration::from_secs(notice)), ..retry(max_attempts) };
+            let (tries, _) = table(&retry);
+            let (mut now, mut told) = (0, false);
+            for row in &tries {
+                prop_assert!(row.earliest <= now && now <= row.latest, "{row:?}: {now}");
+                let late = now >= notice * 1000 && !told;
+                match next(&retry, 0, row.number, now, None, (MessageId::from_u64(id), 1)) {
+                    Next::TryAt(at) => {
+                        prop_assert!(row.last != Chance::Sure);
+                        let other = if late { Chance::No } else { Chance::Sure };
+                        prop_assert_ne!(row.notice, other);
+                        told |= late;
+                        now = at;
+                    }
+                    Next::GiveUp => {
+                        prop_assert!(row.last != Chance::No);
+                        break;
+                    }
+                }
+            }
+        }
+
         #[test]
         fn always_later_and_never_past_the_end(id: u64, attempts in 1u32..1000, now in 0u64..86_400_000, wish in 0u64..200_000_000) {
             match next(&retry(0), 0, attempts, now, Some(wish), (MessageId::from_u64(id), 1)) {

@@ -51,7 +51,7 @@ fn five_mistakes_are_five_problems_with_line_and_remedy() {
 /// `ExitCode` compares by its debug form only.
 #[test]
 fn the_exit_status_tells_good_from_bad() {
-    let status = |path: &str| format!("{:?}", postrider::cli::check::run(&folder(path), true));
+    let status = |path: &str| format!("{:?}", postrider::cli::check::run(&folder(path), true, false));
     let code = |code: ExitCode| format!("{code:?}");
     assert_eq!(status("tests/conf-bad/five.toml"), code(ExitCode::from(2)));
     assert_eq!(status("conf/relay.toml"), code(ExitCode::SUCCESS));

@@ -202,7 +202,10 @@ fn every_supported_key_is_read() {
         if path.starts_with("smart_hosts") && !path.ends_with("host") {
             text += "smart_hosts.\"a.example\".host = \"a.example\"\n";
         }
-        text += &format!("{path} = 1979-05-27\n");
+        text += &match path.strip_prefix("archive.") {
+            Some(key) => format!("[[archive]]\n{key} = 1979-05-27\n"),
+            None => format!("{path} = 1979-05-27\n"),
+        };
         let problems = config::parse("postrider.toml", &text).expect_err(&text);
         let about = problems
             .iter()

@@ -31,6 +31,7 @@ pub fn recipient(address: &str, due: u64) -> Recipient {
         attempts: 0,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 

@@ -20,6 +20,17 @@
 //! ---                            the next connection to the same address
 //! ```
 //!
+//! `tests/misbehaviour.rs` plays a script through the whole server if it states what that shall lead to:
+//!
+//! ```text
+//! #! one@far.test deferred 4.4.2, next 1m, no notice      a recipient: outcome, next try, what the sender is told
+//! #! two@far.test failed 5.1.1, notice failed
+//! #! notify success              of all recipients; or: never
+//! #! long                        a message that no buffer takes whole
+//! #! impatient                   short time-out for the greeting
+//! ===                            the next far end: a mail exchanger of lower preference
+//! ```
+//!
 //! After the last connection nobody listens any more. Several far ends share one port and differ in
 //! their address (127.0.0.1, 127.0.0.2 …), because MX has no port.
 //! Include it with `#[path = "support/remote.rs"] mod remote;`.

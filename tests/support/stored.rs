@@ -60,6 +60,7 @@ pub fn all() -> Vec<Kept> {
         attempts: 3,
         last_failure: Some(failure()),
         delay_notified: true,
+        by_hand: None,
         ..remote()
     };
     let held = |why: &str| Recipient { status: Status::Held { reason: why.into() }, ..remote() };

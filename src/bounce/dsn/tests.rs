@@ -47,6 +47,7 @@ fn recipient(to: &str) -> Recipient {
         attempts: 1,
         last_failure: None,
         delay_notified: false,
+        by_hand: None,
     }
 }
 
@@ -187,6 +188,46 @@ fn a_delay_says_until_when_we_try() {
     assert_eq!(value(&status[1], "Status"), Some("4.4.1"));
     assert_eq!(value(&status[1], "Will-Retry-Until"), Some("Sun, 22 Nov 2026 22:26:57 +0000"));
     assert_eq!(value(&status[1], "Diagnostic-Code"), None);
+}
+
+#[test]
+fn a_success_says_who_has_it_and_no_more() {
+    let kept = Failure {
+        reply: Some(Reply::new(250, (0, 0), "kept as 4711")),
+        ..Failure::local("2.0.0", "mx.far.example [192.0.2.1]:25", "")
+    };
+    let mut case = Case::new(vec![(recipient("bob@far.example"), kept)]);
+    case.action = Action::Relayed;
+    // RFC 3461 4.3: for failures only.
+    case.message.dsn.ret = Some(Ret::Full);
+    let (subject, parts) = case.parts();
+    assert_eq!(subject, "Your message to bob@far.example was passed on");
+    let told = "  <bob@far.example>\r\n    The server mx.far.example [192.0.2.1]:25 said:\r\n      250 2.0.0 kept as 4711\r\n\r\n";
+    assert!(parts[0].1.contains(told), "{}", parts[0].1);
+    assert_eq!(parts[2].0, "text/rfc822-headers");
+    let expected = [
+        ("Final-Recipient", "rfc822; bob@far.example"),
+        ("Action", "relayed"),
+        ("Status", "2.0.0"),
+        ("Remote-MTA", "dns; mx.far.example"),
+        ("Last-Attempt-Date", "Sat, 21 Nov 2026 22:26:57 +0000"),
+    ];
+    assert_eq!(case.status()[1], expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+    // At home, and where an alias leads: nobody's business.
+    for (route, reply) in [(Route::Target("crm".to_owned()), None), (Route::Remote, Some("secret@x.example has it"))] {
+        let mut recipient = Recipient { route, ..recipient("secret@x.example") };
+        recipient.alias = Some(address("sales@our.example"));
+        let reply = reply.map(|text| Reply::new(250, (0, 0), text));
+        case.recipients = vec![(recipient, Failure { reply, ..Failure::local("", "/var/secret/x.example", "") })];
+        case.action = Action::Delivered;
+        let (subject, parts) = case.parts();
+        assert_eq!(subject, "Your message to sales@our.example was delivered");
+        assert!(!format!("{}{}", parts[0].1, parts[1].1).contains("secret@"), "{parts:?}");
+        let status = &case.status()[1];
+        assert_eq!((value(status, "Action"), value(status, "Status")), (Some("delivered"), Some("2.0.0")));
+        assert_eq!(value(status, "Remote-MTA"), None);
+    }
 }
 
 #[test]

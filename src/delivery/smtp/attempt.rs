@@ -225,7 +225,7 @@ impl<'a> Attempt<'a> {
                 .map(|(number, recipient)| MailRecipient {
                     number: *number,
                     address: recipient.address.clone(),
-                    notify: recipient.notify,
+                    notify: recipient.passed_on(),
                     original: recipient.original.clone(),
                 })
                 .collect(),

@@ -20,7 +20,7 @@ use super::extensions::{Extensions, SizeOffer};
 use super::replies::RawReply;
 use super::step::{Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
 use super::transaction::{Command, Fate, Transaction};
-use crate::delivery::{Delivered, Outcome};
+use crate::delivery::{Delivered, Hop, Outcome};
 use crate::message::Domain;
 use crate::queue::record::Failure;
 use crate::smtp::Reply;
@@ -203,10 +203,15 @@ impl Client {
                 *fate = Fate::Decided(Outcome::Fail(failure));
             }
         }
-        let open = transaction.open();
-        if open.is_empty() {
+        if transaction.open().is_empty() {
             return self.finish(transaction, reset);
         }
+        self.envelope(transaction, reset)
+    }
+
+    /// MAIL, RCPT for those whose fate is open, DATA.
+    fn envelope(&mut self, mut transaction: Transaction, reset: bool) -> Step {
+        let open = transaction.open();
         transaction.unsent.extend(reset.then_some(Command::Reset));
         transaction.unsent.push_back(Command::Mail);
         transaction.unsent.extend(open.into_iter().map(Command::Rcpt));
@@ -309,7 +314,8 @@ impl Client {
         }
         let fate = match reply.is_positive() {
             true => Fate::Accepted,
-            false => Fate::Decided(self.rcpt_refusal(reply)),
+            false if is_too_many(reply) => Fate::Postponed(self.too_many(reply)),
+            false => Fate::Decided(self.refusal(reply)),
         };
         if let Some(slot) = transaction.fates.get_mut(at) {
             *slot = fate;
@@ -354,9 +360,11 @@ impl Client {
             }
             300..=399 => Step::Over(self.unsure(transaction, &format!("answered the message with nonsense ({reply})"))),
             200..=299 => {
-                let delivered = Delivered { to: self.peer.clone(), reply: Some(reply), tls: self.secured.clone() };
+                let hop = if self.offers.dsn { Hop::PassedOn } else { Hop::Relayed };
+                let to = self.peer.clone();
+                let delivered = Delivered { to, reply: Some(reply), tls: self.secured.clone(), hop };
                 transaction.decide_accepted(|| Outcome::Delivered(delivered.clone()));
-                self.finish(transaction, false)
+                if transaction.reopen() { self.envelope(transaction, false) } else { self.finish(transaction, false) }
             }
             _ if self.is_about_login(&reply) => Step::Over(self.login_wanted(transaction, "the message", &reply)),
             _ => {
@@ -367,6 +375,7 @@ impl Client {
     }
 
     fn finish(&mut self, mut transaction: Transaction, reset: bool) -> Step {
+        transaction.decide_postponed();
         // Nothing is left open here; should it be, the mail waits rather than gets lost.
         transaction.decide_open(|| self.deferred(self.local("4.5.0", self.desync())));
         self.state = State::Idle { reset };
@@ -496,14 +505,10 @@ impl Client {
         if reply.code / 100 == 5 { Outcome::Fail(failure) } else { self.deferred(failure) }
     }
 
-    /// 452, and 552 where old servers mean 452 (RFC 5321 4.5.3.1.10): too many recipients for now.
-    fn rcpt_refusal(&self, reply: &Reply) -> Outcome {
-        let too_many = reply.enhanced.is_none_or(|enhanced| (enhanced.0, enhanced.1) == (5, 3));
-        if too_many && matches!(reply.code, 452 | 552) {
-            let failure = Failure::refused(&self.peer, reply.clone());
-            return self.deferred(Failure { status: "4.5.3".into(), ..failure });
-        }
-        self.refusal(reply)
+    /// What it means should there be no further transaction.
+    fn too_many(&self, reply: &Reply) -> Outcome {
+        let failure = Failure::refused(&self.peer, reply.clone());
+        self.deferred(Failure { status: "4.5.3".into(), ..failure })
     }
 
     fn deferred(&self, why: Failure) -> Outcome {
@@ -517,6 +522,12 @@ impl Client {
     fn desync(&self) -> String {
         format!("the replies of {} do not fit the commands", self.peer)
     }
+}
+
+/// 452, and 552 where old servers mean 452 (RFC 5321 4.5.3.1.10): too many recipients for one transaction.
+fn is_too_many(reply: &Reply) -> bool {
+    let may_be = reply.enhanced.is_none_or(|enhanced| (enhanced.0, enhanced.1) == (5, 3));
+    may_be && matches!(reply.code, 452 | 552)
 }
 
 mod login;

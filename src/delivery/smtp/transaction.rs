@@ -1,4 +1,6 @@
-//! One message on one connection: its commands, and what has been decided about each recipient.
+//! One message on one connection: its commands, and what has been decided about each recipient. A server
+//! that takes some of the recipients only (452) gets the others in a further transaction at once, as
+//! long as it takes some each time.
 
 use std::collections::VecDeque;
 
@@ -21,6 +23,8 @@ pub struct Transaction {
 pub enum Fate {
     Open,
     Accepted,
+    /// The server takes no more recipients in this transaction; what it means if there is no other.
+    Postponed(Outcome),
     Decided(Outcome),
 }
 
@@ -87,12 +91,29 @@ impl Transaction {
         }
     }
 
+    pub fn decide_postponed(&mut self) {
+        for fate in &mut self.fates {
+            if let Fate::Postponed(outcome) = fate {
+                *fate = Fate::Decided(outcome.clone());
+            }
+        }
+    }
+
+    /// Opens the fate of those that were postponed, for a further transaction; false if there are none.
+    pub fn reopen(&mut self) -> bool {
+        let postponed = self.fates.iter_mut().filter(|fate| matches!(fate, Fate::Postponed(_)));
+        let count = postponed.map(|fate| *fate = Fate::Open).count();
+        (self.mail_refused, self.confused) = (false, false);
+        count > 0
+    }
+
+    /// Those that are not in it may be offered to another host.
     pub fn decided(self) -> Vec<(u32, Outcome)> {
         let fates = self.mail.recipients.iter().zip(self.fates);
         fates
             .filter_map(|(recipient, fate)| match fate {
                 Fate::Decided(outcome) => Some((recipient.number, outcome)),
-                Fate::Open | Fate::Accepted => None,
+                Fate::Open | Fate::Accepted | Fate::Postponed(_) => None,
             })
             .collect()
     }
