@@ -42,7 +42,7 @@ pub(super) fn oauth(name: &str, host: &Section<'_>) -> Option<Oauth> {
     let token_url = section.item("token_url").map(|item| item.read("a URL", read_url));
     let scope = section.item("scope").map(|item| item.read("a scope", read_scope));
     let username = username(name, host);
-    let tenant = provider.and_then(|provider| tenant(&section, provider, flow, token_url.is_some()));
+    let tenant = tenant(&section, provider, flow, token_url.is_some());
     check_flow(&section, provider, flow);
     let token_url = match token_url {
         Some(given) => given?,
@@ -101,23 +101,24 @@ fn check_flow(section: &Section<'_>, provider: Option<OauthProvider>, flow: Opti
 }
 
 /// `Some(None)`: none is needed. None: there is a problem.
-fn tenant(section: &Section<'_>, provider: OauthProvider, flow: Option<Flow>, has_url: bool) -> Option<Option<String>> {
-    let item = section.item("tenant");
-    if provider == OauthProvider::Google {
-        if let Some(item) = item {
-            item.problem(ProblemKind::BadValue, "Google has no tenants", "Take it out.");
-            return None;
-        }
-        return Some(None);
-    }
-    let Some(item) = item else {
-        if has_url {
+fn tenant(
+    section: &Section<'_>,
+    provider: Option<OauthProvider>,
+    flow: Option<Flow>,
+    has_url: bool,
+) -> Option<Option<String>> {
+    let Some(item) = section.item("tenant") else {
+        if provider != Some(OauthProvider::Microsoft) || has_url {
             return Some(None);
         }
         section.missing("tenant", "Add the directory's domain or id, such as tenant = \"contoso.onmicrosoft.com\".");
         return None;
     };
     let tenant = item.read("a tenant", read_tenant)?;
+    if provider == Some(OauthProvider::Google) {
+        item.problem(ProblemKind::BadValue, "Google has no tenants", "Take it out.");
+        return None;
+    }
     if flow == Some(Flow::ClientCredentials) && SHARED_TENANTS.contains(&tenant.as_str()) {
         let what = format!("{tenant:?} is no directory of yours, which the flow \"client_credentials\" needs");
         item.problem(ProblemKind::BadValue, what, "Write the directory's domain or id.");
@@ -144,10 +145,9 @@ pub(super) fn graph_url(section: &Section<'_>, is_graph: bool, oauth: Option<&Oa
     if is_graph {
         match oauth {
             None if !section.section("oauth").exists() => {
-                section.missing(
-                    "oauth",
-                    "Add a section [….oauth] with provider = \"microsoft\": Graph takes tokens only.",
-                );
+                let path = &section.path;
+                let remedy = format!("Add [{path}.oauth] with provider = \"microsoft\": Graph takes tokens only.");
+                section.missing("oauth", &remedy);
             }
             Some(oauth) if oauth.provider != OauthProvider::Microsoft => {
                 if let Some(item) = section.section("oauth").item("provider") {

@@ -141,7 +141,8 @@ fn login(section: &Section<'_>) -> Option<Login> {
             None
         }
         (Some(_), None) => {
-            section.missing("password", "Add the password or a section [….oauth], or take the user name out.");
+            let remedy = format!("Add the password or [{}.oauth], or take the user name out.", section.path);
+            section.missing("password", &remedy);
             None
         }
         (Some(username), Some(password)) => Some(Login { username: username?, password: password? }),
