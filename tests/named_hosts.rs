@@ -102,7 +102,7 @@ impl World {
     }
 
     fn target(&self, host: &str, tls: TlsMode, login: Option<Login>) -> HostTarget {
-        HostTarget { host: host.into(), port: self.remotes.port, tls, verify_certificate: true, login }
+        HostTarget { host: host.into(), port: self.remotes.port, tls, verify_certificate: true, login, debug: false }
     }
 
     async fn finish(self) -> Vec<Received> {

@@ -11,7 +11,7 @@ mod remote;
 #[path = "support/zone.rs"]
 mod zone;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -29,6 +29,7 @@ use postrider::store::Table;
 use records::START;
 use remote::Remotes;
 use tempfile::TempDir;
+use tracing_subscriber::fmt::MakeWriter;
 use zone::Zone;
 
 const CLIENT: &str =
@@ -280,7 +281,51 @@ fn job() -> Job {
 }
 
 fn target(port: u16, login: Option<Login>) -> HostTarget {
-    HostTarget { host: "127.0.0.1".into(), port, tls: TlsMode::Off, verify_certificate: false, login }
+    HostTarget { host: "127.0.0.1".into(), port, tls: TlsMode::Off, verify_certificate: false, login, debug: true }
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Log;
+
+    fn make_writer(&self) -> Log {
+        self.clone()
+    }
+}
+
+impl Log {
+    fn has_the_dialogue_without(&self, secrets: &[&str]) {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let mut rest = text.as_str();
+        for line in [
+            "S: 220 far ESMTP",
+            "C: EHLO",
+            "C: AUTH XOAUTH2 (masked)",
+            "S: 235",
+            "C: MAIL",
+            "C: (the message)",
+            "S: 250 2.0.0 kept",
+        ] {
+            rest = rest.split_once(line).unwrap_or_else(|| panic!("no {line:?} in its place in {text}")).1;
+        }
+        for secret in secrets {
+            assert!(!text.contains(secret), "{secret:?} in {text}");
+        }
+    }
 }
 
 /// A token is refused, and so is a new one: the mail waits, however final the reply sounds.
@@ -333,7 +378,12 @@ async fn a_new_token_helps_where_the_old_one_was_withdrawn() {
     let new = running.login().await.unwrap();
     assert!(running.tokens.refused(running.host(), &old).await);
     assert_eq!(running.login().await.unwrap(), new);
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let guard = tracing::subscriber::set_default(subscriber);
     let Attempted { outcomes, .. } = transport.deliver_through(&job(), &[target(remotes.port, new)]).await;
+    drop(guard);
+    log.has_the_dialogue_without(&["two", "dHdv", "Hello", &auth("two")]);
     assert!(matches!(&outcomes[..], [(0, Outcome::Delivered(_))]), "{outcomes:?}");
     transport.close().await;
     assert_eq!(remotes.finish().await[0].contents.len(), 1);
