@@ -195,7 +195,11 @@ impl Tokens {
         };
         let account = self.account(&host.name);
         let mut account = account.lock().await;
-        self.load(&mut account, means, &host.name, oauth)?;
+        self.load(&mut account, means, &host.name, oauth).map_err(|error| {
+            let failure =
+                Failure::local("4.3.0", host.name.as_str(), format!("the stored tokens cannot be read: {error}"));
+            HostFailure { fault: LoginFault::Later, failure, not_before_secs: None }
+        })?;
         if account.is_unsaved {
             self.save(&mut account, means, &host.name).await;
         }
@@ -224,16 +228,13 @@ impl Tokens {
     }
 
     /// What the store has, if it was given for these settings; nothing otherwise.
-    fn load(&self, account: &mut Account, means: &Means, name: &str, oauth: &Oauth) -> Result<(), HostFailure> {
+    fn load(&self, account: &mut Account, means: &Means, name: &str, oauth: &Oauth) -> Result<(), StoreError> {
         let given_for = digest_of(oauth);
         if account.kept.given_for == given_for {
             return Ok(());
         }
         // Without knowing what is stored, a newer refresh token could be lost.
-        let sealed = self.queue.store().get(Table::Token, name.as_bytes()).map_err(|error| {
-            let failure = Failure::local("4.3.0", name, format!("the stored tokens cannot be read: {error}"));
-            HostFailure { fault: LoginFault::Later, failure, not_before_secs: None }
-        })?;
+        let sealed = self.queue.store().get(Table::Token, name.as_bytes())?;
         let stored = sealed.and_then(|sealed| {
             let kept = read(means, name, &sealed);
             if kept.is_none() {
