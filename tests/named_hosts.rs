@@ -104,7 +104,8 @@ impl World {
     }
 
     fn target(&self, host: &str, tls: TlsMode, login: Option<Login>) -> HostTarget {
-        HostTarget { host: host.into(), port: self.remotes.port, tls, verify_certificate: true, login, mail_from: None }
+        let (host, port, mail_from) = (host.into(), self.remotes.port, None);
+        HostTarget { host, port, tls, verify_certificate: true, login, mail_from, debug: false }
     }
 
     async fn finish(self) -> Vec<Received> {

@@ -3,8 +3,8 @@
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
-//! `smart_hosts`, `trust`, `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
-//! aliases. All of them put what they find wrong into one `report`, and `problem` says it.
+//! `smart_hosts` with `oauth`, `fetch`, `trust`, `running`), which take their values through `section`, `value` and
+//! `secret`; `chains` follows the aliases. All of them put what they find wrong into one `report`, and `problem` says it.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
@@ -14,10 +14,12 @@ mod chains;
 mod destinations;
 mod domains;
 mod doors;
+mod fetch;
 pub mod file_path;
 mod files;
 mod keys;
 mod nearest;
+mod oauth;
 pub mod problem;
 mod read;
 mod report;
@@ -323,16 +325,80 @@ pub struct Login {
     pub password: Secret,
 }
 
-/// An outgoing server that speaks SMTP.
+/// What an outgoing server speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SmartHost {
+pub enum SmartHostKind {
+    Smtp,
+    /// Microsoft Graph sendMail, under this URL. Where the host has a name, too, what Graph cannot deliver
+    /// goes there by SMTP.
+    Graph {
+        url: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OauthProvider {
+    Microsoft,
+    Google,
+}
+
+/// What tokens are asked for with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OauthFlow {
+    /// The client's secret alone.
+    ClientCredentials,
+    /// What a person has allowed once.
+    RefreshToken(Secret),
+}
+
+/// Where the tokens come from that a host takes instead of a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oauth {
+    pub provider: OauthProvider,
+    pub flow: OauthFlow,
+    pub client_id: String,
+    /// There is one wherever the flow needs it.
+    pub client_secret: Option<Secret>,
+    /// The mailbox, and the user name of the login.
+    pub username: String,
+    pub token_url: String,
+    /// None: what the provider wants for this kind of host.
+    pub scope: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PopTls {
+    /// Only on this machine.
+    Off,
+    /// By STLS.
+    Required,
+    Implicit,
+}
+
+/// A POP3 mailbox, as far as it is needed to log in there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PopAccount {
     pub name: String,
     /// A domain name in A-labels, or an IP address without brackets.
     pub host: String,
     pub port: u16,
+    pub tls: PopTls,
+    pub login: Login,
+}
+
+/// An outgoing server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SmartHost {
+    pub name: String,
+    pub kind: SmartHostKind,
+    /// A domain name in A-labels, or an IP address without brackets. Empty only where the kind needs none.
+    pub host: String,
+    pub port: u16,
     pub tls: SmartHostTls,
     pub verify_certificate: bool,
+    /// With a password; never beside `oauth`.
     pub login: Option<Login>,
+    pub oauth: Option<Oauth>,
     /// Empty: it takes mail from everybody.
     pub from_filter: Vec<FromEntry>,
     /// Lower first.
@@ -340,11 +406,18 @@ pub struct SmartHost {
     pub active: bool,
     /// Bytes; none: what the server says.
     pub max_size: Option<u64>,
+    /// To log in to first.
+    pub pop_before_smtp: Option<PopAccount>,
     /// The whole dialogue goes to the log, secrets masked.
     pub debug: bool,
 }
 
 impl SmartHost {
+    /// Can it be spoken to by SMTP?
+    pub fn speaks_smtp(&self) -> bool {
+        !self.host.is_empty()
+    }
+
     /// Does it take mail from this address? A host without a filter does.
     pub fn accepts(&self, address: &Address) -> bool {
         self.from_filter.is_empty() || self.from_filter.iter().any(|entry| entry.matches(address))

@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::domains::MESSAGE_BYTES_MIN;
+use super::fetch::{self, Mailbox};
 use super::nearest::nearest;
+use super::oauth;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
-use super::{AddressOrDomain, FromEntry, Login, ReplyTo, Sender, SmartHost, SmartHostTls, Stream, WayOut};
+use super::{
+    AddressOrDomain, FromEntry, Login, ReplyTo, Sender, SmartHost, SmartHostKind, SmartHostTls, Stream, WayOut,
+};
 use crate::message::{Address, stream};
 
 /// Longest name of a smart host, in characters.
@@ -27,12 +31,12 @@ const FILTER_FORM: &str =
     "a list of addresses and domains such as [\"example.com\", \"*.example.com\", \"ceo@example.org\"]";
 
 /// In the order in which they are tried: by priority, then as in the file.
-pub(super) fn smart_hosts(root: &Section<'_>) -> Vec<SmartHost> {
+pub(super) fn smart_hosts(root: &Section<'_>, mailboxes: &[Mailbox]) -> Vec<SmartHost> {
     let mut hosts = Vec::new();
     for (name, section) in root.section("smart_hosts").named() {
         if section.exists() {
             check_name(name, &section);
-            hosts.extend(smart_host(name, &section));
+            hosts.extend(smart_host(name, &section, mailboxes));
         }
     }
     hosts.sort_by_key(|host| host.priority);
@@ -48,10 +52,8 @@ fn check_name(name: &str, section: &Section<'_>) {
     }
 }
 
-fn smart_host(name: &str, section: &Section<'_>) -> Option<SmartHost> {
-    if let Some(item) = section.item("kind") {
-        item.choice(&[("smtp", ())], &["graph"])?;
-    }
+fn smart_host(name: &str, section: &Section<'_>, mailboxes: &[Mailbox]) -> Option<SmartHost> {
+    let is_graph = section.choice("kind", &[("smtp", false), ("graph", true)], false);
     let modes = [
         ("off", SmartHostTls::Off),
         ("opportunistic", SmartHostTls::Opportunistic),
@@ -63,27 +65,53 @@ fn smart_host(name: &str, section: &Section<'_>) -> Option<SmartHost> {
     let port = section.count("port", 1..=65_535, default_port);
     let verify_certificate = section.boolean("verify_certificate", true);
     let login = login(section);
+    let oauth = oauth::oauth(name, section);
+    let graph_url = oauth::graph_url(section, is_graph, oauth.as_ref());
     let from_filter = section.item("from_filter").map(|item| host_filter(&item)).unwrap_or_default();
     let priority = section.count("priority", 0..=PRIORITY_MAX, PRIORITY);
     let active = section.boolean("active", true);
     let max_size = section.item("max_size").and_then(|item| max_size(&item));
+    let pop_before_smtp = section.item("pop_before_smtp").and_then(|item| fetch::named(&item, mailboxes, is_graph));
     let debug = section.boolean("debug", false);
-    let host = section.required("host", "Add the server's name, such as host = \"smtp.example.net\".");
-    let host = host.and_then(|item| item.read("a host name", read_host))?;
-    if login.is_some() && !is_loopback(&host) {
+    let host = host_name(section, is_graph)?;
+    if (login.is_some() || oauth.is_some()) && !host.is_empty() && !is_loopback(&host) {
         check_secrecy(name, section, tls);
     }
-    if !verify_certificate && tls != SmartHostTls::Off {
+    if !verify_certificate && tls != SmartHostTls::Off && !host.is_empty() {
         section.report.warn(format!(
             "smart_hosts.{name}: verify_certificate is false, so anybody on the way can pass for {host}"
         ));
     }
-    let name = name.to_owned();
-    Some(SmartHost { name, host, port, tls, verify_certificate, login, from_filter, priority, active, max_size, debug })
+    let kind = if is_graph { SmartHostKind::Graph { url: graph_url } } else { SmartHostKind::Smtp };
+    Some(SmartHost {
+        name: name.to_owned(),
+        kind,
+        host,
+        port,
+        tls,
+        verify_certificate,
+        login,
+        oauth,
+        from_filter,
+        priority,
+        active,
+        max_size,
+        pop_before_smtp,
+        debug,
+    })
+}
+
+/// A host that is reached by HTTP alone needs no name.
+fn host_name(section: &Section<'_>, is_graph: bool) -> Option<String> {
+    if is_graph && section.item("host").is_none() {
+        return Some(String::new());
+    }
+    let host = section.required("host", "Add the server's name, such as host = \"smtp.example.net\".");
+    host.and_then(|item| item.read("a host name", read_host))
 }
 
 /// A domain or an IP address, as it is looked up and as its certificate names it.
-fn read_host(text: &str) -> Result<String, Wrong> {
+pub(super) fn read_host(text: &str) -> Result<String, Wrong> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return Ok(ip.to_string());
@@ -97,30 +125,31 @@ fn read_host(text: &str) -> Result<String, Wrong> {
     Ok(domain.as_str().to_owned())
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
+/// With a password. Where there is a section for OAuth, the user name belongs to that.
 fn login(section: &Section<'_>) -> Option<Login> {
     let username = section.item("username").map(|item| item.read("a user name", read_username));
     let password = section.item("password").map(|item| item.secret());
     match (username, password) {
+        _ if section.section("oauth").exists() => None,
         (None, None) => None,
         (None, Some(_)) => {
             section.missing("username", "Add the user name, or take the password out.");
             None
         }
         (Some(_), None) => {
-            if !section.section("oauth").exists() {
-                section.missing("password", "Add the password, or take the user name out.");
-            }
+            let remedy = format!("Add the password or [{}.oauth], or take the user name out.", section.path);
+            section.missing("password", &remedy);
             None
         }
         (Some(username), Some(password)) => Some(Login { username: username?, password: password? }),
     }
 }
 
-fn read_username(text: &str) -> Result<String, Wrong> {
+pub(super) fn read_username(text: &str) -> Result<String, Wrong> {
     if text.is_empty() || text.len() > USERNAME_BYTES_MAX || text.chars().any(char::is_control) {
         let remedy = format!("Write 1 to {USERNAME_BYTES_MAX} bytes without control characters.");
         return Err(Wrong::value("not a user name", remedy));

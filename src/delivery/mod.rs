@@ -1,8 +1,9 @@
 //! From the queue to the far end: one job at a time, whatever the transport.
 //!
 //! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, `webhook`,
-//! `maildir`, `file`, `archive`) tries one job and answers with an [`Outcome`] per recipient; what an outcome means for
-//! the queue is decided in `dispatch` alone.
+//! `maildir`, `file`, `archive`, `graph`) tries one job and answers with an [`Outcome`] per recipient; what an
+//! outcome means for the queue is decided in `dispatch` alone. `oauth` has the tokens that some hosts take
+//! instead of a password.
 
 use std::sync::Arc;
 
@@ -14,7 +15,10 @@ pub mod archive;
 pub mod body;
 pub mod dispatch;
 pub mod file;
+pub mod graph;
+mod http;
 pub mod maildir;
+pub mod oauth;
 mod on_disk;
 pub mod settle;
 pub mod smart_hosts;
@@ -78,6 +82,22 @@ pub enum Hop {
     Relayed,
     /// Another server has it, and what the sender asked for: the report is its own.
     PassedOn,
+}
+
+/// Why a host cannot be asked right now. It is never about the mail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostFailure {
+    pub fault: smtp::LoginFault,
+    pub failure: Failure,
+    /// Seconds from now before which another try is of no use.
+    pub not_before_secs: Option<u64>,
+}
+
+impl HostFailure {
+    /// What it means for a recipient if there is no other host.
+    pub fn outcome(&self) -> Outcome {
+        Outcome::Defer { why: self.failure.clone(), not_before_secs: self.not_before_secs }
+    }
 }
 
 /// Where a job goes; jobs with equal destinations share limits and turns.

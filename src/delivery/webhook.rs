@@ -23,11 +23,11 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
-use tokio_rustls::rustls;
 
+use super::http::{self, ClientError, innermost};
 use super::{Delivered, Hop, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::{OwnDomain, Secret, Target};
@@ -41,8 +41,6 @@ mod payload;
 const ANSWER_BYTES_MAX: usize = 4096;
 /// Characters of an answer that are shown.
 const ANSWER_CHARS_SHOWN: usize = 200;
-/// Seconds; a longer Retry-After is cut to this.
-const RETRY_AFTER_SECS_MAX: u64 = 24 * 3600;
 /// The deadline grows by a second for so many bytes of payload, or large mail could never pass a
 /// slow line.
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
@@ -185,7 +183,7 @@ impl Webhook {
                 Reach::Answered,
             );
         }
-        let not_before_secs = self.retry_after(&response);
+        let not_before_secs = http::retry_after(response.headers(), self.clock.now());
         let answer = excerpt(response).await;
         let said = format!("{} answered {status}{answer}", self.shown_url);
         let failure = |status: &str, reason: String| Failure::local(status, self.name.as_str(), reason);
@@ -211,20 +209,6 @@ impl Webhook {
             }
             _ => (Outcome::Defer { why: failure("4.3.0", said), not_before_secs: None }, Reach::Answered),
         }
-    }
-
-    /// RFC 9110 10.2.3: seconds, or a date.
-    fn retry_after(&self, response: &Response) -> Option<u64> {
-        let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
-        let seconds = match value.parse::<u64>() {
-            Ok(seconds) => seconds,
-            Err(_) if value.bytes().all(|b| b.is_ascii_digit()) => RETRY_AFTER_SECS_MAX,
-            Err(_) => {
-                let date = mail_parser::DateTime::parse_rfc822(value).filter(mail_parser::DateTime::is_valid)?;
-                u64::try_from(date.to_timestamp()).ok()?.saturating_sub(self.clock.now() / 1000)
-            }
-        };
-        Some(seconds.min(RETRY_AFTER_SECS_MAX))
     }
 
     /// No complete answer came.
@@ -271,32 +255,12 @@ async fn render(job: &Job, whole: &Bytes) -> Bytes {
     }
 }
 
+/// Without certificate authorities for plain HTTP, so that it works where there are none.
 fn client(name: &str, url: &Url) -> Result<Client, WebhookError> {
-    let builder = Client::builder()
-        .tls_backend_preconfigured(tls_config(name, url)?)
-        .user_agent(concat!("postrider/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .no_proxy();
-    builder.build().map_err(|error| WebhookError::Client(name.to_owned(), innermost(&error)))
-}
-
-/// The system's certificate authorities; none for plain HTTP, so that it works where there are none.
-fn tls_config(name: &str, url: &Url) -> Result<rustls::ClientConfig, WebhookError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if url.scheme() == "https" {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-            return Err(WebhookError::NoRoots(name.to_owned(), why));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| WebhookError::Client(name.to_owned(), error.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    http::client(url.scheme() == "https").map_err(|error| match error {
+        ClientError::NoRoots(why) => WebhookError::NoRoots(name.to_owned(), why),
+        ClientError::Client(why) => WebhookError::Client(name.to_owned(), why),
+    })
 }
 
 fn signing_key(name: &str, Secret(secret): &Secret) -> Result<hmac::Key, WebhookError> {
@@ -321,29 +285,10 @@ fn shown(url: &Url) -> String {
     format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
 }
 
-/// The beginning of an answer as a piece of a sentence: one line, nothing that controls a terminal.
+/// The beginning of an answer as a piece of a sentence.
 async fn excerpt(mut response: Response) -> String {
-    let mut bytes = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = ANSWER_BYTES_MAX - bytes.len();
-        bytes.extend(chunk.iter().take(room));
-        if bytes.len() >= ANSWER_BYTES_MAX {
-            break;
-        }
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    let words: Vec<_> = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
-    let line: String = words.join(" ").chars().take(ANSWER_CHARS_SHOWN).collect();
+    let line = http::one_line(&http::beginning(&mut response, ANSWER_BYTES_MAX).await, ANSWER_CHARS_SHOWN);
     if line.is_empty() { line } else { format!(": {line}") }
-}
-
-/// The cause that says most: reqwest's own text repeats the URL, secrets included.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    if std::ptr::addr_eq(cause, error) { "the request could not be made".to_owned() } else { cause.to_string() }
 }
 
 /// A request body in pieces whose length is known: neither copied together nor sent in chunks.

@@ -259,3 +259,47 @@ fn staging_is_checked_and_warned_about() {
     let path = refused(&with("[delivery]\nfile_path = \"/var/out/{date}.eml\"\n"));
     assert!(path[0].contains("delivery.file_path") && path[0].contains("does not have {id}"), "{path:?}");
 }
+
+#[test]
+fn hosts_that_take_tokens() {
+    let hosts = |more: &str| {
+        let text = format!(
+            "[smart_hosts.office]\nhost = \"smtp.example.net\"\nusername = \"app@example.com\"\n{more}client_id = \"app\"\nclient_secret = \"hush\"\n"
+        );
+        load(&with(&text)).smart_hosts
+    };
+    let microsoft = "[smart_hosts.office.oauth]\nprovider = \"microsoft\"\ntenant = \"contoso.example\"\n";
+    let host = hosts(&format!("{microsoft}flow = \"client_credentials\"\n")).remove(0);
+    assert_eq!(host.kind, config::SmartHostKind::Smtp);
+    assert_eq!(host.login, None);
+    let oauth = host.oauth.unwrap();
+    assert_eq!(oauth.username, "app@example.com");
+    assert_eq!(oauth.token_url, "https://login.microsoftonline.com/contoso.example/oauth2/v2.0/token");
+    assert_eq!(oauth.flow, config::OauthFlow::ClientCredentials);
+    assert!(!format!("{oauth:?}").contains("hush"));
+
+    let google = "[smart_hosts.office.oauth]\nprovider = \"google\"\nflow = \"refresh_token\"\nrefresh_token = \"r\"\n";
+    let oauth = hosts(google).remove(0).oauth.unwrap();
+    assert_eq!(oauth.token_url, "https://oauth2.googleapis.com/token");
+    assert_eq!(oauth.flow, config::OauthFlow::RefreshToken(config::Secret("r".into())));
+
+    let host = hosts(&format!("kind = \"graph\"\n{microsoft}flow = \"client_credentials\"\n")).remove(0);
+    assert_eq!(host.kind, config::SmartHostKind::Graph { url: "https://graph.microsoft.com".into() });
+    assert!(host.speaks_smtp());
+}
+
+#[test]
+fn a_mailbox_to_log_in_to_first() {
+    let text = |tls: &str| {
+        with(&format!(
+            "[smart_hosts.old]\nhost = \"smtp.example.net\"\npop_before_smtp = \"box\"\n\
+             [fetch.box]\nprotocol = \"pop3\"\nhost = \"pop.example.net\"\nusername = \"u\"\npassword = \"p\"\n{tls}"
+        ))
+    };
+    for (tls, mode, port) in
+        [("", config::PopTls::Implicit, 995), ("tls = \"required\"\n", config::PopTls::Required, 110)]
+    {
+        let account = load(&text(tls)).smart_hosts.remove(0).pop_before_smtp.unwrap();
+        assert_eq!((account.name.as_str(), account.tls, account.port), ("box", mode, port));
+    }
+}

@@ -11,7 +11,7 @@ use super::{conf, lines, load};
 fn reference() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut text = conf("postrider.toml");
-    for name in ["fullchain.pem", "privkey.pem", "ses.secret"] {
+    for name in ["fullchain.pem", "privkey.pem", "ses.secret", "office.secret"] {
         let path = folder.path().join(name);
         std::fs::write(&path, "hush").unwrap();
         let old = format!("\"/etc/postrider/{name}\"");
@@ -113,8 +113,21 @@ fn the_reference_names_every_key_and_only_those() {
     let lines = key_lines(&text);
     let named: BTreeSet<String> = lines.iter().map(pattern).collect();
     let unmarked: BTreeSet<String> = lines.iter().filter(|line| !line.marked).map(pattern).collect();
-    // Two are given in place of others, so they stand in comments.
-    let in_comments = ["accounts.*.password", "domains.*.dkim.key_files"];
+    // They are given in place of others, or are for a case that the rest is not, so they stand in comments.
+    let in_comments = [
+        "accounts.*.password",
+        "domains.*.dkim.key_files",
+        "smart_hosts.*.graph_url",
+        "smart_hosts.*.oauth.refresh_token",
+        "smart_hosts.*.oauth.token_url",
+        "smart_hosts.*.oauth.scope",
+        "fetch.*.protocol",
+        "fetch.*.host",
+        "fetch.*.port",
+        "fetch.*.tls",
+        "fetch.*.username",
+        "fetch.*.password",
+    ];
     for (key, supported) in config::known_keys() {
         let key = if key == "aliases.limits.*.limit" || key.starts_with("aliases.limits.*.") {
             "aliases.limits.*".to_owned()
@@ -201,6 +214,9 @@ fn every_supported_key_is_read() {
         }
         if path.starts_with("smart_hosts") && !path.ends_with("host") {
             text += "smart_hosts.\"a.example\".host = \"a.example\"\n";
+        }
+        if path.starts_with("fetch") && !path.ends_with("protocol") {
+            text += "fetch.\"a.example\".protocol = \"pop3\"\n";
         }
         text += &match path.strip_prefix("archive.") {
             Some(key) => format!("[[archive]]\n{key} = 1979-05-27\n"),

@@ -17,6 +17,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::client::Client;
 use super::commands::Mail;
+use super::dialogue::{self, Said};
 use super::replies::{RawReply, ReplyReader};
 use super::step::{Loss, Over, Step, Trouble};
 use super::tls;
@@ -133,20 +134,48 @@ impl Connection {
 
     /// Does what the machine says until it is at a rest.
     async fn run(&mut self, mut step: Step, body: Option<&Body>, deadline: Instant) -> Step {
+        let mut is_content = false;
         loop {
+            let was_content = std::mem::take(&mut is_content);
             step = match (step, body) {
-                (Step::Talk { send, timeout, .. }, _) => match self.talk(&send, limit(timeout, deadline)).await {
-                    Ok(reply) => self.client.reply(reply),
-                    Err(loss) => Step::Over(self.client.lost(loss)),
-                },
+                (Step::Talk { send, timeout, secret }, _) => {
+                    self.log_said(&send, secret, was_content);
+                    match self.talk(&send, limit(timeout, deadline)).await {
+                        Ok(reply) => {
+                            self.log_heard(&reply);
+                            self.client.reply(reply)
+                        }
+                        Err(loss) => Step::Over(self.client.lost(loss)),
+                    }
+                }
                 (Step::Content, Some(body)) => match self.send_content(body, deadline).await {
-                    Ok(last_block) => self.client.end_content(last_block),
+                    Ok(last_block) => {
+                        is_content = true;
+                        self.client.end_content(last_block)
+                    }
                     Err(Unsent::Lost(loss)) => Step::Over(self.client.lost(loss)),
                     Err(Unsent::Flawed(flaw)) => Step::Over(self.client.unsendable(flaw)),
                     Err(Unsent::Unread(why)) => Step::Over(self.client.unread(&why)),
                 },
                 (rest, _) => return rest,
             }
+        }
+    }
+
+    fn log_said(&self, send: &[u8], is_secret: bool, is_content: bool) {
+        let kind = match (is_content, is_secret) {
+            (true, _) => Said::Content,
+            (_, true) => Said::Secret,
+            _ => Said::Commands,
+        };
+        if let Some(peer) = self.client.logged_peer() {
+            dialogue::said(peer, kind, send);
+        }
+    }
+
+    fn log_heard(&self, reply: &RawReply) {
+        if let Some(peer) = self.client.logged_peer() {
+            dialogue::heard(peer, reply, self.client.is_secret(reply));
         }
     }
 

@@ -20,6 +20,8 @@ pub struct HostTarget {
     pub login: Option<Login>,
     /// The envelope sender that it takes instead of the message's own.
     pub mail_from: Option<ReversePath>,
+    /// The whole dialogue goes to the log.
+    pub debug: bool,
 }
 
 /// How a named host wants TLS.
@@ -46,14 +48,9 @@ impl TlsMode {
 }
 
 impl HostTarget {
-    /// The host as a word of ours; None if it is no host at all.
+    /// None if it is no host at all.
     pub(super) fn domain(&self) -> Option<Domain> {
-        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
-        match bare.parse() {
-            Ok(IpAddr::V4(v4)) => Domain::parse(&format!("[{v4}]")).ok(),
-            Ok(IpAddr::V6(v6)) => Domain::parse(&format!("[IPv6:{v6}]")).ok(),
-            Err(_) => Domain::parse(&self.host).ok(),
-        }
+        host_domain(&self.host)
     }
 
     /// RFC 4954 9: a secret in clear is for this machine alone.
@@ -61,8 +58,19 @@ impl HostTarget {
         Agreed {
             verify_certificate: self.verify_certificate,
             login: self.login.clone(),
+            debug: self.debug,
             may_show_secret: self.tls == TlsMode::Off && ip.to_canonical().is_loopback(),
         }
+    }
+}
+
+/// A host, a name or an address with or without brackets, as a word of ours.
+pub(super) fn host_domain(host: &str) -> Option<Domain> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse() {
+        Ok(IpAddr::V4(v4)) => Domain::parse(&format!("[{v4}]")).ok(),
+        Ok(IpAddr::V6(v6)) => Domain::parse(&format!("[IPv6:{v6}]")).ok(),
+        Err(_) => Domain::parse(host).ok(),
     }
 }
 
@@ -73,6 +81,7 @@ pub struct Agreed {
     pub verify_certificate: bool,
     pub login: Option<Login>,
     pub may_show_secret: bool,
+    pub debug: bool,
 }
 
 /// What came of a job that was offered to named hosts.
@@ -100,7 +109,8 @@ mod tests {
     use super::*;
 
     fn target(host: &str, tls: TlsMode) -> HostTarget {
-        HostTarget { host: host.into(), port: 587, tls, verify_certificate: true, login: None, mail_from: None }
+        let (login, mail_from) = (None, None);
+        HostTarget { host: host.into(), port: 587, tls, verify_certificate: true, login, mail_from, debug: false }
     }
 
     #[test]

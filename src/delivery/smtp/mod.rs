@@ -2,8 +2,8 @@
 //!
 //! `mx` and `addresses` say where to go, `client` (with `replies`, `extensions`, `commands`,
 //! `transaction`, `step`) speaks, `auth` (with `md5`) knows what to say at a login, `connection` and `tls`
-//! do the I/O, `attempt` goes from host to host, `pool` keeps connections for the next message. `host` is
-//! about hosts that somebody has named.
+//! do the I/O (and `dialogue` logs it where a host's settings say so), `attempt` goes from host to host, `pool` keeps connections for the next message. `host` is
+//! about hosts that somebody has named, `pop_before` about those that want a login by POP3 first.
 //!
 //! Promises: one outcome per recipient, whatever the far end does; every wait is bounded, and so is
 //! the whole; trouble with a host never fails the mail; a message whose fate is unsure is not offered
@@ -17,11 +17,13 @@ mod auth;
 mod client;
 mod commands;
 mod connection;
+mod dialogue;
 mod extensions;
 mod host;
 mod md5;
 mod mx;
 mod pool;
+mod pop_before;
 mod replies;
 mod step;
 mod tls;
@@ -43,6 +45,7 @@ pub use addresses::{Refused, refused};
 pub use auth::{Login, LoginFault, Secret};
 pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
 pub use mx::Dice;
+pub use pop_before::PopBeforeSmtp;
 pub use step::Timeouts;
 
 /// Why there can be no SMTP transport: the program was built wrongly.

@@ -186,7 +186,7 @@ mod tests {
     fn way_of(username: &str, password: &str) -> Way {
         let secret = Secret::Password(config::Secret(password.into()));
         let login = Some(Login { username: username.into(), secret });
-        let agreed = Some(Agreed { verify_certificate: true, login, may_show_secret: false });
+        let agreed = Some(Agreed { verify_certificate: true, login, may_show_secret: false, debug: false });
         Way { agreed, ..way(Tls::Required) }
     }
 

@@ -120,6 +120,7 @@ pub(super) fn account(agreed: &Agreed, host: &Domain, address: SocketAddr, peer:
     Ok(Account {
         login: agreed.login.clone(),
         may_show_secret: agreed.may_show_secret,
+        debug: agreed.debug,
         host: host.as_str().to_owned(),
         port: address.port(),
         nonce: STANDARD_NO_PAD.encode(nonce),

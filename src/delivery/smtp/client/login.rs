@@ -17,6 +17,8 @@ pub struct Account {
     pub login: Option<Login>,
     /// The secret may be said in clear: TLS is off on purpose and the server is on this machine.
     pub may_show_secret: bool,
+    /// The dialogue goes to the log.
+    pub debug: bool,
     pub host: String,
     pub port: u16,
     /// Random, printable, without a comma.
@@ -115,6 +117,17 @@ impl Client {
     fn login_trouble(&mut self, fault: LoginFault, failure: Failure) -> Step {
         self.state = State::Closed;
         Step::Over(Over { decided: Vec::new(), trouble: Trouble::login(fault, failure) })
+    }
+
+    /// For whom the dialogue is logged, if it is.
+    pub fn logged_peer(&self) -> Option<&str> {
+        self.account.as_ref().filter(|account| account.debug).map(|_| self.peer.as_str())
+    }
+
+    /// Whether a reply is a challenge of a login, or repeats a secret.
+    pub fn is_secret(&self, raw: &RawReply) -> bool {
+        let (State::Login(exchange), Some((_, login))) = (&self.state, self.account_and_login()) else { return false };
+        raw.code == 334 || raw.lines.iter().any(|line| exchange.is_repeated_in(login, line))
     }
 
     /// RFC 4954 6, where the reply has no enhanced code: credentials invalid, or "temporary".

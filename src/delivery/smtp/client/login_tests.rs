@@ -17,6 +17,7 @@ fn account(secret: Secret) -> Account {
     Account {
         login: Some(Login { username: "user".into(), secret }),
         may_show_secret: false,
+        debug: false,
         host: "smtp.far.test".into(),
         port: 587,
         nonce: "rOprNGfwEbeRWgbNEkqO".into(),
