@@ -65,12 +65,14 @@ pub enum Table {
     Pickup,
     /// `queue`: message id → nothing; chunks in `Body` that belong to no message yet.
     Incoming,
+    /// `delivery`: what other domains say of TLS, and what came of it (a letter ‖ what it is about).
+    Tls,
 }
 
 impl Table {
     /// In the order in which they were thought of: RocksDB numbers them by it, and log files name them by
     /// their number (`replay`). New ones come last.
-    const ALL: [Table; 9] = [
+    const ALL: [Table; 10] = [
         Table::Meta,
         Table::Message,
         Table::Body,
@@ -80,6 +82,7 @@ impl Table {
         Table::Loops,
         Table::Pickup,
         Table::Incoming,
+        Table::Tls,
     ];
 
     pub fn name(self) -> &'static str {
@@ -93,6 +96,7 @@ impl Table {
             Table::Loops => "loops",
             Table::Pickup => "pickup",
             Table::Incoming => "incoming",
+            Table::Tls => "tls",
         }
     }
 }
