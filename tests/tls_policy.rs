@@ -24,9 +24,7 @@ use postrider::delivery::smtp::{SmtpTransport, TlsPolicies};
 use postrider::delivery::tls_report::{Counts, Flaw, Kind, Tally};
 use postrider::delivery::{Body, Delivered, Job, Outcome};
 use postrider::dns::Resolver;
-use postrider::message::{
-    Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath, TlsWish,
-};
+use postrider::message::{Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath, TlsWish};
 use postrider::queue::Queue;
 use postrider::queue::record::{Failure, Message, Recipient, Route, Status};
 use postrider::store::Store;
@@ -250,7 +248,7 @@ async fn enforce_never_delivers_without_tls_or_to_a_host_that_is_not_named() {
 
 #[tokio::test]
 async fn broken_tls_under_enforce_is_not_tried_in_clear() {
-    let script = format!("{HELLO}garble\ngone\n");
+    let script = format!("{HELLO}garble\ndrop\n");
     let seen = World::new(dns(), policy("enforce"), &script, MX).await.run(false).await;
     assert!(seen.deferred().reason.contains("MTA-STS of far.test demands TLS"), "{:?}", seen.outcome);
     assert_eq!(seen.received.connections, 1);

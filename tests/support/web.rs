@@ -74,9 +74,11 @@ async fn talk(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<Mutex<State>>
             fill(&mut stream, &mut heard).await?;
         };
         let head = String::from_utf8(heard.drain(..end).collect()).unwrap();
-        let length = head.to_ascii_lowercase().split("content-length: ").nth(1).map_or(0, |rest| {
-            rest.split("\r\n").next().unwrap().parse::<usize>().unwrap()
-        });
+        let length = head
+            .to_ascii_lowercase()
+            .split("content-length: ")
+            .nth(1)
+            .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse::<usize>().unwrap());
         while heard.len() < length {
             fill(&mut stream, &mut heard).await?;
         }

@@ -176,14 +176,15 @@ impl Zone {
         if is_below(&name, &self.unsigned) && !at_the_cut {
             // From the unsigned zone itself.
             if let Some(soa) = response.authorities.first_mut() {
-                soa.name = fqdn(self.unsigned.iter().find(|cut| is_below(&name, &BTreeSet::from([(*cut).clone()]))).unwrap());
+                soa.name =
+                    fqdn(self.unsigned.iter().find(|cut| is_below(&name, &BTreeSet::from([(*cut).clone()]))).unwrap());
             }
             return;
         }
         if response.answers.is_empty() {
             response.metadata.response_code = ResponseCode::NoError;
             let here = self.records.get(&name).into_iter().flatten().map(RData::record_type);
-            let nsec = NSEC::new_cover_self(fqdn(&name).prepend_label("!").unwrap(), here);
+            let nsec = NSEC::new_cover_self(fqdn(&name).prepend_label(b"\0".as_slice()).unwrap(), here);
             let nsec = RData::DNSSEC(DNSSECRData::NSEC(nsec));
             response.add_authority(Record::from_rdata(fqdn(&name), TTL, nsec));
         }

@@ -202,7 +202,7 @@ impl Client {
 
     /// The handshake is done, and the server is not who it has to be: nothing more is said to it.
     pub fn certificate_refused(&mut self, fault: &Fault) -> Trouble {
-        let reason = format!("{} has no valid certificate, which {}: {}", self.peer, self.demands(), fault.what);
+        let reason = format!("{} has no valid certificate ({}), which {}", self.peer, fault.what, self.demands());
         let trouble = self.tls_trouble(self.local("4.7.5", reason), false);
         Trouble { flaw: Some(fault.flaw), ..trouble }
     }

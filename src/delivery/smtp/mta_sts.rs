@@ -165,6 +165,8 @@ pub struct Found {
     pub kept: Option<Arc<Kept>>,
     /// There should be a policy, or a newer one, and this is why there is not.
     pub flaw: Option<(Flaw, String)>,
+    /// The domain says that it has no policy any more (mode `none`).
+    pub is_given_up: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -205,6 +207,7 @@ impl Policies {
             Err(DnsError::Temporary(_) | DnsError::Setup(_)) => None,
         };
         let mut found = self.look(domain, id.as_deref()).await;
+        found.is_given_up = found.kept.as_ref().is_some_and(|kept| kept.policy.mode == Mode::None);
         found.kept = found.kept.filter(|kept| kept.policy.mode != Mode::None);
         found
     }
@@ -223,10 +226,10 @@ impl Policies {
             Ok(policy) => {
                 let kept = Kept { id: id.to_owned(), fetched_at: now, policy };
                 self.shelf.put(SHELF, domain.as_str(), &kept).await;
-                Remembered { found: Found { kept: Some(Arc::new(kept)), flaw: None }, not_before: 0 }
+                Remembered { found: Found { kept: Some(Arc::new(kept)), ..Found::default() }, not_before: 0 }
             }
             Err(flaw) => {
-                let found = Found { kept: known.found.kept, flaw: Some(flaw) };
+                let found = Found { kept: known.found.kept, flaw: Some(flaw), is_given_up: false };
                 Remembered { found, not_before: now.saturating_add(FETCH_AGAIN) }
             }
         };
@@ -240,7 +243,7 @@ impl Policies {
         let known = self.remembered().get(domain).cloned();
         let mut known = known.unwrap_or_else(|| {
             let kept = self.shelf.get::<Kept>(SHELF, domain.as_str()).map(Arc::new);
-            let known = Remembered { found: Found { kept, flaw: None }, not_before: 0 };
+            let known = Remembered { found: Found { kept, ..Found::default() }, not_before: 0 };
             self.remember(domain, known.clone());
             known
         });

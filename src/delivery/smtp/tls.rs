@@ -89,11 +89,14 @@ impl Judge {
 }
 
 fn flaw(error: &TlsError) -> Flaw {
-    use CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer};
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
     match error {
         TlsError::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => Flaw::CertificateHostMismatch,
         TlsError::InvalidCertificate(Expired | ExpiredContext { .. }) => Flaw::CertificateExpired,
-        TlsError::InvalidCertificate(UnknownIssuer) => Flaw::CertificateNotTrusted,
+        // The issuer has the name of an authority, and is not it.
+        TlsError::InvalidCertificate(UnknownIssuer | BadSignature) => Flaw::CertificateNotTrusted,
         _ => Flaw::ValidationFailure,
     }
 }

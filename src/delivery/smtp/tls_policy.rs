@@ -63,7 +63,7 @@ impl By {
         Some(match self {
             By::Nobody => return None,
             By::Setting => "delivery.tls.policy = \"required\"".to_owned(),
-            By::Known(host) => format!("what is known of {host} (it had TLS with a valid certificate before)"),
+            By::Known(host) => format!("earlier knowledge ({host} had TLS with a valid certificate before)"),
             By::Sender => "the sender (REQUIRETLS)".to_owned(),
             By::Sts(domain) => format!("MTA-STS of {domain}"),
             By::Dane(host) => format!("DANE of {host} (its TLSA records)"),
@@ -228,7 +228,7 @@ impl TlsPolicies {
         let mut terms = self.own_terms();
         if policy.wish == TlsWish::Required {
             terms = Terms::enforced(By::Sender, Certificate::Authority);
-        } else if !terms.enforced && self.is_known(host) {
+        } else if !terms.enforced && !policy.sts.is_given_up && self.is_known(host) {
             terms = Terms::enforced(By::Known(host.clone()), Certificate::Any);
         }
         let flaw = policy.sts.flaw.clone();
