@@ -16,18 +16,22 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, SHA512, digest};
 use bytes::Bytes;
+use mail_auth::report::tlsrpt::TlsReport;
 use postrider::clock::Clock;
 use postrider::config::{self, Config};
 use postrider::delivery::https::Https;
 use postrider::delivery::shelf::Shelf;
 use postrider::delivery::smtp::{SmtpTransport, TlsPolicies};
-use postrider::delivery::tls_report::{Counts, Flaw, Kind, Tally};
+use postrider::delivery::tls_report::{Counts, Flaw, Kind, Reports, Tally};
 use postrider::delivery::{Body, Delivered, Job, Outcome};
 use postrider::dns::Resolver;
+use postrider::events::journal::Journal;
+use postrider::intake::Intake;
+use postrider::intake::sign::Signer;
 use postrider::message::{Address, BodyType, Door, DsnRequest, MessageId, Notify, Origin, ReversePath, TlsWish};
 use postrider::queue::Queue;
 use postrider::queue::record::{Failure, Message, Recipient, Route, Status};
-use postrider::store::Store;
+use postrider::store::{Store, Table};
 
 use authority::{Authority, Identity};
 use remote::{Received, Remotes};
@@ -528,4 +532,96 @@ async fn tls_required_no_sets_policies_aside() {
     world.wish = TlsWish::Optional;
     world.config.delivery.tls = config::OutboundTls::Required;
     assert_eq!(world.run(false).await.deferred().status, "4.7.10");
+}
+
+const DAY: u64 = 24 * 3600 * 1000;
+
+/// What sends reports, of a server whose data is in the folder of `world`.
+fn reports(world: &World, queue: &Arc<Queue>, tally: Arc<Tally>) -> Reports {
+    let text = text(world.remotes.port).replace("/nowhere", world.folder.path().to_str().unwrap());
+    let config = Arc::new(config::parse("test.toml", &text).unwrap());
+    let (clock, resolver) = (world.clock.clone(), world.resolver(false));
+    let journal = Arc::new(Journal::new(clock.clone()));
+    let signer = Signer::load(&config).unwrap();
+    let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal, resolver.clone(), signer);
+    let https = Https::new(resolver.clone(), true).with_roots(world.authority.roots()).with_port(world.web.port);
+    Reports { config, clock, resolver, https: Arc::new(https), tally, intake: Arc::new(intake) }
+}
+
+/// The content of the only message in the queue.
+fn queued(queue: &Queue) -> Vec<u8> {
+    assert_eq!(queue.store().prefix(Table::Message, &[]).unwrap().count(), 1);
+    let chunks = queue.store().prefix(Table::Body, &[]).unwrap().map(|entry| entry.unwrap().1);
+    chunks.flatten().collect()
+}
+
+#[tokio::test]
+async fn testing_mode_is_reported_the_next_day_once() {
+    let world = World::new(dns(), policy("testing"), &takes(), "other.far.test").await;
+    let wanted = format!("v=TLSRPTv1; rua=mailto:tls@far.test,https://tls.far.test:{}/report", world.web.port);
+    let zone = dns().txt("_smtp._tls.far.test", &wanted).a("tls.far.test", "127.0.0.1").serve().await;
+    let world = World { zone, ..world };
+    {
+        let queue = world.queue();
+        let (transport, tally) = world.transport(world.resolver(false), &queue);
+        assert!(matches!(transport.deliver(&job(TlsWish::Usual)).await.remove(0).1, Outcome::Delivered(_)));
+        transport.close().await;
+        // The day is not over.
+        let reports = reports(&world, &queue, tally);
+        reports.send_due().await;
+        assert_eq!(queue.store().prefix(Table::Message, &[]).unwrap().count(), 0);
+        // Written down, so that a restart loses nothing.
+        reports.tally.flush().await;
+        let today = world.clock.now() / DAY;
+        world.clock.advance((today + 1) * DAY - world.clock.now());
+        reports.send_due().await;
+        let next = reports.next();
+        assert!(next / DAY == today + 1 && next % DAY < 4 * 3600 * 1000, "{next}");
+        assert_eq!(queue.store().prefix(Table::Message, &[]).unwrap().count(), 0, "before its time of the day");
+        world.clock.advance(next - world.clock.now());
+    }
+    world.web.now_answers(answer("201 Created", "text/plain", ""));
+    let queue = world.queue();
+    let tally = Arc::new(Tally::new(world.clock.clone(), Shelf::new(queue.clone())));
+    let reports = reports(&world, &queue, tally);
+    let asked = world.web.asked().len();
+    for _ in 0..2 {
+        reports.send_due().await;
+    }
+    let content = queued(&queue);
+    assert!(content.starts_with(b"DKIM-Signature: "));
+    let report = TlsReport::parse_rfc5322(&content, 1 << 20).unwrap();
+    assert_eq!(report.organization_name.as_deref(), Some("mail.own.test"));
+    let [policy] = report.policies.as_slice() else { panic!("{report:?}") };
+    assert_eq!(policy.policy.policy_type, mail_auth::report::tlsrpt::PolicyType::Sts);
+    assert_eq!(
+        (policy.policy.policy_domain.as_str(), policy.policy.mx_host.as_slice()),
+        ("far.test", &[MX.to_owned()][..])
+    );
+    assert!(policy.policy.policy_string.contains(&"mode: testing".to_owned()));
+    assert_eq!((policy.summary.total_success, policy.summary.total_failure), (0, 1));
+    let failure = &policy.failure_details[0];
+    assert_eq!(failure.result_type, mail_auth::report::tlsrpt::ResultType::CertificateHostMismatch);
+    assert_eq!(failure.receiving_mx_hostname.as_deref(), Some(MX));
+    assert_eq!(report.date_range.end_datetime.to_timestamp() - report.date_range.start_datetime.to_timestamp(), 86_399);
+    let posted = world.web.asked().split_off(asked);
+    let [(head, body)] = posted.as_slice() else { panic!("{posted:?}") };
+    assert!(head.starts_with("POST /report ") && head.contains("application/tlsrpt+gzip"), "{head}");
+    let mut json = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(body.as_slice()), &mut json).unwrap();
+    assert_eq!(serde_json::from_str::<TlsReport>(&json).unwrap(), report);
+    world.remotes.finish().await;
+}
+
+#[tokio::test]
+async fn who_wants_no_report_gets_none_and_is_forgotten() {
+    let world = World::new(dns(), policy("enforce"), &takes(), MX).await;
+    let queue = world.queue();
+    let (transport, tally) = world.transport(world.resolver(false), &queue);
+    assert!(matches!(transport.deliver(&job(TlsWish::Usual)).await.remove(0).1, Outcome::Delivered(_)));
+    transport.close().await;
+    world.clock.advance(DAY + 4 * 3600 * 1000);
+    reports(&world, &queue, tally).send_due().await;
+    assert_eq!(queue.store().prefix(Table::Message, &[]).unwrap().count(), 0);
+    assert!(Shelf::new(queue).all::<Counts>(b'r').is_empty());
 }
