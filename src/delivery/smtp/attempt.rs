@@ -112,9 +112,9 @@ impl<'a> Attempt<'a> {
     ) {
         let policy = match timeout_at(self.deadline, self.transport.policies.of_host(policy, host)).await {
             Ok(Ok(policy)) => policy,
-            Ok(Err((policy, trouble))) => {
-                self.transport.tell_unused(&policy, host);
-                return self.note(trouble);
+            Ok(Err(unused)) => {
+                self.transport.tell_unused(&unused.policy, host);
+                return self.note(unused.trouble);
             }
             Err(_) => return,
         };

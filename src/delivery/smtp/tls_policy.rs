@@ -159,6 +159,13 @@ pub struct HostPolicy {
     pub flaw: Option<(Flaw, String)>,
 }
 
+/// Why a host is not connected to.
+#[derive(Clone, Debug)]
+pub struct Unused {
+    pub policy: HostPolicy,
+    pub trouble: Trouble,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     valid_at: Millis,
@@ -210,7 +217,7 @@ impl TlsPolicies {
     }
 
     /// What the host has to show; or why it must not be connected to.
-    pub async fn of_host(&self, policy: &DomainPolicy, host: &Domain) -> Result<HostPolicy, (HostPolicy, Trouble)> {
+    pub async fn of_host(&self, policy: &DomainPolicy, host: &Domain) -> Result<HostPolicy, Box<Unused>> {
         let domain = &policy.domain;
         if policy.wish == TlsWish::Optional {
             return Ok(HostPolicy { terms: self.own_terms(), ruling: Ruling::none(domain), flaw: None });
@@ -281,7 +288,7 @@ impl TlsPolicies {
         HostPolicy { terms: Terms::enforced(By::Dane(host.clone()), certificate), ruling, flaw: None }
     }
 
-    fn by_sts(&self, policy: &DomainPolicy, host: &Domain, kept: &Kept) -> Result<HostPolicy, (HostPolicy, Trouble)> {
+    fn by_sts(&self, policy: &DomainPolicy, host: &Domain, kept: &Kept) -> Result<HostPolicy, Box<Unused>> {
         let domain = &policy.domain;
         let ruling = Ruling::sts(domain, kept.policy.lines(), kept.policy.mx.clone());
         let enforced = kept.policy.mode == Mode::Enforce;
@@ -292,7 +299,8 @@ impl TlsPolicies {
             let reason =
                 format!("{host} is not among the mail exchangers that MTA-STS of {domain} names{}", by.remedy());
             let trouble = Trouble::new(Stage::Tls, Failure::local("4.7.5", host.as_str(), reason));
-            return Err((HostPolicy { terms: Terms::default(), ruling, flaw: Some(unlisted()) }, trouble));
+            let policy = HostPolicy { terms: Terms::default(), ruling, flaw: Some(unlisted()) };
+            return Err(Box::new(Unused { policy, trouble }));
         }
         let mut terms = Terms { by, certificate: Certificate::Authority, enforced };
         if !enforced {
@@ -355,9 +363,10 @@ impl TlsPolicies {
 }
 
 /// RFC 7672 2.1.1: without an answer nobody can say that there are no records, so the host is not used.
-fn refused_by_dns(policy: &DomainPolicy, host: &Domain, reason: String) -> (HostPolicy, Trouble) {
+fn refused_by_dns(policy: &DomainPolicy, host: &Domain, reason: String) -> Box<Unused> {
     let ruling = Ruling::tlsa(&policy.domain, host, Vec::new());
     let text = format!("whether DANE of {host} demands anything cannot be found out: {reason}");
     let trouble = Trouble::new(Stage::Address, Failure::local("4.7.5", host.as_str(), text));
-    (HostPolicy { terms: Terms::default(), ruling, flaw: Some((Flaw::DnssecInvalid, reason)) }, trouble)
+    let policy = HostPolicy { terms: Terms::default(), ruling, flaw: Some((Flaw::DnssecInvalid, reason)) };
+    Box::new(Unused { policy, trouble })
 }

@@ -232,12 +232,15 @@ mod tests {
         assert!(params.smtputf8);
         assert_eq!(params.dsn, DsnRequest { ret: Some(Ret::Headers), envid: Some("x+y".into()) });
         assert_eq!(MailParams::parse("").unwrap(), MailParams::default());
+        assert!(MailParams::parse(" requiretls SIZE=1").unwrap().require_tls && !params.require_tls);
     }
 
     #[test]
     fn mail_parameters_that_are_refused() {
         for (text, code) in [
             ("SIZE=99999999999999999999", 501),
+            ("REQUIRETLS=yes", 501),
+            ("REQUIRETLS REQUIRETLS", 501),
             ("SIZE=18446744073709551616", 501),
             ("SIZE=-1", 501),
             ("SIZE=+1", 501),
