@@ -9,6 +9,7 @@ pub mod dkim;
 pub mod operator;
 mod outside;
 mod space;
+mod tls;
 pub mod transfer;
 pub mod upkeep;
 pub mod watch;
@@ -27,6 +28,7 @@ use crate::clock::{Clock, Millis};
 use crate::config::{Config, Durability, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::settle::Settler;
+use crate::delivery::tls_report::Reports;
 use crate::delivery::transport::{SetUpError, Transports};
 use crate::dns::{DnsError, Resolver};
 use crate::events::journal::{self, Journal};
@@ -114,13 +116,13 @@ impl App {
         let opened = Queue::new(store, clock.clone(), sync, config.queue.memory);
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
-        let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock)?);
+        let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock, &queue)?);
         let intake = Arc::new(Intake::new(
             config.clone(),
             clock.clone(),
             queue.clone(),
             journal.clone(),
-            resolver,
+            resolver.clone(),
             signer.clone(),
         ));
         let keeper = Keeper { config: config.clone(), clock: clock.clone(), queue: queue.clone(), signer };
@@ -179,6 +181,15 @@ impl App {
                 tracing::error!(%error, "the admin socket has failed");
             }
         });
+        let reports = Reports {
+            config: config.clone(),
+            clock: clock.clone(),
+            resolver: resolver.clone(),
+            https: app.transports.tls().https.clone(),
+            tally: app.transports.tls().tally.clone(),
+            intake: intake.clone(),
+        };
+        app.doors.spawn(tls::look_after(reports, app.transports.tls().policies.clone(), app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
         app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));

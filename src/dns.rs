@@ -6,7 +6,7 @@
 //! /etc/hosts: mail goes by DNS (RFC 5321 5.1).
 //!
 //! Leaves out: the order among MX hosts of equal preference (delivery shuffles), which addresses may
-//! be connected to (delivery), DNSSEC.
+//! be connected to (delivery). What is signed is told apart in `secure`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError as Negative, NetError};
+pub use hickory_resolver::proto::dnssec::TrustAnchors;
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
@@ -26,6 +27,10 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 use crate::config;
 use crate::message::Domain;
+
+mod secure;
+
+pub use secure::Tlsa;
 
 /// Tries of a query after the first one.
 const RETRIES: usize = 1;
@@ -86,6 +91,7 @@ pub struct MxHost {
 #[derive(Clone)]
 pub struct Resolver {
     inner: Arc<MessageAuthenticator>,
+    secure: Arc<secure::Validating>,
     asked: Arc<Asked>,
 }
 
@@ -106,23 +112,18 @@ impl std::fmt::Debug for Resolver {
 impl Resolver {
     /// From `[dns]`: the name servers given, over UDP and then TCP, or those of /etc/resolv.conf.
     pub fn new(config: &config::Dns) -> Result<Resolver, DnsError> {
+        Resolver::with_trust_anchors(config, TrustAnchors::default())
+    }
+
+    /// With other keys of the root zone than the world's.
+    pub fn with_trust_anchors(config: &config::Dns, anchors: TrustAnchors) -> Result<Resolver, DnsError> {
         let servers = match config.nameservers.as_slice() {
             [] => system_name_servers()?,
             given => given.iter().copied().map(name_server).collect(),
         };
-        let config_of_names = ResolverConfig::from_name_servers(servers);
-        let mut builder = TokioResolver::builder_with_config(config_of_names, TokioRuntimeProvider::default())
-            .with_tls_config(no_tls()?);
-        let options = builder.options_mut();
-        options.timeout = config.timeout;
-        options.attempts = RETRIES;
-        options.cache_size = CACHE_RESPONSES_MAX;
-        options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
-        options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
-        options.use_hosts_file = ResolveHosts::Never;
-        options.max_active_requests = QUERIES_PER_CONNECTION_MAX;
-        let resolver = builder.build().map_err(|e| DnsError::Setup(format!("the resolver cannot be set up: {e}")))?;
-        Ok(Resolver { inner: Arc::new(MessageAuthenticator(resolver)), asked: Arc::default() })
+        let resolver = build(servers.clone(), config.timeout, None)?;
+        let secure = secure::Validating::new(build(servers, config.timeout, Some(anchors))?);
+        Ok(Resolver { inner: Arc::new(MessageAuthenticator(resolver)), secure, asked: Arc::default() })
     }
 
     /// The mail servers of a domain. An address literal is its own host.
@@ -136,27 +137,7 @@ impl Resolver {
             Err(DnsError::NoSuchDomain) => return Ok(MxAnswer::NoSuchDomain),
             Err(error) => return Err(error),
         };
-        let mut hosts = Vec::new();
-        let (mut seen, mut null) = (0, false);
-        for record in lookup.answers() {
-            let RData::MX(mx) = &record.data else { continue };
-            seen += 1;
-            if mx.exchange.is_root() {
-                null = true;
-            } else if let Ok(host) = Domain::parse(&mx.exchange.to_ascii()) {
-                hosts.push(MxHost { preference: mx.preference, host });
-            }
-        }
-        hosts.sort_by(|a, b| (a.preference, &a.host).cmp(&(b.preference, &b.host)));
-        hosts.dedup_by(|a, b| a.host == b.host);
-        hosts.truncate(MX_HOSTS_MAX);
-        match (hosts.is_empty(), seen) {
-            (false, _) => Ok(MxAnswer::Hosts(hosts)),
-            (true, 0) => Ok(MxAnswer::Implicit),
-            // RFC 7505 3: a null MX stands alone.
-            (true, _) if null => Ok(MxAnswer::Null),
-            (true, _) => Err(DnsError::Unusable(format!("no MX record of {domain} names a legal host"))),
-        }
+        mx_answer(domain, &lookup)
     }
 
     /// A and AAAA of a host, IPv6 first; empty if it has none. An address literal is its own answer.
@@ -225,10 +206,7 @@ impl Resolver {
 
     /// `Ok(None)`: the name is there, but has no such record.
     async fn lookup(&self, name: &str, kind: RecordType) -> Result<Option<Lookup>, DnsError> {
-        let mut fqdn =
-            Name::from_ascii(name).map_err(|_| DnsError::Unusable(format!("{name:?} is not a domain name")))?;
-        fqdn.set_fqdn(true);
-        let answer = self.inner.0.lookup(fqdn, kind).await;
+        let answer = self.inner.0.lookup(fqdn(name)?, kind).await;
         if let Ok(_) | Err(NetError::Dns(Negative::NoRecordsFound(_))) = &answer {
             self.asked.answered.fetch_add(1, Ordering::Relaxed);
             self.asked.unanswered.store(0, Ordering::Relaxed);
@@ -244,6 +222,59 @@ impl Resolver {
             Err(error) => Err(DnsError::Temporary(trouble(name, kind, &error))),
         }
     }
+}
+
+fn mx_answer(domain: &Domain, lookup: &Lookup) -> Result<MxAnswer, DnsError> {
+    let mut hosts = Vec::new();
+    let (mut seen, mut null) = (0, false);
+    for record in lookup.answers() {
+        let RData::MX(mx) = &record.data else { continue };
+        seen += 1;
+        if mx.exchange.is_root() {
+            null = true;
+        } else if let Ok(host) = Domain::parse(&mx.exchange.to_ascii()) {
+            hosts.push(MxHost { preference: mx.preference, host });
+        }
+    }
+    hosts.sort_by(|a, b| (a.preference, &a.host).cmp(&(b.preference, &b.host)));
+    hosts.dedup_by(|a, b| a.host == b.host);
+    hosts.truncate(MX_HOSTS_MAX);
+    match (hosts.is_empty(), seen) {
+        (false, _) => Ok(MxAnswer::Hosts(hosts)),
+        (true, 0) => Ok(MxAnswer::Implicit),
+        // RFC 7505 3: a null MX stands alone.
+        (true, _) if null => Ok(MxAnswer::Null),
+        (true, _) => Err(DnsError::Unusable(format!("no MX record of {domain} names a legal host"))),
+    }
+}
+
+fn fqdn(name: &str) -> Result<Name, DnsError> {
+    let mut name = Name::from_ascii(name).map_err(|_| DnsError::Unusable(format!("{name:?} is not a domain name")))?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+/// With `anchors` it validates.
+fn build(
+    servers: Vec<NameServerConfig>,
+    timeout: Duration,
+    anchors: Option<TrustAnchors>,
+) -> Result<TokioResolver, DnsError> {
+    let config_of_names = ResolverConfig::from_name_servers(servers);
+    let mut builder =
+        TokioResolver::builder_with_config(config_of_names, TokioRuntimeProvider::default()).with_tls_config(no_tls()?);
+    if let Some(anchors) = anchors {
+        builder = builder.with_trust_anchor(Arc::new(anchors));
+    }
+    let options = builder.options_mut();
+    options.timeout = timeout;
+    options.attempts = RETRIES;
+    options.cache_size = CACHE_RESPONSES_MAX;
+    options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
+    options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
+    options.use_hosts_file = ResolveHosts::Never;
+    options.max_active_requests = QUERIES_PER_CONNECTION_MAX;
+    builder.build().map_err(|e| DnsError::Setup(format!("the resolver cannot be set up: {e}")))
 }
 
 fn trouble(name: &str, kind: RecordType, error: &NetError) -> String {

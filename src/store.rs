@@ -67,6 +67,8 @@ pub enum Table {
     Incoming,
     /// `delivery::oauth`: name of a smart host → its tokens, encrypted.
     Token,
+    /// `delivery`: what other domains say of TLS, and what came of it (a letter ‖ what it is about).
+    Tls,
 }
 
 impl Table {
@@ -83,6 +85,7 @@ impl Table {
         Table::Pickup,
         Table::Incoming,
         Table::Token,
+        Table::Tls,
     ];
 
     pub fn name(self) -> &'static str {
@@ -97,6 +100,7 @@ impl Table {
             Table::Pickup => "pickup",
             Table::Incoming => "incoming",
             Table::Token => "token",
+            Table::Tls => "tls",
         }
     }
 }

@@ -80,6 +80,7 @@ fn job() -> Job {
         findings: None,
         recipients: 1,
         stream: postrider::message::stream::default_name(),
+        tls: postrider::message::TlsWish::default(),
     };
     Job { message: Arc::new(message), body, recipients: vec![(7, recipient)] }
 }

@@ -255,6 +255,10 @@ pub struct Delivery {
     pub allow_recipients: Vec<AddressOrDomain>,
     pub retry: Retry,
     pub tls: OutboundTls,
+    pub mta_sts: bool,
+    /// Only where the resolver validates DNSSEC itself.
+    pub dane: bool,
+    pub tls_rpt: bool,
 }
 
 impl Delivery {

@@ -46,7 +46,8 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
     let (redirect_all_to, allow_recipients) = staging(&section);
     let retry = retry(&section.section("retry"));
     let policies = [("opportunistic", OutboundTls::Opportunistic), ("required", OutboundTls::Required)];
-    let tls = section.section("tls").choice("policy", &policies, OutboundTls::Opportunistic);
+    let tls_section = section.section("tls");
+    let tls = tls_section.choice("policy", &policies, OutboundTls::Opportunistic);
     Some(Delivery {
         default: default.unwrap_or(WayOut::Direct),
         file_path: file_path?,
@@ -58,6 +59,9 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
         allow_recipients,
         retry,
         tls,
+        mta_sts: tls_section.boolean("mta_sts", true),
+        dane: tls_section.boolean("dane", true),
+        tls_rpt: tls_section.boolean("tls_rpt", true),
     })
 }
 

@@ -8,15 +8,19 @@ use crate::clock::Clock;
 use crate::config::{Config, Target};
 use crate::dns::Resolver;
 use crate::message::Address;
+use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
 use crate::routing::outbound::{self, Way};
 
 use super::archive::Archive;
 use super::file::Files;
+use super::https::Https;
 use super::maildir::Maildir;
+use super::shelf::Shelf;
 use super::smart_hosts::SmartHosts;
-use super::smtp::{SetupError, SmtpTransport, Timeouts};
+use super::smtp::{SetupError, SmtpTransport, Timeouts, TlsPolicies};
+use super::tls_report::Tally;
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
 
@@ -34,7 +38,25 @@ pub struct Transports {
     smtp: SmtpTransport,
     smart_hosts: SmartHosts,
     files: Files,
+    tls: TlsKnowledge,
     targets: BTreeMap<String, TargetTransport>,
+}
+
+/// What is known of TLS at other servers.
+#[derive(Clone, Debug)]
+pub struct TlsKnowledge {
+    pub policies: Arc<TlsPolicies>,
+    pub tally: Arc<Tally>,
+    pub https: Arc<Https>,
+}
+
+impl TlsKnowledge {
+    fn new(config: &Config, resolver: Resolver, clock: &Clock, queue: &Arc<Queue>) -> TlsKnowledge {
+        let https = Arc::new(Https::new(resolver.clone(), config.delivery.allow_private_addresses));
+        let shelf = Shelf::new(queue.clone());
+        let policies = TlsPolicies::new(&config.delivery, resolver, https.clone(), shelf.clone(), clock.clone());
+        TlsKnowledge { policies: Arc::new(policies), tally: Arc::new(Tally::new(clock.clone(), shelf)), https }
+    }
 }
 
 /// Why a way out cannot be set up.
@@ -47,7 +69,13 @@ pub enum SetUpError {
 }
 
 impl Transports {
-    pub fn new(config: &Arc<Config>, resolver: Resolver, clock: &Clock) -> Result<Transports, SetUpError> {
+    /// `queue` is where what is known of other servers is kept.
+    pub fn new(
+        config: &Arc<Config>,
+        resolver: Resolver,
+        clock: &Clock,
+        queue: &Arc<Queue>,
+    ) -> Result<Transports, SetUpError> {
         let mut targets = BTreeMap::new();
         for (name, target) in &config.targets {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
@@ -57,9 +85,14 @@ impl Transports {
                 targets.insert(name, TargetTransport::Archive(Archive::new(archive)));
             }
         }
-        let (smtp, files) = (SmtpTransport::new(config, resolver)?, Files::new(&config.delivery.file_path));
+        let tls = TlsKnowledge::new(config, resolver.clone(), clock, queue);
+        let mut smtp = SmtpTransport::new(config, resolver)?.with_policies(tls.policies.clone());
+        if config.delivery.tls_rpt {
+            smtp = smtp.with_tally(tls.tally.clone());
+        }
+        let files = Files::new(&config.delivery.file_path);
         let smart_hosts = SmartHosts::new(clock.clone());
-        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, targets })
+        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, tls, targets })
     }
 
     /// Other time-outs of SMTP than those of RFC 5321.
@@ -140,9 +173,14 @@ impl Transports {
         (Job { recipients: allowed, ..job.clone() }, outcomes)
     }
 
-    /// Gives up what is kept for the next job.
+    pub fn tls(&self) -> &TlsKnowledge {
+        &self.tls
+    }
+
+    /// Gives up what is kept for the next job, and writes down what was counted.
     pub async fn close(&self) {
         self.smtp.close().await;
+        self.tls.tally.flush().await;
     }
 
     /// Mail for us is never sent out: it was held because nobody was named for the address.

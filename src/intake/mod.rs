@@ -27,7 +27,7 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Door, Draft, Findings, MessageId, header, stream};
+use crate::message::{Content, Door, Draft, Findings, MessageId, TlsWish, header, stream};
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
@@ -283,6 +283,17 @@ fn message_record(
         findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),
         recipients: plan.deliveries.len() as u32,
         stream: stream::default_name(),
+        tls: wish(draft, headers),
+    }
+}
+
+/// REQUIRETLS counts more than the field (RFC 8689 4.1).
+fn wish(draft: &Draft, headers: &Headers<'_>) -> TlsWish {
+    let says_no = |field: &header::Field<'_>| header::unfold(field.value).trim().eq_ignore_ascii_case("no");
+    match headers.all("tls-required").any(says_no) {
+        _ if draft.envelope.require_tls => TlsWish::Required,
+        true => TlsWish::Optional,
+        false => TlsWish::Usual,
     }
 }
 

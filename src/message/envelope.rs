@@ -13,6 +13,21 @@ pub struct Envelope {
     pub body: BodyType,
     pub smtputf8: bool,
     pub dsn: DsnRequest,
+    /// REQUIRETLS (RFC 8689 2).
+    #[serde(default)]
+    pub require_tls: bool,
+}
+
+/// What the sender asks of TLS on the further way (RFC 8689).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsWish {
+    /// As the policies have it.
+    #[default]
+    Usual,
+    /// REQUIRETLS: rather not at all than without.
+    Required,
+    /// The field `TLS-Required: No`: rather without than not at all.
+    Optional,
 }
 
 impl Envelope {
@@ -24,6 +39,7 @@ impl Envelope {
             body: BodyType::EightBitMime,
             smtputf8: false,
             dsn: DsnRequest::default(),
+            require_tls: false,
         }
     }
 }

@@ -15,6 +15,6 @@ pub mod stream;
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use content::Content;
 pub use draft::{Door, Draft, Origin, Peer};
-pub use envelope::{BodyType, DsnRequest, Envelope, Notify, OriginalRecipient, Recipient, Ret};
+pub use envelope::{BodyType, DsnRequest, Envelope, Notify, OriginalRecipient, Recipient, Ret, TlsWish};
 pub use findings::Findings;
 pub use id::MessageId;

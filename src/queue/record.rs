@@ -49,7 +49,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::message::{
-    Address, BodyType, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, ReversePath,
+    Address, BodyType, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
 };
 use crate::smtp::Reply;
 
@@ -86,6 +86,9 @@ pub struct Message {
     /// The stream it goes by (`accounts.*.stream`); it stays the same while the message is queued.
     #[serde(default = "crate::message::stream::default_name")]
     pub stream: String,
+    /// What its sender asked of TLS.
+    #[serde(default)]
+    pub tls: TlsWish,
 }
 
 /// The end of a large message, in `body` records of its own from [`STREAMED_FROM`] on.

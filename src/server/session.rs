@@ -304,7 +304,7 @@ impl Session {
     fn hello(&mut self, hello: Hello) -> Step {
         self.account = None;
         let reply = if hello.esmtp {
-            replies::ehlo(&self.policy, self.may_start_tls(), self.may_authenticate())
+            replies::ehlo(&self.policy, self.may_start_tls(), self.may_authenticate(), self.tls.is_some())
         } else {
             replies::helo(&self.policy)
         };

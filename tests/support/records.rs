@@ -53,6 +53,7 @@ pub fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
         findings: None,
         recipients,
         stream: postrider::message::stream::default_name(),
+        tls: postrider::message::TlsWish::default(),
     }
 }
 

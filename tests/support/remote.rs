@@ -74,9 +74,18 @@ pub struct Remotes {
 impl Remotes {
     /// One far end per script: the first at 127.0.0.1, the second at 127.0.0.2 …
     pub async fn play(scripts: &[&str]) -> Remotes {
+        Remotes::play_with(scripts, acceptor()).await
+    }
+
+    /// All of them show this certificate.
+    pub async fn play_as(scripts: &[&str], config: ServerConfig, certificate: CertificateDer<'static>) -> Remotes {
+        Remotes::play_with(scripts, (TlsAcceptor::from(Arc::new(config)), certificate)).await
+    }
+
+    async fn play_with(scripts: &[&str], shown: (TlsAcceptor, CertificateDer<'static>)) -> Remotes {
         let listeners = listen(scripts.len()).await;
         let port = listeners[0].local_addr().unwrap().port();
-        let (acceptor, certificate) = acceptor();
+        let (acceptor, certificate) = shown;
         let play = |(script, listener): (&&str, TcpListener)| {
             let connections = script.split("\n---\n").map(str::to_owned).collect();
             tokio::spawn(serve(connections, listener, acceptor.clone()))

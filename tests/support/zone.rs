@@ -9,6 +9,10 @@
 //! A name that was not given is NXDOMAIN; a name that was given for another type, or that lies above
 //! a given one, is NOERROR without records. `fail` gives SERVFAIL and `silent` no answer at all.
 //! An answer too big for UDP is truncated there, so that the client asks again over TCP.
+//!
+//! After `signed` the zone is the root and all below it, signed with a key of its own (`ZoneServer::anchors`);
+//! what does not exist is denied by an NSEC record of its own name that says "no such type". Names below a cut
+//! that `unsigned` makes are delegated without a DS record, and their answers bear no signature.
 //! Include it with `#[path = "support/zone.rs"] mod zone;`.
 
 #![allow(dead_code, reason = "each test crate uses a part of it")]
@@ -20,9 +24,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hickory_proto::dnssec::crypto::Ed25519SigningKey;
+use hickory_proto::dnssec::rdata::{DNSKEY, DNSSECRData, NSEC, RRSIG, SigInput};
+use hickory_proto::dnssec::{Algorithm, DnssecSigner, SigningKey, TBS, TrustAnchors};
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, PTR, SOA, TXT};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, NS, PTR, SOA, TLSA, TXT};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, SerialNumber};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -30,11 +37,15 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 const TTL: u32 = 300;
 
 /// Records by lower-case name without the final dot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Zone {
     records: BTreeMap<String, Vec<RData>>,
     failing: BTreeSet<String>,
     silent: BTreeSet<String>,
+    signer: Option<Arc<DnssecSigner>>,
+    unsigned: BTreeSet<String>,
+    /// Names whose signatures are wrong.
+    forged: BTreeSet<String>,
 }
 
 impl Zone {
@@ -71,6 +82,34 @@ impl Zone {
     pub fn ptr(self, address: &str, host: &str) -> Zone {
         let name = Name::from(address.parse::<std::net::IpAddr>().unwrap());
         self.record(&name.to_ascii(), RData::PTR(PTR(fqdn(host))))
+    }
+
+    pub fn tlsa(self, name: &str, (usage, selector, matching): (u8, u8, u8), data: &[u8]) -> Zone {
+        let data = TLSA::new(usage.into(), selector.into(), matching.into(), data.to_vec());
+        self.record(name, RData::TLSA(data))
+    }
+
+    /// Signs everything, with a key made for the occasion.
+    pub fn signed(mut self) -> Zone {
+        let key = Ed25519SigningKey::generate_pkcs8().unwrap();
+        let key = Ed25519SigningKey::from_pkcs8(&key).unwrap();
+        let public = DNSKEY::from_key(&key.to_public_key().unwrap());
+        let lasts = Duration::from_secs(24 * 3600);
+        self.signer = Some(Arc::new(DnssecSigner::new(public.clone(), Box::new(key), Name::root(), lasts)));
+        let soa = SOA::new(fqdn("ns.test"), fqdn("hostmaster.test"), 1, 3600, 600, 86400, TTL);
+        self.record(".", RData::DNSSEC(DNSSECRData::DNSKEY(public))).record(".", RData::SOA(soa))
+    }
+
+    /// A delegation to a zone that is not signed.
+    pub fn unsigned(mut self, name: &str) -> Zone {
+        self.unsigned.insert(key(name));
+        self.record(name, RData::NS(NS(fqdn("ns.test"))))
+    }
+
+    /// Signatures that are wrong for this name and all below it.
+    pub fn forged(mut self, name: &str) -> Zone {
+        self.forged.insert(key(name));
+        self
     }
 
     /// SERVFAIL for every type of this name and all names below it.
@@ -121,9 +160,39 @@ impl Zone {
         response.metadata.response_code = code;
         if response.answers.is_empty() {
             let soa = SOA::new(fqdn("ns.test"), fqdn("hostmaster.test"), 1, 3600, 600, 86400, TTL);
-            response.add_authority(Record::from_rdata(fqdn("test"), TTL, RData::SOA(soa)));
+            let apex = if self.signer.is_some() { Name::root() } else { fqdn("test") };
+            response.add_authority(Record::from_rdata(apex, TTL, RData::SOA(soa)));
+        }
+        let question = question.clone();
+        if let Some(signer) = &self.signer {
+            self.sign(signer, &question, &mut response);
         }
         Some(response)
+    }
+
+    fn sign(&self, signer: &DnssecSigner, question: &hickory_proto::op::Query, response: &mut Message) {
+        let name = key(&question.name().to_ascii());
+        let at_the_cut = question.query_type() == RecordType::DS && self.unsigned.contains(&name);
+        if is_below(&name, &self.unsigned) && !at_the_cut {
+            // From the unsigned zone itself.
+            if let Some(soa) = response.authorities.first_mut() {
+                soa.name =
+                    fqdn(self.unsigned.iter().find(|cut| is_below(&name, &BTreeSet::from([(*cut).clone()]))).unwrap());
+            }
+            return;
+        }
+        if response.answers.is_empty() {
+            response.metadata.response_code = ResponseCode::NoError;
+            let here = self.records.get(&name).into_iter().flatten().map(RData::record_type);
+            let nsec = NSEC::new_cover_self(fqdn(&name).prepend_label(b"\0".as_slice()).unwrap(), here);
+            let nsec = RData::DNSSEC(DNSSECRData::NSEC(nsec));
+            response.add_authority(Record::from_rdata(fqdn(&name), TTL, nsec));
+        }
+        let forged = is_below(&name, &self.forged);
+        let signatures: Vec<Record> = signatures(signer, &response.answers, forged);
+        response.add_answers(signatures);
+        let signatures: Vec<Record> = signatures_of(signer, &response.authorities);
+        response.add_authorities(signatures);
     }
 
     /// The records of a name and type, along CNAMEs.
@@ -165,6 +234,14 @@ struct Shared {
 impl ZoneServer {
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The key that the zone is signed with.
+    pub fn anchors(&self) -> TrustAnchors {
+        let mut anchors = TrustAnchors::empty();
+        let zone = self.shared.zone.lock().unwrap();
+        anchors.insert(zone.signer.as_ref().unwrap().dnskey().public_key());
+        anchors
     }
 
     /// A `[dns]` section that asks this zone.
@@ -237,6 +314,41 @@ async fn serve_connection(mut stream: TcpStream, shared: Arc<Shared>) {
             return;
         }
     }
+}
+
+fn signatures_of(signer: &DnssecSigner, records: &[Record]) -> Vec<Record> {
+    signatures(signer, records, false)
+}
+
+/// One for each name and type.
+fn signatures(signer: &DnssecSigner, records: &[Record], forged: bool) -> Vec<Record> {
+    let mut sets: Vec<Vec<Record>> = Vec::new();
+    for record in records {
+        let same = |set: &&mut Vec<Record>| set[0].name == record.name && set[0].record_type() == record.record_type();
+        match sets.iter_mut().find(same) {
+            Some(set) => set.push(record.clone()),
+            None => sets.push(vec![record.clone()]),
+        }
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as u32;
+    let sign = |set: Vec<Record>| {
+        let input = SigInput {
+            type_covered: set[0].record_type(),
+            algorithm: Algorithm::ED25519,
+            num_labels: set[0].name.num_labels(),
+            original_ttl: TTL,
+            sig_expiration: SerialNumber::from(now + 24 * 3600),
+            sig_inception: SerialNumber::from(now - 3600),
+            key_tag: signer.calculate_key_tag().unwrap(),
+            signer_name: Name::root(),
+        };
+        let tbs = TBS::from_input(&set[0].name, DNSClass::IN, &input, set.iter()).unwrap();
+        let mut signature = signer.sign(&tbs).unwrap();
+        signature[0] ^= u8::from(forged);
+        let signature = RData::DNSSEC(DNSSECRData::RRSIG(RRSIG::from_sig(input, signature)));
+        Record::from_rdata(set[0].name.clone(), TTL, signature)
+    };
+    sets.into_iter().map(sign).collect()
 }
 
 /// UDP and TCP on the same free port; another try if somebody else has its TCP side.

@@ -33,6 +33,7 @@ fn message() -> Message {
         findings: None,
         recipients: 1,
         stream: crate::message::stream::default_name(),
+        tls: crate::message::TlsWish::default(),
     }
 }
 

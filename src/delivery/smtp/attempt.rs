@@ -1,5 +1,5 @@
 //! One attempt at one job: host after host until every recipient's fate is known or nobody is left
-//! to ask.
+//! to ask. What TLS policies demand of a host is known before it is connected to.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -13,10 +13,10 @@ use super::commands::{Mail, MailRecipient, Smtputf8};
 use super::connection::Connection;
 use super::pool::{MESSAGES_MAX, Way};
 use super::step::{Stage, Tls, Trouble};
+use super::tls_policy::{Certificate, DomainPolicy, HostPolicy};
 use super::{SmtpTransport, mx, tls};
-use crate::config::OutboundTls;
 use crate::delivery::{Body, Job, Outcome};
-use crate::message::{Domain, ReversePath};
+use crate::message::{Domain, ReversePath, TlsWish};
 use crate::queue::record::Failure;
 use crate::store::StoreError;
 
@@ -56,6 +56,8 @@ struct Attempt<'a> {
     worst: Option<Trouble>,
     /// Connections tried in vain.
     tries: usize,
+    /// What holds for the host that is tried; none for a named one.
+    policy: Option<HostPolicy>,
 }
 
 impl<'a> Attempt<'a> {
@@ -75,12 +77,14 @@ impl<'a> Attempt<'a> {
             deadline: Instant::now() + ATTEMPT_MAX,
             worst: None,
             tries: 0,
+            policy: None,
         })
     }
 
     async fn at_domain(&mut self, domain: &Domain) {
-        let hosts = match timeout_at(self.deadline, self.transport.hosts(domain)).await {
-            Ok(Ok(hosts)) => hosts,
+        let wish = self.job.message.tls;
+        let (hosts, policy) = match timeout_at(self.deadline, self.transport.hosts(domain, wish)).await {
+            Ok(Ok(found)) => found,
             Ok(Err(outcome)) => return self.decide_rest(&outcome),
             // The attempt's time was used up by the name servers; `finish` says so.
             Err(_) => return,
@@ -90,7 +94,7 @@ impl<'a> Attempt<'a> {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
                 return;
             }
-            self.at_host(host, &mut forbidden).await;
+            self.at_host(host, &policy, &mut forbidden).await;
         }
         // Nothing was tried, for reasons that will not pass.
         if self.worst.is_none() {
@@ -102,7 +106,20 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn at_host(&mut self, host: &Domain, forbidden: &mut Option<(Domain, IpAddr, Refused)>) {
+    async fn at_host(
+        &mut self,
+        host: &Domain,
+        policy: &DomainPolicy,
+        forbidden: &mut Option<(Domain, IpAddr, Refused)>,
+    ) {
+        let policy = match timeout_at(self.deadline, self.transport.policies.of_host(policy, host)).await {
+            Ok(Ok(policy)) => policy,
+            Ok(Err(unused)) => {
+                self.transport.tell_unused(&unused.policy, host);
+                return self.note(unused.trouble);
+            }
+            Err(_) => return,
+        };
         let found = match timeout_at(
             self.deadline,
             self.transport.addresses(host, self.transport.settings.allow_private_addresses),
@@ -125,18 +142,16 @@ impl<'a> Attempt<'a> {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
                 return;
             }
-            self.at_address(host, ip).await;
+            self.policy = Some(policy.clone());
+            self.at_address(host, ip, &policy).await;
         }
     }
 
     /// With TLS as the policy has it; where that is broken and nothing demands it, once more without.
-    async fn at_address(&mut self, host: &Domain, ip: IpAddr) {
-        let first = match self.transport.settings.tls {
-            OutboundTls::Opportunistic => Tls::IfOffered,
-            OutboundTls::Required => Tls::Required,
-        };
+    async fn at_address(&mut self, host: &Domain, ip: IpAddr, policy: &HostPolicy) {
+        let (first, terms) = (policy.terms.tls(), policy.terms.clone());
         let address = SocketAddr::new(ip, self.transport.settings.mx_port);
-        let mut way = Way { host: host.clone(), address, tls: first, agreed: None };
+        let mut way = Way { host: host.clone(), address, tls: first, terms, agreed: None };
         let Err(trouble) = self.by_way(&way).await else { return };
         let in_clear = trouble.clear_may_help;
         self.note(trouble);
@@ -183,7 +198,7 @@ impl<'a> Attempt<'a> {
 
     async fn connect(&self, way: &Way) -> Result<Connection, Trouble> {
         let transport = self.transport;
-        let Way { host, address, tls: mode, agreed } = way;
+        let Way { host, address, tls: mode, terms, agreed } = way;
         let peer = peer_text(host, *address);
         let connecting = async {
             let stream = TcpStream::connect(*address).await?;
@@ -199,7 +214,12 @@ impl<'a> Attempt<'a> {
             Trouble::new(Stage::Connect, Failure::local("4.4.1", &peer, reason))
         })?;
         let mut client = Client::new(peer.clone(), transport.settings.helo_name.clone(), *mode, transport.timeouts);
-        let mut connector = &transport.connector.0;
+        client = client.demanded_by(terms.by.clone());
+        let judge = transport.judge(terms).await.map_err(|why| {
+            Trouble::new(Stage::Tls, Failure::local("4.7.5", &peer, format!("no TLS with {peer}: {why}")))
+        })?;
+        let mut connector =
+            if terms.certificate == Certificate::Any { &transport.connector.0 } else { &transport.unjudged.0 };
         if let Some(agreed) = agreed {
             client = client.with_account(through::account(agreed, host, *address, &peer)?);
             if agreed.verify_certificate && *mode != Tls::Never {
@@ -209,7 +229,12 @@ impl<'a> Attempt<'a> {
             }
         }
         let name = tls::server_name(host, address.ip());
-        Connection::open(Box::new(stream), client, connector, name, self.deadline).await
+        let opened = Connection::open(Box::new(stream), client, connector, name, &judge, self.deadline).await;
+        let flaw = super::flaw(&opened).filter(|_| *mode != Tls::Never);
+        if let (Some(policy), Some(flaw)) = (&self.policy, flaw) {
+            transport.tell(policy, host, address.ip(), flaw).await;
+        }
+        opened
     }
 
     fn mail(&self, some: &[usize]) -> Mail {
@@ -221,6 +246,7 @@ impl<'a> Attempt<'a> {
             eight_bit: self.traits.eight_bit,
             smtputf8: self.traits.smtputf8,
             dsn: message.dsn.clone(),
+            require_tls: message.tls == TlsWish::Required,
             recipients: recipients
                 .map(|(number, recipient)| MailRecipient {
                     number: *number,
@@ -258,6 +284,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn finish(mut self) -> Vec<(u32, Outcome)> {
+        let for_want_of_tls = self.worst.as_ref().is_some_and(|worst| worst.stage == Stage::Tls);
         let mut why = match self.worst.take() {
             Some(trouble) => trouble.failure,
             None => Failure::local("4.4.7", "", "the attempt took too long and was given up"),
@@ -267,7 +294,13 @@ impl<'a> Attempt<'a> {
             2 => why.reason += "; one other try did no better",
             tries => why.reason += &format!("; {} other tries did no better", tries - 1),
         }
-        self.decide_rest(&Outcome::Defer { why, not_before_secs: None });
+        if for_want_of_tls && self.job.message.tls == TlsWish::Required {
+            // RFC 8689 4.2.1, 5: without TLS that can be relied on it goes back.
+            why.status = "5.7.30".into();
+            self.decide_rest(&Outcome::Fail(why));
+        } else {
+            self.decide_rest(&Outcome::Defer { why, not_before_secs: None });
+        }
         let numbers = self.job.recipients.iter().map(|(number, _)| *number);
         numbers.zip(self.outcomes.into_iter().flatten()).collect()
     }

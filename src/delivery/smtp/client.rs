@@ -19,7 +19,10 @@ use super::commands::{Mail, write_mail, write_rcpt};
 use super::extensions::{Extensions, SizeOffer};
 use super::replies::RawReply;
 use super::step::{Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
+use super::tls::Fault;
+use super::tls_policy::By;
 use super::transaction::{Command, Fate, Transaction};
+use crate::delivery::tls_report::Flaw as TlsFlaw;
 use crate::delivery::{Delivered, Hop, Outcome};
 use crate::message::Domain;
 use crate::queue::record::Failure;
@@ -38,6 +41,8 @@ pub struct Client {
     secured: Option<String>,
     offers: Extensions,
     account: Option<Account>,
+    /// Who demands TLS, and what can be done about it.
+    demanded: By,
     state: State,
 }
 
@@ -64,12 +69,18 @@ enum State {
 impl Client {
     pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
         let offers = Extensions::default();
-        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, state: State::Greeting }
+        let demanded = By::Nobody;
+        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, demanded, state: State::Greeting }
     }
 
     /// For a server that somebody has named, with what was agreed with it.
     pub fn with_account(self, account: Account) -> Client {
         Client { account: Some(account), ..self }
+    }
+
+    /// For a server of which somebody demands TLS.
+    pub fn demanded_by(self, demanded: By) -> Client {
+        Client { demanded, ..self }
     }
 
     /// The first step: wait for the greeting, under TLS if that comes before anything else.
@@ -154,9 +165,11 @@ impl Client {
             return self.talk("STARTTLS\r\n".to_owned());
         }
         if self.secured.is_none() && self.tls == Tls::Required {
-            let setting = if self.account.is_some() { "tls" } else { "delivery.tls.policy" };
-            let reason = format!("{} does not offer TLS, which {setting} = \"required\" demands", self.peer);
-            return self.over(Stage::Tls, self.local("4.7.10", reason));
+            let reason = format!("{} does not offer TLS, which {}", self.peer, self.demands());
+            let trouble = Trouble::new(Stage::Tls, self.local("4.7.10", reason));
+            let trouble = Trouble { flaw: Some(TlsFlaw::StarttlsNotSupported), ..trouble };
+            self.state = State::Closed;
+            return Step::Over(Over { decided: Vec::new(), trouble });
         }
         self.log_in()
     }
@@ -167,7 +180,8 @@ impl Client {
             return Step::StartTls;
         }
         let mut failure = Failure::refused(&self.peer, raw.parsed());
-        failure.reason = format!("{} offered STARTTLS and answered it with: {}", self.peer, raw.parsed());
+        failure.reason =
+            format!("{} offered STARTTLS and answered it with: {}{}", self.peer, raw.parsed(), self.told());
         failure.status = "4.7.10".into();
         // 421 closes the service as a whole; anything else is about TLS.
         let trouble = self.tls_trouble(failure, raw.code != 421);
@@ -182,14 +196,45 @@ impl Client {
     }
 
     pub fn handshake_failed(&mut self, why: &str) -> Trouble {
-        let reason = format!("the TLS handshake with {} failed: {why}", self.peer);
+        let reason = format!("the TLS handshake with {} failed: {why}{}", self.peer, self.told());
         self.tls_trouble(self.local("4.7.5", reason), true)
+    }
+
+    /// The handshake is done, and the server is not who it has to be: nothing more is said to it.
+    pub fn certificate_refused(&mut self, fault: &Fault) -> Trouble {
+        let reason = format!("{} has no valid certificate ({}), which {}", self.peer, fault.what, self.demands());
+        let trouble = self.tls_trouble(self.local("4.7.5", reason), false);
+        Trouble { flaw: Some(fault.flaw), ..trouble }
+    }
+
+    /// A bad certificate is the end.
+    pub fn demands_certificate(&self) -> bool {
+        self.tls == Tls::Required
+    }
+
+    pub fn is_under_tls(&self) -> bool {
+        self.secured.is_some()
+    }
+
+    /// For "…, which X demands".
+    fn demands(&self) -> String {
+        match self.demanded.name() {
+            Some(name) => format!("{name} demands{}", self.demanded.remedy()),
+            None => "tls = \"required\" demands".to_owned(),
+        }
+    }
+
+    /// Who demands TLS, after what went wrong with it.
+    fn told(&self) -> String {
+        let name = self.demanded.name().filter(|_| self.tls == Tls::Required);
+        name.map_or_else(String::new, |name| format!("; {name} demands TLS{}", self.demanded.remedy()))
     }
 
     fn tls_trouble(&mut self, failure: Failure, tls_at_fault: bool) -> Trouble {
         self.state = State::Closed;
         let clear_may_help = tls_at_fault && self.tls == Tls::IfOffered;
-        Trouble { clear_may_help, ..Trouble::new(Stage::Tls, failure) }
+        let flaw = tls_at_fault.then_some(TlsFlaw::ValidationFailure);
+        Trouble { clear_may_help, flaw, ..Trouble::new(Stage::Tls, failure) }
     }
 
     /// Offers a message to the server. Only when [`Step::Ready`] or [`Step::Done`] has been given.
@@ -227,6 +272,10 @@ impl Client {
                 return Some(self.local("5.3.4", reason));
             }
             _ => {}
+        }
+        if mail.require_tls && !(self.offers.require_tls && self.secured.is_some()) {
+            let reason = format!("{} does not offer REQUIRETLS, which {}", self.peer, By::Sender.demanding());
+            return Some(self.local("5.7.30", reason));
         }
         let reason = "cannot take addresses or header fields outside ASCII (it does not offer SMTPUTF8)";
         (needs_smtputf8 && !self.offers.smtputf8).then(|| self.local("5.6.7", format!("{} {reason}", self.peer)))

@@ -22,6 +22,8 @@ pub struct Mail {
     pub eight_bit: bool,
     pub smtputf8: Smtputf8,
     pub dsn: DsnRequest,
+    /// RFC 8689: goes only to servers that offer it, under TLS.
+    pub require_tls: bool,
     pub recipients: Vec<MailRecipient>,
 }
 
@@ -68,6 +70,9 @@ pub fn write_mail(mail: &Mail, offers: &Extensions, out: &mut Vec<u8>) {
     }
     if offers.smtputf8 && mail.says_smtputf8() {
         line += " SMTPUTF8";
+    }
+    if mail.require_tls && offers.require_tls {
+        line += " REQUIRETLS";
     }
     if offers.dsn {
         match mail.dsn.ret {
@@ -140,6 +145,7 @@ mod tests {
             eight_bit: true,
             smtputf8: Smtputf8::Welcome,
             dsn: DsnRequest { ret: Some(Ret::Headers), envid: Some("a+b=c\r\nRSET".into()) },
+            require_tls: false,
             recipients: vec![],
         }
     }
@@ -156,6 +162,7 @@ mod tests {
             eight_bit_mime: true,
             smtputf8: true,
             dsn: true,
+            require_tls: true,
             size: Some(SizeOffer::Unlimited),
             auth: vec![],
         }

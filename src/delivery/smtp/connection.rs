@@ -20,7 +20,7 @@ use super::commands::Mail;
 use super::dialogue::{self, Said};
 use super::replies::{RawReply, ReplyReader};
 use super::step::{Loss, Over, Step, Trouble};
-use super::tls;
+use super::tls::{self, Fault, Judge};
 use crate::delivery::Outcome;
 use crate::delivery::body::{Body, Pieces};
 use crate::smtp::wire::{DotStuffer, Flaw};
@@ -43,6 +43,8 @@ pub struct Connection {
     replies: ReplyReader,
     /// Messages offered so far.
     messages: usize,
+    /// What is wrong with its certificate, where nothing hangs on that.
+    fault: Option<Fault>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -66,9 +68,11 @@ impl Connection {
         client: Client,
         connector: &TlsConnector,
         name: ServerName<'static>,
+        judge: &Judge,
         deadline: Instant,
     ) -> Result<Connection, Trouble> {
-        let mut connection = Connection { stream, client, replies: ReplyReader::default(), messages: 0 };
+        let replies = ReplyReader::default();
+        let mut connection = Connection { stream, client, replies, messages: 0, fault: None };
         let first = connection.client.start();
         let mut step = connection.run(first, None, deadline).await;
         if step == Step::StartTls {
@@ -78,17 +82,22 @@ impl Connection {
                 let why = "the server went on in clear after its reply to STARTTLS";
                 return Err(connection.client.handshake_failed(why));
             }
-            let Connection { stream, mut client, replies, messages } = connection;
-            let handshake = connector.connect(name, stream);
-            let (stream, hello) = match timeout_at(limit(HANDSHAKE_TIMEOUT, deadline), handshake).await {
+            let Connection { stream, mut client, replies, messages, .. } = connection;
+            let handshake = connector.connect(name.clone(), stream);
+            let (stream, hello, fault) = match timeout_at(limit(HANDSHAKE_TIMEOUT, deadline), handshake).await {
                 Ok(Ok(stream)) => {
-                    let hello = client.secured(tls::description(stream.get_ref().1));
-                    (stream, hello)
+                    let session = stream.get_ref().1;
+                    let fault = judge.judge(session, &name).err();
+                    if let Some(fault) = fault.as_ref().filter(|_| client.demands_certificate()) {
+                        return Err(client.certificate_refused(fault));
+                    }
+                    let hello = client.secured(tls::description(session));
+                    (stream, hello, fault)
                 }
                 Ok(Err(error)) => return Err(client.handshake_failed(&error.to_string())),
                 Err(_) => return Err(client.handshake_failed("it took too long")),
             };
-            connection = Connection { stream: Box::new(stream), client, replies, messages };
+            connection = Connection { stream: Box::new(stream), client, replies, messages, fault };
             step = connection.run(hello, None, deadline).await;
         }
         match step {
@@ -106,6 +115,15 @@ impl Connection {
             Step::Over(Over { decided, trouble }) => Sent { decided, trouble: Some(trouble) },
             other => Sent { decided: Vec::new(), trouble: Some(trouble_in(other, &mut self.client)) },
         }
+    }
+
+    /// What is wrong with its TLS, where nothing hangs on that.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    pub fn is_under_tls(&self) -> bool {
+        self.client.is_under_tls()
     }
 
     pub fn messages(&self) -> usize {

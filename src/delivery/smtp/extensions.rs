@@ -15,6 +15,8 @@ pub struct Extensions {
     pub smtputf8: bool,
     /// RFC 3461.
     pub dsn: bool,
+    /// RFC 8689.
+    pub require_tls: bool,
     /// RFC 1870.
     pub size: Option<SizeOffer>,
     /// RFC 4954: what we know of it.
@@ -41,6 +43,7 @@ impl Extensions {
                 "8BITMIME" => offers.eight_bit_mime = true,
                 "SMTPUTF8" => offers.smtputf8 = true,
                 "DSN" => offers.dsn = true,
+                "REQUIRETLS" => offers.require_tls = true,
                 "SIZE" => offers.size = Some(size_offer(words.next())),
                 "AUTH" => offers.add_mechanisms(words),
                 // A form from before RFC 2554 that some servers still write besides the other.

@@ -9,7 +9,9 @@
 //! the whole; trouble with a host never fails the mail; a message whose fate is unsure is not offered
 //! to another host in the same attempt.
 //!
-//! Leaves out: MTA-STS and DANE, which smart host a message goes by, LMTP.
+//! `tls_policy` (with `mta_sts` and `dane`) says what TLS a mail exchanger has to show.
+//!
+//! Leaves out: which smart host a message goes by, LMTP.
 
 mod addresses;
 mod attempt;
@@ -17,29 +19,37 @@ mod auth;
 mod client;
 mod commands;
 mod connection;
+mod dane;
 mod dialogue;
 mod extensions;
 mod host;
 mod md5;
+mod mta_sts;
 mod mx;
 mod pool;
 mod pop_before;
 mod replies;
 mod step;
 mod tls;
+mod tls_policy;
 mod transaction;
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
 
+use super::https::Https;
+use super::shelf::Shelf;
+use super::tls_report::{Flaw, Tally};
 use super::{Job, Outcome};
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::dns::{DnsError, Resolver};
-use crate::message::Domain;
+use crate::message::{Domain, TlsWish};
 
 pub use addresses::{Refused, refused};
 pub use auth::{Login, LoginFault, Secret};
@@ -47,6 +57,13 @@ pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
 pub use mx::Dice;
 pub use pop_before::PopBeforeSmtp;
 pub use step::Timeouts;
+pub use tls::system_roots;
+pub use tls_policy::TlsPolicies;
+
+use connection::Connection;
+use step::Trouble;
+use tls::Judge;
+use tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
 
 /// Why there can be no SMTP transport: the program was built wrongly.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +78,15 @@ pub struct SmtpTransport {
     own_names: [Domain; 2],
     settings: config::Delivery,
     timeouts: Timeouts,
+    policies: Arc<TlsPolicies>,
+    /// Where the sessions are counted for TLS reports.
+    tally: Option<Arc<Tally>>,
     connector: Connector,
+    /// For hosts whose certificate is looked at after the handshake.
+    unjudged: Connector,
     /// Checks certificates; made when the first host wants that.
     verifying: OnceCell<Connector>,
+    authorities: OnceCell<Arc<WebPkiServerVerifier>>,
     dice: Mutex<Dice>,
     pool: pool::Pool,
 }
@@ -73,7 +96,14 @@ impl SmtpTransport {
         let mut seed = [0; 8];
         // Without randomness the hosts of equal preference come in the same order after each start.
         let _ = getrandom::fill(&mut seed);
+        let https = Arc::new(Https::new(resolver.clone(), config.delivery.allow_private_addresses));
+        let (shelf, clock) = (Shelf::default(), Clock::System);
+        let policies = Arc::new(TlsPolicies::new(&config.delivery, resolver.clone(), https, shelf, clock));
         Ok(SmtpTransport {
+            policies,
+            tally: None,
+            unjudged: Connector(tls::unjudged()?),
+            authorities: OnceCell::new(),
             resolver,
             own_names: [config.hostname.clone(), config.delivery.helo_name.clone()],
             settings: config.delivery.clone(),
@@ -95,10 +125,21 @@ impl SmtpTransport {
         SmtpTransport { timeouts, ..self }
     }
 
+    /// Policies that are kept between starts.
+    pub fn with_policies(self, policies: Arc<TlsPolicies>) -> SmtpTransport {
+        SmtpTransport { policies, ..self }
+    }
+
+    /// Counts sessions for TLS reports.
+    pub fn with_tally(self, tally: Arc<Tally>) -> SmtpTransport {
+        SmtpTransport { tally: Some(tally), ..self }
+    }
+
     /// Other certificate authorities than the system's.
     pub fn with_roots(self, roots: RootCertStore) -> Result<SmtpTransport, SetupError> {
-        let verifying = OnceCell::new_with(Some(Connector(tls::verified(roots)?)));
-        Ok(SmtpTransport { verifying, ..self })
+        let verifying = OnceCell::new_with(Some(Connector(tls::verified(roots.clone())?)));
+        let authorities = OnceCell::new_with(tls::authorities(roots).ok());
+        Ok(SmtpTransport { verifying, authorities, ..self })
     }
 
     /// Tries the job once. All its recipients are at one domain. One outcome per recipient.
@@ -117,10 +158,55 @@ impl SmtpTransport {
         self.pool.close().await;
     }
 
-    async fn hosts(&self, domain: &Domain) -> Result<Vec<Domain>, Box<Outcome>> {
-        let answer = self.resolver.mx(domain).await;
+    /// The hosts to try, and what is demanded of them.
+    async fn hosts(&self, domain: &Domain, wish: TlsWish) -> Result<(Vec<Domain>, DomainPolicy), Box<Outcome>> {
+        let (answer, is_signed) = match self.policies.uses_dane().await && wish != TlsWish::Optional {
+            true => match self.resolver.signed_mx(domain).await {
+                Ok((answer, is_signed)) => (Ok(answer), is_signed),
+                Err(error) => (Err(error), false),
+            },
+            false => (self.resolver.mx(domain).await, false),
+        };
         let own: Vec<&Domain> = self.own_names.iter().collect();
-        self.with_dice(|dice| mx::hosts(domain, answer, &own, dice))
+        let hosts = self.with_dice(|dice| mx::hosts(domain, answer, &own, dice))?;
+        Ok((hosts, self.policies.of_domain(domain, wish, is_signed).await))
+    }
+
+    async fn judge(&self, terms: &Terms) -> Result<Judge, String> {
+        let certificate = terms.certificate.clone();
+        if certificate != Certificate::Authority {
+            return Ok(Judge { certificate, authorities: None });
+        }
+        let made = self.authorities.get_or_try_init(|| async {
+            let roots = tokio::task::spawn_blocking(tls::system_roots).await.map_err(|error| error.to_string())??;
+            tls::authorities(roots)
+        });
+        match made.await {
+            Ok(authorities) => Ok(Judge { certificate, authorities: Some(authorities.clone()) }),
+            // Where nothing hangs on it, the mail goes.
+            Err(_) if !terms.enforced => Ok(Judge { certificate, authorities: None }),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Counts a session, and remembers a host that kept to a policy.
+    async fn tell(&self, policy: &HostPolicy, host: &Domain, ip: IpAddr, flaw: Option<(Flaw, String)>) {
+        let flaw = flaw.or_else(|| policy.flaw.clone());
+        if flaw.is_none() && policy.terms.certificate != Certificate::Any {
+            self.policies.has_shown(host).await;
+        }
+        let Some(tally) = &self.tally else { return };
+        match flaw {
+            None => tally.good(&policy.ruling),
+            Some((flaw, what)) => tally.bad(&policy.ruling, flaw, Some(host), Some(ip), &what),
+        }
+    }
+
+    /// Counts a host that was not connected to.
+    fn tell_unused(&self, policy: &HostPolicy, host: &Domain) {
+        if let (Some(tally), Some((flaw, what))) = (&self.tally, &policy.flaw) {
+            tally.bad(&policy.ruling, *flaw, Some(host), None, what);
+        }
     }
 
     async fn addresses(&self, host: &Domain, allow_private: bool) -> Result<mx::Addresses, String> {
@@ -143,6 +229,17 @@ impl SmtpTransport {
 
     fn with_dice<T>(&self, roll: impl FnOnce(&mut Dice) -> T) -> T {
         roll(&mut self.dice.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What is wrong with the TLS of a connection. None: it did not come as far as TLS.
+fn flaw(opened: &Result<Connection, Trouble>) -> Option<Option<(Flaw, String)>> {
+    match opened {
+        Ok(connection) if !connection.is_under_tls() => {
+            Some(Some((Flaw::StarttlsNotSupported, "it does not offer STARTTLS".to_owned())))
+        }
+        Ok(connection) => Some(connection.fault().map(|fault| (fault.flaw, fault.what.clone()))),
+        Err(trouble) => trouble.flaw.map(|flaw| Some((flaw, trouble.failure.reason.clone()))),
     }
 }
 

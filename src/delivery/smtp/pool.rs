@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::connection::Connection;
 use super::host::Agreed;
 use super::step::Tls;
+use super::tls_policy::Terms;
 use crate::message::Domain;
 
 /// How long a connection may wait for the next message. Short: it holds a place at the server.
@@ -37,6 +38,8 @@ pub struct Way {
     pub host: Domain,
     pub address: SocketAddr,
     pub tls: Tls,
+    /// What it had to show.
+    pub terms: Terms,
     /// None for a mail exchanger. Whole logins are compared, so that nobody's mail goes by another's.
     pub agreed: Option<Agreed>,
 }
@@ -178,9 +181,16 @@ mod tests {
     use super::super::tls;
     use super::*;
     use crate::config;
+    use crate::delivery::smtp::tls_policy::Certificate;
 
     fn way(tls: Tls) -> Way {
-        Way { host: Domain::parse("mx.far.test").unwrap(), address: "192.0.2.1:25".parse().unwrap(), tls, agreed: None }
+        Way {
+            host: Domain::parse("mx.far.test").unwrap(),
+            address: "192.0.2.1:25".parse().unwrap(),
+            tls,
+            terms: Terms::default(),
+            agreed: None,
+        }
     }
 
     fn way_of(username: &str, password: &str) -> Way {
@@ -199,7 +209,8 @@ mod tests {
         let mut far = BufReader::new(far);
         let deadline = Instant::now() + Duration::from_secs(60);
         let connector = tls::opportunistic().unwrap();
-        let opened = Connection::open(Box::new(near), client, &connector, name, deadline);
+        let judge = tls::Judge { certificate: Certificate::Any, authorities: None };
+        let opened = Connection::open(Box::new(near), client, &connector, name, &judge, deadline);
         let greeted = async {
             far.get_mut().write_all(b"220 mx\r\n").await.unwrap();
             assert_eq!(line(&mut far).await, "EHLO us.test\r\n");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::auth::LoginFault;
 use super::replies::{RawReply, ReplyError};
 use crate::delivery::Outcome;
+use crate::delivery::tls_report::Flaw;
 use crate::queue::record::Failure;
 
 /// How long to wait for the far end (RFC 5321 4.5.3.2).
@@ -69,6 +70,8 @@ pub struct Trouble {
     pub clear_may_help: bool,
     /// It is about our account there.
     pub login: Option<LoginFault>,
+    /// What is wrong with its TLS.
+    pub flaw: Option<Flaw>,
 }
 
 impl Trouble {
@@ -77,7 +80,7 @@ impl Trouble {
     }
 
     pub fn new(stage: Stage, failure: Failure) -> Trouble {
-        Trouble { stage, failure, clear_may_help: false, login: None }
+        Trouble { stage, failure, clear_may_help: false, login: None, flaw: None }
     }
 }
 

@@ -1,5 +1,5 @@
-//! TLS towards other servers: to mail exchangers encryption without a check of who is there, to named
-//! hosts with one.
+//! TLS towards other servers: to mail exchangers encryption without a check of who is there, unless a
+//! policy says what they have to show (`tls_policy`); to named hosts with one.
 //!
 //! Without DANE or MTA-STS nothing says which certificate a mail exchanger ought to have: the name of
 //! the MX host comes from unsigned DNS, so an attacker who can answer for the host can name himself
@@ -12,19 +12,99 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
+use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError, RootCertStore,
+    SignatureScheme,
 };
 
+use super::tls_policy::Certificate;
+use crate::delivery::tls_report::Flaw;
 use crate::message::Domain;
+
+/// A connector that takes any certificate, but only from a server that has its key: for a check of the
+/// certificate afterwards ([`Judge`]).
+pub fn unjudged() -> Result<TlsConnector, TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(AnyCertificate { provider: provider.clone(), checks_signatures: true });
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// What checks certificates against the authorities.
+pub fn authorities(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    built.map_err(|error| error.to_string())
+}
+
+/// What is wrong with a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub flaw: Flaw,
+    pub what: String,
+}
+
+/// Looks at the certificates of one connection after its handshake, so that what is found can be told
+/// where nothing hangs on it.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    pub certificate: Certificate,
+    /// For [`Certificate::Authority`].
+    pub authorities: Option<Arc<WebPkiServerVerifier>>,
+}
+
+impl Judge {
+    pub fn judge(&self, session: &ClientConnection, name: &ServerName<'_>) -> Result<(), Fault> {
+        let chain = session.peer_certificates().unwrap_or_default();
+        let now = UnixTime::now();
+        match (&self.certificate, &self.authorities) {
+            (Certificate::Any, _) => Ok(()),
+            (Certificate::Tlsa(demand), _) => {
+                let provider = Arc::new(aws_lc_rs::default_provider());
+                let judged = demand.judge(chain, &provider, now);
+                judged.map_err(|what| Fault { flaw: Flaw::ValidationFailure, what })
+            }
+            (Certificate::Authority, Some(verifier)) => {
+                let Some((end_entity, others)) = chain.split_first() else {
+                    let what = "it showed no certificate".to_owned();
+                    return Err(Fault { flaw: Flaw::CertificateNotTrusted, what });
+                };
+                let verified = verifier.verify_server_cert(end_entity, others, name, &[], now);
+                verified.map(|_| ()).map_err(|error| Fault { flaw: flaw(&error), what: error.to_string() })
+            }
+            (Certificate::Authority, None) => {
+                let what = "the certificate authorities of this system are not known".to_owned();
+                Err(Fault { flaw: Flaw::ValidationFailure, what })
+            }
+        }
+    }
+}
+
+fn flaw(error: &TlsError) -> Flaw {
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
+    match error {
+        TlsError::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => Flaw::CertificateHostMismatch,
+        TlsError::InvalidCertificate(Expired | ExpiredContext { .. }) => Flaw::CertificateExpired,
+        // The issuer has the name of an authority, and is not it.
+        TlsError::InvalidCertificate(UnknownIssuer | BadSignature) => Flaw::CertificateNotTrusted,
+        _ => Flaw::ValidationFailure,
+    }
+}
 
 /// A connector that takes any certificate. It keeps session tickets, so share it.
 pub fn opportunistic() -> Result<TlsConnector, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Arc::new(AnyCertificate { provider: provider.clone() });
+    let verifier = Arc::new(AnyCertificate { provider: provider.clone(), checks_signatures: false });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -67,11 +147,12 @@ pub fn description(session: &ClientConnection) -> String {
     format!("{} {cipher}", version.replace('_', "."))
 }
 
-/// Takes whatever the server shows; see the head of this file. That holds for the signature over the
-/// handshake as well: it would prove that the server has the key of a certificate that nobody checks.
+/// Takes whatever the server shows; see the head of this file. Where nobody looks at the certificate
+/// afterwards that holds for the signature over the handshake as well: it would prove that the server has the key of a certificate that nobody checks.
 #[derive(Debug)]
 struct AnyCertificate {
     provider: Arc<CryptoProvider>,
+    checks_signatures: bool,
 }
 
 impl ServerCertVerifier for AnyCertificate {
@@ -88,20 +169,26 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        Ok(HandshakeSignatureValid::assertion())
+        if !self.checks_signatures {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        Ok(HandshakeSignatureValid::assertion())
+        if !self.checks_signatures {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

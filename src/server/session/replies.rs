@@ -9,14 +9,18 @@ pub fn greeting(policy: &Policy) -> Reply {
     Reply::bare(220, format!("{} ESMTP postrider", policy.hostname))
 }
 
-/// RFC 5321 4.1.1.1. `auth` and `starttls` only where they would be taken.
-pub fn ehlo(policy: &Policy, starttls: bool, auth: bool) -> Reply {
+/// RFC 5321 4.1.1.1. `auth` and `starttls` only where they would be taken, REQUIRETLS only under TLS
+/// (RFC 8689 2).
+pub fn ehlo(policy: &Policy, starttls: bool, auth: bool, under_tls: bool) -> Reply {
     let mut text = format!(
         "{}\nPIPELINING\nSIZE {}\n8BITMIME\nSMTPUTF8\nCHUNKING\nENHANCEDSTATUSCODES\nDSN",
         policy.hostname, policy.max_size
     );
     if starttls {
         text.push_str("\nSTARTTLS");
+    }
+    if under_tls {
+        text.push_str("\nREQUIRETLS");
     }
     if auth {
         text.push_str("\nAUTH ");
@@ -68,6 +72,11 @@ pub fn tls_not_offered() -> Reply {
 
 pub fn tls_already() -> Reply {
     Reply::new(503, (5, 1), "TLS is already active")
+}
+
+/// RFC 8689 4.1.
+pub fn requiretls_needs_tls() -> Reply {
+    Reply::new(530, (7, 10), "REQUIRETLS is for connections under TLS: issue STARTTLS first")
 }
 
 /// RFC 3207 4.

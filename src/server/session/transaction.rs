@@ -23,6 +23,8 @@ impl Session {
         let may_submit = self.policy.role == Role::Mx || self.account.is_some() || self.policy.trusted;
         let refusal = if self.needs_tls() {
             Some(replies::tls_first())
+        } else if params.require_tls && self.tls.is_none() {
+            Some(replies::requiretls_needs_tls())
         } else if !may_submit {
             Some(replies::auth_first())
         } else if params.size.is_some_and(|size| size > self.policy.max_size) {
@@ -193,6 +195,7 @@ impl Session {
             body: if is_eight_bit { BodyType::EightBitMime } else { BodyType::SevenBit },
             smtputf8: sender.params.smtputf8,
             dsn: sender.params.dsn,
+            require_tls: sender.params.require_tls,
         };
         let listener = self.policy.listener.clone();
         let origin = Origin {

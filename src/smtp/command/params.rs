@@ -1,5 +1,5 @@
 //! The parameters of MAIL and RCPT: SIZE (RFC 1870), BODY (RFC 6152), SMTPUTF8 (RFC 6531), AUTH
-//! (RFC 4954 5), RET, ENVID, NOTIFY and ORCPT (RFC 3461).
+//! (RFC 4954 5), REQUIRETLS (RFC 8689), RET, ENVID, NOTIFY and ORCPT (RFC 3461).
 //!
 //! The list is first held against the grammar of RFC 5321 4.1.2, each keyword known and given once;
 //! then smtp-proto reads the values that are words and numbers. xtext is decoded here, because a
@@ -28,6 +28,8 @@ pub struct MailParams {
     pub body: Option<BodyType>,
     pub smtputf8: bool,
     pub dsn: DsnRequest,
+    /// RFC 8689 2.
+    pub require_tls: bool,
 }
 
 /// What RCPT may say besides the path.
@@ -40,7 +42,7 @@ pub struct RcptParams {
 impl MailParams {
     /// `text` is what follows the path.
     pub(super) fn parse(text: &str) -> Result<MailParams, CommandError> {
-        let list = Parameters::split(text, &["SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH"])?;
+        let list = Parameters::split(text, &["SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "REQUIRETLS"])?;
         let size = match list.value("SIZE") {
             Some(digits) => Some(number(digits).ok_or(CommandError::BadValue("SIZE"))?),
             None => None,
@@ -62,6 +64,7 @@ impl MailParams {
             body: body_type(flags)?,
             smtputf8: flags & MAIL_SMTPUTF8 != 0,
             dsn: DsnRequest { ret: ret(flags), envid },
+            require_tls: list.list.iter().any(|(name, _)| *name == "REQUIRETLS"),
         })
     }
 }
@@ -181,13 +184,12 @@ impl<'a> Parameters<'a> {
             if list.iter().any(|(seen, _)| seen == keyword) {
                 return Err(CommandError::Twice(keyword));
             }
-            // SMTPUTF8 is the only one without a value (RFC 6531 3.4).
+            // These have no value (RFC 6531 3.4, RFC 8689 2), all others have one.
+            let is_bare = matches!(*keyword, "SMTPUTF8" | "REQUIRETLS");
             let legal = match value {
-                None => *keyword == "SMTPUTF8",
+                None => is_bare,
                 Some(value) => {
-                    *keyword != "SMTPUTF8"
-                        && !value.is_empty()
-                        && value.bytes().all(|b| b.is_ascii_graphic() && b != b'=')
+                    !is_bare && !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && b != b'=')
                 }
             };
             if !legal {
@@ -230,12 +232,15 @@ mod tests {
         assert!(params.smtputf8);
         assert_eq!(params.dsn, DsnRequest { ret: Some(Ret::Headers), envid: Some("x+y".into()) });
         assert_eq!(MailParams::parse("").unwrap(), MailParams::default());
+        assert!(MailParams::parse(" requiretls SIZE=1").unwrap().require_tls && !params.require_tls);
     }
 
     #[test]
     fn mail_parameters_that_are_refused() {
         for (text, code) in [
             ("SIZE=99999999999999999999", 501),
+            ("REQUIRETLS=yes", 501),
+            ("REQUIRETLS REQUIRETLS", 501),
             ("SIZE=18446744073709551616", 501),
             ("SIZE=-1", 501),
             ("SIZE=+1", 501),

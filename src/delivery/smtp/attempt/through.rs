@@ -13,6 +13,7 @@ use crate::delivery::smtp::host::{Agreed, Attempted, HostTarget, HostTrouble};
 use crate::delivery::smtp::mx::Addresses;
 use crate::delivery::smtp::pool::Way;
 use crate::delivery::smtp::step::{Stage, Tls, Trouble};
+use crate::delivery::smtp::tls_policy::Terms;
 use crate::delivery::smtp::{SmtpTransport, mx};
 use crate::delivery::{Job, Outcome};
 use crate::message::Domain;
@@ -95,7 +96,7 @@ impl Attempt<'_> {
     async fn at_target_address(&mut self, target: &HostTarget, host: &Domain, ip: IpAddr) -> Result<(), Trouble> {
         let address = SocketAddr::new(ip, target.port);
         let agreed = Some(target.agreed(ip));
-        let mut way = Way { host: host.clone(), address, tls: target.tls.demand(), agreed };
+        let mut way = Way { host: host.clone(), address, tls: target.tls.demand(), terms: Terms::default(), agreed };
         let Err(trouble) = self.by_way(&way).await else { return Ok(()) };
         self.note(trouble.clone());
         if !trouble.clear_may_help || target.verify_certificate || target.login.is_some() {

@@ -25,6 +25,7 @@ pub(super) fn mail(recipients: u32) -> Mail {
         eight_bit: false,
         smtputf8: Smtputf8::No,
         dsn: DsnRequest::default(),
+        require_tls: false,
         recipients: (0..recipients).map(recipient).collect(),
     }
 }
