@@ -109,7 +109,7 @@ impl App {
         let socket = AdminSocket::bind(&config.data_dir)?;
 
         let sync = config.queue.durability == Durability::Sync;
-        let opened = Queue::new(store, clock.clone(), sync, config.queue.memory);
+        let opened = Queue::with_streams(store, clock.clone(), sync, config.queue.memory, &config.streams);
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
         let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock)?);

@@ -7,7 +7,7 @@ use argon2::password_hash::phc::PasswordHash;
 
 use super::problem::ProblemKind;
 use super::section::{Section, Wrong, read_address_or_domain};
-use super::{Account, Credential, Secret, Senders};
+use super::{Account, Credential, Secret, Senders, streams};
 use crate::message::stream;
 
 /// Longest login name, in characters.
@@ -24,12 +24,13 @@ const HASH_FORM: &str = "Make one with `postrider account hash`.";
 
 pub(super) fn accounts(root: &Section<'_>) -> BTreeMap<String, Account> {
     let mut accounts = BTreeMap::new();
+    let streams = streams::names(root);
     for (name, section) in root.section("accounts").named() {
         if !section.exists() {
             continue;
         }
         check_name(name, &section);
-        if let Some(account) = account(&section) {
+        if let Some(account) = account(&section, &streams) {
             accounts.insert(name.to_owned(), account);
         }
     }
@@ -46,7 +47,7 @@ fn check_name(name: &str, section: &Section<'_>) {
     }
 }
 
-fn account(section: &Section<'_>) -> Option<Account> {
+fn account(section: &Section<'_>, streams: &[String]) -> Option<Account> {
     let credential = credential(section);
     let form = "a list of addresses and domains such as [\"example.com\"]";
     let senders = section.list("senders", form, read_address_or_domain);
@@ -54,7 +55,9 @@ fn account(section: &Section<'_>) -> Option<Account> {
     let active = section.boolean("active", true);
     let max_recipients = section.count("max_recipients", 1..=RECIPIENTS_MAX, 1000);
     let senders = senders.map_or(Senders::OwnDomains, Senders::Only);
-    let stream = section.choice("stream", &stream::BUILT_IN.map(|name| (name, name)), stream::DEFAULT).to_owned();
+    let read_stream = |text: &str| streams::read_name(text, streams);
+    let stream = section.item("stream").and_then(|item| item.read("the name of a stream", read_stream));
+    let stream = stream.unwrap_or_else(stream::default_name);
     Some(Account { credential: credential?, label, active, senders, stream, max_recipients })
 }
 

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::queue::claim::Look;
+use crate::queue::gate::{Lanes, Started};
 use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
@@ -60,12 +61,25 @@ struct Waiting {
     claim: (Lane, u64),
 }
 
+impl Waiting {
+    /// Leaves at most so many recipients, and gives the rest as a job of its own, if there is one.
+    fn split(&mut self, most: usize) -> Option<Waiting> {
+        if self.recipients.len() <= most {
+            return None;
+        }
+        let recipients = self.recipients.split_off(most);
+        Some(Waiting { message: self.message.clone(), recipients, fresh: self.fresh.clone(), claim: self.claim })
+    }
+}
+
 pub struct Dispatcher {
     parts: Arc<Parts>,
     fresh: mpsc::UnboundedReceiver<Claimed>,
     finished: mpsc::UnboundedReceiver<(Lane, Destination)>,
     finish: mpsc::UnboundedSender<(Lane, Destination)>,
     turns: Turns<Waiting>,
+    /// The lanes of which something could start at the last look.
+    open: Lanes,
     /// A part of the due index could not be read: when it is tried again.
     trouble_until: Option<Instant>,
     /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
@@ -84,7 +98,8 @@ impl Dispatcher {
         let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
         // The queue has looked after those when it was opened.
         let damages = parts.queue.store().damage_count();
-        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false, damages }
+        let open = Lanes::ALL;
+        Dispatcher { parts, fresh, finished, finish, turns, open, trouble_until: None, index_made_anew: false, damages }
     }
 
     /// Runs until `shutdown`; attempts that have started are in `attempts` and go on.
@@ -177,7 +192,8 @@ impl Dispatcher {
     /// Sorts a claimed message into the turns of its destinations.
     fn take(&mut self, claimed: Claimed) {
         let claim = (claimed.lane, claimed.ticket());
-        let fresh = claimed.body.map(Arc::new);
+        let is_open = self.open.has(claimed.lane.index());
+        let fresh = claimed.body.filter(|_| is_open).map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
         for (number, recipient) in claimed.recipients {
             jobs.entry(destination(&recipient)).or_default().push((number, recipient));
@@ -188,17 +204,33 @@ impl Dispatcher {
         }
     }
 
+    /// What waits behind a gate that has closed holds no body: it may be there for days.
+    fn look_at_gates(&mut self) {
+        let open = self.parts.queue.gates().open();
+        let closed = self.open.without(open);
+        if !closed.is_empty() {
+            self.turns.in_lanes(closed).for_each(|waiting| waiting.fresh = None);
+        }
+        self.open = open;
+    }
+
     /// Starts what may start.
     fn start(&mut self, attempts: &TaskTracker) {
-        while let Some((destination, mut waiting)) = self.turns.next() {
+        loop {
+            self.look_at_gates();
+            let Some((destination, mut waiting)) = self.turns.next(self.open) else { return };
             let (lane, _) = waiting.claim;
+            if let Some(rest) = waiting.split(self.parts.queue.gates().room(lane)) {
+                self.turns.push_front(lane.index(), &destination, rest);
+            }
             self.parts.queue.begin(waiting.message.id, waiting.claim, &mut waiting.recipients);
             if waiting.recipients.is_empty() {
                 self.turns.finish(lane.index(), &destination);
                 continue;
             }
             let parts = self.parts.clone();
-            let turn = TurnTaken { finish: self.finish.clone(), of: Some((lane, destination)) };
+            let started = parts.queue.gates().start(lane, waiting.recipients.len());
+            let turn = TurnTaken { finish: self.finish.clone(), of: Some((lane, destination)), started };
             attempts.spawn(attempt(parts, waiting, turn));
         }
     }
@@ -208,10 +240,13 @@ impl Dispatcher {
 struct TurnTaken {
     finish: mpsc::UnboundedSender<(Lane, Destination)>,
     of: Option<(Lane, Destination)>,
+    /// Where the stream counts what is under way.
+    started: Option<Started>,
 }
 
 impl TurnTaken {
     fn finish(&mut self) {
+        self.started = None;
         if let Some(of) = self.of.take() {
             // The dispatcher may have stopped; then nobody counts any more.
             let _ = self.finish.send(of);
@@ -240,11 +275,25 @@ fn destination(recipient: &Recipient) -> Destination {
 }
 
 async fn attempt(parts: Arc<Parts>, waiting: Waiting, mut turn: TurnTaken) {
-    let Waiting { message, recipients, fresh, claim: _ } = waiting;
+    let lane = waiting.claim.0;
     // What cannot be noted must not be done: after a crash it would be done again.
     while !parts.queue.store().is_open() {
         tokio::time::sleep(STORE_TROUBLE_WAIT).await;
     }
+    while let Err(error) = parts.queue.keep_pace(lane).await {
+        tracing::error!(%error, "how much a stream has sent cannot be written; trying again");
+        tokio::time::sleep(STORE_TROUBLE_WAIT).await;
+    }
+    try_once(&parts, waiting, &mut turn).await;
+    turn.finish();
+    if let Err(error) = parts.queue.keep_pace(lane).await {
+        // The next attempt writes it; until then a crash makes a pause longer, not shorter.
+        tracing::error!(%error, "how much a stream has sent cannot be written");
+    }
+}
+
+async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
+    let Waiting { message, recipients, fresh, claim: _ } = waiting;
     let body = match fresh.map(|fresh| fresh.chunks.clone()) {
         Some(chunks) => Body::fresh(&parts.queue, &message, chunks),
         None => match Body::stored(&parts.queue, &message).await {
@@ -264,7 +313,7 @@ async fn attempt(parts: Arc<Parts>, waiting: Waiting, mut turn: TurnTaken) {
         },
     };
     let job = Job { message, body, recipients };
-    let outcomes = deliver(&parts, &job).await;
+    let outcomes = deliver(parts, &job).await;
     // The next one need not wait until this one is noted, unless that takes long.
     let noting = parts.noting.try_acquire();
     if noting.is_ok() {
