@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminSocket, ListenerStatus, ServerStatus, SocketError};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Config, Durability, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::settle::Settler;
@@ -136,6 +136,7 @@ impl App {
             upkeep: Arc::default(),
         });
 
+        tell_suspended(&queue);
         let mut app = App {
             operator: operator.clone(),
             sessions: TaskTracker::new(),
@@ -165,6 +166,7 @@ impl App {
             app.doors.spawn(pickup::run(name, folder, max_size, intake.clone(), clock.clone(), app.stop.clone()));
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
+        app.doors.spawn(finish_lifting(operator.clone()));
         app.doors.spawn(async move {
             if let Err(error) = socket.serve(operator, max_size, stop).await {
                 tracing::error!(%error, "the admin socket has failed");
@@ -311,6 +313,22 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStat
         hostname: config.hostname.to_string(),
         started_at: clock.now(),
         listeners: bound.iter().filter_map(listener).collect(),
+    }
+}
+
+/// Nobody shall wonder why nothing leaves.
+fn tell_suspended(queue: &Queue) {
+    for (what, since) in queue.gates().suspended() {
+        tracing::warn!(since = rfc3339(since), "{what} is suspended: mail for it is taken and waits until `postrider resume`");
+    }
+}
+
+/// What the last run was about to release.
+async fn finish_lifting(operator: Arc<Operator>) {
+    for what in operator.queue.gates().lifting() {
+        if let Err(error) = operator.release_for(&what).await {
+            tracing::error!(%error, "what was held for {what} could not be released; resume it again");
+        }
     }
 }
 

@@ -69,6 +69,13 @@ impl Suspension {
     pub fn held_because(smart_host: &str) -> String {
         format!("the smart host {smart_host} is suspended (`postrider resume --smart-host {smart_host}`)")
     }
+
+    /// The smart host in a reason of [`Suspension::held_because`].
+    pub fn host_of(reason: &str) -> Option<&str> {
+        // A name has no blanks in it.
+        let name = reason.strip_prefix("the smart host ")?.split(' ').next()?;
+        (Suspension::held_because(name) == reason).then_some(name)
+    }
 }
 
 /// All that is suspended, each with since when, or [`LIFTING`].
@@ -83,4 +90,25 @@ pub fn load(store: &Store) -> Result<Vec<(Suspension, Millis)>, StoreError> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_reasons_can_be_read_back() {
+        for what in [
+            Suspension::All,
+            Suspension::Stream("own".into()),
+            Suspension::SmartHost("a/b".into()),
+            Suspension::Fetch,
+        ] {
+            assert_eq!(Suspension::from_key(&what.key()), Some(what));
+        }
+        assert_eq!(Suspension::from_key(b"suspend/more"), None);
+        assert_eq!(Suspension::host_of(&Suspension::held_because("ses")), Some("ses"));
+        assert_eq!(Suspension::host_of("the smart host is suspended"), None);
+        assert_eq!(Suspension::host_of("by the operator"), None);
+    }
 }
