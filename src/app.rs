@@ -113,8 +113,8 @@ impl App {
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
         let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock)?);
-        let intake =
-            Arc::new(Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver, signer));
+        let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver, signer);
+        let intake = Arc::new(intake.map_err(|source| Error::Store { path: store_path(&config), source })?);
         let status = status(&config, &clock, &bound);
         let stop = CancellationToken::new();
         let watch = Arc::new(Watch::new(

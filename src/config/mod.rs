@@ -138,8 +138,35 @@ pub struct Account {
     pub senders: Senders,
     /// The stream its mail goes by, unless a message asks for another: one of [`Config::streams`].
     pub stream: String,
+    /// Other streams that a message may ask for.
+    pub streams: Vec<String>,
+    /// Takes the place of the header From of every message.
+    pub force_from: Option<ForcedFrom>,
+    /// Recipients a day, UTC.
+    pub daily_limit: Option<u64>,
+    /// Recipients.
+    pub rate_limit: Option<Rate>,
     /// Recipients of one message.
     pub max_recipients: usize,
+    /// Bytes: the sum of the decoded attachments of one message.
+    pub max_attachments: Option<u64>,
+    /// Who is told of a message whose attachments are too large.
+    pub notify: Option<Address>,
+    /// All that it sends is queued held.
+    pub hold: bool,
+}
+
+impl Account {
+    pub fn may_use(&self, stream: &str) -> bool {
+        self.stream == stream || self.streams.iter().any(|name| name == stream)
+    }
+}
+
+/// One mailbox, as it is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForcedFrom {
+    pub text: String,
+    pub address: Address,
 }
 
 /// Who an account may say it is.

@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 use crate::checks::{self, Checked};
 use crate::clock::{Millis, rfc5322};
+use crate::config::ForcedFrom;
 use crate::message::body::relaxed_hash;
 use crate::message::header::{self, Headers};
-use crate::message::{Door, Draft, MessageId, Origin};
+use crate::message::{Door, Draft, MessageId, Origin, stream};
 use crate::queue::CHUNK_BYTES_MAX;
 use crate::queue::record::{Route, Streamed};
 use crate::smtp::reply::Refusal;
@@ -48,6 +49,9 @@ pub fn assemble(
     let mut added = Vec::new();
     let given_id = headers.get("message-id").and_then(|field| header::message_id(field.value));
     let message_id = given_id.unwrap_or_else(|| format!("{id}@{}", intake.config.hostname));
+    if let Some(from) = forced_from(intake, draft) {
+        added.extend_from_slice(&header::field("From", &from.text));
+    }
     if draft.origin.door.is_trusted() {
         add_missing(&mut added, draft, headers, &message_id, now);
     }
@@ -114,12 +118,20 @@ fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<
         let never = |field: &header::Field<'_>| NEVER_SUBMITTED.iter().any(|name| field.is(name));
         removed.extend(headers.fields().iter().enumerate().filter(|(_, field)| never(field)).map(|(index, _)| index));
     }
+    let is_forced = forced_from(intake, draft).is_some();
+    let ours = |field: &header::Field<'_>| field.is(stream::FIELD) || is_forced && field.is("from");
+    removed.extend(headers.fields().iter().enumerate().filter(|(_, field)| ours(field)).map(|(index, _)| index));
     removed
+}
+
+/// What the account puts in place of From.
+fn forced_from<'i>(intake: &'i Intake, draft: &Draft) -> Option<&'i ForcedFrom> {
+    intake.config.accounts.get(draft.origin.account.as_deref()?)?.force_from.as_ref()
 }
 
 /// RFC 6409 8.1 to 8.3: From, Message-ID and Date, for senders that leave them out.
 fn add_missing(added: &mut Vec<u8>, draft: &Draft, headers: &Headers<'_>, message_id: &str, now: Millis) {
-    if headers.get("from").is_none() {
+    if headers.get("from").is_none() && added.is_empty() {
         added.extend_from_slice(&header::field("From", &format!("<{}>", draft.envelope.mail_from)));
     }
     if headers.get("date").is_none() {
@@ -150,8 +162,8 @@ fn sign(
     if !leaves(plan) || !draft.origin.door.is_trusted() {
         return Ok((Vec::new(), Vec::new()));
     }
-    let author = match headers.author() {
-        Ok(author) => author.address,
+    let author = match forced_from(intake, draft).map_or_else(|| headers.author().map(|author| author.address), |from| Ok(from.address.clone())) {
+        Ok(author) => author,
         Err(_) => match draft.envelope.mail_from.address() {
             Some(address) if headers.get("from").is_none() => address.clone(),
             _ => return Ok((Vec::new(), Vec::new())),
