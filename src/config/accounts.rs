@@ -61,7 +61,12 @@ fn account(section: &Section<'_>, names: &[String]) -> Option<Account> {
     let stream = stream.unwrap_or_else(stream::default_name);
     let form = "a list of streams such as [\"transactional\", \"security\"]";
     let more_streams = section.list("streams", form, read_stream).unwrap_or_default();
+    let force_from = section.item("force_from").and_then(|item| item.read("a mailbox", read_mailbox)).flatten();
+    let daily_limit = section.item("daily_limit").and_then(|item| item.count(1..=DAILY_LIMIT_MAX));
+    let rate_limit = section.item("rate_limit").and_then(|item| item.rate());
     let max_attachments = section.item("max_attachments").and_then(|item| item.size(0));
+    let notify = section.item("notify").and_then(|item| item.read("an address", read_optional_address)).flatten();
+    let hold = section.boolean("hold", false);
     Some(Account {
         credential: credential?,
         label,
@@ -69,13 +74,13 @@ fn account(section: &Section<'_>, names: &[String]) -> Option<Account> {
         senders,
         stream,
         streams: more_streams,
-        force_from: section.item("force_from").and_then(|item| item.read("a mailbox", read_mailbox)).flatten(),
-        daily_limit: section.item("daily_limit").and_then(|item| item.count(1..=DAILY_LIMIT_MAX)),
-        rate_limit: section.item("rate_limit").and_then(|item| item.rate()),
+        force_from,
+        daily_limit,
+        rate_limit,
         max_recipients,
         max_attachments,
-        notify: section.item("notify").and_then(|item| item.read("an address", read_optional_address)).flatten(),
-        hold: section.boolean("hold", false),
+        notify,
+        hold,
     })
 }
 

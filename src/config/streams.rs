@@ -30,7 +30,7 @@ pub(super) fn streams(root: &Section<'_>, hosts: &[SmartHost]) -> BTreeMap<Strin
             continue;
         }
         if !stream::is_name(name) {
-            let remedy = format!("Use up to {NAME_CHARS_MAX} letters, digits, hyphens and underscores.");
+            let remedy = format!("Use up to {NAME_CHARS_MAX} letters, digits, hyphens, underscores and dots.");
             problem(&section, "not a name for a stream", &remedy);
             continue;
         }
@@ -61,14 +61,13 @@ fn read(name: &str, section: &Section<'_>, hosts: &[SmartHost], host_names: &[&s
 
 fn block(section: &Section<'_>) -> Option<Block> {
     let pause = section.duration("block_pause", BLOCK_PAUSE_MIN..=BLOCK_PAUSE_MAX, BLOCK_PAUSE);
-    match (section.item("block_size"), section.item("block_pause")) {
-        (Some(size), _) => Some(Block { size: size.count(1..=BLOCK_SIZE_MAX)?, pause }),
-        (None, Some(pause)) => {
-            pause.wrong(Wrong::value("a pause without blocks", "Add block_size, or take block_pause out."));
-            None
+    let Some(size) = section.item("block_size") else {
+        if section.item("block_pause").is_some() {
+            section.report.warn(format!("{}.block_pause has no effect without block_size", section.path));
         }
-        (None, None) => None,
-    }
+        return None;
+    };
+    Some(Block { size: size.count(1..=BLOCK_SIZE_MAX)?, pause })
 }
 
 /// Empty: as if it were not there. A name counts as known even if its section has problems.

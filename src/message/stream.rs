@@ -26,8 +26,8 @@ pub fn default_name() -> String {
     DEFAULT.to_owned()
 }
 
-/// Letters, digits, hyphens and underscores: a name stands in a header field and in metrics.
+/// Letters, digits, hyphens, underscores and dots: a name stands in a header field and in metrics.
 pub fn is_name(text: &str) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !text.is_empty() && text.len() <= NAME_CHARS_MAX && text.chars().all(legal)
 }
