@@ -319,7 +319,10 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStat
 /// Nobody shall wonder why nothing leaves.
 fn tell_suspended(queue: &Queue) {
     for (what, since) in queue.gates().suspended() {
-        tracing::warn!(since = rfc3339(since), "{what} is suspended: mail for it is taken and waits until `postrider resume`");
+        tracing::warn!(
+            since = rfc3339(since),
+            "{what} is suspended: mail for it is taken and waits until `postrider resume`"
+        );
     }
 }
 

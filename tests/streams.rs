@@ -17,7 +17,9 @@ use base64::engine::general_purpose::STANDARD;
 use postrider::admin::{Backend, Filter, Listed, Page};
 use postrider::clock::Clock;
 use postrider::message::MessageId;
+use postrider::queue::record::{Recipient, Status};
 use postrider::queue::suspend::Suspension;
+use postrider::store::Batch;
 use support::client::Client;
 use support::server::{TestServer, queued_id};
 use support::sink::Sink;
@@ -210,6 +212,91 @@ async fn one_stream_is_suspended_by_name() {
     assert!(operator.suspend(bulk, false).await.unwrap().changed);
     wait_for(&sink, "bulk", 3).await;
     server.stop().await;
+}
+
+/// The command line against the running server.
+#[tokio::test(flavor = "multi_thread")]
+async fn suspend_and_resume_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, &BUILT_IN, "")).await;
+    let file = folder.path().join("client.toml");
+    let text = format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n", folder.path().display());
+    std::fs::write(&file, text).unwrap();
+    let run = async |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_postrider"));
+        command.arg("--config").arg(&file).args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.code().unwrap(), text)
+    };
+    let (status, text) = run(&["suspend", "--stream", "bulk"]).await;
+    assert!(status == 0 && text.starts_with("Suspended since 20") && text.contains("UTC: the stream bulk\n"), "{text}");
+    assert!(text.ends_with("sent all the same: security\n"), "{text}");
+    submit_many(&server, "bulk", "x", 1).await;
+    let (status, text) = run(&["queue", "list"]).await;
+    assert!(status == 0 && text.contains("waiting: the stream bulk is suspended since "), "{text}");
+    let (status, text) = run(&["suspend", "--json"]).await;
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(status == 0 && answer["changed"] == true, "{text}");
+    assert_eq!(answer["suspended"][0]["what"], "all");
+    assert_eq!(answer["suspended"][1]["what"]["stream"], "bulk");
+    let (status, text) = run(&["suspend", "--stream", "security"]).await;
+    assert!(status == 1 && text.contains("exempt from suspension\n  → set streams.security"), "{text}");
+    let (status, _) = run(&["suspend", "--stream", "bulk", "--fetch"]).await;
+    assert_eq!(status, 2);
+    let (status, text) = run(&["resume"]).await;
+    assert!(status == 0 && text.starts_with("Suspended since ") && text.contains("the stream bulk"), "{text}");
+    assert_eq!(run(&["resume", "--stream", "bulk"]).await, (0, "Nothing is suspended.\n".to_owned()));
+    assert_eq!(run(&["resume"]).await, (0, "It was so already.\nNothing is suspended.\n".to_owned()));
+    wait_for(&sink, "bulk", 1).await;
+    server.stop().await;
+}
+
+/// What was put aside for a smart host goes when that is resumed, and nothing else that is held; also if
+/// the server was broken off while it let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_for_a_smart_host_is_released_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let conf = conf(&sink, &zone, &BUILT_IN, "[smart_hosts.ses]\nhost = \"ses.test\"\n");
+    let server = TestServer::start(folder.path(), &conf).await;
+    let operator = server.app.operator();
+    operator.suspend(Suspension::All, true).await.unwrap();
+    let ses = Suspension::SmartHost("ses".into());
+    operator.suspend(ses.clone(), true).await.unwrap();
+    let mut client = log_in(&server, "transactional").await;
+    let mut ids = Vec::new();
+    for (subject, reason) in [
+        ("aside", Suspension::held_because("ses")),
+        ("other", Suspension::held_because("other")),
+        ("later", Suspension::held_because("ses")),
+    ] {
+        let id = submit(&mut client, subject, &["you@far.test"]).await;
+        hold(&server, id, reason).await;
+        ids.push(id);
+    }
+    operator.suspend(Suspension::All, false).await.unwrap();
+    operator.suspend(ses.clone(), false).await.unwrap();
+    wait_for(&sink, "aside", 1).await;
+    wait_for(&sink, "later", 1).await;
+    until(&server, |queue| queue.len() == 1 && queue[0].id == ids[1]).await;
+
+    // Broken off between the word and the deed.
+    operator.suspend(ses.clone(), true).await.unwrap();
+    hold(&server, ids[1], Suspension::held_because("ses")).await;
+    assert!(operator.queue.lift(&ses).await.unwrap());
+    server.stop().await;
+    let server = TestServer::start(folder.path(), &conf).await;
+    wait_for(&sink, "other", 1).await;
+    until(&server, <[Listed]>::is_empty).await;
+    server.stop().await;
+}
+
+async fn hold(server: &TestServer, id: MessageId, reason: String) {
+    let queue = &server.app.operator().queue;
+    let held = |before: &Recipient| Recipient { status: Status::Held { reason }, ..before.clone() };
+    assert!(queue.change(id, 0, |_, before| Some((Some(held(before)), Batch::new()))).await.unwrap());
 }
 
 /// Twelve messages in blocks of five with a pause of two minutes: five at 0:00, five at 2:00, two at 4:00.

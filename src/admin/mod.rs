@@ -90,11 +90,7 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Lets nothing more of this start, also after a restart, or (`on` false) lets it go again.
-    fn suspend(
-        &self,
-        _what: Suspension,
-        _on: bool,
-    ) -> impl Future<Output = Result<SuspendAnswer, Complaint>> + Send {
+    fn suspend(&self, _what: Suspension, _on: bool) -> impl Future<Output = Result<SuspendAnswer, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

@@ -36,7 +36,10 @@ impl SuspendBody {
             SuspendBody { stream: Some(name), smart_host: None, fetch: false } => Ok(Suspension::Stream(name)),
             SuspendBody { stream: None, smart_host: Some(name), fetch: false } => Ok(Suspension::SmartHost(name)),
             SuspendBody { stream: None, smart_host: None, fetch: true } => Ok(Suspension::Fetch),
-            _ => Err(ApiError::bad("more than one thing is named", "name one stream, one smart host, or fetch; or nothing for all")),
+            _ => Err(ApiError::bad(
+                "more than one thing is named",
+                "name one stream, one smart host, or fetch; or nothing for all",
+            )),
         }
     }
 }

@@ -77,10 +77,8 @@ mod tests {
     fn the_answer_tells_what_is_suspended_now() {
         let suspended = vec![Suspended { what: Suspension::Stream("bulk".into()), since: 1_795_300_017_000 }];
         let answer = SuspendAnswer { changed: true, suspended, exempt: vec!["security".into()] };
-        let wanted = [
-            "Suspended since 2026-11-21 22:26:57 UTC: the stream bulk",
-            "Exempt, and sent all the same: security",
-        ];
+        let wanted =
+            ["Suspended since 2026-11-21 22:26:57 UTC: the stream bulk", "Exempt, and sent all the same: security"];
         assert_eq!(lines(&answer), wanted);
         let answer = SuspendAnswer { changed: false, suspended: Vec::new(), exempt: Vec::new() };
         assert_eq!(lines(&answer), ["It was so already.", "Nothing is suspended."]);

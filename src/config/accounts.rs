@@ -96,7 +96,8 @@ fn read_mailbox(text: &str) -> Result<Option<ForcedFrom>, Wrong> {
     }
     let remedy = "Write one mailbox such as \"Shop <shop@example.com>\".";
     if !text.is_ascii() {
-        let remedy = "Write the name as an encoded word (RFC 2047), such as \"=?utf-8?Q?B=C3=B6b?= <bob@example.com>\".";
+        let remedy =
+            "Write the name as an encoded word (RFC 2047), such as \"=?utf-8?Q?B=C3=B6b?= <bob@example.com>\".";
         return Err(Wrong::value(format!("{text:?} is not plain ASCII"), remedy));
     }
     let mailboxes = header::mailboxes(text.as_bytes());

@@ -145,7 +145,8 @@ fn told(draft: &Draft, headers: &Headers<'_>, label: &str, refusal: &Refusal, id
 /// Of a whole message.
 fn sum(message: &[u8]) -> u64 {
     let Ok(parts) = mime::parts(message) else { return message.len() as u64 };
-    let is_attached = |part: &&mime::Part<'_>| part.filename.is_some() || part.disposition.as_deref() == Some("attachment");
+    let is_attached =
+        |part: &&mime::Part<'_>| part.filename.is_some() || part.disposition.as_deref() == Some("attachment");
     parts.iter().filter(is_attached).map(|part| part.decoded().len() as u64).sum()
 }
 

@@ -162,7 +162,9 @@ fn sign(
     if !leaves(plan) || !draft.origin.door.is_trusted() {
         return Ok((Vec::new(), Vec::new()));
     }
-    let author = match forced_from(intake, draft).map_or_else(|| headers.author().map(|author| author.address), |from| Ok(from.address.clone())) {
+    let author = match forced_from(intake, draft)
+        .map_or_else(|| headers.author().map(|author| author.address), |from| Ok(from.address.clone()))
+    {
         Ok(author) => author,
         Err(_) => match draft.envelope.mail_from.address() {
             Some(address) if headers.get("from").is_none() => address.clone(),

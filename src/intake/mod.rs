@@ -195,7 +195,12 @@ impl Intake {
     }
 
     /// Counts its recipients against the account's limits.
-    async fn count(&self, draft: &Draft, now: Millis, batch: &mut Batch) -> Result<Option<quota::Counted<'_>>, Refusal> {
+    async fn count(
+        &self,
+        draft: &Draft,
+        now: Millis,
+        batch: &mut Batch,
+    ) -> Result<Option<quota::Counted<'_>>, Refusal> {
         let Some(name) = draft.origin.account.as_deref() else { return Ok(None) };
         let recipients = draft.envelope.recipients.len() as u64;
         // Where there is RCPT they have counted there.

@@ -139,7 +139,8 @@ impl Quota {
         }
         let reason = format!("accounts.{account}.daily_limit: {sent} of {limit} recipients were sent to today");
         if recipients > limit {
-            let text = format!("a message may have {limit} recipients, which is the daily limit; this one has {recipients}");
+            let text =
+                format!("a message may have {limit} recipients, which is the daily limit; this one has {recipients}");
             return Err(Refusal { reply: Reply::new(550, (7, 1), text), reason });
         }
         let resets = rfc3339(next_day(now));

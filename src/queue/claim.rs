@@ -279,7 +279,15 @@ impl Claims {
         let state = |index: usize| {
             let lane = lanes.iter().find(|lane| lane.index() == index).copied();
             let parts: Vec<Segment> = lane.iter().flat_map(|_| (0..PARTS).map(|_| Segment::default())).collect();
-            let mut state = LaneState { lane, parts, earliest: 0, closed_until: 0, next_part: 0, next_in_circle: 0, turns_taken: 0 };
+            let mut state = LaneState {
+                lane,
+                parts,
+                earliest: 0,
+                closed_until: 0,
+                next_part: 0,
+                next_in_circle: 0,
+                turns_taken: 0,
+            };
             state.update();
             state
         };

@@ -357,3 +357,125 @@ fn option(what: &Suspension) -> String {
         Suspension::Fetch => " --fetch".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Block;
+    use crate::queue::Queue;
+    use crate::queue::claim::Look;
+
+    const START: Millis = 1_800_000_000_000;
+
+    fn open(path: &Path, clock: &Clock, bulk: Stream) -> Arc<Queue> {
+        let settings = BTreeMap::from([("bulk".to_owned(), bulk), ("security".to_owned(), Stream::named("security"))]);
+        let store = Arc::new(Store::open(path).unwrap());
+        Queue::with_streams(store, clock.clone(), true, 1 << 20, &settings).unwrap().0
+    }
+
+    fn is_open(queue: &Queue, stream: &str) -> [bool; 2] {
+        let open = queue.gates().open();
+        [0, 1].map(|attempts| open.has(queue.streams().lane(stream, attempts).index()))
+    }
+
+    /// A crash in the middle of a block: what was given is on disk before it is tried.
+    #[tokio::test]
+    async fn a_block_that_was_given_outlives_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(START);
+        let block = Block { size: 5, pause: Duration::from_secs(120) };
+        let bulk = Stream { block: Some(block), ..Stream::default() };
+        let queue = open(folder.path(), &clock, bulk.clone());
+        let lane = queue.streams().lane("bulk", 0);
+        assert_eq!(queue.gates().room(lane), 5);
+        let first = queue.gates().start(lane, 3);
+        queue.keep_pace(lane).await.unwrap();
+        // Nothing of this one is on disk, so nothing of it was tried.
+        let second = queue.gates().start(lane, 2);
+        assert_eq!(is_open(&queue, "bulk"), [false, false]);
+        assert!(queue.gates().why("bulk", 0, START).unwrap().contains("a block of 5"));
+        // A crash: what is under way does not end.
+        std::mem::forget((first, second));
+        drop(queue);
+
+        let queue = open(folder.path(), &clock, bulk.clone());
+        assert_eq!((is_open(&queue, "bulk"), queue.gates().room(lane)), ([true, true], 2));
+        let last = queue.gates().start(lane, 2);
+        queue.keep_pace(lane).await.unwrap();
+        std::mem::forget(last);
+        drop(queue);
+
+        clock.advance(1000);
+        let queue = open(folder.path(), &clock, bulk.clone());
+        assert_eq!(queue.claims().look(clock.now()), Look::Now, "the other lanes have not been looked at");
+        clock.advance(119_999);
+        assert_eq!(is_open(&queue, "bulk"), [false, false]);
+        clock.advance(1);
+        assert_eq!((is_open(&queue, "bulk"), queue.gates().room(lane)), ([true, true], 5));
+    }
+
+    #[tokio::test]
+    async fn one_at_once_and_the_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(START);
+        let bulk = Stream { concurrency: Some(1), daily_limit: Some(3), ..Stream::default() };
+        let queue = open(folder.path(), &clock, bulk.clone());
+        let [new, retry] = [0, 1].map(|attempts| queue.streams().lane("bulk", attempts));
+        let one = queue.gates().start(new, 3);
+        assert_eq!(is_open(&queue, "bulk"), [false, false]);
+        assert!(queue.gates().start(queue.streams().lane("transactional", 0), 9).is_none());
+        drop(one);
+        assert_eq!(is_open(&queue, "bulk"), [false, true], "the day is used up, for what is new");
+        assert!(queue.gates().why("bulk", 0, START).unwrap().contains("streams.bulk.daily_limit"));
+        let one = queue.gates().start(retry, 100);
+        assert_eq!(is_open(&queue, "bulk"), [false, false]);
+        drop(one);
+        queue.keep_pace(new).await.unwrap();
+        drop(queue);
+        let queue = open(folder.path(), &clock, bulk);
+        assert_eq!(is_open(&queue, "bulk"), [false, true]);
+        assert_eq!(queue.gates().why("bulk", 1, START), None);
+    }
+
+    /// Dispatcher and claims sleep until the gate says, and are woken when a person opens it.
+    #[tokio::test]
+    async fn suspensions_close_lanes_and_outlive_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(START);
+        let bulk = Stream { smart_host: Some("ses".into()), ..Stream::default() };
+        let queue = open(folder.path(), &clock, bulk.clone());
+        while queue.claims().look(START) == Look::Now {
+            queue.claim_due().unwrap();
+        }
+        assert_eq!(queue.claims().look(START), Look::Later);
+        let host = Suspension::SmartHost("ses".into());
+        assert!(queue.suspend(&host).await.unwrap() && !queue.suspend(&host).await.unwrap());
+        assert!(is_open(&queue, "transactional") == [true; 2] && is_open(&queue, "bulk") == [false; 2]);
+        assert!(queue.gates().is_host_suspended("ses", "transactional"), "for mail that is not pinned");
+        assert!(!queue.gates().is_host_suspended("ses", "security"));
+        queue.suspend(&Suspension::All).await.unwrap();
+        queue.suspend(&Suspension::Fetch).await.unwrap();
+        drop(queue);
+
+        let queue = open(folder.path(), &clock, bulk.clone());
+        assert_eq!(queue.gates().suspended().len(), 3);
+        assert!(is_open(&queue, "transactional") == [false; 2] && is_open(&queue, "security") == [true; 2]);
+        assert!(queue.lift(&Suspension::All).await.unwrap() && !queue.lift(&Suspension::All).await.unwrap());
+        assert!(queue.lift(&host).await.unwrap());
+        assert_eq!(is_open(&queue, "bulk"), [true; 2]);
+        assert_eq!(queue.gates().lifting(), std::slice::from_ref(&host));
+        drop(queue);
+
+        // What was held for the host has still to be released.
+        let queue = open(folder.path(), &clock, bulk);
+        assert_eq!(queue.gates().lifting(), std::slice::from_ref(&host));
+        assert!(!queue.gates().is_host_suspended("ses", "bulk"));
+        queue.lifted(&host).await.unwrap();
+        assert!(queue.gates().lifting().is_empty());
+        assert_eq!(suspend::load(queue.store()).unwrap(), [(Suspension::Fetch, START)]);
+    }
+}

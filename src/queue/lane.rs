@@ -80,10 +80,7 @@ impl Streams {
     /// Those of the configuration. A stream that is there no more gives its slot back; what waits in its
     /// lanes goes over to the default one's. A crash half-way is gone over by the next start: the slot
     /// goes last.
-    pub fn configure<'n>(
-        store: &Store,
-        names: impl Iterator<Item = &'n str> + Clone,
-    ) -> Result<Streams, StoreError> {
+    pub fn configure<'n>(store: &Store, names: impl Iterator<Item = &'n str> + Clone) -> Result<Streams, StoreError> {
         let mut streams = Streams::load(store)?;
         let is_gone = |name: &&String| !stream::BUILT_IN.contains(&name.as_str()) && names.clone().all(|n| n != *name);
         let gone: Vec<String> = streams.slots.keys().filter(is_gone).cloned().collect();
@@ -94,7 +91,12 @@ impl Streams {
             batch.delete(Table::Meta, meta_key(&name));
             store.write(&[batch], true)?;
             if moved > 0 {
-                tracing::warn!(stream = name, moved, to = stream::DEFAULT, "its stream is not configured any more; it goes by another");
+                tracing::warn!(
+                    stream = name,
+                    moved,
+                    to = stream::DEFAULT,
+                    "its stream is not configured any more; it goes by another"
+                );
             }
         }
         streams.add(store, names)?;
@@ -237,6 +239,8 @@ impl Place {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::message::MessageId;
+    use crate::queue::keys::Position;
 
     #[test]
     fn slots_are_kept_and_an_unknown_stream_goes_with_the_default() {
@@ -261,6 +265,38 @@ mod tests {
             assert_eq!(again.weights()[lane.index()], again.weight(lane));
         }
         assert_eq!(Lane::from_byte(0), None);
+    }
+
+    #[test]
+    fn a_stream_that_is_gone_leaves_its_slot_and_its_mail_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let names: Vec<String> = (0..13).map(|number| format!("own{number}")).collect();
+        let all = || names.iter().map(String::as_str);
+        let first = Streams::configure(&store, all()).unwrap();
+        assert_eq!(first.lanes().len(), 2 * STREAMS_MAX);
+        let mut batch = Batch::new();
+        let at = |due| Position { due, id: MessageId::from_u64(7), number: 1 };
+        for (due, attempts) in (0..1500).map(|due| (due, due as u32 % 2)) {
+            let key = DueKey { lane: first.lane("own5", attempts), part: 3, at: at(due) };
+            batch.put(Table::Due, key.to_bytes(), vec![8]);
+        }
+        store.write(&[batch], true).unwrap();
+
+        let renamed = || all().map(|name| if name == "own5" { "other" } else { name });
+        let second = Streams::configure(&store, renamed()).unwrap();
+        assert_eq!(second.lane("other", 0), first.lane("own5", 0), "there is no other slot");
+        assert_eq!(second.lane("own5", 1), second.lane("transactional", 1));
+        assert_eq!(second.lane("own6", 1), first.lane("own6", 1));
+        let entries: Vec<DueKey> =
+            store.prefix(Table::Due, b"").unwrap().map(|entry| DueKey::read(&entry.unwrap().0).unwrap()).collect();
+        assert_eq!(entries.len(), 1500);
+        for key in entries {
+            assert_eq!(key.lane, second.lane("transactional", key.at.due as u32 % 2));
+            assert_eq!((key.part, key.at), (3, at(key.at.due)));
+        }
+        let again = Streams::load(&store).unwrap();
+        assert_eq!(again.lane("other", 0), second.lane("other", 0));
     }
 
     #[test]

@@ -219,7 +219,11 @@ mod tests {
         for restarts in [vec![], vec![0], vec![1], vec![119_999], vec![1, 2 * MINUTE + 1, 3 * MINUTE]] {
             let (mut pace, mut waiting) = (Pace::new(blocks(), Kept::default(), START), 12);
             let mut went = Vec::new();
-            for at in (0..=5 * MINUTE).step_by(1000).chain(restarts.iter().copied()).collect::<std::collections::BTreeSet<_>>() {
+            for at in (0..=5 * MINUTE)
+                .step_by(1000)
+                .chain(restarts.iter().copied())
+                .collect::<std::collections::BTreeSet<_>>()
+            {
                 let now = START + at;
                 if restarts.contains(&at) {
                     pace = Pace::new(blocks(), pace.kept().clone(), now);

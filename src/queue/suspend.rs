@@ -98,12 +98,9 @@ mod tests {
 
     #[test]
     fn keys_and_reasons_can_be_read_back() {
-        for what in [
-            Suspension::All,
-            Suspension::Stream("own".into()),
-            Suspension::SmartHost("a/b".into()),
-            Suspension::Fetch,
-        ] {
+        for what in
+            [Suspension::All, Suspension::Stream("own".into()), Suspension::SmartHost("a/b".into()), Suspension::Fetch]
+        {
             assert_eq!(Suspension::from_key(&what.key()), Some(what));
         }
         assert_eq!(Suspension::from_key(b"suspend/more"), None);
