@@ -4,7 +4,8 @@
 //! is bounded by the claims. Attempts at once are shared out as claims are: each lane has some of its
 //! own, and one destination has at most [`ATTEMPTS_PER_DESTINATION`], fewer when few are left for the
 //! others. So a slow one holds up its own mail only, however many of them there are, and new mail does
-//! not wait for retries to end. What an outcome means for the queue is decided in `settle`.
+//! not wait for retries to end. What is behind a closed gate (`queue::gate`) does not start; a job that is
+//! larger than what its stream may send now is cut in two. What an outcome means for the queue is decided in `settle`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::{Future, poll_fn};
@@ -78,8 +79,10 @@ pub struct Dispatcher {
     finished: mpsc::UnboundedReceiver<(Lane, Destination)>,
     finish: mpsc::UnboundedSender<(Lane, Destination)>,
     turns: Turns<Waiting>,
-    /// The lanes of which something could start at the last look.
+    /// At the last look at the gates: the lanes of which something could start, and those that were shut
+    /// for longer than an attempt takes.
     open: Lanes,
+    shut: Lanes,
     /// A part of the due index could not be read: when it is tried again.
     trouble_until: Option<Instant>,
     /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
@@ -98,8 +101,19 @@ impl Dispatcher {
         let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
         // The queue has looked after those when it was opened.
         let damages = parts.queue.store().damage_count();
-        let open = Lanes::ALL;
-        Dispatcher { parts, fresh, finished, finish, turns, open, trouble_until: None, index_made_anew: false, damages }
+        let (open, shut) = parts.queue.gates().look();
+        Dispatcher {
+            parts,
+            fresh,
+            finished,
+            finish,
+            turns,
+            open,
+            shut,
+            trouble_until: None,
+            index_made_anew: false,
+            damages,
+        }
     }
 
     /// Runs until `shutdown`; attempts that have started are in `attempts` and go on.
@@ -192,8 +206,8 @@ impl Dispatcher {
     /// Sorts a claimed message into the turns of its destinations.
     fn take(&mut self, claimed: Claimed) {
         let claim = (claimed.lane, claimed.ticket());
-        let is_open = self.open.has(claimed.lane.index());
-        let fresh = claimed.body.filter(|_| is_open).map(Arc::new);
+        let is_shut = self.shut.has(claimed.lane.index());
+        let fresh = claimed.body.filter(|_| !is_shut).map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
         for (number, recipient) in claimed.recipients {
             jobs.entry(destination(&recipient)).or_default().push((number, recipient));
@@ -204,14 +218,14 @@ impl Dispatcher {
         }
     }
 
-    /// What waits behind a gate that has closed holds no body: it may be there for days.
+    /// What waits behind a gate that is shut holds no body: it may be there for days.
     fn look_at_gates(&mut self) {
-        let open = self.parts.queue.gates().open();
-        let closed = self.open.without(open);
-        if !closed.is_empty() {
-            self.turns.in_lanes(closed).for_each(|waiting| waiting.fresh = None);
+        let (open, shut) = self.parts.queue.gates().look();
+        let newly = shut.without(self.shut);
+        if !newly.is_empty() {
+            self.turns.in_lanes(newly).for_each(|waiting| waiting.fresh = None);
         }
-        self.open = open;
+        (self.open, self.shut) = (open, shut);
     }
 
     /// Starts what may start.

@@ -5,7 +5,8 @@
 //! cannot disagree: after a crash all of both is there or nothing. So that messages of one account do
 //! not wait for each other's write, the counter is kept as [`STRIPES`] numbers, each of which one
 //! message at a time may raise; their sum counts. A message whose write is broken off counts: rather
-//! one too few than one too many. The rate is kept in memory only, and begins anew with each start.
+//! one too few than one too many. The rate counts at RCPT, is kept in memory only, and begins anew with each
+//! start.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

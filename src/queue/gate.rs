@@ -2,7 +2,7 @@
 //! own pace.
 //!
 //! A gate is asked at two places: claims leave the due index of a closed lane alone (`claim`), and the
-//! dispatcher starts nothing of it that is claimed already ([`Gates::open`]). Nobody polls: what closes
+//! dispatcher starts nothing of it that is claimed already ([`Gates::look`]). Nobody polls: what closes
 //! a gate for a time says until when, what opens one wakes the dispatcher. Nothing is kept for each
 //! message that waits.
 //!
@@ -172,21 +172,23 @@ impl Gates {
         }
     }
 
-    /// The lanes of which something may start now.
-    pub fn open(&self) -> Lanes {
+    /// The lanes of which something may start now, and those that are closed for a time or until a person
+    /// opens them, not only until an attempt ends.
+    pub fn look(&self) -> (Lanes, Lanes) {
         let (inner, now) = (self.lock(), self.clock.now());
-        let mut open = Lanes::NONE;
+        let (mut open, mut shut) = (Lanes::NONE, Lanes::NONE);
         for (slot, gate) in &inner.gates {
-            if inner.suspension(gate).is_some() {
-                continue;
-            }
+            let is_suspended = inner.suspension(gate).is_some();
             for lane in Lane::of(*slot) {
-                if gate.pace.as_ref().is_none_or(|pace| pace.wait(lane.is_retry(), now).is_none()) {
+                let pace = gate.pace.as_ref();
+                if is_suspended || pace.is_some_and(|pace| pace.closed_until(lane.is_retry(), now).is_some()) {
+                    shut.add(lane.index());
+                } else if pace.is_none_or(|pace| pace.wait(lane.is_retry(), now).is_none()) {
                     open.add(lane.index());
                 }
             }
         }
-        open
+        (open, shut)
     }
 
     /// How many recipients of this lane, which is open, may start in one attempt.
@@ -378,7 +380,7 @@ mod tests {
     }
 
     fn is_open(queue: &Queue, stream: &str) -> [bool; 2] {
-        let open = queue.gates().open();
+        let (open, _) = queue.gates().look();
         [0, 1].map(|attempts| open.has(queue.streams().lane(stream, attempts).index()))
     }
 
