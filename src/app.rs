@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminSocket, ListenerStatus, ServerStatus, SocketError};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Config, Durability, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::settle::Settler;
@@ -113,18 +113,13 @@ impl App {
         let socket = AdminSocket::bind(&config.data_dir)?;
 
         let sync = config.queue.durability == Durability::Sync;
-        let opened = Queue::new(store, clock.clone(), sync, config.queue.memory);
+        let opened = Queue::with_streams(store, clock.clone(), sync, config.queue.memory, &config.streams);
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
         let journal = Arc::new(Journal::new(clock.clone()));
         let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock, &queue)?);
-        let intake = Arc::new(Intake::new(
-            config.clone(),
-            clock.clone(),
-            queue.clone(),
-            journal.clone(),
-            resolver.clone(),
-            signer.clone(),
-        ));
+        let (door, keys) = (resolver.clone(), signer.clone());
+        let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), door, keys);
+        let intake = Arc::new(intake.map_err(|source| Error::Store { path: store_path(&config), source })?);
         let keeper = Keeper { config: config.clone(), clock: clock.clone(), queue: queue.clone(), signer };
         let status = status(&config, &clock, &bound);
         let stop = CancellationToken::new();
@@ -147,6 +142,7 @@ impl App {
             upkeep: Arc::default(),
         });
 
+        tell_suspended(&queue);
         let mut app = App {
             operator: operator.clone(),
             sessions: TaskTracker::new(),
@@ -176,6 +172,7 @@ impl App {
             app.doors.spawn(pickup::run(name, folder, max_size, intake.clone(), clock.clone(), app.stop.clone()));
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
+        app.doors.spawn(finish_lifting(operator.clone()));
         app.doors.spawn(async move {
             if let Err(error) = socket.serve(operator, max_size, stop).await {
                 tracing::error!(%error, "the admin socket has failed");
@@ -332,6 +329,25 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStat
         hostname: config.hostname.to_string(),
         started_at: clock.now(),
         listeners: bound.iter().filter_map(listener).collect(),
+    }
+}
+
+/// Nobody shall wonder why nothing leaves.
+fn tell_suspended(queue: &Queue) {
+    for (what, since) in queue.gates().suspended() {
+        tracing::warn!(
+            since = rfc3339(since),
+            "{what} is suspended: mail for it is taken and waits until `postrider resume`"
+        );
+    }
+}
+
+/// What the last run was about to release.
+async fn finish_lifting(operator: Arc<Operator>) {
+    for what in operator.queue.gates().lifting() {
+        if let Err(error) = operator.release_for(&what).await {
+            tracing::error!(%error, "what was held for {what} could not be released; resume it again");
+        }
     }
 }
 

@@ -321,6 +321,7 @@ fn listed(id: u64, from: &str, hours_old: u64, recipients: &[(&str, Status)]) ->
         status: *status,
         due: (*status == Status::Waiting).then_some(NOW + HOUR),
         held_because: (*status == Status::Held).then(|| "by hand".to_owned()),
+        kept_back: None,
         attempts: 0,
         last_failure: None,
     };
@@ -331,6 +332,7 @@ fn listed(id: u64, from: &str, hours_old: u64, recipients: &[(&str, Status)]) ->
         size: 2150,
         subject: format!("Message {id}"),
         message_id: format!("{id}@example.com"),
+        stream: "transactional".to_owned(),
         recipients: recipients.iter().enumerate().map(recipient).collect(),
     }
 }

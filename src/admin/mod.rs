@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::message::{Draft, MessageId};
+use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
 
 pub(crate) mod api;
 pub mod filter;
 pub mod metrics;
 pub mod socket;
+pub(crate) mod suspend;
 pub mod transfer;
 pub(crate) mod upkeep;
 pub mod view;
@@ -84,6 +86,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Gives back the space of what was deleted.
     fn compact(&self) -> impl Future<Output = Result<Compacted, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Lets nothing more of this start, also after a restart, or (`on` false) lets it go again.
+    fn suspend(&self, _what: Suspension, _on: bool) -> impl Future<Output = Result<SuspendAnswer, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 
@@ -173,6 +180,25 @@ pub struct BackedUp {
     pub files: u64,
 }
 
+/// Something that is suspended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspended {
+    pub what: Suspension,
+    #[serde(with = "view::time")]
+    pub since: Millis,
+}
+
+/// What a command to suspend or resume has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspendAnswer {
+    /// False: it was so already.
+    pub changed: bool,
+    /// All that is suspended now.
+    pub suspended: Vec<Suspended>,
+    /// The streams that leave all the same.
+    pub exempt: Vec<String>,
+}
+
 /// Bytes of the store's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compacted {
@@ -200,6 +226,9 @@ pub struct Readiness {
     /// Domains whose mail is signed.
     pub signing: Vec<String>,
     pub resolver: ResolverState,
+    /// What a person has suspended. Mail is taken all the same.
+    #[serde(default)]
+    pub suspended: Vec<Suspended>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,6 +24,9 @@ pub struct Listed {
     pub subject: String,
     /// Without brackets; empty if the message has none.
     pub message_id: String,
+    /// The stream that it goes by.
+    #[serde(default = "crate::message::stream::default_name")]
+    pub stream: String,
     pub recipients: Vec<Recipient>,
 }
 
@@ -42,6 +45,10 @@ pub struct Recipient {
     pub due: Option<Millis>,
     /// Why it is held; none if it is not.
     pub held_because: Option<String>,
+    /// What keeps it from being tried although it waits for nothing else: a suspension, a limit of its
+    /// stream; none if nothing does.
+    #[serde(default)]
+    pub kept_back: Option<String>,
     pub attempts: u32,
     pub last_failure: Option<Failure>,
 }
@@ -105,6 +112,7 @@ impl Listed {
             size: message.size,
             subject: message.subject.clone(),
             message_id: message.message_id.clone(),
+            stream: message.stream.clone(),
             recipients: recipients.into_iter().map(|(number, recipient)| Recipient::new(number, recipient)).collect(),
         }
     }
@@ -125,6 +133,7 @@ impl Recipient {
             status,
             due,
             held_because,
+            kept_back: None,
             attempts: recipient.attempts,
             last_failure: recipient.last_failure.clone(),
         }

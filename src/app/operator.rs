@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::admin::{
     Action, BackedUp, Backend, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
-    Readiness, Selection, ServerStatus, Story, Trouble, transfer, view,
+    Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::clock::Clock;
 use crate::events::Event;
@@ -17,7 +17,8 @@ use crate::intake::Intake;
 use crate::message::{Address, Draft, MessageId, ReversePath};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
-use crate::queue::record::{Recipient, Status};
+use crate::queue::record::{Message, Recipient, Status};
+use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
 use crate::store::{Store, StoreError};
 
@@ -61,7 +62,7 @@ impl Backend for Operator {
                 Ok(Some(message)) => {
                     let is_bad = |number: u32| damaged.iter().any(|damaged| damaged.recipient == Some(number));
                     let recipients = queue.recipients_but(id, is_bad)?;
-                    Some(Listed::new(&message, recipients.iter().map(|(number, recipient)| (*number, recipient))))
+                    Some(listed(&queue, &message, &recipients))
                 }
                 Ok(None) => None,
                 Err(_) if damaged.iter().any(|damaged| damaged.recipient.is_none()) => None,
@@ -139,6 +140,27 @@ impl Backend for Operator {
         self.upkeep(upkeep::compact).await
     }
 
+    async fn suspend(&self, what: Suspension, on: bool) -> Result<SuspendAnswer, Complaint> {
+        self.check_suspension(&what, on)?;
+        let trouble = |error: StoreError| {
+            Complaint::new(format!("it could not be written down: {error}"), "try again; the server's log says more")
+        };
+        let changed = if on {
+            self.queue.suspend(&what).await.map_err(trouble)?
+        } else {
+            let lifted = self.queue.lift(&what).await.map_err(trouble)?;
+            self.release_for(&what).await.map_err(|trouble| Complaint::new(trouble.0, "resume it again"))?;
+            lifted
+        };
+        match (changed, on) {
+            (true, true) => tracing::warn!("{what} is suspended; mail for it is taken and waits"),
+            (true, false) => tracing::info!("{what} is resumed"),
+            (false, _) => {}
+        }
+        let (suspended, exempt) = (suspended(&self.queue), self.queue.gates().exempt());
+        Ok(SuspendAnswer { changed, suspended, exempt })
+    }
+
     async fn readiness(&self) -> Option<Readiness> {
         Some(self.watch.readiness())
     }
@@ -163,6 +185,46 @@ impl Operator {
         let (queue, data_dir) = (self.queue.clone(), self.intake.config().data_dir.clone());
         let done = tokio::task::spawn_blocking(move || work(queue.store(), &data_dir)).await;
         done.unwrap_or_else(|_| Err(Complaint::new("the work was broken off", "look into the server's log")))
+    }
+
+    /// Is there such a thing, and may it be suspended? What is gone from the configuration can be resumed.
+    fn check_suspension(&self, what: &Suspension, on: bool) -> Result<(), Complaint> {
+        let config = self.intake.config();
+        let known = |names: Vec<&str>| format!("there are: {}", names.join(", "));
+        match what {
+            _ if !on => Ok(()),
+            Suspension::Stream(name) if !config.streams.contains_key(name) => {
+                let names = config.streams.keys().map(String::as_str).collect();
+                Err(Complaint::new(format!("there is no stream named {name:?}"), known(names)))
+            }
+            Suspension::Stream(name) if self.queue.gates().is_exempt(name) => Err(Complaint::new(
+                format!("the stream {name} is exempt from suspension"),
+                format!("set streams.{name}.exempt_from_suspend = false to be able to suspend it"),
+            )),
+            Suspension::SmartHost(name) if config.smart_hosts.iter().all(|host| host.name != *name) => {
+                let names = config.smart_hosts.iter().map(|host| host.name.as_str()).collect();
+                Err(Complaint::new(format!("there is no smart host named {name:?}"), known(names)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Releases what was put aside, one by one, because a smart host was suspended.
+    pub(super) async fn release_for(&self, what: &Suspension) -> Result<(), Trouble> {
+        let Suspension::SmartHost(name) = what else { return Ok(()) };
+        let because = Suspension::held_because(name);
+        let mut after = None;
+        loop {
+            let filter = Filter { status: Some(view::Status::Held), ..Filter::default() };
+            let mut slice = self.list_of(filter, Page { limit: SLICE_MESSAGES, after }).await?;
+            let Some(last) = slice.last() else { break };
+            after = Some(last.id);
+            for listed in &mut slice {
+                listed.recipients.retain(|recipient| recipient.held_because.as_deref() == Some(because.as_str()));
+            }
+            self.change_all(Action::Release, slice, false).await?;
+        }
+        self.queue.lifted(what).await.map_err(Trouble::new)
     }
 
     async fn list_of(&self, filter: Filter, page: Page) -> Result<Vec<Listed>, Trouble> {
@@ -207,11 +269,25 @@ impl Operator {
 pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Vec<Listed>, StoreError> {
     let mut chosen = Vec::new();
     queue.walk(page.after, |message, recipients| {
-        let listed = Listed::new(&message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
-        chosen.extend(filter.apply(listed, now));
+        chosen.extend(filter.apply(listed(queue, &message, &recipients), now));
         if chosen.len() < page.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     Ok(chosen)
+}
+
+/// A message as it is shown, with what keeps it from being tried.
+fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> Listed {
+    let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
+    for recipient in &mut listed.recipients {
+        let why = |due| queue.gates().why(&message.stream, recipient.attempts, due);
+        recipient.kept_back = recipient.due.and_then(why);
+    }
+    listed
+}
+
+/// What is suspended, for people.
+pub(super) fn suspended(queue: &Queue) -> Vec<Suspended> {
+    queue.gates().suspended().into_iter().map(|(what, since)| Suspended { what, since }).collect()
 }
 
 /// The records that cannot be read, and what the scans have set aside besides (a recipient whose message

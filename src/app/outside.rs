@@ -37,11 +37,11 @@ impl Outside for Behind {
     fn recipient(
         &self,
         role: Role,
-        _account: Option<&str>,
+        account: Option<&str>,
         _sender: &ReversePath,
         recipient: &Address,
     ) -> Result<(), Refusal> {
-        self.counted(At::Rcpt, self.intake.recipient(role, recipient))
+        self.counted(At::Rcpt, self.intake.recipient(role, account, recipient))
     }
 
     fn room_for(&self, bytes: u64) -> Result<(), Refusal> {

@@ -16,6 +16,7 @@ use crate::intake::Intake;
 use crate::intake::guard::DiskState;
 use crate::queue::Queue;
 use crate::queue::commit::WRITE_MICROS;
+use crate::queue::suspend::Suspension;
 use crate::store::Health;
 
 /// How often the guards are looked at; they close and open by themselves, this only tells of it.
@@ -173,6 +174,7 @@ impl Watch {
                 Some(true) => ResolverState::Answering,
                 Some(false) => ResolverState::Failing,
             },
+            suspended: super::operator::suspended(&self.queue),
         }
     }
 
@@ -252,6 +254,18 @@ impl Watch {
         let started = "When the server started, in seconds since 1970.";
         page.gauge("postrider_start_time_seconds", started, self.started_at as f64 / 1000.0);
         page.gauge("postrider_claims_held", "Recipients that are being worked on.", self.queue.claims().held());
+        let suspended = self.queue.gates().suspended();
+        let help = "How much a person has suspended (all: everything but exempt streams).";
+        let kinds = ["all", "stream", "smart_host", "fetch"].map(|kind| {
+            let is_kind = |what: &Suspension| match what {
+                Suspension::All => kind == "all",
+                Suspension::Stream(_) => kind == "stream",
+                Suspension::SmartHost(_) => kind == "smart_host",
+                Suspension::Fetch => kind == "fetch",
+            };
+            (kind, suspended.iter().filter(|(what, _)| is_kind(what)).count())
+        });
+        page.labelled("postrider_suspended", "gauge", help, "what", kinds);
         let damaged = "Recipients that are set aside because a record cannot be read.";
         page.gauge("postrider_damaged_recipients", damaged, self.queue.damaged().1);
         page.gauge("postrider_memory_used_bytes", "Memory in use for messages (queue.memory).", memory.used);

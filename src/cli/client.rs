@@ -15,9 +15,10 @@ use tokio::net::UnixStream;
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer, SubmitAnswer};
 use crate::admin::filter::SelectionBody;
+use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
-use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story};
+use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
 use crate::message::MessageId;
 
 /// Bytes of an answer that are read at most: a full page of messages with many recipients.
@@ -126,6 +127,12 @@ impl Client {
     pub(super) async fn change(&self, action: Action, selection: &SelectionBody) -> Result<ChangeAnswer, Failure> {
         let body = serde_json::to_vec(selection).map_err(|error| Failure::new(error.to_string()))?;
         self.post(&format!("/api/v1/queue/{}", action.name()), "application/json", body.into()).await
+    }
+
+    pub(super) async fn suspend(&self, body: &SuspendBody, on: bool) -> Result<SuspendAnswer, Failure> {
+        let path = if on { "/api/v1/suspend" } else { "/api/v1/resume" };
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        self.post(path, "application/json", body.into()).await
     }
 
     pub(super) async fn submit(&self, from: &str, to: &[String], raw: Bytes) -> Result<MessageId, Failure> {

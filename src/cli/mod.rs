@@ -31,6 +31,7 @@ mod send;
 mod serve;
 mod store;
 mod story;
+mod suspend;
 mod text;
 mod transfer;
 
@@ -46,6 +47,7 @@ Examples:
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider suspend                               let nothing leave, until `postrider resume`
   postrider store backup /var/backups/mail        while the server runs
 
 `postrider help COMMAND` tells more about a command, with examples.
@@ -108,6 +110,12 @@ enum Command {
     Send(send::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// Send nothing more until `resume`: mail is taken and waits
+    #[command(after_help = suspend::SUSPEND_EXAMPLES)]
+    Suspend(suspend::Args),
+    /// Send again what `suspend` has stopped
+    #[command(after_help = suspend::RESUME_EXAMPLES)]
+    Resume(suspend::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
     /// Password hashes for the accounts of the configuration
@@ -146,6 +154,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
+        Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),
     };

@@ -291,6 +291,9 @@ fn state(recipient: &Recipient, now: Millis) -> String {
             _ => "waiting, due now or being tried".to_owned(),
         },
     };
+    if let Some(why) = &recipient.kept_back {
+        text = format!("waiting: {why}");
+    }
     if recipient.attempts > 0 {
         text.push_str(&format!(", {}", count(recipient.attempts as usize, "try", "tries")));
     }
@@ -377,6 +380,7 @@ mod tests {
             status,
             due: None,
             held_because: None,
+            kept_back: None,
             attempts: 0,
             last_failure: None,
         };
@@ -384,6 +388,9 @@ mod tests {
         waiting.due = Some(1_795_300_317_000);
         waiting.attempts = 1;
         waiting.last_failure = Some(Why::local("4.4.1", "mx.example.net", "no answer"));
+        let mut paused = recipient(2, "c@example.net", Status::Waiting);
+        paused.due = Some(1_795_300_017_000);
+        paused.kept_back = Some("the stream bulk is suspended".into());
         let mut held = recipient(1, "a-long-name@example.net", Status::Held);
         held.held_because = Some("by hand".into());
         let message = Listed {
@@ -393,7 +400,8 @@ mod tests {
             size: 99,
             subject: "Hi\nthere".into(),
             message_id: String::new(),
-            recipients: vec![waiting, held],
+            stream: "bulk".into(),
+            recipients: vec![waiting, paused, held],
         };
         assert_eq!(
             list_lines(&[message], 1_795_300_137_000, Paint::none()),
@@ -401,6 +409,7 @@ mod tests {
                 "0000000000001  2026-11-21 22:26:57 UTC (2 min ago)  99 B  <>  Hi there",
                 "  → bob@example.net          waiting, next try in 3 min (2026-11-21 22:31:57), 1 try; \
                  mx.example.net: no answer (4.4.1)",
+                "  → c@example.net            waiting: the stream bulk is suspended",
                 "  → a-long-name@example.net  held: by hand",
             ]
         );

@@ -6,9 +6,10 @@ use argon2::Params;
 use argon2::password_hash::phc::PasswordHash;
 
 use super::problem::ProblemKind;
-use super::section::{Section, Wrong, read_address_or_domain};
-use super::{Account, Credential, Secret, Senders};
-use crate::message::stream;
+use super::section::{Section, Wrong, read_address, read_address_or_domain};
+use super::streams::{self, DAILY_LIMIT_MAX};
+use super::{Account, Credential, ForcedFrom, Secret, Senders};
+use crate::message::{Address, header, stream};
 
 /// Longest login name, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -24,12 +25,13 @@ const HASH_FORM: &str = "Make one with `postrider account hash`.";
 
 pub(super) fn accounts(root: &Section<'_>) -> BTreeMap<String, Account> {
     let mut accounts = BTreeMap::new();
+    let streams = streams::names(root);
     for (name, section) in root.section("accounts").named() {
         if !section.exists() {
             continue;
         }
         check_name(name, &section);
-        if let Some(account) = account(&section) {
+        if let Some(account) = account(&section, &streams) {
             accounts.insert(name.to_owned(), account);
         }
     }
@@ -46,7 +48,7 @@ fn check_name(name: &str, section: &Section<'_>) {
     }
 }
 
-fn account(section: &Section<'_>) -> Option<Account> {
+fn account(section: &Section<'_>, names: &[String]) -> Option<Account> {
     let credential = credential(section);
     let form = "a list of addresses and domains such as [\"example.com\"]";
     let senders = section.list("senders", form, read_address_or_domain);
@@ -54,8 +56,56 @@ fn account(section: &Section<'_>) -> Option<Account> {
     let active = section.boolean("active", true);
     let max_recipients = section.count("max_recipients", 1..=RECIPIENTS_MAX, 1000);
     let senders = senders.map_or(Senders::OwnDomains, Senders::Only);
-    let stream = section.choice("stream", &stream::BUILT_IN.map(|name| (name, name)), stream::DEFAULT).to_owned();
-    Some(Account { credential: credential?, label, active, senders, stream, max_recipients })
+    let read_stream = |text: &str| streams::read_name(text, names);
+    let stream = section.item("stream").and_then(|item| item.read("the name of a stream", read_stream));
+    let stream = stream.unwrap_or_else(stream::default_name);
+    let form = "a list of streams such as [\"transactional\", \"security\"]";
+    let more_streams = section.list("streams", form, read_stream).unwrap_or_default();
+    let force_from = section.item("force_from").and_then(|item| item.read("a mailbox", read_mailbox)).flatten();
+    let daily_limit = section.item("daily_limit").and_then(|item| item.count(1..=DAILY_LIMIT_MAX));
+    let rate_limit = section.item("rate_limit").and_then(|item| item.rate());
+    let max_attachments = section.item("max_attachments").and_then(|item| item.size(0));
+    let notify = section.item("notify").and_then(|item| item.read("an address", read_optional_address)).flatten();
+    let hold = section.boolean("hold", false);
+    Some(Account {
+        credential: credential?,
+        label,
+        active,
+        senders,
+        stream,
+        streams: more_streams,
+        force_from,
+        daily_limit,
+        rate_limit,
+        max_recipients,
+        max_attachments,
+        notify,
+        hold,
+    })
+}
+
+/// Empty: as if it were not there.
+fn read_optional_address(text: &str) -> Result<Option<Address>, Wrong> {
+    if text.is_empty() { Ok(None) } else { read_address(text).map(Some) }
+}
+
+/// One mailbox, with or without a name; empty: as if it were not there.
+fn read_mailbox(text: &str) -> Result<Option<ForcedFrom>, Wrong> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let remedy = "Write one mailbox such as \"Shop <shop@example.com>\".";
+    if !text.is_ascii() {
+        let remedy =
+            "Write the name as an encoded word (RFC 2047), such as \"=?utf-8?Q?B=C3=B6b?= <bob@example.com>\".";
+        return Err(Wrong::value(format!("{text:?} is not plain ASCII"), remedy));
+    }
+    let mailboxes = header::mailboxes(text.as_bytes());
+    let mailboxes = mailboxes.map_err(|error| Wrong::value(format!("{text:?} is not a mailbox: {error}"), remedy))?;
+    match mailboxes.as_slice() {
+        [only] => Ok(Some(ForcedFrom { text: text.to_owned(), address: only.address.clone() })),
+        _ => Err(Wrong::value(format!("{text:?} is not one mailbox"), remedy)),
+    }
 }
 
 fn credential(section: &Section<'_>) -> Option<Credential> {

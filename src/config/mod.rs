@@ -3,8 +3,9 @@
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
-//! `smart_hosts` with `oauth`, `fetch`, `trust`, `running`), which take their values through `section`, `value` and
-//! `secret`; `chains` follows the aliases. All of them put what they find wrong into one `report`, and `problem` says it.
+//! `smart_hosts` with `oauth`, `fetch`, `streams`, `trust`, `running`), which take their values through `section`,
+//! `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one `report`, and
+//! `problem` says it.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
@@ -27,6 +28,7 @@ mod running;
 mod secret;
 mod section;
 mod smart_hosts;
+mod streams;
 mod tree;
 mod trust;
 pub mod value;
@@ -39,7 +41,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::message::{Address, Domain};
+use crate::message::{Address, Domain, stream};
 
 pub use domains::is_selector;
 pub use file_path::FilePath;
@@ -62,6 +64,7 @@ pub struct Config {
     pub aliases: Aliases,
     pub targets: BTreeMap<String, Target>,
     pub delivery: Delivery,
+    /// All that there are, the built-in ones included.
     pub streams: BTreeMap<String, Stream>,
     /// By priority, then in the order of the file.
     pub smart_hosts: Vec<SmartHost>,
@@ -138,10 +141,37 @@ pub struct Account {
     pub active: bool,
     /// Addresses and domains for MAIL FROM and From.
     pub senders: Senders,
-    /// The stream its mail goes by: one of [`crate::message::stream::BUILT_IN`].
+    /// The stream its mail goes by, unless a message asks for another: one of [`Config::streams`].
     pub stream: String,
+    /// Other streams that a message may ask for.
+    pub streams: Vec<String>,
+    /// Takes the place of the header From of every message.
+    pub force_from: Option<ForcedFrom>,
+    /// Recipients a day, UTC.
+    pub daily_limit: Option<u64>,
+    /// Recipients.
+    pub rate_limit: Option<Rate>,
     /// Recipients of one message.
     pub max_recipients: usize,
+    /// Bytes: the sum of the decoded attachments of one message.
+    pub max_attachments: Option<u64>,
+    /// Who is told of a message whose attachments are too large.
+    pub notify: Option<Address>,
+    /// All that it sends is queued held.
+    pub hold: bool,
+}
+
+impl Account {
+    pub fn may_use(&self, stream: &str) -> bool {
+        self.stream == stream || self.streams.iter().any(|name| name == stream)
+    }
+}
+
+/// One mailbox, as it is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForcedFrom {
+    pub text: String,
+    pub address: Address,
 }
 
 /// Who an account may say it is.
@@ -312,6 +342,27 @@ pub enum OutboundTls {
 pub struct Stream {
     /// The name of the only smart host that it goes by.
     pub smart_host: Option<String>,
+    /// Attempts at once; 1: one after the other.
+    pub concurrency: Option<usize>,
+    pub block: Option<Block>,
+    /// Recipients a day, UTC.
+    pub daily_limit: Option<u64>,
+    /// Leaves even while sending is suspended.
+    pub exempt_from_suspend: bool,
+}
+
+/// So many recipients, then a pause once all of them have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub size: u32,
+    pub pause: Duration,
+}
+
+impl Stream {
+    /// The stream of this name, if nothing is said about it.
+    pub fn named(name: &str) -> Stream {
+        Stream { exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

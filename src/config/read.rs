@@ -11,7 +11,7 @@ use super::section::{Section, Wrong, read_address, read_domain};
 use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
-use super::{accounts, domains, doors, fetch, files, keys, running, smart_hosts, trust, ways_out};
+use super::{accounts, domains, doors, fetch, files, keys, running, smart_hosts, streams, trust, ways_out};
 use crate::message::{Address, Domain};
 
 /// Reads and checks the configuration in a file, and the files that it includes and names.
@@ -69,7 +69,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let mailboxes = fetch::mailboxes(root);
     let smart_hosts = smart_hosts::smart_hosts(root, &mailboxes);
     fetch::check_use(root);
-    let streams = smart_hosts::streams(root, &smart_hosts);
+    let streams = streams::streams(root, &smart_hosts);
     let sender = smart_hosts::sender(root);
     if let Some(delivery) = &delivery {
         smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);

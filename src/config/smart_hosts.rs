@@ -1,21 +1,17 @@
-//! Reads the outgoing servers, what a message may say it is from, and which stream is pinned where.
+//! Reads the outgoing servers, and what a message may say it is from.
 //!
 //! A host's filter is typed here once, so that choosing never parses. Left out: which host a message
 //! goes by (`routing::outbound`).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::domains::MESSAGE_BYTES_MIN;
 use super::fetch::{self, Mailbox};
-use super::nearest::nearest;
 use super::oauth;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
-use super::{
-    AddressOrDomain, FromEntry, Login, ReplyTo, Sender, SmartHost, SmartHostKind, SmartHostTls, Stream, WayOut,
-};
-use crate::message::{Address, stream};
+use super::{AddressOrDomain, FromEntry, Login, ReplyTo, Sender, SmartHost, SmartHostKind, SmartHostTls, WayOut};
+use crate::message::Address;
 
 /// Longest name of a smart host, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -247,40 +243,6 @@ fn default_from(item: &Item<'_>) -> Option<Address> {
         },
     )
     .flatten()
-}
-
-pub(super) fn streams(root: &Section<'_>, hosts: &[SmartHost]) -> BTreeMap<String, Stream> {
-    let names: Vec<&str> = root.section("smart_hosts").named().into_iter().map(|(name, _)| name).collect();
-    let mut streams = BTreeMap::new();
-    for (name, section) in root.section("streams").named() {
-        if !section.exists() {
-            continue;
-        }
-        if !stream::BUILT_IN.contains(&name) {
-            let remedy = format!("The streams are {}.", super::section::one_of(&stream::BUILT_IN));
-            let what = format!("there is no stream named {name:?}");
-            section.report.problem(ProblemKind::Reference, &section.place, &section.path, what, remedy);
-        }
-        let smart_host = section.item("smart_host").and_then(|item| pinned(&item, hosts, &names));
-        streams.insert(name.to_owned(), Stream { smart_host });
-    }
-    streams
-}
-
-/// Empty: as if it were not there. A name counts as known even if its section has problems.
-fn pinned(item: &Item<'_>, hosts: &[SmartHost], names: &[&str]) -> Option<String> {
-    let name = item.string("the name of a smart host").filter(|name| !name.is_empty())?;
-    if !names.contains(&name) {
-        let remedy = match nearest(name, names.iter().copied()) {
-            Some(near) => format!("Did you mean \"{near}\"?"),
-            None => format!("Add [smart_hosts.{name}], or leave this out."),
-        };
-        item.problem(ProblemKind::Reference, format!("there is no smart host named {name:?}"), remedy);
-    } else if hosts.iter().any(|host| host.name == name && !host.active) {
-        let remedy = "Name an active one, or set active = true there.";
-        item.problem(ProblemKind::BadValue, format!("the smart host {name:?} is not active"), remedy);
-    }
-    Some(name.to_owned())
 }
 
 /// A way out that leads nowhere would keep all mail in the queue.

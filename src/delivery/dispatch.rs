@@ -4,7 +4,8 @@
 //! is bounded by the claims. Attempts at once are shared out as claims are: each lane has some of its
 //! own, and one destination has at most [`ATTEMPTS_PER_DESTINATION`], fewer when few are left for the
 //! others. So a slow one holds up its own mail only, however many of them there are, and new mail does
-//! not wait for retries to end. What an outcome means for the queue is decided in `settle`.
+//! not wait for retries to end. What is behind a closed gate (`queue::gate`) does not start; a job that is
+//! larger than what its stream may send now is cut in two. What an outcome means for the queue is decided in `settle`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::{Future, poll_fn};
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::queue::claim::Look;
+use crate::queue::gate::{Lanes, Started};
 use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
@@ -61,12 +63,27 @@ struct Waiting {
     claim: (Lane, u64),
 }
 
+impl Waiting {
+    /// Leaves at most so many recipients, and gives the rest as a job of its own, if there is one.
+    fn split(&mut self, most: usize) -> Option<Waiting> {
+        if self.recipients.len() <= most {
+            return None;
+        }
+        let recipients = self.recipients.split_off(most);
+        Some(Waiting { message: self.message.clone(), recipients, fresh: self.fresh.clone(), claim: self.claim })
+    }
+}
+
 pub struct Dispatcher {
     parts: Arc<Parts>,
     fresh: mpsc::UnboundedReceiver<Claimed>,
     finished: mpsc::UnboundedReceiver<(Lane, Destination)>,
     finish: mpsc::UnboundedSender<(Lane, Destination)>,
     turns: Turns<Waiting>,
+    /// At the last look at the gates: the lanes of which something could start, and those that were shut
+    /// for longer than an attempt takes.
+    open: Lanes,
+    shut: Lanes,
     /// A part of the due index could not be read: when it is tried again.
     trouble_until: Option<Instant>,
     /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
@@ -85,7 +102,19 @@ impl Dispatcher {
         let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
         // The queue has looked after those when it was opened.
         let damages = parts.queue.store().damage_count();
-        Dispatcher { parts, fresh, finished, finish, turns, trouble_until: None, index_made_anew: false, damages }
+        let (open, shut) = parts.queue.gates().look();
+        Dispatcher {
+            parts,
+            fresh,
+            finished,
+            finish,
+            turns,
+            open,
+            shut,
+            trouble_until: None,
+            index_made_anew: false,
+            damages,
+        }
     }
 
     /// Runs until `shutdown`; attempts that have started are in `attempts` and go on.
@@ -178,7 +207,8 @@ impl Dispatcher {
     /// Sorts a claimed message into the turns of its destinations.
     fn take(&mut self, claimed: Claimed) {
         let claim = (claimed.lane, claimed.ticket());
-        let fresh = claimed.body.map(Arc::new);
+        let is_shut = self.shut.has(claimed.lane.index());
+        let fresh = claimed.body.filter(|_| !is_shut).map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
         let choice = outbound::choose_for(&self.parts.config, &claimed.message);
         for (number, recipient) in claimed.recipients {
@@ -191,17 +221,33 @@ impl Dispatcher {
         }
     }
 
+    /// What waits behind a gate that is shut holds no body: it may be there for days.
+    fn look_at_gates(&mut self) {
+        let (open, shut) = self.parts.queue.gates().look();
+        let newly = shut.without(self.shut);
+        if !newly.is_empty() {
+            self.turns.in_lanes(newly).for_each(|waiting| waiting.fresh = None);
+        }
+        (self.open, self.shut) = (open, shut);
+    }
+
     /// Starts what may start.
     fn start(&mut self, attempts: &TaskTracker) {
-        while let Some((destination, mut waiting)) = self.turns.next() {
+        loop {
+            self.look_at_gates();
+            let Some((destination, mut waiting)) = self.turns.next(self.open) else { return };
             let (lane, _) = waiting.claim;
+            if let Some(rest) = waiting.split(self.parts.queue.gates().room(lane)) {
+                self.turns.push_front(lane.index(), &destination, rest);
+            }
             self.parts.queue.begin(waiting.message.id, waiting.claim, &mut waiting.recipients);
             if waiting.recipients.is_empty() {
                 self.turns.finish(lane.index(), &destination);
                 continue;
             }
             let parts = self.parts.clone();
-            let turn = TurnTaken { finish: self.finish.clone(), of: Some((lane, destination)) };
+            let started = parts.queue.gates().start(lane, waiting.recipients.len());
+            let turn = TurnTaken { finish: self.finish.clone(), of: Some((lane, destination)), started };
             attempts.spawn(attempt(parts, waiting, turn));
         }
     }
@@ -211,10 +257,13 @@ impl Dispatcher {
 struct TurnTaken {
     finish: mpsc::UnboundedSender<(Lane, Destination)>,
     of: Option<(Lane, Destination)>,
+    /// Where the stream counts what is under way.
+    started: Option<Started>,
 }
 
 impl TurnTaken {
     fn finish(&mut self) {
+        self.started = None;
         if let Some(of) = self.of.take() {
             // The dispatcher may have stopped; then nobody counts any more.
             let _ = self.finish.send(of);
@@ -250,11 +299,25 @@ fn destination(config: &Config, way: &Way<'_>, recipient: &Recipient) -> Destina
 }
 
 async fn attempt(parts: Arc<Parts>, waiting: Waiting, mut turn: TurnTaken) {
-    let Waiting { message, recipients, fresh, claim: _ } = waiting;
+    let lane = waiting.claim.0;
     // What cannot be noted must not be done: after a crash it would be done again.
     while !parts.queue.store().is_open() {
         tokio::time::sleep(STORE_TROUBLE_WAIT).await;
     }
+    while let Err(error) = parts.queue.keep_pace(lane).await {
+        tracing::error!(%error, "how much a stream has sent cannot be written; trying again");
+        tokio::time::sleep(STORE_TROUBLE_WAIT).await;
+    }
+    try_once(&parts, waiting, &mut turn).await;
+    turn.finish();
+    if let Err(error) = parts.queue.keep_pace(lane).await {
+        // The next attempt writes it; until then a crash makes a pause longer, not shorter.
+        tracing::error!(%error, "how much a stream has sent cannot be written");
+    }
+}
+
+async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
+    let Waiting { message, recipients, fresh, claim: _ } = waiting;
     let body = match fresh.map(|fresh| fresh.chunks.clone()) {
         Some(chunks) => Body::fresh(&parts.queue, &message, chunks),
         None => match Body::stored(&parts.queue, &message).await {
@@ -274,7 +337,7 @@ async fn attempt(parts: Arc<Parts>, waiting: Waiting, mut turn: TurnTaken) {
         },
     };
     let job = Job { message, body, recipients };
-    let outcomes = deliver(&parts, &job).await;
+    let outcomes = deliver(parts, &job).await;
     // The next one need not wait until this one is noted, unless that takes long.
     let noting = parts.noting.try_acquire();
     if noting.is_ok() {

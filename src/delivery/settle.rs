@@ -18,6 +18,7 @@ use crate::intake::Intake;
 use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
+use crate::queue::suspend::Suspension;
 use crate::queue::{Queue, Step};
 use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
@@ -85,14 +86,45 @@ impl Settler {
         let mut groups = self.decide(&job, outcomes);
         // Before the lock: it may have to wait for memory, which others hold until they had the lock.
         let original = self.original(&job, &groups).await;
-        let _lock = queue.lock(id).await;
+        let lock = queue.lock(id).await;
         self.add_copies(queue, &job.message, &mut groups);
+        let mut suspended = Vec::new();
         for (tell, group) in groups {
             while let Err(error) = self.write(queue, &job, tell, &group, &original).await {
                 tracing::error!(%id, %error, "the result of an attempt cannot be written; trying again");
                 tokio::time::sleep(WRITE_AGAIN).await;
             }
             queue.release(&job.message, &group.steps, &group.added);
+            suspended.extend(group.steps.iter().filter(|step| waits_for_a_host(step)).map(|step| step.number));
+        }
+        drop(lock);
+        for number in suspended {
+            self.unless_resumed(queue, &job.message, number).await;
+        }
+    }
+
+    /// Who resumes a smart host releases what is held for it: what was written after that has to be
+    /// released here.
+    async fn unless_resumed(&self, queue: &Queue, message: &Message, number: u32) {
+        let mut telling = self.journal.begin();
+        let now = self.clock.now();
+        let changed = queue.change(message.id, number, |message, before| {
+            let Status::Held { reason } = &before.status else { return None };
+            let host = Suspension::host_of(reason)?;
+            if queue.gates().is_host_suspended(host, &message.stream) {
+                return None;
+            }
+            telling.tell(message.id, Event::Released { recipient: before.address.clone() });
+            let after = Recipient { status: Status::Waiting { due: now }, ..before.clone() };
+            Some((Some(after), telling.take_batch()))
+        });
+        match changed.await {
+            Ok(true) => telling.log(),
+            Ok(false) => {}
+            Err(error) => {
+                let id = message.id;
+                tracing::error!(%id, %error, "what was held for a smart host that is resumed could not be released; release it");
+            }
         }
     }
 
@@ -383,6 +415,11 @@ fn delivered(recipient: &Recipient, done: Delivered, attempt: u32) -> Decided {
     let reply = reply.map(|reply| reply.to_string()).unwrap_or_default();
     let event = Event::Delivered { recipient: recipient.address.clone(), to, reply, tls, attempt };
     Decided { tell, why, ..untold(event, None) }
+}
+
+fn waits_for_a_host(step: &Step) -> bool {
+    let status = step.after.as_ref().map(|after| &after.status);
+    matches!(status, Some(Status::Held { reason }) if Suspension::host_of(reason).is_some())
 }
 
 /// A step of which the sender is not told.

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use crate::queue::gate::Lanes;
 use crate::queue::shares::{self, Shares, Wish};
 
 use super::Destination;
@@ -75,14 +76,29 @@ impl<J> Turns<J> {
         }
     }
 
-    /// The next job that may start now. It counts until [`Turns::finish`].
-    pub fn next(&mut self) -> Option<(Destination, J)> {
+    /// Puts what is left of a job that [`Turns::next`] gave back in front.
+    pub fn push_front(&mut self, lane: usize, destination: &Destination, job: J) {
+        let queue = self.destinations.get_mut(destination).and_then(|waits| waits.lanes.get_mut(&lane));
+        match queue {
+            Some(queue) => queue.jobs.push_front(job),
+            None => self.push(lane, destination.clone(), job),
+        }
+    }
+
+    /// The jobs that wait in these lanes.
+    pub fn in_lanes(&mut self, lanes: Lanes) -> impl Iterator<Item = &mut J> {
+        let queues = self.destinations.values_mut().flat_map(|waits| &mut waits.lanes);
+        queues.filter(move |(lane, _)| lanes.has(**lane)).flat_map(|(_, queue)| &mut queue.jobs)
+    }
+
+    /// The next job that may start now, of the lanes that are open. It counts until [`Turns::finish`].
+    pub fn next(&mut self, open: Lanes) -> Option<(Destination, J)> {
         let (ready, shares, most) = (&self.ready, &self.shares, &self.most);
         let wish = |lane: usize| {
             let room = shares.room(lane);
             let limit = (room / ROOM_SHARE).max(1).min(most.get(lane).copied().unwrap_or(1));
             match ready.get(lane).and_then(|ready| ready.keys().next()) {
-                Some((running, _)) if room > 0 && *running < limit => Wish::Ready,
+                Some((running, _)) if room > 0 && *running < limit && open.has(lane) => Wish::Ready,
                 Some(_) => Wish::Blocked,
                 None => Wish::None,
             }
@@ -144,7 +160,7 @@ mod tests {
     }
 
     fn drain(turns: &mut Turns<u32>) -> Vec<(Destination, u32)> {
-        std::iter::from_fn(|| turns.next()).collect()
+        std::iter::from_fn(|| turns.next(Lanes::ALL)).collect()
     }
 
     #[test]
@@ -211,6 +227,24 @@ mod tests {
             turns.finish(lane, &started[0].0);
         }
         assert_eq!(retries, 10);
+    }
+
+    /// What is closed starts as soon as it is open, and what is put back comes first.
+    #[test]
+    fn a_closed_lane_waits_and_keeps_its_order() {
+        let mut turns = turns(500, &[3, 3, 3]);
+        (0..3).for_each(|job| turns.push(0, target("a"), job));
+        turns.push(2, target("a"), 9);
+        let only = Lanes::ALL.without(Lanes::of(&[0]));
+        assert_eq!(std::iter::from_fn(|| turns.next(only)).collect::<Vec<_>>(), [(target("a"), 9)]);
+        assert_eq!(turns.next(Lanes::NONE), None);
+        turns.in_lanes(Lanes::of(&[0, 1])).for_each(|job| *job += 10);
+        assert_eq!(turns.next(Lanes::of(&[0])), Some((target("a"), 10)));
+        turns.finish(0, &target("a"));
+        turns.push_front(0, &target("a"), 5);
+        assert_eq!(drain(&mut turns), [(target("a"), 5), (target("a"), 11), (target("a"), 12)]);
+        turns.push_front(0, &target("b"), 6);
+        assert_eq!(drain(&mut turns), [(target("b"), 6)]);
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use crate::checks::{self, Checked};
 use crate::clock::{Millis, rfc5322};
 use crate::message::body::relaxed_hash;
 use crate::message::header::{self, Headers};
-use crate::message::{Door, Draft, MessageId, Origin};
+use crate::message::{Door, Draft, MessageId, Origin, stream};
 use crate::queue::CHUNK_BYTES_MAX;
 use crate::queue::record::Streamed;
 use crate::smtp::reply::Refusal;
@@ -51,9 +51,9 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     let Source { draft, headers, checked, plan, author } = source;
     let mut removed = removed_fields(intake, draft, headers);
     let mut added = Vec::new();
-    if let Some(rewritten) = author.rewritten(headers, intake.config.sender.reply_to) {
-        added = rewritten.fields;
-        removed.extend(rewritten.replaced);
+    if let Some(replaced) = author.replaced(headers, intake.config.sender.reply_to) {
+        added = replaced.by;
+        removed.extend(replaced.fields);
     }
     let given_id = headers.get("message-id").and_then(|field| header::message_id(field.value));
     let message_id = given_id.unwrap_or_else(|| format!("{id}@{}", intake.config.hostname));
@@ -123,13 +123,15 @@ fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<
         let never = |field: &header::Field<'_>| NEVER_SUBMITTED.iter().any(|name| field.is(name));
         removed.extend(headers.fields().iter().enumerate().filter(|(_, field)| never(field)).map(|(index, _)| index));
     }
+    let ours = |field: &header::Field<'_>| field.is(stream::FIELD);
+    removed.extend(headers.fields().iter().enumerate().filter(|(_, field)| ours(field)).map(|(index, _)| index));
     removed
 }
 
 /// RFC 6409 8.1 to 8.3: From, Message-ID and Date, for senders that leave them out.
 fn add_missing(added: &mut Vec<u8>, source: &Source<'_>, message_id: &str, now: Millis) {
     let Source { draft, headers, author, .. } = source;
-    if headers.get("from").is_none() && !author.is_rewritten() {
+    if headers.get("from").is_none() && !author.is_replaced() {
         added.extend_from_slice(&header::field("From", &format!("<{}>", draft.envelope.mail_from)));
     }
     if headers.get("date").is_none() {
@@ -148,7 +150,7 @@ fn add_missing(added: &mut Vec<u8>, source: &Source<'_>, message_id: &str, now: 
 /// goes out.
 fn sign(intake: &Intake, source: &Source<'_>, rest: &Rest) -> Result<(Vec<u8>, Vec<String>), Refusal> {
     let Source { draft, headers, plan, author, .. } = source;
-    let may_sign = draft.origin.door.is_trusted() || author.is_rewritten();
+    let may_sign = draft.origin.door.is_trusted() || author.is_replaced();
     let author = author.shown().filter(|author| intake.config.is_own(author.domain()));
     let Some(author) = author.filter(|_| may_sign && plan.leaves()) else {
         return Ok((Vec::new(), Vec::new()));

@@ -6,10 +6,12 @@
 //! outside), who gets it (`routing`), the loop guard, trace fields and signatures (`content`,
 //! `sign`), one synced commit. Nothing is kept of a draft that is refused.
 
+mod attachments;
 mod content;
 pub mod guard;
 pub mod pickup;
 mod plan;
+mod quota;
 pub mod rewrite;
 mod rights;
 pub mod sign;
@@ -37,6 +39,7 @@ use crate::store::{Batch, StoreError, Table};
 
 use guard::DiskGuard;
 use plan::Plan;
+use quota::Quotas;
 use rewrite::Author;
 use sign::Signer;
 
@@ -63,6 +66,7 @@ pub struct Intake {
     resolver: Resolver,
     signer: Signer,
     disk: DiskGuard,
+    quotas: Quotas,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
 }
 
@@ -80,10 +84,11 @@ impl Intake {
         journal: Arc<Journal>,
         resolver: Resolver,
         signer: Signer,
-    ) -> Intake {
+    ) -> Result<Intake, StoreError> {
+        let quotas = Quotas::load(&config, queue.store(), clock.now())?;
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
         let loop_locks = (0..LOOP_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect();
-        Intake { config, clock, queue, journal, resolver, signer, disk, loop_locks }
+        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks })
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
@@ -130,13 +135,15 @@ impl Intake {
             return Err(refusal);
         }
         let checked = self.check(&draft, &headers).await?;
+        let stream = rights::stream(&self.config, &draft, &headers)?;
+        self.check_attachments(&draft, &headers, id, now).await?;
         let mut plan = Plan::make(&self.config, &draft, now)?;
         if let Verdict::Hold(reason) = &checked.verdict {
             plan.hold_all(reason);
         }
+        self.hold_for_account(&mut plan, &draft);
         let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
-        let stream = self.stream(&draft);
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
         let source =
             content::Source { draft: &draft, headers: &headers, checked: &checked, plan: &plan, author: &author };
@@ -150,6 +157,7 @@ impl Intake {
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
+        let counted = self.count(&draft, now, &mut extra).await?;
 
         let recipients: Vec<_> = plan.deliveries.into_iter().map(|delivery| delivery.recipient).collect();
         let written = if recipients.is_empty() {
@@ -158,6 +166,9 @@ impl Intake {
             self.queue.enqueue(NewMessage { message, body: stored.chunks, recipients, extra }).await
         };
         drop(locks);
+        if let (Some(counted), Err(_)) = (counted, &written) {
+            counted.give_back();
+        }
         written.map_err(|error| store_trouble(&error))?;
         telling.log();
         Ok(Accepted { id, reply: Reply::new(250, (0, 0), format!("queued as {id}")) })
@@ -179,10 +190,28 @@ impl Intake {
         Ok(Draft { envelope, content: Content::new(head, content.rest().cloned()), origin })
     }
 
-    /// The stream of the account; what no account sent, our own notices included, is transactional.
-    fn stream(&self, draft: &Draft) -> String {
-        let account = draft.origin.account.as_deref().and_then(|name| self.config.accounts.get(name));
-        account.map_or_else(stream::default_name, |account| account.stream.clone())
+    /// What `accounts.*.hold` asks for.
+    fn hold_for_account(&self, plan: &mut Plan, draft: &Draft) {
+        let Some(name) = draft.origin.account.as_deref() else { return };
+        if self.config.accounts.get(name).is_some_and(|account| account.hold) {
+            plan.hold_all(&format!("accounts.{name}.hold is set, until `postrider queue release`"));
+        }
+    }
+
+    /// Counts its recipients against the account's limits.
+    async fn count(
+        &self,
+        draft: &Draft,
+        now: Millis,
+        batch: &mut Batch,
+    ) -> Result<Option<quota::Counted<'_>>, Refusal> {
+        let Some(name) = draft.origin.account.as_deref() else { return Ok(None) };
+        let recipients = draft.envelope.recipients.len() as u64;
+        // Where there is RCPT they have counted there.
+        if matches!(draft.origin.door, Door::Pickup { .. }) {
+            self.quotas.recipients(name, recipients, now)?;
+        }
+        self.quotas.count(name, recipients, now, batch).await
     }
 
     /// Who it is from: rights for those who have shown who they are, checks for all others.

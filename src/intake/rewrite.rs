@@ -4,8 +4,8 @@
 //! Works on the bytes of the header fields. A name is kept as it was written, encoded words included.
 //! Left out: which From may pass where (`routing::outbound`).
 
-use crate::config::{Config, ReplyTo};
-use crate::message::header::{Field, Headers, mailboxes};
+use crate::config::{Config, ForcedFrom, ReplyTo};
+use crate::message::header::{self, Field, Headers, mailboxes};
 use crate::message::{Address, Draft};
 use crate::routing::outbound;
 
@@ -16,53 +16,70 @@ const LINE_BYTES_GOOD: usize = 78;
 #[derive(Debug)]
 pub struct Author<'c> {
     written: Option<Address>,
-    /// The address that takes its place.
+    /// What the account has instead, in any case.
+    forced: Option<&'c ForcedFrom>,
+    /// The address that takes the place of either where it may not pass.
     instead: Option<&'c Address>,
 }
 
 /// The fields that take the place of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rewritten {
-    pub fields: Vec<u8>,
+pub struct Replaced {
+    pub by: Vec<u8>,
     /// Which fields go: From, and the signatures over it, which hold no more.
-    pub replaced: Vec<usize>,
+    pub fields: Vec<usize>,
 }
 
 impl<'c> Author<'c> {
     /// `stream`: by which the message leaves, if a copy of it does. All copies say the same.
     pub fn of(config: &'c Config, draft: &Draft, headers: &Headers<'_>, stream: Option<&String>) -> Author<'c> {
         let envelope = &draft.envelope.mail_from;
+        let account = draft.origin.account.as_ref().and_then(|name| config.accounts.get(name));
+        let forced = account.and_then(|account| account.force_from.as_ref());
         let written = match headers.author() {
+            _ if forced.is_some() => None,
             Ok(author) => Some(author.address),
             // Our senders' messages get a From then (RFC 6409 8.1).
             Err(_) if headers.get("from").is_none() => envelope.address().cloned(),
             Err(_) => None,
         };
-        let choice = stream.map(|stream| outbound::choose(config, written.as_ref(), envelope, config.pinned(stream)));
-        Author { written, instead: choice.and_then(|choice| choice.rewrite) }
+        let mut author = Author { written, forced, instead: None };
+        if let Some(stream) = stream {
+            author.instead = outbound::choose(config, author.shown(), envelope, config.pinned(stream)).rewrite;
+        }
+        author
     }
 
     /// What From says in the end; none if that is not one mailbox.
     pub fn shown(&self) -> Option<&Address> {
-        self.instead.or(self.written.as_ref())
+        self.instead.or(self.forced.map(|forced| &forced.address)).or(self.written.as_ref())
     }
 
-    pub fn is_rewritten(&self) -> bool {
-        self.instead.is_some()
+    pub fn is_replaced(&self) -> bool {
+        self.instead.is_some() || self.forced.is_some()
     }
 
     /// None if From stays.
-    pub fn rewritten(&self, headers: &Headers<'_>, reply_to: ReplyTo) -> Option<Rewritten> {
-        self.instead.map(|instead| rewrite_from(headers, instead, reply_to))
+    pub fn replaced(&self, headers: &Headers<'_>, reply_to: ReplyTo) -> Option<Replaced> {
+        let by = match (self.instead, self.forced) {
+            (Some(from), Some(forced)) => rewritten(Some(forced.text.as_bytes()), headers, from, reply_to),
+            (Some(from), None) => rewritten(headers.get("From").map(|field| field.value), headers, from, reply_to),
+            (None, Some(forced)) => header::field("From", &forced.text),
+            (None, None) => return None,
+        };
+        let goes = |field: &Field<'_>| field.is("From") || field.is("DKIM-Signature");
+        let numbered = headers.fields().iter().enumerate();
+        let fields = numbered.filter(|(_, field)| goes(field)).map(|(number, _)| number).collect();
+        Some(Replaced { by, fields })
     }
 }
 
-fn rewrite_from(headers: &Headers<'_>, from: &Address, reply_to: ReplyTo) -> Rewritten {
-    let authors: Vec<&Field<'_>> = headers.all("From").collect();
-    let parsed = authors.first().and_then(|field| mailboxes(field.value).ok()).unwrap_or_default();
+/// `author`: the value of From as it would be.
+fn rewritten(author: Option<&[u8]>, headers: &Headers<'_>, from: &Address, reply_to: ReplyTo) -> Vec<u8> {
+    let parsed = author.and_then(|value| mailboxes(value).ok()).unwrap_or_default();
     let mut name = Vec::new();
-    if let (Some(field), Some(first)) = (authors.first(), parsed.first()) {
-        name = match raw_name(field.value) {
+    if let (Some(value), Some(first)) = (author, parsed.first()) {
+        name = match raw_name(value) {
             Some(raw) => raw.to_vec(),
             None if first.name.is_empty() => quoted(first.address.local()),
             None => quoted(&first.name),
@@ -71,16 +88,13 @@ fn rewrite_from(headers: &Headers<'_>, from: &Address, reply_to: ReplyTo) -> Rew
     let mut fields = line(&name, from);
     if reply_to == ReplyTo::KeepOrAuthor
         && headers.get("Reply-To").is_none()
-        && let (Some(field), false) = (authors.first(), parsed.is_empty())
+        && let (Some(value), false) = (author, parsed.is_empty())
     {
-        fields.extend_from_slice(b"Reply-To:");
-        fields.extend_from_slice(field.value);
+        fields.extend_from_slice(b"Reply-To: ");
+        fields.extend_from_slice(value.trim_ascii_start());
         fields.extend_from_slice(b"\r\n");
     }
-    let goes = |field: &Field<'_>| field.is("From") || field.is("DKIM-Signature");
-    let numbered = headers.fields().iter().enumerate();
-    let replaced = numbered.filter(|(_, field)| goes(field)).map(|(number, _)| number).collect();
-    Rewritten { fields, replaced }
+    fields
 }
 
 fn line(name: &[u8], from: &Address) -> Vec<u8> {
@@ -133,14 +147,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn rewritten(text: &str) -> String {
+    fn shown(text: &str, forced: Option<&ForcedFrom>) -> String {
         let from = Address::parse("n@my.com").unwrap();
         let headers = Headers::parse(text.as_bytes());
-        let new = rewrite_from(&headers, &from, ReplyTo::KeepOrAuthor);
+        let author = Author { written: None, forced, instead: Some(&from) };
+        let new = author.replaced(&headers, ReplyTo::KeepOrAuthor).unwrap();
         for (number, field) in headers.fields().iter().enumerate() {
-            assert_eq!(new.replaced.contains(&number), field.is("from") || field.is("dkim-signature"));
+            assert_eq!(new.fields.contains(&number), field.is("from") || field.is("dkim-signature"));
         }
-        String::from_utf8(new.fields).unwrap()
+        String::from_utf8(new.by).unwrap()
+    }
+
+    fn rewritten(text: &str) -> String {
+        shown(text, None)
     }
 
     #[test]
@@ -168,5 +187,12 @@ mod tests {
         assert_eq!(kept, "From: a <n@my.com>\r\n");
         let twice = rewritten("From: n@my.com\r\nFrom: a@b.example\r\n\r\n");
         assert_eq!(twice, "From: n <n@my.com>\r\nReply-To: n@my.com\r\n");
+    }
+
+    #[test]
+    fn what_the_account_says_counts_as_written() {
+        let forced = ForcedFrom { text: "Shop <shop@b.example>".into(), address: Address::parse("shop@b.example").unwrap() };
+        let found = shown("From: Ann <a@c.example>\r\n\r\n", Some(&forced));
+        assert_eq!(found, "From: Shop <n@my.com>\r\nReply-To: Shop <shop@b.example>\r\n");
     }
 }

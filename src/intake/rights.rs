@@ -2,7 +2,7 @@
 
 use crate::config::{Account, Config, Role, Senders};
 use crate::message::header::{self, Field, Headers, Mailbox};
-use crate::message::{Address, Draft, ReversePath};
+use crate::message::{Address, Door, Draft, ReversePath, stream};
 use crate::routing::inbound::{Resolution, resolve};
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
@@ -20,8 +20,13 @@ impl Intake {
         envelope_sender(&self.config, account, sender)
     }
 
-    /// At RCPT: is this recipient taken?
-    pub fn recipient(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
+    /// At RCPT: is this recipient taken, and may the account send to one more?
+    pub fn recipient(&self, role: Role, account: Option<&str>, recipient: &Address) -> Result<(), Refusal> {
+        self.takes(role, recipient)?;
+        account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
+    }
+
+    fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
         match resolve(&self.config, recipient) {
             Resolution::Deliveries(_) => Ok(()),
             Resolution::NotOurs if role == Role::Submission => Ok(()),
@@ -69,6 +74,10 @@ pub(super) fn author(config: &Config, draft: &Draft, headers: &Headers<'_>) -> R
             all_own(config, name, &named(field)?)?;
         }
     }
+    if account.and_then(|name| config.accounts.get(name)).is_some_and(|account| account.force_from.is_some()) {
+        // Whatever it says is not sent on.
+        return Ok(());
+    }
     let mut fields = headers.all("from");
     let Some(from) = fields.next() else { return missing_author(draft) };
     if fields.next().is_some() {
@@ -101,6 +110,39 @@ fn all_own(config: &Config, name: &str, named: &[Mailbox]) -> Result<(), Refusal
         None => Ok(()),
         Some(other) => Err(not_yours(config, name, account, &other.address)),
     }
+}
+
+/// The stream that the message asks for, if it may; else that of its account. What no account sent goes
+/// by the default one: what outsiders write into the field means nothing.
+pub(super) fn stream(config: &Config, draft: &Draft, headers: &Headers<'_>) -> Result<String, Refusal> {
+    let name = draft.origin.account.as_deref();
+    let account = name.and_then(|name| config.accounts.get(name));
+    let default = || account.map_or_else(stream::default_name, |account| account.stream.clone());
+    let mut fields = headers.all(stream::FIELD);
+    let Some(field) = fields.next().filter(|_| draft.origin.door.is_trusted()) else { return Ok(default()) };
+    if fields.next().is_some() {
+        let text = format!("the message has more than one {} field", stream::FIELD);
+        return Err(Refusal::plain(Reply::new(550, (6, 0), text)));
+    }
+    let wanted = field.text().trim().to_owned();
+    let may = match (&draft.origin.door, account) {
+        // Who runs this server, and the server itself.
+        (Door::Admin | Door::Bounce, None) => config.streams.contains_key(&wanted),
+        (_, None) => false,
+        (_, Some(account)) => account.may_use(&wanted),
+    };
+    if may {
+        return Ok(wanted);
+    }
+    let shown: String = wanted.chars().take(stream::NAME_CHARS_MAX).collect();
+    let (who, remedy) = match name {
+        Some(name) => (format!("the account {name}"), format!("it is not among accounts.{name}.streams")),
+        None => ("a client without an account".to_owned(), "only accounts may ask for one".to_owned()),
+    };
+    Err(Refusal {
+        reply: Reply::new(550, (7, 1), format!("{who} may not send by the stream {shown:?} ({})", stream::FIELD)),
+        reason: format!("{who} asks for the stream {shown:?}; {remedy}"),
+    })
 }
 
 fn missing_author(draft: &Draft) -> Result<(), Refusal> {

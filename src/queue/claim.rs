@@ -101,6 +101,8 @@ struct LaneState {
     parts: Vec<Segment>,
     /// The least of the parts'.
     earliest: Millis,
+    /// Nothing is claimed before; all ones: before somebody says so.
+    closed_until: Millis,
     next_part: usize,
     next_in_circle: usize,
     turns_taken: u32,
@@ -234,6 +236,9 @@ impl Inner {
     fn has_fresh_room(&self, lane: Lane, places: &HashMap<Place, usize>, now: Millis) -> bool {
         let Some(state) = self.lanes.get(lane.index()) else { return false };
         let (room, held) = (self.shares.room(lane.index()), self.shares.held(lane.index()));
+        if state.closed_until > now {
+            return false;
+        }
         let backlog = state.earliest <= now;
         let kept = if backlog { (room + held) / BACKLOG_SHARE } else { 0 };
         let limit = self.place_limit(lane);
@@ -260,6 +265,7 @@ impl Inner {
 
 fn wish(lanes: &[LaneState], shares: &Shares, lane: usize, now: Millis) -> Wish {
     match lanes.get(lane) {
+        Some(state) if state.closed_until > now => Wish::Blocked,
         Some(state) if state.earliest <= now && shares.room(lane) >= SCAN_ROOM => Wish::Ready,
         Some(state) if state.earliest <= now => Wish::Blocked,
         _ => Wish::None,
@@ -273,7 +279,15 @@ impl Claims {
         let state = |index: usize| {
             let lane = lanes.iter().find(|lane| lane.index() == index).copied();
             let parts: Vec<Segment> = lane.iter().flat_map(|_| (0..PARTS).map(|_| Segment::default())).collect();
-            let mut state = LaneState { lane, parts, earliest: 0, next_part: 0, next_in_circle: 0, turns_taken: 0 };
+            let mut state = LaneState {
+                lane,
+                parts,
+                earliest: 0,
+                closed_until: 0,
+                next_part: 0,
+                next_in_circle: 0,
+                turns_taken: 0,
+            };
             state.update();
             state
         };
@@ -312,8 +326,16 @@ impl Claims {
         if (0..inner.lanes.len()).any(|lane| inner.is_wanted(lane, now)) {
             return Look::Now;
         }
-        let next = inner.lanes.iter().map(|state| state.earliest).filter(|earliest| *earliest > now).min();
+        let next = |state: &LaneState| if state.closed_until > now { state.closed_until } else { state.earliest };
+        let next = inner.lanes.iter().map(next).filter(|next| *next > now).min();
         next.filter(|next| *next < Millis::MAX).map_or(Look::Later, Look::At)
+    }
+
+    /// Nothing of this lane is claimed before `until`; 0: it is open. Who opens one wakes the dispatcher.
+    pub(super) fn close(&self, lane: Lane, until: Millis) {
+        if let Some(state) = self.lock().lanes.get_mut(lane.index()) {
+            state.closed_until = until;
+        }
     }
 
     /// Claims all of a new message's recipients before it is committed, or none of them. They are the
@@ -468,7 +490,7 @@ impl Inner {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::queue::lane::STREAMS_MAX;
+    use crate::message::stream::STREAMS_MAX;
     use crate::store::{Batch, Store, Table};
 
     /// Or a lane could wait for room that it never gets.

@@ -10,16 +10,17 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 
-use crate::message::stream;
+use crate::message::stream::{self, STREAMS_MAX};
 use crate::store::{Batch, Store, StoreError, Table};
 
+use super::keys::DueKey;
 use super::record::{Recipient, Route};
 
 /// Parts of a lane in the due index; a place is always in the same one. A long queue that is held up
 /// costs time only in its own part.
 pub const PARTS: usize = 64;
-/// Most streams, the built-in ones included: a lane is one byte, and every lane needs some share.
-pub const STREAMS_MAX: usize = 16;
+/// Entries of the due index that are moved to another lane in one batch.
+const MOVED_AT_ONCE: usize = 1000;
 /// Where in the meta table the slot of a stream is kept.
 const META_PREFIX: &str = "stream/";
 /// Turns of new mail for one turn of a retry of the same stream.
@@ -52,7 +53,12 @@ impl Lane {
         usize::from(self.0 - 1)
     }
 
-    fn slot(self) -> u8 {
+    /// Both lanes of a stream.
+    pub(super) fn of(slot: u8) -> [Lane; 2] {
+        [Lane::new(slot, false), Lane::new(slot, true)]
+    }
+
+    pub(super) fn slot(self) -> u8 {
         (self.0 - 1) / 2
     }
 }
@@ -66,29 +72,81 @@ pub struct Streams {
 impl Streams {
     /// Those of the store; the built-in ones are added where they are missing.
     pub fn load(store: &Store) -> Result<Streams, StoreError> {
-        let mut slots = BTreeMap::new();
-        for entry in store.prefix(Table::Meta, META_PREFIX.as_bytes())? {
-            let (key, value) = entry?;
-            let damaged = || StoreError::Damaged(format!("meta/{}", String::from_utf8_lossy(&key)));
-            let name = key.get(META_PREFIX.len()..).and_then(|name| std::str::from_utf8(name).ok());
-            match (name, &*value) {
-                (Some(name), [slot]) if usize::from(*slot) < STREAMS_MAX => slots.insert(name.to_owned(), *slot),
-                _ => return Err(damaged()),
-            };
-        }
-        let mut batch = Batch::new();
-        for name in stream::BUILT_IN {
-            if !slots.contains_key(name) {
-                let slot = (0..STREAMS_MAX as u8).find(|slot| !slots.values().any(|taken| taken == slot));
-                let slot = slot.ok_or_else(|| StoreError::Damaged("meta: no slot is left for a stream".into()))?;
-                slots.insert(name.to_owned(), slot);
-                batch.put(Table::Meta, [META_PREFIX, name].concat().into_bytes(), vec![slot]);
+        let mut streams = Streams { slots: stored(store)? };
+        streams.add(store, stream::BUILT_IN.into_iter())?;
+        Ok(streams)
+    }
+
+    /// Those of the configuration. A stream that is there no more gives its slot back; what waits in its
+    /// lanes goes over to the default one's. A crash half-way is gone over by the next start: the slot
+    /// goes last.
+    pub fn configure<'n>(store: &Store, names: impl Iterator<Item = &'n str> + Clone) -> Result<Streams, StoreError> {
+        let mut streams = Streams::load(store)?;
+        let is_gone = |name: &&String| !stream::BUILT_IN.contains(&name.as_str()) && names.clone().all(|n| n != *name);
+        let gone: Vec<String> = streams.slots.keys().filter(is_gone).cloned().collect();
+        for name in gone {
+            let Some(slot) = streams.slots.remove(&name) else { continue };
+            let moved = streams.move_to_default(store, slot)?;
+            let mut batch = Batch::new();
+            batch.delete(Table::Meta, meta_key(&name));
+            store.write(&[batch], true)?;
+            if moved > 0 {
+                tracing::warn!(
+                    stream = name,
+                    moved,
+                    to = stream::DEFAULT,
+                    "its stream is not configured any more; it goes by another"
+                );
             }
         }
-        if !batch.is_empty() {
-            store.write(&[batch], true)?;
+        streams.add(store, names)?;
+        Ok(streams)
+    }
+
+    fn move_to_default(&self, store: &Store, slot: u8) -> Result<usize, StoreError> {
+        let mut moved = 0;
+        for lane in Lane::of(slot) {
+            let to = self.lane(stream::DEFAULT, u32::from(lane.is_retry()));
+            loop {
+                let mut batch = Batch::new();
+                let from = [lane.byte()];
+                let entries = store.range(Table::Due, &from, &[lane.byte() + 1])?;
+                let mut count = 0;
+                for entry in entries.take(MOVED_AT_ONCE) {
+                    let (key, value) = entry?;
+                    count += 1;
+                    if let Ok(at) = DueKey::read(&key) {
+                        batch.put(Table::Due, DueKey { lane: to, ..at }.to_bytes(), Bytes::copy_from_slice(&value));
+                        moved += 1;
+                    }
+                    batch.delete(Table::Due, key);
+                }
+                if count == 0 {
+                    break;
+                }
+                store.write(&[batch], false)?;
+            }
         }
-        Ok(Streams { slots })
+        Ok(moved)
+    }
+
+    fn add<'n>(&mut self, store: &Store, names: impl Iterator<Item = &'n str>) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        for name in names {
+            if self.slots.contains_key(name) {
+                continue;
+            }
+            let slot = (0..STREAMS_MAX as u8).find(|slot| !self.slots.values().any(|taken| taken == slot));
+            let slot = slot.ok_or_else(|| StoreError::Damaged("meta: no slot is left for a stream".into()))?;
+            self.slots.insert(name.to_owned(), slot);
+            batch.put(Table::Meta, meta_key(name), vec![slot]);
+        }
+        if batch.is_empty() { Ok(()) } else { store.write(&[batch], true) }
+    }
+
+    /// Their names and slots.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&str, u8)> {
+        self.slots.iter().map(|(name, slot)| (name.as_str(), *slot))
     }
 
     /// A stream that nobody knows (any more) goes with the default one.
@@ -129,6 +187,24 @@ impl Streams {
     }
 }
 
+fn meta_key(name: &str) -> Vec<u8> {
+    [META_PREFIX, name].concat().into_bytes()
+}
+
+fn stored(store: &Store) -> Result<BTreeMap<String, u8>, StoreError> {
+    let mut slots = BTreeMap::new();
+    for entry in store.prefix(Table::Meta, META_PREFIX.as_bytes())? {
+        let (key, value) = entry?;
+        let damaged = || StoreError::Damaged(format!("meta/{}", String::from_utf8_lossy(&key)));
+        let name = key.get(META_PREFIX.len()..).and_then(|name| std::str::from_utf8(name).ok());
+        match (name, &*value) {
+            (Some(name), [slot]) if usize::from(*slot) < STREAMS_MAX => slots.insert(name.to_owned(), *slot),
+            _ => return Err(damaged()),
+        };
+    }
+    Ok(slots)
+}
+
 /// Where a delivery goes: the first bytes of a digest, the same in every run, which nobody can choose
 /// to be another's. What the due index keeps beside a key, so that whose turn it is not is passed over
 /// without reading its record.
@@ -163,6 +239,8 @@ impl Place {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::message::MessageId;
+    use crate::queue::keys::Position;
 
     #[test]
     fn slots_are_kept_and_an_unknown_stream_goes_with_the_default() {
@@ -187,6 +265,38 @@ mod tests {
             assert_eq!(again.weights()[lane.index()], again.weight(lane));
         }
         assert_eq!(Lane::from_byte(0), None);
+    }
+
+    #[test]
+    fn a_stream_that_is_gone_leaves_its_slot_and_its_mail_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let names: Vec<String> = (0..13).map(|number| format!("own{number}")).collect();
+        let all = || names.iter().map(String::as_str);
+        let first = Streams::configure(&store, all()).unwrap();
+        assert_eq!(first.lanes().len(), 2 * STREAMS_MAX);
+        let mut batch = Batch::new();
+        let at = |due| Position { due, id: MessageId::from_u64(7), number: 1 };
+        for (due, attempts) in (0..1500).map(|due| (due, due as u32 % 2)) {
+            let key = DueKey { lane: first.lane("own5", attempts), part: 3, at: at(due) };
+            batch.put(Table::Due, key.to_bytes(), vec![8]);
+        }
+        store.write(&[batch], true).unwrap();
+
+        let renamed = || all().map(|name| if name == "own5" { "other" } else { name });
+        let second = Streams::configure(&store, renamed()).unwrap();
+        assert_eq!(second.lane("other", 0), first.lane("own5", 0), "there is no other slot");
+        assert_eq!(second.lane("own5", 1), second.lane("transactional", 1));
+        assert_eq!(second.lane("own6", 1), first.lane("own6", 1));
+        let entries: Vec<DueKey> =
+            store.prefix(Table::Due, b"").unwrap().map(|entry| DueKey::read(&entry.unwrap().0).unwrap()).collect();
+        assert_eq!(entries.len(), 1500);
+        for key in entries {
+            assert_eq!(key.lane, second.lane("transactional", key.at.due as u32 % 2));
+            assert_eq!((key.part, key.at), (3, at(key.at.due)));
+        }
+        let again = Streams::load(&store).unwrap();
+        assert_eq!(again.lane("other", 0), second.lane("other", 0));
     }
 
     #[test]

@@ -11,15 +11,18 @@ pub mod body;
 pub mod check;
 pub mod claim;
 pub mod commit;
+pub mod gate;
 pub mod keys;
 pub mod lane;
 pub mod memory;
+pub mod pace;
 mod rebuild;
 pub mod record;
 pub mod schedule;
 pub mod shares;
+pub mod suspend;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -27,16 +30,19 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::clock::{Clock, Millis};
+use crate::config;
 use crate::message::MessageId;
 use crate::message::id::IdSource;
 use crate::store::{Batch, Store, StoreError, Table};
 
 use claim::{Claims, Damaged, Scan};
 use commit::Committer;
+use gate::Gates;
 use keys::{DueKey, Position};
 use lane::{Lane, Place, Streams};
 use memory::Memory;
 use record::{Message, Recipient, Status};
+use suspend::{LIFTING, Suspension};
 
 pub use rebuild::{Rebuilt, rebuild_due_index};
 
@@ -113,6 +119,9 @@ pub struct Queue {
     memory: Memory,
     incoming: body::Incoming,
     streams: Streams,
+    gates: Arc<Gates>,
+    /// One write of what the gates keep at a time, so that an older one never follows a newer.
+    keeping: tokio::sync::Mutex<()>,
     fresh: mpsc::UnboundedSender<Claimed>,
     message_locks: Vec<tokio::sync::Mutex<()>>,
 }
@@ -124,23 +133,50 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
-    /// The receiver gives what was just committed and claimed for a first attempt; its length is
-    /// bounded by the claims. `memory`: bytes of bodies held at one time (`queue.memory`).
+    /// With the streams that the store knows, and no limits on them.
     pub fn new(
         store: Arc<Store>,
         clock: Clock,
         sync: bool,
         memory: u64,
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
+        let streams = Streams::load(&store)?;
+        Queue::open(store, clock, sync, memory, streams, &BTreeMap::new())
+    }
+
+    /// With the streams of the configuration. The receiver gives what was just committed and claimed for a
+    /// first attempt; its length is bounded by the claims. `memory`: bytes of bodies held at one time
+    /// (`queue.memory`).
+    pub fn with_streams(
+        store: Arc<Store>,
+        clock: Clock,
+        sync: bool,
+        memory: u64,
+        settings: &BTreeMap<String, config::Stream>,
+    ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
+        let streams = Streams::configure(&store, settings.keys().map(String::as_str))?;
+        Queue::open(store, clock, sync, memory, streams, settings)
+    }
+
+    fn open(
+        store: Arc<Store>,
+        clock: Clock,
+        sync: bool,
+        memory: u64,
+        streams: Streams,
+        settings: &BTreeMap<String, config::Stream>,
+    ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
         let (fresh, fresh_receiver) = mpsc::unbounded_channel();
         let last = highest_id(&store)?;
         body::forget_incoming(&store)?;
-        let streams = Streams::load(&store)?;
         let claims = Arc::new(Claims::new(&streams));
         for (id, number, why) in rebuild::upgrade(&store)?.damaged {
             claims.set_aside(id, number, &why, clock.now());
         }
+        let gates = Arc::new(Gates::load(&store, &streams, settings, claims.clone(), clock.clone())?);
         let queue = Queue {
+            gates,
+            keeping: tokio::sync::Mutex::new(()),
             committer: Committer::start(store.clone(), sync),
             ids: IdSource::new(0, last),
             clock,
@@ -166,6 +202,68 @@ impl Queue {
 
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// What keeps streams from sending.
+    pub fn gates(&self) -> &Arc<Gates> {
+        &self.gates
+    }
+
+    /// Writes down how much the streams have sent, where that has changed. To be done before an attempt
+    /// of this lane begins, and when it has ended.
+    pub async fn keep_pace(&self, lane: Lane) -> Result<(), StoreError> {
+        if !self.gates.is_paced(lane) {
+            return Ok(());
+        }
+        let _one = self.keeping.lock().await;
+        let (batch, written) = self.gates.unkept()?;
+        if !batch.is_empty() {
+            self.commit(batch, true).await?;
+            self.gates.kept(&written);
+        }
+        Ok(())
+    }
+
+    /// From now on nothing of this starts, also after a restart. False: it was so already.
+    pub async fn suspend(&self, what: &Suspension) -> Result<bool, StoreError> {
+        let _one = self.keeping.lock().await;
+        if self.gates.since(what).is_some_and(|since| since != LIFTING) {
+            return Ok(false);
+        }
+        self.write_suspension(what, Some(self.clock.now().max(LIFTING + 1))).await?;
+        Ok(true)
+    }
+
+    /// Lets it go again: all that is due starts as it can. False: it was not suspended. What was put
+    /// aside one by one (mail for a smart host) is still to be released; then comes [`Queue::lifted`].
+    pub async fn lift(&self, what: &Suspension) -> Result<bool, StoreError> {
+        let _one = self.keeping.lock().await;
+        if self.gates.since(what).is_none_or(|since| since == LIFTING) {
+            return Ok(false);
+        }
+        let rest = matches!(what, Suspension::SmartHost(_)).then_some(LIFTING);
+        self.write_suspension(what, rest).await?;
+        Ok(true)
+    }
+
+    /// All that a suspension had put aside is due again.
+    pub async fn lifted(&self, what: &Suspension) -> Result<(), StoreError> {
+        let _one = self.keeping.lock().await;
+        if self.gates.since(what) == Some(LIFTING) {
+            self.write_suspension(what, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_suspension(&self, what: &Suspension, since: Option<Millis>) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        match since {
+            Some(since) => batch.put(Table::Meta, what.key(), since.to_be_bytes().to_vec()),
+            None => batch.delete(Table::Meta, what.key()),
+        }
+        self.commit(batch, true).await?;
+        self.gates.set(what, since);
+        Ok(())
     }
 
     /// The one budget for bodies.

@@ -19,6 +19,13 @@ pub fn account(credential: Credential) -> Account {
         active: true,
         senders: Senders::OwnDomains,
         stream: "transactional".to_owned(),
+        streams: Vec::new(),
+        force_from: None,
+        daily_limit: None,
+        rate_limit: None,
+        max_attachments: None,
+        notify: None,
+        hold: false,
         max_recipients: 1000,
     }
 }

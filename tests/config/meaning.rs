@@ -86,8 +86,27 @@ fn an_account_has_a_stream() {
     assert_eq!(load(&account("stream = \"bulk\"\n")).accounts["shop"].stream, "bulk");
     let problems = refused(&account("stream = \"newsletters\"\n"));
     assert_eq!(problems.len(), 1, "{problems:?}");
-    let choices = "\"transactional\", \"bulk\" or \"security\"";
+    let choices = "The streams are transactional, bulk, security;";
     assert!(problems[0].contains("accounts.shop.stream") && problems[0].contains(choices), "{problems:?}");
+    let own = load(&account("stream = \"newsletters\"\nstreams = [\"bulk\"]\n[streams.newsletters]\n"));
+    assert!(own.accounts["shop"].may_use("newsletters") && own.accounts["shop"].may_use("bulk"));
+    assert!(!own.accounts["shop"].may_use("security"));
+}
+
+#[test]
+fn streams_are_always_there_and_only_security_is_exempt() {
+    let config = load(&with("[streams.bulk]\nblock_size = 5\n[streams.news]\nconcurrency = 1\ndaily_limit = 9\n"));
+    let names: Vec<&String> = config.streams.keys().collect();
+    assert_eq!(names, ["bulk", "news", "security", "transactional"]);
+    let exempt: Vec<&String> =
+        config.streams.iter().filter(|(_, stream)| stream.exempt_from_suspend).map(|(name, _)| name).collect();
+    assert_eq!(exempt, ["security"]);
+    let block = config.streams["bulk"].block.unwrap();
+    assert_eq!((block.size, block.pause), (5, Duration::from_secs(120)));
+    assert_eq!((config.streams["news"].concurrency, config.streams["news"].daily_limit), (Some(1), Some(9)));
+    let many: String = (0..14).map(|number| format!("[streams.s{number}]\n")).collect();
+    let problems = refused(&with(&many));
+    assert!(problems.len() == 1 && problems[0].contains("more than 16 streams"), "{problems:?}");
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! What is suspended: words, and how they are kept in the store.
+//!
+//! While something is suspended, mail for it is taken and queued, attempts under way end, and none
+//! starts. Each suspension is a record of its own, written and synced before anybody is told, so it
+//! outlives a restart and a crash; lifting one deletes the record. One that is being lifted for a smart
+//! host is marked instead until all that was put aside for it is due again: a crash in between is
+//! finished by the next start.
+//!
+//! Left out: what it keeps from starting (`queue::gate`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Millis;
+use crate::store::{Store, StoreError, Table};
+
+/// Where in the meta table they are.
+const META_PREFIX: &str = "suspend/";
+/// In place of the time, while one is being lifted.
+pub const LIFTING: Millis = 0;
+
+/// Something that can be suspended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Suspension {
+    /// All that leaves or is delivered, but for streams that are exempt.
+    All,
+    Stream(String),
+    SmartHost(String),
+    /// Bringing mail in from mailboxes elsewhere.
+    Fetch,
+}
+
+impl std::fmt::Display for Suspension {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Suspension::All => f.write_str("all sending"),
+            Suspension::Stream(name) => write!(f, "the stream {name}"),
+            Suspension::SmartHost(name) => write!(f, "the smart host {name}"),
+            Suspension::Fetch => f.write_str("fetching"),
+        }
+    }
+}
+
+impl Suspension {
+    /// In the meta table.
+    pub fn key(&self) -> Vec<u8> {
+        let text = match self {
+            Suspension::All => format!("{META_PREFIX}all"),
+            Suspension::Stream(name) => format!("{META_PREFIX}stream/{name}"),
+            Suspension::SmartHost(name) => format!("{META_PREFIX}smart_host/{name}"),
+            Suspension::Fetch => format!("{META_PREFIX}fetch"),
+        };
+        text.into_bytes()
+    }
+
+    fn from_key(key: &[u8]) -> Option<Suspension> {
+        let text = std::str::from_utf8(key).ok()?.strip_prefix(META_PREFIX)?;
+        Some(match text.split_once('/') {
+            None if text == "all" => Suspension::All,
+            None if text == "fetch" => Suspension::Fetch,
+            Some(("stream", name)) => Suspension::Stream(name.to_owned()),
+            Some(("smart_host", name)) => Suspension::SmartHost(name.to_owned()),
+            _ => return None,
+        })
+    }
+
+    /// Why mail is held that would go by this smart host. Such mail is released when the suspension is
+    /// lifted.
+    pub fn held_because(smart_host: &str) -> String {
+        format!("the smart host {smart_host} is suspended (`postrider resume --smart-host {smart_host}`)")
+    }
+
+    /// The smart host in a reason of [`Suspension::held_because`].
+    pub fn host_of(reason: &str) -> Option<&str> {
+        // A name has no blanks in it.
+        let name = reason.strip_prefix("the smart host ")?.split(' ').next()?;
+        (Suspension::held_because(name) == reason).then_some(name)
+    }
+}
+
+/// All that is suspended, each with since when, or [`LIFTING`].
+pub fn load(store: &Store) -> Result<Vec<(Suspension, Millis)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in store.prefix(Table::Meta, META_PREFIX.as_bytes())? {
+        let (key, value) = entry?;
+        let since = <[u8; 8]>::try_from(&*value).map(Millis::from_be_bytes);
+        match (Suspension::from_key(&key), since) {
+            (Some(what), Ok(since)) => found.push((what, since)),
+            _ => return Err(StoreError::Damaged(format!("meta/{}", String::from_utf8_lossy(&key)))),
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_reasons_can_be_read_back() {
+        for what in
+            [Suspension::All, Suspension::Stream("own".into()), Suspension::SmartHost("a/b".into()), Suspension::Fetch]
+        {
+            assert_eq!(Suspension::from_key(&what.key()), Some(what));
+        }
+        assert_eq!(Suspension::from_key(b"suspend/more"), None);
+        assert_eq!(Suspension::host_of(&Suspension::held_because("ses")), Some("ses"));
+        assert_eq!(Suspension::host_of("the smart host is suspended"), None);
+        assert_eq!(Suspension::host_of("by the operator"), None);
+    }
+}
