@@ -3,7 +3,7 @@
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
-//! `smart_hosts`, `trust`, `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
+//! `groups`, `smart_hosts`, `trust`, `running`), which take their values through `section`, `value` and `secret`; `chains` follows the
 //! aliases. All of them put what they find wrong into one `report`, and `problem` says it.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
@@ -16,6 +16,7 @@ mod domains;
 mod doors;
 pub mod file_path;
 mod files;
+pub mod groups;
 mod keys;
 mod nearest;
 pub mod problem;
@@ -31,7 +32,7 @@ pub mod value;
 mod ways_out;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ use ipnet::IpNet;
 use crate::message::{Address, Domain};
 
 pub use file_path::FilePath;
+pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
@@ -59,6 +61,7 @@ pub struct Config {
     pub aliases: Aliases,
     pub targets: BTreeMap<String, Target>,
     pub delivery: Delivery,
+    pub destinations: Destinations,
     pub streams: BTreeMap<String, Stream>,
     /// By priority, then in the order of the file.
     pub smart_hosts: Vec<SmartHost>,
@@ -241,6 +244,8 @@ pub struct Delivery {
     pub default: WayOut,
     pub file_path: FilePath,
     pub helo_name: Domain,
+    /// Local addresses to send from, in turn; empty: the system's choice.
+    pub source_addresses: Vec<IpAddr>,
     /// Outbound connections at once.
     pub concurrency: usize,
     pub mx_port: u16,

@@ -13,15 +13,20 @@ use crate::smtp::Reply;
 pub mod body;
 pub mod dispatch;
 pub mod file;
+pub mod groups;
+mod kept;
 pub mod maildir;
 mod on_disk;
+mod put_off;
 pub mod settle;
 pub mod smtp;
+pub mod throttle;
 pub mod transport;
 mod turns;
 pub mod webhook;
 
 pub use body::Body;
+use groups::Group;
 
 /// One message for one destination: all recipients in it may share a transaction.
 #[derive(Clone, Debug)]
@@ -68,6 +73,9 @@ pub struct Delivered {
 /// Where a job goes; jobs with equal destinations share limits and turns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Destination {
+    /// A domain whose servers are not known.
     Domain(Domain),
+    /// Servers that are the mail exchangers of a domain, or of several.
+    Group(Group),
     Target(String),
 }

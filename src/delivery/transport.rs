@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::clock::Clock;
 use crate::config::{Config, Target, WayOut};
 use crate::dns::Resolver;
-use crate::message::Address;
+use crate::message::{Address, Domain};
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
 
@@ -77,12 +77,21 @@ impl Transports {
 }
 
 impl Transports {
+    /// The servers that take mail for a domain, in no order; none if that cannot be found out now.
+    pub async fn exchangers(&self, domain: &Domain) -> Option<Vec<Domain>> {
+        self.smtp.exchangers(domain).await
+    }
+
     /// By the way out for all that leaves.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
         match self.config.delivery.default {
             WayOut::Direct => self.smtp.deliver(job).await,
             WayOut::File => self.files.deliver(job).await,
             WayOut::Capture => all(job, &Outcome::Captured),
+            WayOut::SmartHosts => {
+                let why = Failure::local("4.3.5", "", "smart hosts are not supported yet");
+                all(job, &Outcome::Defer { why, not_before_secs: None })
+            }
         }
     }
 

@@ -36,7 +36,7 @@ use tokio_rustls::rustls::RootCertStore;
 
 use super::{Job, Outcome};
 use crate::config::{self, Config};
-use crate::dns::{DnsError, Resolver};
+use crate::dns::{DnsError, MxAnswer, Resolver};
 use crate::message::Domain;
 
 pub use addresses::{Refused, refused};
@@ -112,6 +112,16 @@ impl SmtpTransport {
     /// Says goodbye to connections that wait for another message, and keeps none from now on.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// The servers that take mail for a domain, in no order; none if that cannot be found out now, or
+    /// there are none.
+    pub async fn exchangers(&self, domain: &Domain) -> Option<Vec<Domain>> {
+        match self.resolver.mx(domain).await {
+            Ok(MxAnswer::Hosts(listed)) => Some(listed.into_iter().map(|mx| mx.host).collect()),
+            Ok(MxAnswer::Implicit) => Some(vec![domain.clone()]),
+            Ok(MxAnswer::Null | MxAnswer::NoSuchDomain) | Err(_) => None,
+        }
     }
 
     async fn hosts(&self, domain: &Domain) -> Result<Vec<Domain>, Box<Outcome>> {
