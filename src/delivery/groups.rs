@@ -64,8 +64,8 @@ impl Group {
     }
 }
 
-/// A long set is cut, and told from others by a digest.
-fn name(hosts: &[Domain]) -> String {
+/// The name of a set of exchangers. A long one is cut, and told from others by a digest.
+pub(super) fn name(hosts: &[Domain]) -> String {
     let mut names: Vec<&str> = hosts.iter().map(Domain::as_str).collect();
     names.sort_unstable();
     names.dedup();

@@ -184,13 +184,7 @@ impl Throttles {
         }
     }
 
-    fn good(
-        &mut self,
-        destination: &Destination,
-        began: Moment,
-        connections: impl Fn() -> usize,
-        now: Millis,
-    ) -> bool {
+    fn good(&mut self, destination: &Destination, began: Moment, connections: impl Fn() -> usize, now: Millis) -> bool {
         let Some(throttle) = self.known.get_mut(destination).filter(|throttle| began >= throttle.heard) else {
             return false;
         };

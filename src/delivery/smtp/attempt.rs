@@ -2,19 +2,20 @@
 //! to ask.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::addresses::Refused;
+use super::addresses::{Refused, Source};
 use super::client::Client;
 use super::commands::{Mail, MailRecipient, Smtputf8};
 use super::connection::Connection;
-use super::pool::{MESSAGES_MAX, Way};
+use super::pool::Way;
 use super::step::{Stage, Tls, Trouble};
 use super::{SmtpTransport, mx, tls};
-use crate::config::OutboundTls;
+use crate::config::{GroupLimits, OutboundTls};
 use crate::delivery::{Body, Job, Outcome};
 use crate::message::Domain;
 use crate::queue::record::Failure;
@@ -25,10 +26,6 @@ use crate::store::StoreError;
 const ATTEMPT_MAX: Duration = Duration::from_secs(60 * 60);
 /// A TCP connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// RCPT commands of one transaction; more recipients go in further ones on the same connection
-/// (RFC 5321 4.5.3.1.8 makes every server take 100).
-const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
-
 mod through;
 
 pub use through::run_through;
@@ -50,6 +47,9 @@ struct Attempt<'a> {
     /// One per recipient of the job, in their order.
     outcomes: Vec<Option<Outcome>>,
     traits: Traits,
+    /// The servers that share what is remembered and allowed; none before they are known.
+    servers: Arc<[Domain]>,
+    limits: GroupLimits,
     deadline: Instant,
     /// Of the hosts that did not do, the one that got furthest; the first of equals.
     worst: Option<Trouble>,
@@ -70,6 +70,8 @@ impl<'a> Attempt<'a> {
             job,
             outcomes: job.recipients.iter().map(|_| None).collect(),
             traits,
+            servers: Arc::default(),
+            limits: transport.destinations.default,
             deadline: Instant::now() + ATTEMPT_MAX,
             worst: None,
             tries: 0,
@@ -83,8 +85,11 @@ impl<'a> Attempt<'a> {
             // The attempt's time was used up by the name servers; `finish` says so.
             Err(_) => return,
         };
+        self.limits = self.transport.destinations.of(domain, &hosts);
+        let hosts: Arc<[Domain]> = hosts.into();
+        self.servers = hosts.clone();
         let mut forbidden = None;
-        for host in &hosts {
+        for host in &*hosts {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
                 return;
             }
@@ -103,7 +108,7 @@ impl<'a> Attempt<'a> {
     async fn at_host(&mut self, host: &Domain, forbidden: &mut Option<(Domain, IpAddr, Refused)>) {
         let found = match timeout_at(
             self.deadline,
-            self.transport.addresses(host, self.transport.settings.allow_private_addresses),
+            self.transport.addresses(host, &self.servers, self.transport.settings.allow_private_addresses),
         )
         .await
         {
@@ -161,10 +166,11 @@ impl<'a> Attempt<'a> {
 
     async fn over(&mut self, mut connection: Connection, way: &Way) -> Result<(), Trouble> {
         let undecided = self.undecided();
-        for some in undecided.chunks(RECIPIENTS_PER_TRANSACTION_MAX) {
-            if connection.messages() >= MESSAGES_MAX {
+        // More recipients go in further transactions on the same connection.
+        for some in undecided.chunks(self.limits.recipients_per_message.max(1)) {
+            if connection.messages() >= self.limits.messages_per_connection {
                 let full = std::mem::replace(&mut connection, self.connect(way).await?);
-                self.transport.pool.give(way.clone(), full);
+                self.transport.pool.give(way.clone(), full, &self.limits);
             }
             let mail = self.mail(some);
             let sent = connection.send(mail, &self.job.body, self.deadline).await;
@@ -175,7 +181,7 @@ impl<'a> Attempt<'a> {
                 return Err(trouble);
             }
         }
-        self.transport.pool.give(way.clone(), connection);
+        self.transport.pool.give(way.clone(), connection, &self.limits);
         Ok(())
     }
 
@@ -183,19 +189,7 @@ impl<'a> Attempt<'a> {
         let transport = self.transport;
         let Way { host, address, tls: mode, agreed } = way;
         let peer = peer_text(host, *address);
-        let connecting = async {
-            let stream = TcpStream::connect(*address).await?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        };
-        let stream: std::io::Result<TcpStream> = match timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(result) => result,
-            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-        };
-        let stream = stream.map_err(|error| {
-            let reason = format!("could not connect to {peer}: {error}");
-            Trouble::new(Stage::Connect, Failure::local("4.4.1", &peer, reason))
-        })?;
+        let stream = self.connect_to(*address, &peer).await?;
         let mut client = Client::new(peer.clone(), transport.settings.helo_name.clone(), *mode, transport.timeouts);
         let mut connector = &transport.connector.0;
         if let Some(agreed) = agreed {
@@ -208,6 +202,38 @@ impl<'a> Attempt<'a> {
         }
         let name = tls::server_name(host, address.ip());
         Connection::open(Box::new(stream), client, connector, name, self.deadline).await
+    }
+
+    /// From one of our addresses, and remembers whether addresses of this family can be connected to.
+    async fn connect_to(&self, address: SocketAddr, peer: &str) -> Result<TcpStream, Trouble> {
+        let ours = |reason: String| Trouble::new(Stage::Connect, Failure::local("4.3.5", peer, reason));
+        let socket = match self.transport.sources.next(address.ip()) {
+            Source::Any => None,
+            Source::Bound(source) => Some(bound(source).map_err(|error| {
+                ours(format!("cannot connect to {peer} from {source}, one of delivery.source_addresses: {error}"))
+            })?),
+            Source::Missing => {
+                let reason = format!("cannot connect to {peer}: delivery.source_addresses has none of its family");
+                return Err(ours(reason));
+            }
+        };
+        let connecting = async {
+            let stream = match socket {
+                Some(socket) => socket.connect(address).await?,
+                None => TcpStream::connect(address).await?,
+            };
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        };
+        let stream: std::io::Result<TcpStream> = match timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(result) => result,
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        self.transport.note_family(&self.servers, address.ip(), stream.is_ok());
+        stream.map_err(|error| {
+            let reason = format!("could not connect to {peer}: {error}");
+            Trouble::new(Stage::Connect, Failure::local("4.4.1", peer, reason))
+        })
     }
 
     fn mail(&self, some: &[usize]) -> Mail {
@@ -269,6 +295,12 @@ impl<'a> Attempt<'a> {
         let numbers = self.job.recipients.iter().map(|(number, _)| *number);
         numbers.zip(self.outcomes.into_iter().flatten()).collect()
     }
+}
+
+fn bound(source: IpAddr) -> std::io::Result<TcpSocket> {
+    let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(source, 0))?;
+    Ok(socket)
 }
 
 /// `mx1.example.com [192.0.2.1]:25`; an address literal is not said twice.

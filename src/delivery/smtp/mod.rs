@@ -28,17 +28,19 @@ mod tls;
 mod transaction;
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::RootCertStore;
 
-use super::{Job, Outcome};
+use super::{Job, Outcome, groups};
 use crate::config::{self, Config};
 use crate::dns::{DnsError, MxAnswer, Resolver};
 use crate::message::Domain;
 
+use addresses::{Failing, Family};
 pub use addresses::{Refused, refused};
 pub use auth::{Login, LoginFault, Secret};
 pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
@@ -57,6 +59,10 @@ pub struct SmtpTransport {
     /// Names under which this server may stand in an MX record.
     own_names: [Domain; 2],
     settings: config::Delivery,
+    destinations: config::Destinations,
+    sources: addresses::Sources,
+    /// By [`groups::name`](super::groups::name).
+    failing: Mutex<addresses::Failing>,
     timeouts: Timeouts,
     connector: Connector,
     /// Checks certificates; made when the first host wants that.
@@ -74,11 +80,14 @@ impl SmtpTransport {
             resolver,
             own_names: [config.hostname.clone(), config.delivery.helo_name.clone()],
             settings: config.delivery.clone(),
+            destinations: config.destinations.clone(),
+            sources: addresses::Sources::new(&config.delivery.source_addresses),
+            failing: Mutex::default(),
             timeouts: Timeouts::RFC5321,
             connector: Connector(tls::opportunistic()?),
             verifying: OnceCell::new(),
             dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
-            pool: pool::Pool::default(),
+            pool: pool::Pool::new(config.delivery.concurrency),
         })
     }
 
@@ -130,13 +139,38 @@ impl SmtpTransport {
         self.with_dice(|dice| mx::hosts(domain, answer, &own, dice))
     }
 
-    async fn addresses(&self, host: &Domain, allow_private: bool) -> Result<mx::Addresses, String> {
+    /// Of `host`, which is one of `servers`.
+    async fn addresses(&self, host: &Domain, servers: &[Domain], allow_private: bool) -> Result<mx::Addresses, String> {
         let found: Vec<IpAddr> = match self.resolver.addresses(host).await {
             Ok(found) => found,
             Err(DnsError::NoSuchDomain | DnsError::Unusable(_)) => Vec::new(),
             Err(DnsError::Temporary(reason) | DnsError::Setup(reason)) => return Err(reason),
         };
-        Ok(self.with_dice(|dice| mx::addresses(found, allow_private, dice)))
+        let failing = self.failing_family(servers);
+        Ok(self.with_dice(|dice| mx::addresses(found, allow_private, failing, dice)))
+    }
+
+    /// The family of addresses that had better be tried last.
+    fn failing_family(&self, servers: &[Domain]) -> Option<Family> {
+        self.sources.missing().or_else(|| {
+            let failing = self.lock_failing();
+            if failing.is_empty() { None } else { failing.family(&groups::name(servers), Instant::now()) }
+        })
+    }
+
+    /// One of `servers` could be connected to at this address, or not.
+    fn note_family(&self, servers: &[Domain], ip: IpAddr, is_connected: bool) {
+        let mut failing = self.lock_failing();
+        match is_connected {
+            true if failing.is_empty() => {}
+            true => failing.connected(&groups::name(servers), Family::of(ip)),
+            false => failing.failed(&groups::name(servers), Family::of(ip), Instant::now()),
+        }
+    }
+
+    fn lock_failing(&self) -> MutexGuard<'_, Failing> {
+        // Nothing in here panics half-way, so a poisoned lock still guards sound data.
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connector for hosts whose certificate is checked.
