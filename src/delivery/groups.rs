@@ -149,19 +149,17 @@ impl<J> Groups<J> {
 
     /// Where mail for this domain goes, if that is known.
     pub fn find(&mut self, domain: &Domain, now: Millis) -> Option<Destination> {
-        if !self.young.contains_key(domain) {
+        let Some(known) = self.young.get_mut(domain) else {
             let (domain, known) = self.old.remove_entry(domain)?;
-            self.remember(domain, known);
-        }
-        let known = self.young.get_mut(domain)?;
+            self.remember(domain.clone(), known);
+            return self.find(&domain, now);
+        };
         if known.until <= now {
             // Used on while it is looked up, and asked for once.
             known.until = now + UNKNOWN_FOR;
-            let destination = known.destination.clone();
             if self.again.len() < KNOWN_MAX {
                 self.again.push_back(domain.clone());
             }
-            return Some(destination);
         }
         Some(known.destination.clone())
     }

@@ -61,12 +61,17 @@ fn is_policy(reply: &Reply) -> bool {
     reply.enhanced.is_some_and(|enhanced| enhanced.0 == 7)
 }
 
-/// 421, 4.7.x, no connection or one that broke. Greylisting is about a sender and a recipient, and goes
-/// by the same code.
+/// 421, 4.7.x, no connection or one that broke, a greeting that turns us away. Greylisting is about a
+/// sender and a recipient, and goes by the same code.
 fn is_complaint(why: &Failure) -> bool {
-    match &why.reply {
-        Some(reply) => reply.code == 421 || (is_policy(reply) && reply.code / 100 == 4 && !is_greylisting(reply)),
-        None => matches!(why.status.as_str(), "4.4.1" | "4.4.2"),
+    let Some(reply) = &why.reply else { return matches!(why.status.as_str(), "4.4.1" | "4.4.2") };
+    match reply.code {
+        421 => true,
+        // RFC 5321 4.5.3.1.10: too many recipients for one transaction.
+        452 | 552 => false,
+        // Where the mail is only put off by a final reply, that was to us and not to the mail.
+        500.. => true,
+        _ => why.status == "4.3.2" || (is_policy(reply) && !is_greylisting(reply)),
     }
 }
 
@@ -275,6 +280,9 @@ mod tests {
             (defer(refused(451, (7, 0), "slow down")), complaint),
             (defer(refused(450, (7, 1), "Greylisted, try later")), None),
             (defer(refused(452, (2, 2), "mailbox full")), None),
+            (defer(refused(552, (5, 3), "too many recipients")), None),
+            (defer(refused(554, (7, 1), "no service for you")), complaint),
+            (defer(refused(450, (3, 2), "starting up")), complaint),
             (defer(failure("4.4.1", None)), complaint),
             (defer(failure("4.4.2", None)), complaint),
             (defer(failure("4.4.3", None)), None),
