@@ -96,6 +96,8 @@ pub struct Dispatcher {
     /// They are being written.
     is_keeping: bool,
     late: Vec<PutOff>,
+    /// What the last one waits more than its destination's pause, in milliseconds.
+    spread: Millis,
     /// A part of the due index could not be read: when it is tried again.
     trouble_until: Option<Instant>,
     /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
@@ -129,6 +131,7 @@ impl Dispatcher {
             unkept: unkept.into_iter().collect(),
             is_keeping: false,
             late: Vec::new(),
+            spread: 0,
             trouble_until: None,
             index_made_anew: false,
             damages,
@@ -259,7 +262,7 @@ impl Dispatcher {
                 Destination::Domain(domain) if self.goes_by_exchangers(&domain) => {
                     match self.groups.find(&domain, now) {
                         Some(known) => self.queue_up(known, waiting, now),
-                        None => self.groups.wait(domain, waiting),
+                        None => self.groups.wait(domain, waiting, now),
                     }
                 }
                 other => self.queue_up(other, waiting, now),
@@ -287,7 +290,9 @@ impl Dispatcher {
             let until = throttle.until(now);
             if until > now.saturating_add(PAUSE_WAITED_FOR) {
                 let reason = format!("not tried, because of what happened before: {}", throttle.why());
-                return Some((Failure::local("4.4.1", "", reason), until));
+                // One after the other, so that they do not all come back at once.
+                self.spread = (self.spread + SPREAD) % until.saturating_sub(now).max(1);
+                return Some((Failure::local("4.4.1", "", reason), until + self.spread));
             }
         }
         let time = self.turns.book(destination, RATE_WAITED_FOR)?;
@@ -307,13 +312,9 @@ impl Dispatcher {
     fn throttle(&mut self, destination: Destination, now: Millis) {
         let allowance = allowance(&self.groups, &self.throttles, &destination, now);
         self.turns.allow(&destination, allowance);
-        if allowance.not_before > now.saturating_add(PAUSE_WAITED_FOR)
-            && let Some((why, until)) = self.closed(&destination, now)
-        {
-            // One after the other, so that they do not all come back at once.
-            let span = until.saturating_sub(now).max(1);
-            for (number, (_, waiting)) in (1..).zip(self.turns.withdraw(&destination)) {
-                self.put_off(waiting, why.clone(), until + (number * SPREAD) % span);
+        if allowance.not_before > now.saturating_add(PAUSE_WAITED_FOR) {
+            for (_, waiting) in self.turns.withdraw(&destination) {
+                self.queue_up(destination.clone(), waiting, now);
             }
         }
         self.unkept.insert(destination);
@@ -321,6 +322,7 @@ impl Dispatcher {
 
     /// Starts what may start.
     fn start(&mut self, attempts: &TaskTracker) {
+        self.look_up(attempts);
         self.turns.wake(self.parts.clock.now());
         while let Some((destination, mut waiting)) = self.turns.next() {
             let (lane, _) = waiting.claim;
@@ -338,7 +340,6 @@ impl Dispatcher {
             let turn = TurnTaken { tell: self.tell.clone(), of, sign: Sign::None };
             attempts.spawn(attempt(parts, waiting, turn));
         }
-        self.look_up(attempts);
         self.keep(attempts);
         for late in self.late.drain(..) {
             let parts = self.parts.clone();
@@ -348,6 +349,10 @@ impl Dispatcher {
 
     /// Finds out where mail for new domains goes.
     fn look_up(&mut self, attempts: &TaskTracker) {
+        let now = self.parts.clock.now();
+        while let Some((destination, waiting)) = self.groups.overdue(now) {
+            waiting.into_iter().for_each(|waiting| self.queue_up(destination.clone(), waiting, now));
+        }
         while let Some(domain) = self.groups.next() {
             let (parts, tell) = (self.parts.clone(), self.tell.clone());
             attempts.spawn(async move {

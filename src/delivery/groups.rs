@@ -24,6 +24,9 @@ use crate::message::Domain;
 pub const LOOK_UPS_MAX: usize = 128;
 /// A look-up that takes longer is for the attempt to wait for.
 pub const LOOK_UP_TIME: Duration = Duration::from_secs(3);
+/// A domain whose look-up could not begin for so long, in milliseconds, waits no longer: the name servers
+/// are slow, and its attempt may be luckier.
+const WAIT_MAX: Millis = 5_000;
 /// How long it is remembered which group a domain is in, in milliseconds.
 const KNOWN_FOR: Millis = 10 * 60_000;
 /// How long it is remembered that a domain's group could not be found out, in milliseconds.
@@ -127,8 +130,8 @@ pub(super) struct Groups<J> {
     own: HashMap<Group, GroupLimits>,
     /// Jobs of domains that are being looked up, or will be.
     waiting: HashMap<Domain, Vec<J>>,
-    /// What is looked up next; those for which jobs wait come first.
-    queue: VecDeque<Domain>,
+    /// What is looked up next, and since when it waits; those for which jobs wait come first.
+    queue: VecDeque<(Millis, Domain)>,
     again: VecDeque<Domain>,
     under_way: HashSet<Domain>,
 }
@@ -172,13 +175,13 @@ impl<J> Groups<J> {
     }
 
     /// The job waits until its domain is known.
-    pub fn wait(&mut self, domain: Domain, job: J) {
+    pub fn wait(&mut self, domain: Domain, job: J, now: Millis) {
         if let Some(jobs) = self.waiting.get_mut(&domain) {
             jobs.push(job);
             return;
         }
         if !self.under_way.contains(&domain) {
-            self.queue.push_back(domain.clone());
+            self.queue.push_back((now, domain.clone()));
         }
         self.waiting.insert(domain, vec![job]);
     }
@@ -189,11 +192,18 @@ impl<J> Groups<J> {
             return None;
         }
         loop {
-            let domain = self.queue.pop_front().or_else(|| self.again.pop_front())?;
+            let waited_for = self.queue.pop_front().map(|(_, domain)| domain);
+            let domain = waited_for.or_else(|| self.again.pop_front())?;
             if self.under_way.insert(domain.clone()) {
                 return Some(domain);
             }
         }
+    }
+
+    /// A domain that has waited too long for its look-up to begin, with its jobs.
+    pub fn overdue(&mut self, now: Millis) -> Option<(Destination, Vec<J>)> {
+        let (_, domain) = self.queue.pop_front_if(|(since, _)| now.saturating_sub(*since) >= WAIT_MAX)?;
+        Some(self.found(domain, None, now))
     }
 
     /// What a look-up has found; none: nothing that tells where the mail goes. Gives who waited for it.
@@ -260,7 +270,7 @@ mod tests {
         let mut groups = groups("");
         for (number, name) in ["one.test", "two.test", "three.test"].into_iter().enumerate() {
             assert_eq!(groups.find(&domain(name), 0), None);
-            groups.wait(domain(name), number as u32);
+            groups.wait(domain(name), number as u32, 0);
             assert_eq!(groups.next(), Some(domain(name)));
         }
         let both = Some(domains(&["mx1.far.test", "mx2.far.test"]));
@@ -277,8 +287,8 @@ mod tests {
         let mut groups = groups("");
         for number in 0..LOOK_UPS_MAX as u32 + 5 {
             let domain = domain(&format!("d{number}.test"));
-            groups.wait(domain.clone(), number);
-            groups.wait(domain, 1000 + number);
+            groups.wait(domain.clone(), number, 0);
+            groups.wait(domain, 1000 + number, 0);
         }
         let under_way: Vec<Domain> = std::iter::from_fn(|| groups.next()).collect();
         assert_eq!(under_way.len(), LOOK_UPS_MAX);
@@ -290,9 +300,28 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_too_long_for_a_look_up_goes_without() {
+        let mut groups = groups("");
+        (0..LOOK_UPS_MAX as u32).for_each(|number| groups.wait(domain(&format!("d{number}.test")), number, 0));
+        while groups.next().is_some() {}
+        groups.wait(domain("late.test"), 7, 1_000);
+        groups.wait(domain("later.test"), 8, 2_000);
+        assert_eq!(groups.overdue(WAIT_MAX), None);
+        let alone = Destination::Domain(domain("late.test"));
+        assert_eq!(groups.overdue(1_000 + WAIT_MAX), Some((alone.clone(), vec![7])));
+        assert_eq!(groups.overdue(1_000 + WAIT_MAX), None);
+        assert_eq!(groups.find(&domain("late.test"), 1_000 + WAIT_MAX), Some(alone));
+        // It is looked up when there is time.
+        groups.find(&domain("late.test"), 1_000 + WAIT_MAX + UNKNOWN_FOR);
+        groups.found(domain("d1.test"), None, 0);
+        groups.found(domain("d2.test"), None, 0);
+        assert_eq!((groups.next(), groups.next()), (Some(domain("later.test")), Some(domain("late.test"))));
+    }
+
+    #[test]
     fn an_old_answer_is_used_while_a_new_one_is_on_its_way() {
         let mut groups = groups("");
-        groups.wait(domain("far.test"), 1);
+        groups.wait(domain("far.test"), 1, 0);
         groups.next();
         let (first, _) = groups.found(domain("far.test"), Some(domains(&["mx1.far.test"])), 0);
         assert_eq!(groups.find(&domain("far.test"), KNOWN_FOR - 1), Some(first.clone()));
