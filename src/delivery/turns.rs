@@ -514,7 +514,7 @@ mod tests {
             }
             let mut running: Vec<(usize, usize)> = Vec::new();
             let mut now = 0;
-            let mut begun = vec![0; 8];
+            let mut begun = [0; 8];
             for (end, wait) in ends {
                 turns.wake(now);
                 for (destination, job) in drain(&mut turns) {
