@@ -144,6 +144,7 @@ impl Bench {
                     until: Until::Time(self.each),
                     pace: None,
                     domains: DOMAINS,
+                    parent: load::FAR,
                 };
                 let cpu = server.cpu_seconds();
                 let done = self.runtime.block_on(load::run(&load));

@@ -11,7 +11,7 @@
 //! pays for its schedule and for its first attempts too.
 //!
 //! Environment: `ROUNDS` (3), `SECONDS_EACH` (of one measurement, 1), `PARTS` (all:
-//! `compare,relay,latency,matrix,memory`), `ONLY` cases whose name holds this, `IDLE` connections (1000).
+//! `compare,relay,slow,latency,matrix,memory`), `ONLY` cases whose name holds this, `IDLE` connections (1000).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -25,7 +25,7 @@ use support::plot::{self, Chart};
 use support::postfix::{self, Package, Postfix, Source, Then};
 use support::process::written_bytes;
 use support::server::{Server, Set};
-use support::sink::Sink;
+use support::sink::{Silent, Sink};
 use support::{names, say, setting};
 use tokio::runtime::Runtime;
 
@@ -38,11 +38,16 @@ const RELAY_TIME: Duration = Duration::from_secs(120);
 /// The paced load.
 const PACE: u64 = 150;
 
+const SLOW_CASE: &str = "16 sessions, 10 KiB, one domain";
+const ALONE: &str = "alone";
+const BESIDE: &str = "beside it";
+
 const OURS: &str = "postrider";
 const PEER: &str = "postfix";
 const FLOOR: &str = "smtp-sink";
 
 const RATE: &str = "messages/s";
+const REUSE: &str = "messages/connection";
 const CPU: &str = "CPU ms/message";
 const DISK: &str = "disk KiB/message";
 
@@ -62,13 +67,14 @@ struct Bench {
 fn main() {
     support::clean_up();
     let mut bench = Bench::new();
-    let parts = std::env::var("PARTS").unwrap_or_else(|_| "compare,relay,latency,matrix,memory".into());
+    let parts = std::env::var("PARTS").unwrap_or_else(|_| "compare,relay,slow,latency,matrix,memory".into());
     let started = Instant::now();
     for part in parts.split(',') {
         say(format!("{:>4} s  part {part}", started.elapsed().as_secs()));
         match part {
             "compare" => bench.compare(),
             "relay" => bench.relay(),
+            "slow" => bench.slow(),
             "latency" => bench.latency(),
             "matrix" => bench.matrix(),
             "memory" => bench.memory(),
@@ -278,6 +284,7 @@ impl Bench {
                     until: Until::Time(self.each * 2),
                     pace: None,
                     domains,
+                    parent: load::FAR,
                 };
                 let before = (server.cpu_seconds(), written_bytes(server.id()));
                 let started = Instant::now();
@@ -287,10 +294,70 @@ impl Bench {
                 let seconds = started.elapsed().as_secs_f64();
                 self.book.add("relay, own load", &name, OURS, RATE, done.messages as f64 / seconds);
                 self.costs("relay, own load", &name, OURS, server.id(), before, done.messages);
+                self.book.add("relay, own load", &name, OURS, REUSE, done.messages as f64 / sink.connections() as f64);
                 server.stop();
                 support::settle();
             }
         }
+    }
+
+    /// Mail to one destination alone, and beside a long queue for another that takes connections and never
+    /// answers.
+    fn slow(&mut self) {
+        let queued = setting("QUEUED", 50_000);
+        for round in 1..=self.rounds {
+            // They take turns to be the first.
+            let cases = if round % 2 == 0 { [0, queued] } else { [queued, 0] };
+            for queued in cases {
+                say(format!("        beside {queued} messages for one that never answers, round {round}"));
+                self.measure_slow(queued);
+                support::settle();
+            }
+        }
+        let speed = self.book.ratio("slow", SLOW_CASE, RATE, (BESIDE, ALONE));
+        self.book.at_least(&format!("relay beside {queued} messages for a silent server: speed / alone"), 0.9, speed);
+        let reuse = self.book.median("slow", SLOW_CASE, ALONE, REUSE);
+        self.book.at_least("messages a connection, steady load to one server", 50.0, reuse);
+    }
+
+    fn measure_slow(&mut self, queued: u64) {
+        let folder = support::scratch();
+        let (sink, silent) = self.runtime.block_on(async {
+            let sink = Sink::start(0).await;
+            let silent = Silent::start(sink.address.port()).await;
+            (sink, silent)
+        });
+        let server = Server::start(folder.path(), self.set(sink.address.port()));
+        let load = |parent, until| Load {
+            to: server.address,
+            sessions: 16,
+            size: 10 * KIB,
+            reuse: true,
+            until,
+            pace: None,
+            domains: 1,
+            parent,
+        };
+        if queued > 0 {
+            self.runtime.block_on(load::run(&load(load::SLOW, Until::Messages(queued))));
+            assert!(silent.connections() > 0, "nothing was sent to the silent one");
+        }
+        // Both are measured warm.
+        let warm_up = self.runtime.block_on(load::run(&load(load::FAR, Until::Messages(2_000))));
+        assert!(self.runtime.block_on(sink.wait_for(warm_up.messages, RELAY_TIME)), "the warm-up did not come out");
+        let before = (server.cpu_seconds(), written_bytes(server.id()));
+        let opened = sink.connections();
+        let started = Instant::now();
+        let done = self.runtime.block_on(load::run(&load(load::FAR, Until::Time(self.each * 4))));
+        let all = self.runtime.block_on(sink.wait_for(warm_up.messages + done.messages, RELAY_TIME));
+        assert!(all, "{} of {} messages came out", sink.taken(), warm_up.messages + done.messages);
+        let seconds = started.elapsed().as_secs_f64();
+        let name = if queued > 0 { BESIDE } else { ALONE };
+        self.book.add("slow", SLOW_CASE, name, RATE, done.messages as f64 / seconds);
+        let opened = (sink.connections() - opened).max(1);
+        self.book.add("slow", SLOW_CASE, name, REUSE, done.messages as f64 / opened as f64);
+        self.costs("slow", SLOW_CASE, name, server.id(), before, done.messages);
+        server.kill();
     }
 
     /// Accept latency at a paced load: enough messages that the 99th percentile is one of many.
@@ -324,6 +391,7 @@ impl Bench {
             until: Until::Time(time),
             pace: Some(PACE),
             domains: 1,
+            parent: load::FAR,
         };
         self.runtime.block_on(load::run(&load(Duration::from_secs(1))));
         let done: Done = self.runtime.block_on(load::run(&load(self.each * 6)));
@@ -357,7 +425,7 @@ impl Bench {
 
     fn measure_own(&mut self, case: Case, server: &str, to: SocketAddr, id: Option<u32>) {
         let Case { sessions, size, reuse } = case;
-        let load = |until| Load { to, sessions, size, reuse, until, pace: None, domains: 1 };
+        let load = |until| Load { to, sessions, size, reuse, until, pace: None, domains: 1, parent: load::FAR };
         let warm_up = self.runtime.block_on(load::run(&load(Until::Messages(case.warm_up()))));
         let messages = case.messages(warm_up.per_second(), self.each);
         let before = id.map(|id| (support::process::cpu_seconds(id), written_bytes(id)));
@@ -383,6 +451,7 @@ impl Bench {
             until: Until::Messages(20_000),
             pace: None,
             domains: 1,
+            parent: load::FAR,
         };
         // The second of two equal lots: buffers have their size after the first.
         self.runtime.block_on(load::run(&load));
@@ -421,8 +490,8 @@ impl Bench {
         for (what, value) in &book.about {
             println!("{what}: {value}");
         }
-        for part in ["ingest", "relay", "relay, own load", "ingest, own load"] {
-            for unit in [RATE, CPU, DISK] {
+        for part in ["ingest", "relay", "relay, own load", "slow", "ingest, own load"] {
+            for unit in [RATE, CPU, DISK, REUSE] {
                 book.print(part, part, unit);
             }
         }

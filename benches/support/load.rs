@@ -14,6 +14,11 @@ use tokio::net::TcpStream;
 const BODIES: usize = 16;
 const LINE_CHARS: usize = 76;
 
+/// The parent of domains whose servers take mail.
+pub const FAR: &str = "far.test";
+/// The parent of domains whose servers are at another address (`names`).
+pub const SLOW: &str = "slow.test";
+
 /// When a run is over.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
@@ -34,6 +39,8 @@ pub struct Load {
     pub pace: Option<u64>,
     /// Recipients are spread over so many domains.
     pub domains: u64,
+    /// Those are below this one.
+    pub parent: &'static str,
 }
 
 /// What a run did.
@@ -109,7 +116,7 @@ async fn session(load: &Load, bodies: &[Vec<u8>], tickets: &Tickets) -> std::io:
             Some(client) => client,
             None => Client::connect(load.to).await?,
         };
-        let recipient = format!("RCPT TO:<you{number}@d{}.far.test>\r\n", number % load.domains);
+        let recipient = format!("RCPT TO:<you{number}@d{}.{}>\r\n", number % load.domains, load.parent);
         client.say(b"MAIL FROM:<me@away.test>\r\n", b"250").await?;
         client.say(recipient.as_bytes(), b"250").await?;
         client.say(b"DATA\r\n", b"354").await?;

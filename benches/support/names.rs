@@ -1,5 +1,5 @@
-//! A name server for the benches: every domain has a mail exchanger, and that is 127.0.0.1. Small,
-//! because it answers within the measured time.
+//! A name server for the benches: every domain has a mail exchanger of its own, and that is 127.0.0.1, or
+//! 127.0.0.2 for those below `slow.test`. Small, because it answers within the measured time.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -10,6 +10,8 @@ const TYPE_MX: u16 = 15;
 /// Seconds that an answer may be cached: longer than a bench runs.
 const TTL: u32 = 3600;
 const HEADER_BYTES: usize = 12;
+/// How the names end whose address is that of the slow one, in the form of a packet.
+const SLOW: &[u8] = b"\x04slow\x04test\x00";
 
 /// Answers on a thread of its own until the process ends.
 pub fn serve() -> SocketAddr {
@@ -28,14 +30,17 @@ pub fn serve() -> SocketAddr {
     address
 }
 
-/// A for every name is 127.0.0.1, MX is the name `mx.test`; everything else has no records. That answer
-/// is cached for as long as the others: it has the SOA record without which nobody would (RFC 2308 5).
+/// MX of a name is `mx.` before it; other types than A and MX have no records. That answer is cached for
+/// as long as the others: it has the SOA record without which nobody would (RFC 2308 5).
 fn answer(query: &[u8]) -> Option<Vec<u8>> {
     let question_end = question_end(query)?;
     let kind = u16::from_be_bytes(query.get(question_end - 4..question_end - 2)?.try_into().ok()?);
+    let name = query.get(HEADER_BYTES..question_end - 4)?;
     let data: Option<&[u8]> = match kind {
+        TYPE_A if name.ends_with(SLOW) => Some(&[127, 0, 0, 2]),
         TYPE_A => Some(&[127, 0, 0, 1]),
-        TYPE_MX => Some(b"\x00\x0a\x02mx\x04test\x00"),
+        // The rest of it is the name of the question (RFC 1035 4.1.4).
+        TYPE_MX => Some(b"\x00\x0a\x02mx\xc0\x0c"),
         _ => None,
     };
     let mut answer = query.get(..question_end)?.to_vec();

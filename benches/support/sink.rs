@@ -16,6 +16,7 @@ const READ_BYTES: usize = 64 * 1024;
 pub struct Sink {
     pub address: SocketAddr,
     taken: Arc<AtomicU64>,
+    connections: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -25,19 +26,26 @@ impl Sink {
         let listener = listen(port).await;
         let address = listener.local_addr().unwrap();
         let taken = Arc::new(AtomicU64::new(0));
-        let counter = taken.clone();
+        let connections = Arc::new(AtomicU64::new(0));
+        let (counter, opened) = (taken.clone(), connections.clone());
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                opened.fetch_add(1, Ordering::AcqRel);
                 let counter = counter.clone();
                 // The client may go at any time; that is its own affair.
                 tokio::spawn(async move { serve(stream, &counter).await.unwrap_or_default() });
             }
         });
-        Sink { address, taken, task }
+        Sink { address, taken, connections, task }
     }
 
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Acquire)
+    }
+
+    /// How many were made.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Acquire)
     }
 
     /// Waits for so many messages in all; false if they are not there in time.
@@ -64,6 +72,38 @@ async fn listen(port: u16) -> TcpListener {
             Err(error) => assert!(Instant::now() < deadline, "port {port}: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Takes connections and never says a word, on this port of 127.0.0.2, until it is dropped.
+pub struct Silent {
+    task: tokio::task::JoinHandle<()>,
+    connections: Arc<AtomicU64>,
+}
+
+impl Silent {
+    pub async fn start(port: u16) -> Silent {
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 2], port))).await.unwrap();
+        let connections = Arc::new(AtomicU64::new(0));
+        let counter = connections.clone();
+        let task = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::AcqRel);
+                open.push(stream);
+            }
+        });
+        Silent { task, connections }
+    }
+
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

@@ -3,9 +3,9 @@
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
-//! `smart_hosts` with `oauth`, `fetch`, `streams`, `trust`, `running`), which take their values through `section`,
-//! `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one `report`, and
-//! `problem` says it.
+//! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust`, `running`), which take their values through
+//! `section`, `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one
+//! `report`, and `problem` says it.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
@@ -18,6 +18,7 @@ mod doors;
 mod fetch;
 pub mod file_path;
 mod files;
+pub mod groups;
 mod keys;
 mod nearest;
 mod oauth;
@@ -35,7 +36,7 @@ pub mod value;
 mod ways_out;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ use crate::message::{Address, Domain, stream};
 
 pub use domains::is_selector;
 pub use file_path::FilePath;
+pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
@@ -64,6 +66,7 @@ pub struct Config {
     pub aliases: Aliases,
     pub targets: BTreeMap<String, Target>,
     pub delivery: Delivery,
+    pub destinations: Destinations,
     /// All that there are, the built-in ones included.
     pub streams: BTreeMap<String, Stream>,
     /// By priority, then in the order of the file.
@@ -275,6 +278,8 @@ pub struct Delivery {
     pub default: WayOut,
     pub file_path: FilePath,
     pub helo_name: Domain,
+    /// Local addresses to send from, in turn; empty: the system's choice.
+    pub source_addresses: Vec<IpAddr>,
     /// Outbound connections at once.
     pub concurrency: usize,
     pub mx_port: u16,

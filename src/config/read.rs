@@ -11,7 +11,7 @@ use super::section::{Section, Wrong, read_address, read_domain};
 use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
-use super::{accounts, domains, doors, fetch, files, keys, running, smart_hosts, streams, trust, ways_out};
+use super::{accounts, domains, doors, fetch, files, groups, keys, running, smart_hosts, streams, trust, ways_out};
 use crate::message::{Address, Domain};
 
 /// Reads and checks the configuration in a file, and the files that it includes and names.
@@ -66,6 +66,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let (aliases, mut origins) = destinations::aliases(root, &names);
     let targets = destinations::targets(root);
     let delivery = ways_out::delivery(root, hostname.as_ref());
+    let destinations = groups::destinations(root);
     let mailboxes = fetch::mailboxes(root);
     let smart_hosts = smart_hosts::smart_hosts(root, &mailboxes);
     fetch::check_use(root);
@@ -101,6 +102,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         aliases,
         targets,
         delivery: delivery?,
+        destinations,
         streams,
         smart_hosts,
         sender,

@@ -1,9 +1,10 @@
 //! Reads how mail leaves.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::problem::ProblemKind;
-use super::section::{Item, Section, read_address, read_address_or_domain, read_domain};
+use super::section::{Item, Section, Wrong, read_address, read_address_or_domain, read_domain};
 use super::value::{DURATION_FORM, DURATION_SECONDS_MAX, parse_duration};
 use super::{AddressOrDomain, Archive, ArchivePer, Delivery, FilePath, OutboundTls, Retry, WayOut};
 use crate::message::{Address, Domain};
@@ -22,6 +23,7 @@ const SCHEDULE: [u64; 7] = [MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 
 const FILE_PATH: &str = "/var/spool/mail-out/{date}/{id}.eml";
 const ARCHIVE_FORM: &str = "sections with the header [[archive]]";
 const ALLOW_FORM: &str = "a list of addresses and domains such as [\"example.com\"]";
+const SOURCE_FORM: &str = "a list of IP addresses such as [\"192.0.2.1\", \"2001:db8::1\"]";
 const SCHEDULE_FORM: &str = "a list of durations such as [\"1m\", \"5m\", \"1h\"]";
 
 const ANY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(DURATION_SECONDS_MAX);
@@ -40,6 +42,7 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
         None => FilePath::parse(FILE_PATH).ok(),
     };
     let helo_name = section.item("helo_name").and_then(|item| helo_name(&item));
+    let source_addresses = section.list("source_addresses", SOURCE_FORM, read_source).unwrap_or_default();
     let concurrency = section.count("concurrency", 1..=CONNECTIONS_MAX, 500);
     let mx_port = section.count("mx_port", 1..=65_535, 25);
     let allow_private_addresses = section.boolean("allow_private_addresses", false);
@@ -52,6 +55,7 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
         default: default.unwrap_or(WayOut::Direct),
         file_path: file_path?,
         helo_name: helo_name.or_else(|| hostname.cloned())?,
+        source_addresses,
         concurrency,
         mx_port,
         allow_private_addresses,
@@ -107,6 +111,17 @@ fn staging(section: &Section<'_>) -> (Option<Address>, Vec<AddressOrDomain>) {
 /// Empty: as if it were not there.
 fn helo_name(item: &Item<'_>) -> Option<Domain> {
     item.read("a domain", |text| if text.is_empty() { Ok(None) } else { read_domain(text).map(Some) }).flatten()
+}
+
+/// An address that one machine can have. Whether this one has it shows when it is used.
+fn read_source(text: &str) -> Result<IpAddr, Wrong> {
+    let remedy = "Write an address of this machine, such as \"192.0.2.1\", without brackets or port.";
+    let wrong = || Wrong::value(format!("{text:?} is not an address to send from"), remedy);
+    let ip: IpAddr = text.parse().map_err(|_| wrong())?;
+    if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) {
+        return Err(wrong());
+    }
+    Ok(ip.to_canonical())
 }
 
 fn retry(section: &Section<'_>) -> Retry {

@@ -2,10 +2,12 @@
 //!
 //! It sleeps until something is committed, finished or due; it never polls. What it holds in memory
 //! is bounded by the claims. Attempts at once are shared out as claims are: each lane has some of its
-//! own, and one destination has at most [`ATTEMPTS_PER_DESTINATION`], fewer when few are left for the
-//! others. So a slow one holds up its own mail only, however many of them there are, and new mail does
-//! not wait for retries to end. What is behind a closed gate (`queue::gate`) does not start; a job that is
-//! larger than what its stream may send now is cut in two. What an outcome means for the queue is decided in `settle`.
+//! own, and one destination has at most what is configured, fewer when few are left for the others or
+//! when its servers have complained (`throttle`). So a slow one holds up its own mail only, however many
+//! of them there are, and new mail does not wait for retries to end. Domains whose mail goes to the same
+//! servers are one destination (`groups`). What is behind a closed gate (`queue::gate`) does not start; a
+//! job that is larger than what its stream may send now is cut in two. What an outcome means for the
+//! queue is decided in `settle`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::{Future, poll_fn};
@@ -19,8 +21,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::Config;
+use crate::message::Domain;
 use crate::queue::claim::Look;
 use crate::queue::gate::{Lanes, Started};
 use crate::queue::lane::Lane;
@@ -29,9 +32,13 @@ use crate::queue::{Claimed, FreshBody, Queue};
 use crate::routing::outbound::{self, Way};
 use crate::store::StoreError;
 
+use super::groups::{Groups, LOOK_UP_TIME};
+use super::kept;
+use super::put_off::{PutOff, put_off};
 use super::settle::Settler;
+use super::throttle::{Moment, Sign, Throttles};
 use super::transport::Transports;
-use super::turns::Turns;
+use super::turns::{Allowance, Turns};
 use super::{Body, Destination, Job, Outcome};
 
 /// Longest sleep: a clock that is set forward while we wait makes things due without a sound.
@@ -40,6 +47,13 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 pub const NOTING_MAX: usize = 16;
 /// Wait after the store failed to answer a scan.
 const STORE_TROUBLE_WAIT: Duration = Duration::from_secs(1);
+/// A job whose destination may not be tried for longer than this, in milliseconds, goes back into the
+/// queue, and its claim to others.
+const PAUSE_WAITED_FOR: Millis = 15_000;
+/// The same for a job whose turn does not come for longer, because of a rate.
+const RATE_WAITED_FOR: Millis = 60_000;
+/// Between two jobs of a destination that go back into the queue together, in milliseconds.
+const SPREAD: Millis = 100;
 
 /// What an attempt needs; shared by all of them.
 #[derive(Debug)]
@@ -74,16 +88,35 @@ impl Waiting {
     }
 }
 
+/// What the dispatcher is told by what it has started.
+enum Note {
+    /// An attempt that began then has given its place back.
+    Ended { lane: Lane, destination: Destination, began: Moment, sign: Sign },
+    /// The servers of a domain, if they could be found out.
+    Found { domain: Domain, hosts: Option<Vec<Domain>> },
+    /// What was to be remembered about groups is written, or cannot be.
+    Kept,
+}
+
 pub struct Dispatcher {
     parts: Arc<Parts>,
     fresh: mpsc::UnboundedReceiver<Claimed>,
-    finished: mpsc::UnboundedReceiver<(Lane, Destination)>,
-    finish: mpsc::UnboundedSender<(Lane, Destination)>,
+    notes: mpsc::UnboundedReceiver<Note>,
+    tell: mpsc::UnboundedSender<Note>,
     turns: Turns<Waiting>,
     /// At the last look at the gates: the lanes of which something could start, and those that were shut
     /// for longer than an attempt takes.
     open: Lanes,
     shut: Lanes,
+    groups: Groups<Waiting>,
+    throttles: Throttles,
+    /// Destinations of which the store says something else than `throttles`.
+    unkept: HashSet<Destination>,
+    /// They are being written.
+    is_keeping: bool,
+    late: Vec<PutOff>,
+    /// What the last one waits more than its destination's pause, in milliseconds.
+    spread: Millis,
     /// A part of the due index could not be read: when it is tried again.
     trouble_until: Option<Instant>,
     /// Once is enough: a piece that stays damaged has nothing in it any more that is missed.
@@ -94,21 +127,31 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     pub fn new(parts: Arc<Parts>, fresh: mpsc::UnboundedReceiver<Claimed>) -> Dispatcher {
-        let (finish, finished) = mpsc::unbounded_channel();
+        let (tell, notes) = mpsc::unbounded_channel();
         let streams = parts.queue.streams();
         let retries: HashSet<usize> =
             streams.lanes().into_iter().filter(|lane| lane.is_retry()).map(Lane::index).collect();
         let is_retry = |lane: usize| retries.contains(&lane);
         let turns = Turns::new(parts.config.delivery.concurrency, streams.weights(), is_retry);
+        let (throttles, unkept) = kept::load(parts.queue.store(), parts.clock.now()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "which servers have asked us to go slow cannot be read; they will have to ask again");
+            (Throttles::default(), Vec::new())
+        });
         // The queue has looked after those when it was opened.
         let damages = parts.queue.store().damage_count();
         let (open, shut) = parts.queue.gates().look();
         Dispatcher {
+            groups: Groups::new(parts.config.destinations.clone()),
             parts,
             fresh,
-            finished,
-            finish,
+            notes,
+            tell,
             turns,
+            throttles,
+            unkept: unkept.into_iter().collect(),
+            is_keeping: false,
+            late: Vec::new(),
+            spread: 0,
             open,
             shut,
             trouble_until: None,
@@ -122,7 +165,7 @@ impl Dispatcher {
         loop {
             self.mind_damages(&attempts);
             self.start(&attempts);
-            let sleep = match self.parts.queue.claims().look(self.parts.clock.now()) {
+            let mut sleep = match self.parts.queue.claims().look(self.parts.clock.now()) {
                 Look::Now => {
                     self.scan(&attempts);
                     self.start(&attempts);
@@ -131,11 +174,14 @@ impl Dispatcher {
                 Look::At(due) => Duration::from_millis(due.saturating_sub(self.parts.clock.now())).min(SLEEP_MAX),
                 Look::Later => SLEEP_MAX,
             };
+            if let Some(wake) = self.turns.next_wake() {
+                sleep = sleep.min(Duration::from_millis(wake.saturating_sub(self.parts.clock.now())));
+            }
             let trouble = self.trouble_until;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                Some((lane, destination)) = self.finished.recv() => self.turns.finish(lane.index(), &destination),
+                Some(note) = self.notes.recv() => self.hear(note),
                 Some(claimed) = self.fresh.recv() => self.take(claimed),
                 () = self.parts.queue.claims().wake.notified() => {}
                 () = at(trouble), if trouble.is_some() => {
@@ -145,12 +191,31 @@ impl Dispatcher {
                 () = tokio::time::sleep(sleep) => {}
             }
             // Whatever else has arrived is taken before anything is started, so turns are fair.
-            while let Ok((lane, destination)) = self.finished.try_recv() {
-                self.turns.finish(lane.index(), &destination);
+            while let Ok(note) = self.notes.try_recv() {
+                self.hear(note);
             }
             while let Ok(claimed) = self.fresh.try_recv() {
                 self.take(claimed);
             }
+        }
+    }
+
+    fn hear(&mut self, note: Note) {
+        match note {
+            Note::Ended { lane, destination, began, sign } => {
+                self.turns.finish(lane.index(), &destination);
+                let connections = || self.groups.limits(&destination).connections;
+                let now = self.parts.clock.now();
+                for changed in self.throttles.hear(&destination, began, &sign, connections, now) {
+                    self.throttle(changed, now);
+                }
+            }
+            Note::Found { domain, hosts } => {
+                let now = self.parts.clock.now();
+                let (destination, waiting) = self.groups.found(domain, hosts, now);
+                waiting.into_iter().for_each(|waiting| self.queue_up(destination.clone(), waiting, now));
+            }
+            Note::Kept => self.is_keeping = false,
         }
     }
 
@@ -206,18 +271,29 @@ impl Dispatcher {
 
     /// Sorts a claimed message into the turns of its destinations.
     fn take(&mut self, claimed: Claimed) {
+        let now = self.parts.clock.now();
         let claim = (claimed.lane, claimed.ticket());
         let is_shut = self.shut.has(claimed.lane.index());
         let fresh = claimed.body.filter(|_| !is_shut).map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
-        let choice = outbound::choose_for(&self.parts.config, &claimed.message);
+        let parts = self.parts.clone();
+        let way = outbound::choose_for(&parts.config, &claimed.message).way;
         for (number, recipient) in claimed.recipients {
-            let destination = destination(&self.parts.config, &choice.way, &recipient);
+            let destination = destination(&parts.config, &way, &recipient);
             jobs.entry(destination).or_default().push((number, recipient));
         }
         for (destination, recipients) in jobs {
             let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
-            self.turns.push(claimed.lane.index(), destination, waiting);
+            match destination {
+                // Else there is nothing to look up.
+                Destination::Domain(domain) if way == Way::Direct && !parts.config.is_own(&domain) => {
+                    match self.groups.find(&domain, now) {
+                        Some(known) => self.queue_up(known, waiting, now),
+                        None => self.groups.wait(domain, waiting, now),
+                    }
+                }
+                other => self.queue_up(other, waiting, now),
+            }
         }
     }
 
@@ -231,42 +307,160 @@ impl Dispatcher {
         (self.open, self.shut) = (open, shut);
     }
 
+    fn queue_up(&mut self, destination: Destination, waiting: Waiting, now: Millis) {
+        if let Some((why, until)) = self.closed(&destination, now) {
+            return self.put_off(waiting, why, until);
+        }
+        let Dispatcher { turns, groups, throttles, .. } = self;
+        let lane = waiting.claim.0.index();
+        turns.push(lane, destination, waiting, |destination| allowance(groups, throttles, destination, now));
+    }
+
+    /// Why a job for this destination should not wait in here, and until when it waits elsewhere.
+    fn closed(&mut self, destination: &Destination, now: Millis) -> Option<(Failure, Millis)> {
+        if let Some(throttle) = self.throttles.get(destination) {
+            let until = throttle.until(now);
+            if until > now.saturating_add(PAUSE_WAITED_FOR) {
+                let reason = format!("not tried, because of what happened before: {}", throttle.why());
+                // One after the other, so that they do not all come back at once.
+                self.spread = (self.spread + SPREAD) % until.saturating_sub(now).max(1);
+                return Some((Failure::local("4.4.1", "", reason), until + self.spread));
+            }
+        }
+        let time = self.turns.book(destination, RATE_WAITED_FOR)?;
+        let reason = "not tried yet: there is more mail for these servers than their rate in [destinations] allows";
+        Some((Failure::local("4.4.5", "", reason), time))
+    }
+
+    fn put_off(&mut self, mut waiting: Waiting, why: Failure, until: Millis) {
+        self.parts.queue.begin(waiting.message.id, waiting.claim, &mut waiting.recipients);
+        let Waiting { message, recipients, .. } = waiting;
+        if !recipients.is_empty() {
+            self.late.push(PutOff { message, recipients, why, until });
+        }
+    }
+
+    /// Something else is remembered of a destination now.
+    fn throttle(&mut self, destination: Destination, now: Millis) {
+        let allowance = allowance(&self.groups, &self.throttles, &destination, now);
+        self.turns.allow(&destination, allowance);
+        if allowance.not_before > now.saturating_add(PAUSE_WAITED_FOR) {
+            for (_, waiting) in self.turns.withdraw(&destination) {
+                self.queue_up(destination.clone(), waiting, now);
+            }
+        }
+        self.unkept.insert(destination);
+    }
+
     /// Starts what may start.
     fn start(&mut self, attempts: &TaskTracker) {
+        self.look_up(attempts);
+        self.turns.wake(self.parts.clock.now());
         loop {
             self.look_at_gates();
-            let Some((destination, mut waiting)) = self.turns.next(self.open) else { return };
+            let Some((destination, mut waiting)) = self.turns.next(self.open) else { break };
             let (lane, _) = waiting.claim;
             if let Some(rest) = waiting.split(self.parts.queue.gates().room(lane)) {
-                self.turns.push_front(lane.index(), &destination, rest);
+                let (Dispatcher { turns, groups, throttles, .. }, now) = (&mut *self, self.parts.clock.now());
+                let allow = |destination: &Destination| allowance(groups, throttles, destination, now);
+                turns.push_front(lane.index(), &destination, rest, allow);
             }
             self.parts.queue.begin(waiting.message.id, waiting.claim, &mut waiting.recipients);
             if waiting.recipients.is_empty() {
                 self.turns.finish(lane.index(), &destination);
                 continue;
             }
+            if waiting.recipients.len() > 1 {
+                let at_once = self.groups.limits(&destination).recipients_per_message.max(1);
+                self.turns.spend(&destination, (waiting.recipients.len().div_ceil(at_once) - 1) as u64);
+            }
             let parts = self.parts.clone();
             let started = parts.queue.gates().start(lane, waiting.recipients.len());
-            let turn = TurnTaken { finish: self.finish.clone(), of: Some((lane, destination)), started };
+            let of = Some((lane, destination, self.throttles.now()));
+            let turn = TurnTaken { tell: self.tell.clone(), of, sign: Sign::None, started };
             attempts.spawn(attempt(parts, waiting, turn));
         }
+        self.keep(attempts);
+        for late in self.late.drain(..) {
+            let parts = self.parts.clone();
+            attempts.spawn(async move { put_off(&parts, late).await });
+        }
+    }
+
+    /// Finds out where mail for new domains goes.
+    fn look_up(&mut self, attempts: &TaskTracker) {
+        let now = self.parts.clock.now();
+        while let Some((destination, waiting)) = self.groups.overdue(now) {
+            waiting.into_iter().for_each(|waiting| self.queue_up(destination.clone(), waiting, now));
+        }
+        while let Some(domain) = self.groups.next() {
+            let (parts, tell) = (self.parts.clone(), self.tell.clone());
+            attempts.spawn(async move {
+                let found = tokio::time::timeout(LOOK_UP_TIME, parts.transports.exchangers(&domain));
+                let hosts = unless_it_panics(found).await.and_then(Result::ok).flatten();
+                // The dispatcher may have stopped; then nobody waits any more.
+                let _ = tell.send(Note::Found { domain, hosts });
+            });
+        }
+    }
+
+    /// Writes down what is to be remembered of destinations, all that has come together at once.
+    fn keep(&mut self, attempts: &TaskTracker) {
+        if self.unkept.is_empty() || self.is_keeping {
+            return;
+        }
+        let batch = kept::batch(&self.throttles, &self.unkept);
+        self.unkept.clear();
+        self.is_keeping = true;
+        let (parts, tell) = (self.parts.clone(), self.tell.clone());
+        attempts.spawn(async move {
+            let written = match batch {
+                Ok(batch) => parts.queue.commit(batch, false).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                tracing::warn!(%error, "which servers have asked us to go slow cannot be written; a restart would forget it");
+            }
+            let _ = tell.send(Note::Kept);
+        });
+    }
+}
+
+/// What a destination may have: as configured, or what its servers have left of it.
+fn allowance(groups: &Groups<Waiting>, throttles: &Throttles, destination: &Destination, now: Millis) -> Allowance {
+    let limits = groups.limits(destination);
+    let every = limits.rate.map_or(0, |rate| (rate.per / rate.count.max(1)).as_micros());
+    let throttle = throttles.get(destination);
+    Allowance {
+        connections: throttle.map_or(limits.connections, |throttle| throttle.window(limits.connections)),
+        every: u64::try_from(every).unwrap_or(u64::MAX),
+        not_before: throttle.map_or(0, |throttle| throttle.until(now)),
     }
 }
 
 /// Gives the place among the running attempts back, at the latest when it is dropped.
 struct TurnTaken {
-    finish: mpsc::UnboundedSender<(Lane, Destination)>,
-    of: Option<(Lane, Destination)>,
+    tell: mpsc::UnboundedSender<Note>,
+    of: Option<(Lane, Destination, Moment)>,
+    sign: Sign,
     /// Where the stream counts what is under way.
     started: Option<Started>,
 }
 
 impl TurnTaken {
+    /// What the attempt says of the servers. Targets are no servers of others.
+    fn learn(&mut self, outcomes: &[(u32, Outcome)]) {
+        if !matches!(self.of, Some((_, Destination::Target(_), _))) {
+            self.sign = Sign::of(outcomes.iter().map(|(_, outcome)| outcome));
+        }
+    }
+
     fn finish(&mut self) {
         self.started = None;
-        if let Some(of) = self.of.take() {
+        if let Some((lane, destination, began)) = self.of.take() {
+            let sign = std::mem::replace(&mut self.sign, Sign::None);
             // The dispatcher may have stopped; then nobody counts any more.
-            let _ = self.finish.send(of);
+            let _ = self.tell.send(Note::Ended { lane, destination, began, sign });
         }
     }
 }
@@ -338,6 +532,7 @@ async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
     };
     let job = Job { message, body, recipients };
     let outcomes = deliver(parts, &job).await;
+    turn.learn(&outcomes);
     // The next one need not wait until this one is noted, unless that takes long.
     let noting = parts.noting.try_acquire();
     if noting.is_ok() {

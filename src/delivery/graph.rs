@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::http::{self, ClientError};
 use super::oauth::{Resource, Tokens};
 use super::smtp::LoginFault;
-use super::{Delivered, HostFailure, Job, Outcome};
+use super::{Delivered, Hop, HostFailure, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::{Config, Secret, SmartHost, SmartHostKind};
 use crate::message::Address;
@@ -174,7 +174,7 @@ impl Graph {
         let status = response.status();
         if status.is_success() {
             let reply = Some(Reply::bare(status.as_u16(), status.canonical_reason().unwrap_or("accepted")));
-            let delivered = Delivered { to: place.name.clone(), reply, tls: None };
+            let delivered = Delivered { to: place.name.clone(), reply, tls: None, hop: Hop::Relayed };
             return Sent::Decided(all(job, &Outcome::Delivered(delivered)));
         }
         let now = self.clock.now();

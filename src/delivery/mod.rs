@@ -16,21 +16,26 @@ pub mod body;
 pub mod dispatch;
 pub mod file;
 pub mod graph;
+pub mod groups;
 mod http;
 pub mod https;
+mod kept;
 pub mod maildir;
 pub mod oauth;
 mod on_disk;
+mod put_off;
 pub mod settle;
 pub mod shelf;
 pub mod smart_hosts;
 pub mod smtp;
+pub mod throttle;
 pub mod tls_report;
 pub mod transport;
 mod turns;
 pub mod webhook;
 
 pub use body::Body;
+use groups::Group;
 
 /// One message for one destination: all recipients in it may share a transaction.
 #[derive(Clone, Debug)]
@@ -106,7 +111,10 @@ impl HostFailure {
 /// Where a job goes; jobs with equal destinations share limits and turns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Destination {
+    /// A domain whose servers are not known.
     Domain(Domain),
+    /// Servers that are the mail exchangers of a domain, or of several.
+    Group(Group),
     /// A smart host, by its name.
     Host(String),
     Target(String),

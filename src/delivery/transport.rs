@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::clock::Clock;
 use crate::config::{Config, Target};
 use crate::dns::Resolver;
-use crate::message::Address;
+use crate::message::{Address, Domain};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
@@ -131,6 +131,11 @@ impl Transports {
 }
 
 impl Transports {
+    /// The servers that take mail for a domain, in no order; none if that cannot be found out now.
+    pub async fn exchangers(&self, domain: &Domain) -> Option<Vec<Domain>> {
+        self.smtp.exchangers(domain).await
+    }
+
     /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
         match outbound::choose_for(&self.config, &job.message).way {

@@ -2,19 +2,21 @@
 //! to ask. What TLS policies demand of a host is known before it is connected to.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::addresses::Refused;
+use super::addresses::{Refused, Source};
 use super::client::Client;
 use super::commands::{Mail, MailRecipient, Smtputf8};
 use super::connection::Connection;
-use super::pool::{MESSAGES_MAX, Way};
+use super::pool::Way;
 use super::step::{Stage, Tls, Trouble};
 use super::tls_policy::{Certificate, DomainPolicy, HostPolicy};
 use super::{SmtpTransport, mx, tls};
+use crate::config::GroupLimits;
 use crate::delivery::{Body, Job, Outcome};
 use crate::message::{Domain, ReversePath, TlsWish};
 use crate::queue::record::Failure;
@@ -25,10 +27,6 @@ use crate::store::StoreError;
 const ATTEMPT_MAX: Duration = Duration::from_secs(60 * 60);
 /// A TCP connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// RCPT commands of one transaction; more recipients go in further ones on the same connection
-/// (RFC 5321 4.5.3.1.8 makes every server take 100).
-const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
-
 mod through;
 
 pub use through::run_through;
@@ -51,6 +49,9 @@ struct Attempt<'a> {
     /// One per recipient of the job, in their order.
     outcomes: Vec<Option<Outcome>>,
     traits: Traits,
+    /// The servers that share what is remembered and allowed; none before they are known.
+    servers: Arc<[Domain]>,
+    limits: GroupLimits,
     deadline: Instant,
     /// Of the hosts that did not do, the one that got furthest; the first of equals.
     worst: Option<Trouble>,
@@ -74,6 +75,8 @@ impl<'a> Attempt<'a> {
             mail_from: &job.message.mail_from,
             outcomes: job.recipients.iter().map(|_| None).collect(),
             traits,
+            servers: Arc::default(),
+            limits: transport.destinations.default,
             deadline: Instant::now() + ATTEMPT_MAX,
             worst: None,
             tries: 0,
@@ -89,8 +92,11 @@ impl<'a> Attempt<'a> {
             // The attempt's time was used up by the name servers; `finish` says so.
             Err(_) => return,
         };
+        self.limits = self.transport.destinations.of(domain, &hosts);
+        let hosts: Arc<[Domain]> = hosts.into();
+        self.servers = hosts.clone();
         let mut forbidden = None;
-        for host in &hosts {
+        for host in &*hosts {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
                 return;
             }
@@ -122,7 +128,7 @@ impl<'a> Attempt<'a> {
         };
         let found = match timeout_at(
             self.deadline,
-            self.transport.addresses(host, self.transport.settings.allow_private_addresses),
+            self.transport.addresses(host, &self.servers, self.transport.settings.allow_private_addresses),
         )
         .await
         {
@@ -178,10 +184,11 @@ impl<'a> Attempt<'a> {
 
     async fn over(&mut self, mut connection: Connection, way: &Way) -> Result<(), Trouble> {
         let undecided = self.undecided();
-        for some in undecided.chunks(RECIPIENTS_PER_TRANSACTION_MAX) {
-            if connection.messages() >= MESSAGES_MAX {
+        // More recipients go in further transactions on the same connection.
+        for some in undecided.chunks(self.limits.recipients_per_message.max(1)) {
+            if connection.messages() >= self.limits.messages_per_connection {
                 let full = std::mem::replace(&mut connection, self.connect(way).await?);
-                self.transport.pool.give(way.clone(), full);
+                self.transport.pool.give(way.clone(), full, &self.limits);
             }
             let mail = self.mail(some);
             let sent = connection.send(mail, &self.job.body, self.deadline).await;
@@ -192,7 +199,7 @@ impl<'a> Attempt<'a> {
                 return Err(trouble);
             }
         }
-        self.transport.pool.give(way.clone(), connection);
+        self.transport.pool.give(way.clone(), connection, &self.limits);
         Ok(())
     }
 
@@ -200,19 +207,7 @@ impl<'a> Attempt<'a> {
         let transport = self.transport;
         let Way { host, address, tls: mode, terms, agreed } = way;
         let peer = peer_text(host, *address);
-        let connecting = async {
-            let stream = TcpStream::connect(*address).await?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        };
-        let stream: std::io::Result<TcpStream> = match timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(result) => result,
-            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-        };
-        let stream = stream.map_err(|error| {
-            let reason = format!("could not connect to {peer}: {error}");
-            Trouble::new(Stage::Connect, Failure::local("4.4.1", &peer, reason))
-        })?;
+        let stream = self.connect_to(*address, &peer).await?;
         let mut client = Client::new(peer.clone(), transport.settings.helo_name.clone(), *mode, transport.timeouts);
         client = client.demanded_by(terms.by.clone());
         let judge = transport.judge(terms).await.map_err(|why| {
@@ -235,6 +230,38 @@ impl<'a> Attempt<'a> {
             transport.tell(policy, host, address.ip(), flaw).await;
         }
         opened
+    }
+
+    /// From one of our addresses, and remembers whether addresses of this family can be connected to.
+    async fn connect_to(&self, address: SocketAddr, peer: &str) -> Result<TcpStream, Trouble> {
+        let ours = |reason: String| Trouble::new(Stage::Connect, Failure::local("4.3.5", peer, reason));
+        let socket = match self.transport.sources.next(address.ip()) {
+            Source::Any => None,
+            Source::Bound(source) => Some(bound(source).map_err(|error| {
+                ours(format!("cannot connect to {peer} from {source}, one of delivery.source_addresses: {error}"))
+            })?),
+            Source::Missing => {
+                let reason = format!("cannot connect to {peer}: delivery.source_addresses has none of its family");
+                return Err(ours(reason));
+            }
+        };
+        let connecting = async {
+            let stream = match socket {
+                Some(socket) => socket.connect(address).await?,
+                None => TcpStream::connect(address).await?,
+            };
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        };
+        let stream: std::io::Result<TcpStream> = match timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(result) => result,
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        self.transport.note_family(&self.servers, address.ip(), stream.is_ok());
+        stream.map_err(|error| {
+            let reason = format!("could not connect to {peer}: {error}");
+            Trouble::new(Stage::Connect, Failure::local("4.4.1", peer, reason))
+        })
     }
 
     fn mail(&self, some: &[usize]) -> Mail {
@@ -304,6 +331,12 @@ impl<'a> Attempt<'a> {
         let numbers = self.job.recipients.iter().map(|(number, _)| *number);
         numbers.zip(self.outcomes.into_iter().flatten()).collect()
     }
+}
+
+fn bound(source: IpAddr) -> std::io::Result<TcpSocket> {
+    let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(source, 0))?;
+    Ok(socket)
 }
 
 /// `mx1.example.com [192.0.2.1]:25`; an address literal is not said twice.

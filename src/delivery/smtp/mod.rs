@@ -35,9 +35,10 @@ mod tls_policy;
 mod transaction;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
@@ -45,12 +46,13 @@ use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use super::https::Https;
 use super::shelf::Shelf;
 use super::tls_report::{Flaw, Tally};
-use super::{Job, Outcome};
+use super::{Job, Outcome, groups};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::dns::{DnsError, Resolver};
+use crate::dns::{DnsError, MxAnswer, Resolver};
 use crate::message::{Domain, TlsWish};
 
+use addresses::{Failing, Family};
 pub use addresses::{Refused, refused};
 pub use auth::{Login, LoginFault, Secret};
 pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
@@ -77,6 +79,10 @@ pub struct SmtpTransport {
     /// Names under which this server may stand in an MX record.
     own_names: [Domain; 2],
     settings: config::Delivery,
+    destinations: config::Destinations,
+    sources: addresses::Sources,
+    /// By [`groups::name`](super::groups::name).
+    failing: Mutex<addresses::Failing>,
     timeouts: Timeouts,
     policies: Arc<TlsPolicies>,
     /// Where the sessions are counted for TLS reports.
@@ -107,11 +113,14 @@ impl SmtpTransport {
             resolver,
             own_names: [config.hostname.clone(), config.delivery.helo_name.clone()],
             settings: config.delivery.clone(),
+            destinations: config.destinations.clone(),
+            sources: addresses::Sources::new(&config.delivery.source_addresses),
+            failing: Mutex::default(),
             timeouts: Timeouts::RFC5321,
             connector: Connector(tls::opportunistic()?),
             verifying: OnceCell::new(),
             dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
-            pool: pool::Pool::default(),
+            pool: pool::Pool::new(config.delivery.concurrency),
         })
     }
 
@@ -156,6 +165,16 @@ impl SmtpTransport {
     /// Says goodbye to connections that wait for another message, and keeps none from now on.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// The servers that take mail for a domain, in no order; none if that cannot be found out now, or
+    /// there are none.
+    pub async fn exchangers(&self, domain: &Domain) -> Option<Vec<Domain>> {
+        match self.resolver.mx(domain).await {
+            Ok(MxAnswer::Hosts(listed)) => Some(listed.into_iter().map(|mx| mx.host).collect()),
+            Ok(MxAnswer::Implicit) => Some(vec![domain.clone()]),
+            Ok(MxAnswer::Null | MxAnswer::NoSuchDomain) | Err(_) => None,
+        }
     }
 
     /// The hosts to try, and what is demanded of them.
@@ -209,13 +228,38 @@ impl SmtpTransport {
         }
     }
 
-    async fn addresses(&self, host: &Domain, allow_private: bool) -> Result<mx::Addresses, String> {
+    /// Of `host`, which is one of `servers`.
+    async fn addresses(&self, host: &Domain, servers: &[Domain], allow_private: bool) -> Result<mx::Addresses, String> {
         let found: Vec<IpAddr> = match self.resolver.addresses(host).await {
             Ok(found) => found,
             Err(DnsError::NoSuchDomain | DnsError::Unusable(_)) => Vec::new(),
             Err(DnsError::Temporary(reason) | DnsError::Setup(reason)) => return Err(reason),
         };
-        Ok(self.with_dice(|dice| mx::addresses(found, allow_private, dice)))
+        let failing = self.failing_family(servers);
+        Ok(self.with_dice(|dice| mx::addresses(found, allow_private, failing, dice)))
+    }
+
+    /// The family of addresses that had better be tried last.
+    fn failing_family(&self, servers: &[Domain]) -> Option<Family> {
+        self.sources.missing().or_else(|| {
+            let failing = self.lock_failing();
+            if failing.is_empty() { None } else { failing.family(&groups::name(servers), Instant::now()) }
+        })
+    }
+
+    /// One of `servers` could be connected to at this address, or not.
+    fn note_family(&self, servers: &[Domain], ip: IpAddr, is_connected: bool) {
+        let mut failing = self.lock_failing();
+        match is_connected {
+            true if failing.is_empty() => {}
+            true => failing.connected(&groups::name(servers), Family::of(ip)),
+            false => failing.failed(&groups::name(servers), Family::of(ip), Instant::now()),
+        }
+    }
+
+    fn lock_failing(&self) -> MutexGuard<'_, Failing> {
+        // Nothing in here panics half-way, so a poisoned lock still guards sound data.
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connector for hosts whose certificate is checked.

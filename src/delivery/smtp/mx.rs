@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::addresses::{Refused, refused};
+use super::addresses::{Family, Refused, refused};
 use crate::delivery::Outcome;
 use crate::dns::{DnsError, MxAnswer, MxHost};
 use crate::message::Domain;
@@ -100,14 +100,14 @@ fn looped(domain: &Domain) -> Outcome {
 /// What may be connected to, and what may not, of a host's addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
-    /// In the order of trying, at most [`ADDRESSES_PER_HOST_MAX`].
+    /// In the order of trying, at most [`ADDRESSES_PER_HOST_MAX`], and one more of a family that fails.
     pub usable: Vec<IpAddr>,
     pub refused: Vec<(IpAddr, Refused)>,
 }
 
 /// IPv6 and IPv4 take turns, IPv6 first, so that trouble with one family costs one try
-/// (RFC 5321 5.1, RFC 8305 4).
-pub fn addresses(found: Vec<IpAddr>, allow_private: bool, dice: &mut Dice) -> Addresses {
+/// (RFC 5321 5.1, RFC 8305 4). Of a family that is known to fail, one address is tried, after the others.
+pub fn addresses(found: Vec<IpAddr>, allow_private: bool, failing: Option<Family>, dice: &mut Dice) -> Addresses {
     let mut chosen = Addresses::default();
     let (mut v6, mut v4) = (Vec::new(), Vec::new());
     for ip in found {
@@ -119,9 +119,19 @@ pub fn addresses(found: Vec<IpAddr>, allow_private: bool, dice: &mut Dice) -> Ad
     }
     dice.shuffle(&mut v6);
     dice.shuffle(&mut v4);
-    let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
-    let turns = (0..ADDRESSES_PER_HOST_MAX).flat_map(|_| [v6.next(), v4.next()]).flatten();
-    chosen.usable = turns.take(ADDRESSES_PER_HOST_MAX).collect();
+    chosen.usable = match failing {
+        None => {
+            let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
+            let turns = (0..ADDRESSES_PER_HOST_MAX).flat_map(|_| [v6.next(), v4.next()]).flatten();
+            turns.take(ADDRESSES_PER_HOST_MAX).collect()
+        }
+        Some(failing) => {
+            let (mut first, last) = if failing == Family::V6 { (v4, v6) } else { (v6, v4) };
+            first.truncate(ADDRESSES_PER_HOST_MAX);
+            let room = (ADDRESSES_PER_HOST_MAX - first.len()).max(1);
+            first.into_iter().chain(last.into_iter().take(room)).collect()
+        }
+    };
     chosen
 }
 
@@ -230,16 +240,31 @@ mod tests {
         }
     }
 
+    fn ips(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|ip| ip.parse().unwrap()).collect()
+    }
+
     #[test]
     fn families_take_turns_and_refused_addresses_take_no_place() {
-        let ips = |list: &[&str]| -> Vec<IpAddr> { list.iter().map(|ip| ip.parse().unwrap()).collect() };
-        let chosen = addresses(ips(&["9.9.9.9", "127.0.0.1", "2606:4700::1"]), false, &mut Dice::new(1));
+        let chosen = addresses(ips(&["9.9.9.9", "127.0.0.1", "2606:4700::1"]), false, None, &mut Dice::new(1));
         assert_eq!(chosen.usable, ips(&["2606:4700::1", "9.9.9.9"]));
         assert_eq!(chosen.refused, [("127.0.0.1".parse().unwrap(), Refused::Loopback)]);
-        let only_v4 = addresses(ips(&["9.9.9.9", "8.8.8.8", "1.1.1.1"]), false, &mut Dice::new(1));
+        let only_v4 = addresses(ips(&["9.9.9.9", "8.8.8.8", "1.1.1.1"]), false, None, &mut Dice::new(1));
         assert_eq!(only_v4.usable.len(), ADDRESSES_PER_HOST_MAX);
-        assert!(addresses(ips(&["10.0.0.1", "::1"]), false, &mut Dice::new(1)).usable.is_empty());
-        assert_eq!(addresses(ips(&["10.0.0.1", "::1"]), true, &mut Dice::new(1)).usable.len(), 2);
+        assert!(addresses(ips(&["10.0.0.1", "::1"]), false, None, &mut Dice::new(1)).usable.is_empty());
+        assert_eq!(addresses(ips(&["10.0.0.1", "::1"]), true, None, &mut Dice::new(1)).usable.len(), 2);
+    }
+
+    #[test]
+    fn a_failing_family_comes_last_and_is_not_left_out() {
+        let order = |found: &[&str], failing| addresses(ips(found), false, Some(failing), &mut Dice::new(1)).usable;
+        let found = ["2606:4700::1", "2606:4700::2", "9.9.9.9"];
+        assert_eq!(order(&found, Family::V6)[0], ips(&["9.9.9.9"])[0]);
+        assert_eq!(order(&found, Family::V6).len(), 2);
+        let v4_last = order(&found, Family::V4);
+        assert!(v4_last[..2].iter().all(IpAddr::is_ipv6), "{v4_last:?}");
+        assert_eq!(v4_last[2..], ips(&["9.9.9.9"]));
+        assert_eq!(order(&found[..2], Family::V6).len(), ADDRESSES_PER_HOST_MAX);
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! Connections that wait a moment for the next message to the same server.
 //!
 //! Promises: a connection is given only to what it would have been opened for ([`Way`]: host, address,
-//! TLS demand and login are the same); it waits no longer than [`IDLE_MAX`], takes no more than
-//! [`MESSAGES_MAX`] messages and then gets a QUIT; how many wait is bounded. Goodbyes are said in the
-//! background, so no message waits for one.
+//! TLS demand and login are the same); it waits no longer and takes no more messages than is configured for
+//! its servers, and then gets a QUIT; how many wait is bounded. Goodbyes are said in the background, so
+//! no message waits for one.
 //!
 //! Leaves out: how many connections there may be at once (`delivery::dispatch` limits the attempts).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,17 +20,11 @@ use super::connection::Connection;
 use super::host::Agreed;
 use super::step::Tls;
 use super::tls_policy::Terms;
+use crate::config::GroupLimits;
 use crate::message::Domain;
 
-/// How long a connection may wait for the next message. Short: it holds a place at the server.
-const IDLE_MAX: Duration = Duration::from_secs(5);
-/// Messages that go over one connection. Many servers set a limit of this size and count what is
-/// above as abuse.
-pub const MESSAGES_MAX: usize = 100;
-/// Connections that wait, altogether.
-const WAITING_MAX: usize = 256;
-/// Connections that wait for one way.
-const WAITING_PER_WAY_MAX: usize = 10;
+/// Connections that wait, altogether, however few attempts at once there may be.
+const WAITING_MIN: usize = 256;
 
 /// What makes two connections interchangeable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,8 +41,11 @@ pub struct Way {
 /// The waiting connections. A clone is the same pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    idle_max: Duration,
+    /// So many wait altogether.
+    waiting_max: usize,
     waiting: Arc<Mutex<Waiting>>,
+    /// One is to end before those that are looked after.
+    sooner: Arc<Notify>,
     /// Goodbyes, and the one task that ends what has waited too long.
     background: TaskTracker,
     closed: CancellationToken,
@@ -59,8 +56,8 @@ struct Waiting {
     /// The last to come is the first to go, so that few stay open.
     by_way: HashMap<Way, Vec<Idle>>,
     count: usize,
-    /// A task looks after those that wait; it ends when none do.
-    is_watched: bool,
+    /// A task looks after those that wait, and again at this time; it ends when none do.
+    watched_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -69,15 +66,16 @@ struct Idle {
     until: Instant,
 }
 
-impl Default for Pool {
-    fn default() -> Pool {
-        Pool::with_idle_max(IDLE_MAX)
-    }
-}
-
 impl Pool {
-    fn with_idle_max(idle_max: Duration) -> Pool {
-        Pool { idle_max, waiting: Arc::default(), background: TaskTracker::new(), closed: CancellationToken::new() }
+    /// For so many attempts at once.
+    pub fn new(concurrency: usize) -> Pool {
+        Pool {
+            waiting_max: concurrency.max(WAITING_MIN),
+            waiting: Arc::default(),
+            sooner: Arc::default(),
+            background: TaskTracker::new(),
+            closed: CancellationToken::new(),
+        }
     }
 
     /// A connection that is still open as far as can be seen from here. The far end may be closing it
@@ -98,30 +96,40 @@ impl Pool {
         Some(idle.connection)
     }
 
-    /// Keeps a connection that is at rest, or says goodbye to it.
-    pub fn give(&self, way: Way, connection: Connection) {
-        if let Some(connection) = self.keep(way, connection) {
+    /// Keeps a connection that is at rest, or says goodbye to it. `limits` are those of its servers.
+    pub fn give(&self, way: Way, connection: Connection, limits: &GroupLimits) {
+        if let Some(connection) = self.keep(way, connection, limits) {
             self.background.spawn(connection.quit());
         }
     }
 
     /// Gives back what is not kept.
-    fn keep(&self, way: Way, connection: Connection) -> Option<Connection> {
-        if connection.messages() >= MESSAGES_MAX || self.closed.is_cancelled() {
+    fn keep(&self, way: Way, connection: Connection, limits: &GroupLimits) -> Option<Connection> {
+        let is_used_up = connection.messages() >= limits.messages_per_connection;
+        if is_used_up || limits.idle_timeout.is_zero() || self.closed.is_cancelled() {
             return Some(connection);
         }
         let mut waiting = self.lock();
-        if waiting.count >= WAITING_MAX {
+        if waiting.count >= self.waiting_max {
             return Some(connection);
         }
         let same = waiting.by_way.entry(way).or_default();
-        if same.len() >= WAITING_PER_WAY_MAX {
+        if same.len() >= limits.connections {
             return Some(connection);
         }
-        same.push(Idle { connection, until: Instant::now() + self.idle_max });
+        let until = Instant::now() + limits.idle_timeout;
+        same.push(Idle { connection, until });
         waiting.count += 1;
-        if !std::mem::replace(&mut waiting.is_watched, true) {
-            self.background.spawn(self.clone().watch());
+        match waiting.watched_at {
+            None => {
+                waiting.watched_at = Some(until);
+                self.background.spawn(self.clone().watch());
+            }
+            Some(at) if until < at => {
+                waiting.watched_at = Some(until);
+                self.sooner.notify_one();
+            }
+            Some(_) => {}
         }
         None
     }
@@ -131,6 +139,7 @@ impl Pool {
         while let Some(next) = self.end_old() {
             tokio::select! {
                 () = sleep_until(next) => {}
+                () = self.sooner.notified() => {}
                 () = self.closed.cancelled() => {}
             }
         }
@@ -148,7 +157,7 @@ impl Pool {
         }
         waiting.by_way.retain(|_, same| !same.is_empty());
         waiting.count -= old.len();
-        waiting.is_watched = next.is_some();
+        waiting.watched_at = next;
         drop(waiting);
         for idle in old {
             self.background.spawn(idle.connection.quit());
@@ -175,6 +184,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 
+    use std::time::Duration;
+
     use super::super::auth::{Login, Secret};
     use super::super::client::Client;
     use super::super::step::Timeouts;
@@ -182,6 +193,9 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::delivery::smtp::tls_policy::Certificate;
+
+    const HURRIED: GroupLimits = GroupLimits { idle_timeout: Duration::from_millis(10), ..GroupLimits::DEFAULT };
+    const MOST: usize = GroupLimits::DEFAULT.connections;
 
     fn way(tls: Tls) -> Way {
         Way {
@@ -228,25 +242,51 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_too_long_gets_a_goodbye() {
-        let pool = Pool::with_idle_max(Duration::from_millis(10));
+        let pool = Pool::new(1);
         let (connection, mut far) = open().await;
-        pool.give(way(Tls::IfOffered), connection);
+        pool.give(way(Tls::IfOffered), connection, &HURRIED);
         assert_eq!(line(&mut far).await, "QUIT\r\n");
         assert!(pool.take(&way(Tls::IfOffered)).await.is_none());
         // And the next one is looked after again.
         let (connection, mut far) = open().await;
-        pool.give(way(Tls::IfOffered), connection);
+        pool.give(way(Tls::IfOffered), connection, &HURRIED);
         assert_eq!(line(&mut far).await, "QUIT\r\n");
     }
 
     #[tokio::test]
-    async fn only_for_the_same_way_and_only_if_quiet() {
-        let pool = Pool::default();
+    async fn one_that_may_wait_less_is_ended_before_those_that_came_first() {
+        let pool = Pool::new(1);
+        let (patient, mut far_of_patient) = open().await;
+        pool.give(way(Tls::IfOffered), patient, &GroupLimits { idle_timeout: Duration::from_secs(600), ..HURRIED });
+        tokio::task::yield_now().await;
         let (connection, mut far) = open().await;
-        pool.give(way(Tls::Never), connection);
+        pool.give(way(Tls::Never), connection, &HURRIED);
+        assert_eq!(line(&mut far).await, "QUIT\r\n");
+        assert!(pool.take(&way(Tls::IfOffered)).await.is_some());
+        assert_eq!(line(&mut far_of_patient).await, "");
+    }
+
+    #[tokio::test]
+    async fn what_is_configured_not_to_wait_does_not() {
+        for limits in [
+            GroupLimits { idle_timeout: Duration::ZERO, ..GroupLimits::DEFAULT },
+            GroupLimits { messages_per_connection: 0, ..GroupLimits::DEFAULT },
+        ] {
+            let pool = Pool::new(1);
+            let (connection, mut far) = open().await;
+            pool.give(way(Tls::Never), connection, &limits);
+            assert_eq!(line(&mut far).await, "QUIT\r\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_for_the_same_way_and_only_if_quiet() {
+        let pool = Pool::new(1);
+        let (connection, mut far) = open().await;
+        pool.give(way(Tls::Never), connection, &GroupLimits::DEFAULT);
         assert!(pool.take(&way(Tls::Required)).await.is_none());
         let connection = pool.take(&way(Tls::Never)).await.unwrap();
-        pool.give(way(Tls::Never), connection);
+        pool.give(way(Tls::Never), connection, &GroupLimits::DEFAULT);
         far.get_mut().write_all(b"421 enough\r\n").await.unwrap();
         assert!(pool.take(&way(Tls::Never)).await.is_none());
         assert_eq!(far.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
@@ -254,9 +294,9 @@ mod tests {
 
     #[tokio::test]
     async fn never_for_another_login() {
-        let pool = Pool::default();
+        let pool = Pool::new(1);
         let (connection, _far) = open().await;
-        pool.give(way_of("one", "x"), connection);
+        pool.give(way_of("one", "x"), connection, &GroupLimits::DEFAULT);
         let unverified = {
             let mut way = way_of("one", "x");
             way.agreed.as_mut().unwrap().verify_certificate = false;
@@ -270,21 +310,21 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_wait_than_may_and_none_after_the_end() {
-        let pool = Pool::default();
+        let pool = Pool::new(1);
         let mut far_ends = Vec::new();
-        for _ in 0..=WAITING_PER_WAY_MAX {
+        for _ in 0..=MOST {
             let (connection, far) = open().await;
-            pool.give(way(Tls::Never), connection);
+            pool.give(way(Tls::Never), connection, &GroupLimits::DEFAULT);
             far_ends.push(far);
         }
-        assert_eq!(pool.lock().count, WAITING_PER_WAY_MAX);
+        assert_eq!(pool.lock().count, MOST);
         assert_eq!(line(far_ends.last_mut().unwrap()).await, "QUIT\r\n");
         pool.close().await;
-        for far in &mut far_ends[..WAITING_PER_WAY_MAX] {
+        for far in &mut far_ends[..MOST] {
             assert_eq!(line(far).await, "QUIT\r\n");
         }
         let (connection, mut far) = open().await;
-        pool.give(way(Tls::Never), connection);
+        pool.give(way(Tls::Never), connection, &GroupLimits::DEFAULT);
         assert_eq!(line(&mut far).await, "QUIT\r\n");
         assert_eq!(pool.lock().count, 0);
     }

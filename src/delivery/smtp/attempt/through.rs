@@ -1,6 +1,7 @@
 //! One attempt at named hosts instead of those of a domain.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -54,6 +55,7 @@ impl Attempt<'_> {
                 return Err(trouble);
             }
         };
+        self.servers = Arc::from([host.clone()]);
         let mut result = Ok(());
         for ip in found.usable {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
@@ -79,9 +81,11 @@ impl Attempt<'_> {
         // RFC 6761 6.3: not a question for a name server.
         if host.as_str() == "localhost" {
             let here = vec![IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)];
-            return Ok((host, self.transport.with_dice(|dice| mx::addresses(here, true, dice))));
+            return Ok((host, self.transport.with_dice(|dice| mx::addresses(here, true, None, dice))));
         }
-        let found = match timeout_at(self.deadline, self.transport.addresses(&host, true)).await {
+        let found = match timeout_at(self.deadline, self.transport.addresses(&host, std::slice::from_ref(&host), true))
+            .await
+        {
             Ok(found) => found.map_err(|reason| trouble("4.4.3", reason))?,
             Err(_) => return Err(trouble("4.4.3", format!("the addresses of {host} could not be looked up in time"))),
         };
