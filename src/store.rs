@@ -74,7 +74,7 @@ pub enum Table {
 impl Table {
     /// In the order in which they were thought of: RocksDB numbers them by it, and log files name them by
     /// their number (`replay`). New ones come last.
-    const ALL: [Table; 10] = [
+    const ALL: [Table; 11] = [
         Table::Meta,
         Table::Message,
         Table::Body,

@@ -281,7 +281,15 @@ fn job() -> Job {
 }
 
 fn target(port: u16, login: Option<Login>) -> HostTarget {
-    HostTarget { host: "127.0.0.1".into(), port, tls: TlsMode::Off, verify_certificate: false, login, debug: true }
+    HostTarget {
+        host: "127.0.0.1".into(),
+        port,
+        tls: TlsMode::Off,
+        verify_certificate: false,
+        login,
+        mail_from: None,
+        debug: true,
+    }
 }
 
 /// What is logged.
@@ -345,7 +353,7 @@ async fn a_refused_login_asks_for_one_new_token_and_never_fails_the_mail() {
         for token in ["one", "two"] {
             let login = running.login().await.unwrap().unwrap();
             let target = target(remotes.port, Some(login.clone()));
-            let Attempted { outcomes, troubles } = transport.deliver_through(&job(), &[target]).await;
+            let Attempted { outcomes, troubles, .. } = transport.deliver_through(&job(), &[target]).await;
             assert!(matches!(&outcomes[..], [(0, Outcome::Defer { .. })]), "{outcomes:?}");
             assert_eq!(troubles[0].login, Some(LoginFault::Refused));
             assert!(!troubles[0].failure.reason.contains(token), "{troubles:?}");

@@ -140,6 +140,7 @@ async fn a_server_that_does_not_know_us_any_more_is_shown_again() {
         tls: TlsMode::Off,
         verify_certificate: false,
         login: None,
+        mail_from: None,
         debug: false,
     };
     let attempted: Attempted = world.transport.deliver_through(&job, &[target]).await;

@@ -82,6 +82,7 @@ fn job(wish: TlsWish) -> Job {
         dsn: DsnRequest::default(),
         size: body.len(),
         chunks: 1,
+        header_from: None,
         streamed: None,
         message_id: String::new(),
         subject: String::new(),
@@ -98,6 +99,7 @@ fn job(wish: TlsWish) -> Job {
         original: None,
         status: Status::Waiting { due: 0 },
         attempts: 0,
+        by_hand: None,
         last_failure: None,
         delay_notified: false,
     };
@@ -545,7 +547,7 @@ fn reports(world: &World, queue: &Arc<Queue>, tally: Arc<Tally>) -> Reports {
     let signer = Signer::load(&config).unwrap();
     let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal, resolver.clone(), signer);
     let https = Https::new(resolver.clone(), true).with_roots(world.authority.roots()).with_port(world.web.port);
-    Reports { config, clock, resolver, https: Arc::new(https), tally, intake: Arc::new(intake) }
+    Reports { config, clock, resolver, https: Arc::new(https), tally, intake: Arc::new(intake.unwrap()) }
 }
 
 /// The content of the only message in the queue.

@@ -361,7 +361,8 @@ impl Dispatcher {
             let Some((destination, mut waiting)) = self.turns.next(self.open) else { break };
             let (lane, _) = waiting.claim;
             if let Some(rest) = waiting.split(self.parts.queue.gates().room(lane)) {
-                let (Dispatcher { turns, groups, throttles, .. }, now) = (&mut *self, self.parts.clock.now());
+                let now = self.parts.clock.now();
+                let Dispatcher { turns, groups, throttles, .. } = self;
                 let allow = |destination: &Destination| allowance(groups, throttles, destination, now);
                 turns.push_front(lane.index(), &destination, rest, allow);
             }

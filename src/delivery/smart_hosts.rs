@@ -1,19 +1,24 @@
 //! Delivery by smart hosts: those of one tier one after the other, until one takes the message.
 //!
 //! A host that does not take our login is left alone for a while, longer each time: a wrong password
-//! must neither fail the mail nor lock the account. Which hosts are asked is decided in
-//! `routing::outbound`; the conversation is `smtp`'s.
+//! must neither fail the mail nor lock the account. A host that is suspended is passed over; mail for
+//! which there is no other is held until it is resumed. Which hosts are asked is decided in
+//! `routing::outbound`; the conversations are those of `smtp` and `graph`.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, Millis};
-use crate::config::{SmartHost, SmartHostTls};
+use crate::config::{SmartHost, SmartHostKind, SmartHostTls};
+use crate::queue::Queue;
 use crate::queue::record::Failure;
+use crate::queue::suspend::Suspension;
 use crate::routing::outbound::Candidate;
 
-use super::smtp::{Attempted, HostTarget, HostTrouble, Login, Secret, SmtpTransport, TlsMode};
-use super::{Job, Outcome};
+use super::graph::{Graph, Sent};
+use super::oauth::Tokens;
+use super::smtp::{Attempted, HostTarget, Login, LoginFault, PopBeforeSmtp, SmtpTransport, TlsMode};
+use super::{HostFailure, Job, Outcome};
 
 /// Rest of a host after the first login that it does not take; twice as long after each further one.
 const REST_FIRST: Millis = 60 * 1000;
@@ -22,6 +27,10 @@ const REST_MAX: Millis = 30 * 60 * 1000;
 #[derive(Debug)]
 pub struct SmartHosts {
     clock: Clock,
+    queue: Arc<Queue>,
+    tokens: Arc<Tokens>,
+    graph: Graph,
+    pop_before: PopBeforeSmtp,
     /// By name; at most one for each host of the configuration.
     resting: Mutex<HashMap<String, Rest>>,
 }
@@ -34,45 +43,147 @@ struct Rest {
     why: Failure,
 }
 
+/// What one host did.
+#[derive(Default)]
+struct Tried {
+    /// For these recipients no other host is asked.
+    decided: Vec<(u32, Outcome)>,
+    /// Why it did not do for the others.
+    failure: Option<Unusable>,
+}
+
+/// Why a host cannot be used now. It is never about the mail.
+struct Unusable {
+    failure: Failure,
+    not_before_secs: Option<u64>,
+    /// It is about our account there, and new.
+    is_login: bool,
+}
+
+impl From<HostFailure> for Unusable {
+    /// Who says so has a rest of its own.
+    fn from(HostFailure { failure, not_before_secs, .. }: HostFailure) -> Unusable {
+        Unusable { failure, not_before_secs, is_login: false }
+    }
+}
+
+impl From<HostFailure> for Tried {
+    fn from(failure: HostFailure) -> Tried {
+        Tried { failure: Some(failure.into()), ..Tried::default() }
+    }
+}
+
 impl SmartHosts {
-    pub fn new(clock: Clock) -> SmartHosts {
-        SmartHosts { clock, resting: Mutex::default() }
+    pub fn new(clock: Clock, queue: Arc<Queue>, tokens: Arc<Tokens>, graph: Graph) -> SmartHosts {
+        let pop_before = PopBeforeSmtp::new(clock.clone());
+        SmartHosts { clock, queue, tokens, graph, pop_before, resting: Mutex::default() }
     }
 
     /// Tries a job at these hosts, in their order; one outcome per recipient.
     pub async fn deliver(&self, smtp: &SmtpTransport, job: &Job, hosts: &[Candidate<'_>]) -> Vec<(u32, Outcome)> {
         let size = job.body.len();
-        let takes = |host: &SmartHost| host.max_size.is_none_or(|limit| size <= limit);
-        let fitting: Vec<&Candidate<'_>> = hosts.iter().filter(|candidate| takes(candidate.host)).collect();
-        if fitting.is_empty() {
-            return all(job, &Outcome::Fail(too_large(size, hosts)));
+        let fits = |host: &SmartHost| host.max_size.is_none_or(|limit| size <= limit);
+        let fitting: Vec<&Candidate<'_>> = hosts.iter().filter(|candidate| fits(candidate.host)).collect();
+        let Some(first) = fitting.first() else { return all(job, &Outcome::Fail(too_large(size, hosts))) };
+        let suspended = |host: &SmartHost| self.queue.gates().is_host_suspended(&host.name, &job.message.stream);
+        let in_use: Vec<&Candidate<'_>> = fitting.iter().copied().filter(|fit| !suspended(fit.host)).collect();
+        if in_use.is_empty() {
+            return all(job, &Outcome::Held(Suspension::held_because(&first.host.name)));
         }
-        let now = self.clock.now();
-        let rest = self.shortest_rest(&fitting, now);
-        let awake: Vec<&Candidate<'_>> =
-            fitting.into_iter().filter(|candidate| self.rest_of(candidate.host, now).is_none()).collect();
-        if let (true, Some(rest)) = (awake.is_empty(), rest) {
-            let not_before_secs = Some(rest.until.saturating_sub(now).div_ceil(1000));
-            return all(job, &Outcome::Defer { why: rest.why, not_before_secs });
-        }
-        let targets: Vec<HostTarget> = awake.iter().map(|candidate| target(candidate)).collect();
-        let Attempted { outcomes, troubles } = smtp.deliver_through(job, &targets).await;
-        let troubled = |number: usize| troubles.iter().any(|trouble| trouble.target == number);
-        if let Some((_, candidate)) = awake.iter().enumerate().find(|(number, _)| !troubled(*number)) {
-            self.lock().remove(&candidate.host.name);
-        }
-        for trouble in &troubles {
-            if let Some(candidate) = awake.get(trouble.target) {
-                self.note(candidate.host, trouble);
+        let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
+        let mut rest = job.clone();
+        for candidate in in_use {
+            let Tried { decided, failure } = self.at_host(smtp, &rest, candidate).await;
+            rest.recipients.retain(|(number, _)| !decided.iter().any(|(decided, _)| decided == number));
+            outcomes.extend(decided);
+            failures.extend(failure);
+            if rest.recipients.is_empty() {
+                return outcomes;
             }
         }
+        outcomes.extend(all(&rest, &deferred(failures)));
         outcomes
     }
 
-    fn note(&self, host: &SmartHost, trouble: &HostTrouble) {
-        if trouble.login.is_none() {
-            return;
+    async fn at_host(&self, smtp: &SmtpTransport, job: &Job, candidate: &Candidate<'_>) -> Tried {
+        let host = candidate.host;
+        if let Some(failure) = self.rest_of(host) {
+            return Tried { failure: Some(failure), ..Tried::default() };
         }
+        let tried = match &host.kind {
+            SmartHostKind::Smtp => self.by_smtp(smtp, job, candidate).await,
+            SmartHostKind::Graph { .. } => match self.graph.deliver(job, host).await {
+                Sent::Decided(decided) => Tried { decided, failure: None },
+                Sent::Host(failure) => Tried::from(failure),
+                Sent::BySmtp => self.by_smtp(smtp, job, candidate).await,
+            },
+        };
+        match &tried.failure {
+            None => drop(self.lock().remove(&host.name)),
+            Some(Unusable { failure, is_login: true, .. }) => self.let_rest(host, failure),
+            Some(_) => {}
+        }
+        tried
+    }
+
+    async fn by_smtp(&self, smtp: &SmtpTransport, job: &Job, candidate: &Candidate<'_>) -> Tried {
+        let host = candidate.host;
+        if let Err(failure) = self.pop_before.log_in(smtp, host).await {
+            return Tried::from(failure);
+        }
+        let mut attempted = match self.with_login(smtp, job, candidate).await {
+            Ok(attempted) => attempted,
+            Err(failure) => return Tried::from(failure),
+        };
+        // The host has forgotten who we are: once more, for those it has refused because of that.
+        let refused = self.pop_before.refused(host, &attempted).await;
+        if !refused.is_empty() && self.pop_before.log_in(smtp, host).await.is_ok() {
+            let mut again = job.clone();
+            again.recipients.retain(|(number, _)| refused.contains(number));
+            if let Ok(second) = self.with_login(smtp, &again, candidate).await {
+                attempted.outcomes.retain(|(number, _)| !refused.contains(number));
+                attempted.undecided.retain(|number| !refused.contains(number));
+                attempted.outcomes.extend(second.outcomes);
+                attempted.undecided.extend(second.undecided);
+                attempted.troubles.extend(second.troubles);
+            }
+        }
+        let Attempted { outcomes, undecided, mut troubles } = attempted;
+        let decided = outcomes.into_iter().filter(|(number, _)| !undecided.contains(number)).collect();
+        let failure = troubles.pop().filter(|_| !undecided.is_empty()).map(|trouble| Unusable {
+            failure: trouble.failure,
+            not_before_secs: None,
+            is_login: trouble.login.is_some(),
+        });
+        Tried { decided, failure }
+    }
+
+    /// With a token that the host does not take (any more) once more with a new one.
+    async fn with_login(
+        &self,
+        smtp: &SmtpTransport,
+        job: &Job,
+        candidate: &Candidate<'_>,
+    ) -> Result<Attempted, HostFailure> {
+        let login = self.tokens.login(candidate.host).await?;
+        let attempted = smtp.deliver_through(job, &[target(candidate, login.clone())]).await;
+        let is_refused = attempted.troubles.iter().any(|trouble| trouble.login == Some(LoginFault::Refused));
+        match login {
+            Some(login) if is_refused && self.tokens.refused(candidate.host, &login).await => {
+                let mut again = job.clone();
+                again.recipients.retain(|(number, _)| attempted.undecided.contains(number));
+                let login = self.tokens.login(candidate.host).await?;
+                let second = smtp.deliver_through(&again, &[target(candidate, login)]).await;
+                let mut outcomes = attempted.outcomes;
+                outcomes.retain(|(number, _)| !attempted.undecided.contains(number));
+                outcomes.extend(second.outcomes);
+                Ok(Attempted { outcomes, ..second })
+            }
+            _ => Ok(attempted),
+        }
+    }
+
+    fn let_rest(&self, host: &SmartHost, why: &Failure) {
         let mut resting = self.lock();
         let now = self.clock.now();
         let before = resting.get(&host.name);
@@ -81,18 +192,16 @@ impl SmartHosts {
             return;
         }
         let length = before.map_or(REST_FIRST, |rest| (rest.length * 2).min(REST_MAX));
-        let why = trouble.failure.clone();
         tracing::warn!(host = host.name, reason = why.reason, pause_secs = length / 1000, "no login at a smart host");
-        resting.insert(host.name.clone(), Rest { until: now + length, length, why });
+        resting.insert(host.name.clone(), Rest { until: now + length, length, why: why.clone() });
     }
 
-    fn rest_of(&self, host: &SmartHost, now: Millis) -> Option<Rest> {
-        self.lock().get(&host.name).filter(|rest| rest.until > now).cloned()
-    }
-
-    fn shortest_rest(&self, hosts: &[&Candidate<'_>], now: Millis) -> Option<Rest> {
-        let rests = hosts.iter().filter_map(|candidate| self.rest_of(candidate.host, now));
-        rests.min_by_key(|rest| rest.until)
+    fn rest_of(&self, host: &SmartHost) -> Option<Unusable> {
+        let now = self.clock.now();
+        let resting = self.lock();
+        let rest = resting.get(&host.name).filter(|rest| rest.until > now)?;
+        let not_before_secs = Some((rest.until - now).div_ceil(1000));
+        Some(Unusable { failure: rest.why.clone(), not_before_secs, is_login: false })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Rest>> {
@@ -101,19 +210,40 @@ impl SmartHosts {
     }
 }
 
-fn target(candidate: &Candidate<'_>) -> HostTarget {
-    let SmartHost { host, port, tls, verify_certificate, login, .. } = candidate.host;
+fn target(candidate: &Candidate<'_>, login: Option<Login>) -> HostTarget {
+    let SmartHost { host, port, tls, verify_certificate, debug, .. } = candidate.host;
     let tls = match tls {
         SmartHostTls::Off => TlsMode::Off,
         SmartHostTls::Opportunistic => TlsMode::Opportunistic,
         SmartHostTls::Required => TlsMode::Required,
         SmartHostTls::Implicit => TlsMode::Implicit,
     };
-    let login = login
-        .as_ref()
-        .map(|login| Login { username: login.username.clone(), secret: Secret::Password(login.password.clone()) });
-    let mail_from = Some(candidate.envelope.clone());
-    HostTarget { host: host.clone(), port: *port, tls, verify_certificate: *verify_certificate, login, mail_from }
+    HostTarget {
+        host: host.clone(),
+        port: *port,
+        tls,
+        verify_certificate: *verify_certificate,
+        login,
+        mail_from: Some(candidate.envelope.clone()),
+        debug: *debug,
+    }
+}
+
+/// No host did. The first one's reason counts: it is the one that should have.
+fn deferred(failures: Vec<Unusable>) -> Outcome {
+    let not_before_secs = match failures.iter().all(|failure| failure.not_before_secs.is_some()) {
+        true => failures.iter().filter_map(|failure| failure.not_before_secs).min(),
+        false => None,
+    };
+    let others = failures.len().saturating_sub(1);
+    let first = failures.into_iter().next().map(|failure| failure.failure);
+    let mut why = first.unwrap_or_else(|| Failure::local("4.3.0", "", "the attempt ended without a result"));
+    match others {
+        0 => {}
+        1 => why.reason += "; one other smart host did no better",
+        others => why.reason += &format!("; {others} other smart hosts did no better"),
+    }
+    Outcome::Defer { why, not_before_secs }
 }
 
 fn too_large(size: u64, hosts: &[Candidate<'_>]) -> Failure {

@@ -15,8 +15,11 @@ use crate::routing::outbound::{self, Way};
 
 use super::archive::Archive;
 use super::file::Files;
+use super::graph::Graph;
+use super::http::ClientError;
 use super::https::Https;
 use super::maildir::Maildir;
+use super::oauth::{Tokens, TokensError};
 use super::shelf::Shelf;
 use super::smart_hosts::SmartHosts;
 use super::smtp::{SetupError, SmtpTransport, Timeouts, TlsPolicies};
@@ -66,6 +69,10 @@ pub enum SetUpError {
     Webhook(#[from] WebhookError),
     #[error(transparent)]
     Smtp(#[from] SetupError),
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    #[error(transparent)]
+    Graph(#[from] ClientError),
 }
 
 impl Transports {
@@ -91,7 +98,9 @@ impl Transports {
             smtp = smtp.with_tally(tls.tally.clone());
         }
         let files = Files::new(&config.delivery.file_path);
-        let smart_hosts = SmartHosts::new(clock.clone());
+        let tokens = Arc::new(Tokens::new(config, queue.clone(), clock.clone())?);
+        let graph = Graph::new(config, tokens.clone(), clock.clone())?;
+        let smart_hosts = SmartHosts::new(clock.clone(), queue.clone(), tokens, graph);
         Ok(Transports { config: config.clone(), smtp, smart_hosts, files, tls, targets })
     }
 

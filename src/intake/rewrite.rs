@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn what_the_account_says_counts_as_written() {
-        let forced = ForcedFrom { text: "Shop <shop@b.example>".into(), address: Address::parse("shop@b.example").unwrap() };
+        let forced =
+            ForcedFrom { text: "Shop <shop@b.example>".into(), address: Address::parse("shop@b.example").unwrap() };
         let found = shown("From: Ann <a@c.example>\r\n\r\n", Some(&forced));
         assert_eq!(found, "From: Shop <n@my.com>\r\nReply-To: Shop <shop@b.example>\r\n");
     }

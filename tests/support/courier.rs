@@ -93,11 +93,11 @@ impl Courier {
         let journal = Arc::new(Journal::new(clock.clone()));
         let resolver = Resolver::new(&config.dns).unwrap();
         let signer = Signer::load(&config).unwrap();
-        let transports = Transports::new(&config, resolver.clone(), &clock).unwrap().with_timeouts(timeouts);
+        let transports = Transports::new(&config, resolver.clone(), &clock, &queue).unwrap().with_timeouts(timeouts);
         let transports = Arc::new(transports);
         let intake =
             Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), resolver.clone(), signer);
-        let intake = Arc::new(intake);
+        let intake = Arc::new(intake.unwrap());
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
         let parts = Parts {
             config,

@@ -89,6 +89,8 @@ pub struct Agreed {
 pub struct Attempted {
     /// One per recipient.
     pub outcomes: Vec<(u32, Outcome)>,
+    /// Recipients of which no host has said anything: another one may be asked.
+    pub undecided: Vec<u32>,
     /// Of the hosts that did not do, in the order of trying.
     pub troubles: Vec<HostTrouble>,
 }

@@ -158,7 +158,7 @@ async fn connect(transport: &SmtpTransport, account: &PopAccount) -> Result<(Dom
     let addresses = match host.as_str() {
         // RFC 6761 6.3: not a question for a name server.
         "localhost" => vec![IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)],
-        _ => transport.addresses(&host, true).await.map_err(|why| trouble(account, "4.4.3", &why))?.usable,
+        _ => transport.addresses(&host, &[], true).await.map_err(|why| trouble(account, "4.4.3", &why))?.usable,
     };
     let mut last = "has no address that can be connected to".to_owned();
     for ip in addresses {

@@ -26,7 +26,7 @@ const NONCE_BYTES: usize = 18;
 pub async fn run_through<'a>(transport: &'a SmtpTransport, job: &'a Job, targets: &'a [HostTarget]) -> Attempted {
     let mut attempt = match Attempt::new(transport, job).await {
         Ok(attempt) => attempt,
-        Err(outcomes) => return Attempted { outcomes, troubles: Vec::new() },
+        Err(outcomes) => return Attempted { outcomes, undecided: Vec::new(), troubles: Vec::new() },
     };
     let mut troubles = Vec::new();
     for (number, target) in targets.iter().enumerate() {
@@ -42,7 +42,9 @@ pub async fn run_through<'a>(transport: &'a SmtpTransport, job: &'a Job, targets
         let why = Failure::local("4.3.5", "", "there is no host that the message could go by");
         attempt.decide_rest(&Outcome::Defer { why, not_before_secs: None });
     }
-    Attempted { outcomes: attempt.finish(), troubles }
+    let number = |at: usize| job.recipients.get(at).map(|(number, _)| *number);
+    let undecided = attempt.undecided().into_iter().filter_map(number).collect();
+    Attempted { outcomes: attempt.finish(), undecided, troubles }
 }
 
 impl Attempt<'_> {
