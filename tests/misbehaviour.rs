@@ -20,6 +20,9 @@ use support::courier::{Courier, START};
 use support::remote::Remotes;
 use support::zone::Zone;
 
+/// How long greeting and last reply may take for one who is impatient.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+
 /// What a script states about one recipient.
 #[derive(Debug, Default, PartialEq)]
 struct Fate {
@@ -96,8 +99,10 @@ async fn run(name: &str, script: &str, statement: &Statement) {
         let host = format!("mx{number}.far.test");
         zone = zone.mx("far.test", 10 * number as u16, &host).a(&host, &format!("127.0.0.{number}"));
     }
-    let greeting = if statement.impatient { Duration::from_millis(200) } else { Timeouts::RFC5321.greeting };
-    let timeouts = Timeouts { greeting, ..Timeouts::RFC5321 };
+    let timeouts = match statement.impatient {
+        true => Timeouts { greeting: IMPATIENCE, dot: IMPATIENCE, ..Timeouts::RFC5321 },
+        false => Timeouts::RFC5321,
+    };
     let courier = Courier::start("", remotes.port, zone, timeouts).await;
 
     let addresses = statement.fates.iter().map(|fate| Address::parse(&fate.address).unwrap());

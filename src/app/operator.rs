@@ -343,3 +343,39 @@ pub(super) async fn blocking<T: Send + 'static>(
     let read = tokio::task::spawn_blocking(read).await;
     read.map_err(|_| Trouble::new("the look into the store was broken off"))?.map_err(Trouble::new)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::message::Notify;
+    use crate::queue::record::Route;
+
+    #[test]
+    fn a_try_by_hand_keeps_the_time_of_the_one_it_is_before() {
+        let before = |attempts, status: Status, by_hand| Recipient {
+            address: Address::parse("a@b.example").unwrap(),
+            alias: None,
+            route: Route::Remote,
+            notify: Notify::default(),
+            original: None,
+            status,
+            attempts,
+            last_failure: None,
+            delay_notified: false,
+            by_hand,
+        };
+        let (held, waiting) = (Status::Held { reason: "x".into() }, |due| Status::Waiting { due });
+        for (action, before, by_hand) in [
+            (Action::Retry, before(2, waiting(900), None), Some(900)),
+            // Asked for twice.
+            (Action::Retry, before(2, waiting(100), Some(900)), Some(900)),
+            (Action::Retry, before(0, waiting(900), None), None),
+            (Action::Retry, before(2, held.clone(), None), None),
+            (Action::Release, before(2, held, None), None),
+        ] {
+            let after = after(action, &before, 100).unwrap();
+            assert_eq!((after.status, after.by_hand), (Status::Waiting { due: 100 }, by_hand), "{before:?}");
+        }
+    }
+}

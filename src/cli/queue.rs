@@ -79,7 +79,7 @@ enum QueueCommand {
     /// A message and its story, from arrival to the last attempt
     #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowArgs),
-    /// Try now what waits or is held
+    /// Try now what waits or is held; a try that fails then is not counted
     #[command(after_help = RETRY_EXAMPLES)]
     Retry(ChangeArgs),
     /// Keep back what waits, until it is released

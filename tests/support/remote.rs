@@ -27,7 +27,7 @@
 //! #! two@far.test failed 5.1.1, notice failed
 //! #! notify success              of all recipients; or: never
 //! #! long                        a message that no buffer takes whole
-//! #! impatient                   short time-out for the greeting
+//! #! impatient                   short time-outs for the greeting and the reply to the message
 //! ===                            the next far end: a mail exchanger of lower preference
 //! ```
 //!
