@@ -141,18 +141,18 @@ async fn what_is_wrong_with_the_message_fails_it() {
 #[tokio::test]
 async fn what_is_wrong_with_the_mailbox_or_the_service_fails_nothing() {
     let world = World::new("").await;
-    for (status, code, fault) in [
-        ("403 Forbidden", "ErrorAccessDenied", LoginFault::Refused),
-        ("403 Forbidden", "ErrorSendAsDenied", LoginFault::Refused),
-        ("400 Bad Request", "ErrorMessageSubmissionBlocked", LoginFault::Refused),
-        ("404 Not Found", "ErrorInvalidUser", LoginFault::Refused),
-        ("404 Not Found", "", LoginFault::Later),
-        ("500 Internal Server Error", "", LoginFault::Later),
-        ("302 Found", "", LoginFault::Later),
+    for (status, code, login) in [
+        ("403 Forbidden", "ErrorAccessDenied", Some(LoginFault::Refused)),
+        ("403 Forbidden", "ErrorSendAsDenied", Some(LoginFault::Refused)),
+        ("400 Bad Request", "ErrorMessageSubmissionBlocked", Some(LoginFault::Refused)),
+        ("404 Not Found", "ErrorInvalidUser", Some(LoginFault::Refused)),
+        ("404 Not Found", "", None),
+        ("500 Internal Server Error", "", None),
+        ("302 Found", "", None),
     ] {
         world.answers(status, code);
         let failure = trouble(world.send(CONTENT, &["one@far.test"]).await);
-        assert_eq!(failure.fault, fault, "{failure:?}");
+        assert_eq!(failure.login, login, "{failure:?}");
         assert!(failure.failure.status.starts_with("4."), "{failure:?}");
         assert!(matches!(failure.outcome(), Outcome::Defer { .. }));
     }
@@ -170,7 +170,7 @@ async fn a_service_that_has_had_enough_is_left_alone_for_as_long_as_it_says() {
     let world = World::new("").await;
     world.service.will("429 Too Many Requests", "retry-after: 90\r\n", "{}");
     let failure = trouble(world.send(CONTENT, &["one@far.test"]).await);
-    assert_eq!((failure.fault, failure.not_before_secs), (LoginFault::Later, Some(90)));
+    assert_eq!((failure.login, failure.not_before_secs), (None, Some(90)));
     world.clock.advance(30_000);
     let failure = trouble(world.send(CONTENT, &["one@far.test"]).await);
     assert_eq!(failure.not_before_secs, Some(60));
@@ -189,7 +189,7 @@ async fn a_mailbox_sends_no_more_than_it_may() {
         assert!(matches!(world.send(CONTENT, &["one@far.test"]).await, Sent::Decided(_)));
     }
     let failure = trouble(world.send(CONTENT, &["one@far.test"]).await);
-    assert_eq!((failure.fault, failure.not_before_secs), (LoginFault::Later, Some(60)));
+    assert_eq!((failure.login, failure.not_before_secs), (None, Some(60)));
     assert_eq!(world.posts().len(), 25);
 }
 
@@ -208,7 +208,7 @@ async fn a_withdrawn_token_is_replaced_once() {
     // A new one that is refused is not replaced.
     world.answers("401 Unauthorized", "InvalidAuthenticationToken");
     let failure = trouble(world.send(CONTENT, &["one@far.test"]).await);
-    assert_eq!(failure.fault, LoginFault::Refused);
+    assert_eq!(failure.login, Some(LoginFault::Refused));
     assert!(!failure.failure.reason.contains("two"), "{failure:?}");
 }
 
@@ -221,7 +221,7 @@ async fn without_a_token_nothing_is_sent() {
     world.clock.advance(36_000_000);
     world.service.will("400 Bad Request", "", "{\"error\":\"invalid_client\"}");
     let failure = trouble(world.send(CONTENT, &["one@far.test"]).await);
-    assert_eq!(failure.fault, LoginFault::Refused);
+    assert_eq!(failure.login, Some(LoginFault::Refused));
     assert!(failure.failure.reason.contains("invalid_client"), "{failure:?}");
     assert!(world.posts().is_empty());
 }

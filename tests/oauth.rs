@@ -153,7 +153,7 @@ async fn the_old_token_serves_while_a_new_one_cannot_be_had() {
     world.endpoint.will("503 Service Unavailable", "", "");
     world.pass(4);
     let failed = running.login().await.unwrap_err();
-    assert_eq!(failed.fault, LoginFault::Later);
+    assert_eq!(failed.login, Some(LoginFault::Later));
     assert_eq!(failed.failure.status, "4.7.0");
     assert!(matches!(failed.outcome(), Outcome::Defer { not_before_secs: Some(200), .. }), "{failed:?}");
 }
@@ -202,7 +202,7 @@ async fn a_refused_grant_defers_says_what_to_do_and_is_not_repeated_at_once() {
     let running = world.start(PERSON);
     world.denies("invalid_grant");
     let failed = running.login().await.unwrap_err();
-    assert_eq!(failed.fault, LoginFault::Refused);
+    assert_eq!(failed.login, Some(LoginFault::Refused));
     let reason = &failed.failure.reason;
     assert!(reason.contains("invalid_grant") && reason.contains("[smart_hosts.office.oauth]"), "{reason}");
     assert!(reason.contains("allow it anew") && !reason.contains("first") && !reason.contains("hush"), "{reason}");
@@ -245,11 +245,11 @@ async fn nonsense_is_no_token() {
     for (status, body) in [("200 OK", "<html>"), ("302 Found", ""), ("404 Not Found", "nothing"), ("200 OK", "{}")] {
         world.endpoint.will(status, "location: /elsewhere\r\n", body);
         let failed = running.login().await.unwrap_err();
-        assert_eq!(failed.fault, LoginFault::Refused, "{failed:?}");
+        assert_eq!(failed.login, Some(LoginFault::Refused), "{failed:?}");
         world.pass(60);
     }
     world.endpoint.will("", "", "");
-    assert_eq!(running.login().await.unwrap_err().fault, LoginFault::Later);
+    assert_eq!(running.login().await.unwrap_err().login, Some(LoginFault::Later));
 }
 
 #[tokio::test]

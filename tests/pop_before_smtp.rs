@@ -99,7 +99,7 @@ async fn tls_from_the_start_and_by_stls() {
 #[tokio::test]
 async fn without_tls_that_can_be_trusted_the_password_is_not_said() {
     let failure = World::fails("unfinished\n", "other.test", "implicit").await;
-    assert_eq!((failure.fault, failure.failure.status.as_str()), (LoginFault::Later, "4.7.5"));
+    assert_eq!((failure.login, failure.failure.status.as_str()), (None, "4.7.5"));
     World::fails("S: +OK hello\nC: STLS\nS: -ERR no\ngone\n", CERTIFIED, "required").await;
     World::fails("S: +OK hello\nC: STLS\nS: +OK go\nS: +OK more\ngone\n", CERTIFIED, "required").await;
 }
@@ -108,9 +108,9 @@ async fn without_tls_that_can_be_trusted_the_password_is_not_said() {
 async fn what_goes_wrong_is_trouble_of_the_host() {
     let start = "S: +OK hello\nC: USER box\nS: +OK\nC: PASS hunter2\n";
     let refused = World::fails(&format!("{start}S: -ERR [AUTH] hunter2 is wrong\ngone\n"), "127.0.0.1", "off").await;
-    assert_eq!(refused.fault, LoginFault::Refused);
+    assert_eq!(refused.login, Some(LoginFault::Refused));
     let busy = World::fails(&format!("{start}S: -ERR [IN-USE] try later\ngone\n"), "127.0.0.1", "off").await;
-    assert_eq!(busy.fault, LoginFault::Later);
+    assert_eq!(busy.login, None);
     assert!(busy.failure.reason.contains("[IN-USE] try later"), "{busy:?}");
     World::fails(&format!("{start}drop\n"), "127.0.0.1", "off").await;
     World::fails("S: 220 this is SMTP\ngone\n", "127.0.0.1", "off").await;

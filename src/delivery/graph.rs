@@ -117,7 +117,7 @@ impl Graph {
         let Some(place) = place(host) else {
             let reason = format!("smart_hosts.{} is no mailbox that Graph could send from", host.name);
             let failure = Failure::local("4.3.5", host.name.as_str(), reason);
-            return Sent::Host(HostFailure { fault: LoginFault::Unusable, failure, not_before_secs: None });
+            return Sent::Host(HostFailure { login: Some(LoginFault::Unusable), failure, not_before_secs: None });
         };
         let message = match message(job, host).await {
             Ok(message) => message,
@@ -133,7 +133,7 @@ impl Graph {
                 let reason = format!("{} has sent as much as it may for now", place.name);
                 let failure = Failure::local("4.3.2", host.name.as_str(), reason);
                 let not_before_secs = Some(millis.div_ceil(1000));
-                return Sent::Host(HostFailure { fault: LoginFault::Later, failure, not_before_secs });
+                return Sent::Host(HostFailure { login: None, failure, not_before_secs });
             }
         };
         self.send(job, &place, message).await
@@ -184,32 +184,32 @@ impl Graph {
         let said = format!("{} answered {status}{}", place.name, error.shown());
         let failure = |status: &str, reason: String| Failure::local(status, place.host.name.as_str(), reason);
         let fail = |status: &str, said: String| Sent::Decided(all(job, &Outcome::Fail(failure(status, said))));
-        let host = |fault, status: &str, said: String, not_before_secs| {
-            Sent::Host(HostFailure { fault, failure: failure(status, said), not_before_secs })
+        let host = |login, status: &str, said: String, not_before_secs| {
+            Sent::Host(HostFailure { login, failure: failure(status, said), not_before_secs })
         };
         match status {
             _ if ABOUT_THE_MAILBOX.contains(&error.code.as_str()) => {
-                host(LoginFault::Refused, "4.7.0", said, retry_after)
+                host(Some(LoginFault::Refused), "4.7.0", said, retry_after)
             }
             StatusCode::BAD_REQUEST if error.code == "ErrorInvalidRecipients" => fail("5.1.3", said),
             StatusCode::BAD_REQUEST => fail("5.6.0", said),
             StatusCode::PAYLOAD_TOO_LARGE => fail("5.3.4", said),
-            StatusCode::UNAUTHORIZED => host(LoginFault::Refused, "4.7.8", said, None),
+            StatusCode::UNAUTHORIZED => host(Some(LoginFault::Refused), "4.7.8", said, None),
             StatusCode::FORBIDDEN => {
                 let remedy = format!("{said}; may the application send as this mailbox, and from that From?");
-                host(LoginFault::Refused, "4.7.0", remedy, None)
+                host(Some(LoginFault::Refused), "4.7.0", remedy, None)
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 let secs = retry_after.unwrap_or(PAUSE_SECS);
                 self.pacer.pause(&place.name, now + secs * 1000);
-                host(LoginFault::Later, "4.3.2", said, Some(secs))
+                host(None, "4.3.2", said, Some(secs))
             }
             // A gateway gave up on what stands behind it, and that may have taken the message.
             StatusCode::GATEWAY_TIMEOUT | StatusCode::BAD_GATEWAY => {
                 let why = Failure { unsure: true, ..failure("4.4.2", said) };
                 Sent::Decided(all(job, &Outcome::Defer { why, not_before_secs: retry_after }))
             }
-            _ => host(LoginFault::Later, "4.3.0", said, retry_after),
+            _ => host(None, "4.3.0", said, retry_after),
         }
     }
 }
@@ -221,7 +221,7 @@ fn unanswered(job: &Job, place: &Place<'_>, error: &reqwest::Error) -> Sent {
     };
     if error.is_connect() {
         let failure = failure("4.4.1", format!("no connection: {}", http::innermost(error)));
-        return Sent::Host(HostFailure { fault: LoginFault::Later, failure, not_before_secs: None });
+        return Sent::Host(HostFailure { login: None, failure, not_before_secs: None });
     }
     let what = match error.is_timeout() {
         true => format!("no answer within {} s", TIMEOUT.as_secs()),

@@ -95,7 +95,8 @@ pub enum Hop {
 /// Why a host cannot be asked right now. It is never about the mail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostFailure {
-    pub fault: smtp::LoginFault,
+    /// It is about our account there: a person has to act, or it passes by itself (`Later`).
+    pub login: Option<smtp::LoginFault>,
     pub failure: Failure,
     /// Seconds from now before which another try is of no use.
     pub not_before_secs: Option<u64>,

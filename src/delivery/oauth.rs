@@ -126,7 +126,7 @@ struct Rest {
 impl Rest {
     fn at(&self, now: Millis) -> HostFailure {
         HostFailure {
-            fault: self.fault,
+            login: Some(self.fault),
             failure: self.failure.clone(),
             not_before_secs: Some(self.until.saturating_sub(now).div_ceil(1000)),
         }
@@ -191,14 +191,14 @@ impl Tokens {
         let (Some(oauth), Some(means)) = (&host.oauth, &self.means) else {
             let reason = format!("smart_hosts.{} has no section for OAuth to get tokens by", host.name);
             let failure = Failure::local("4.3.5", host.name.as_str(), reason);
-            return Err(HostFailure { fault: LoginFault::Unusable, failure, not_before_secs: None });
+            return Err(HostFailure { login: Some(LoginFault::Unusable), failure, not_before_secs: None });
         };
         let account = self.account(&host.name);
         let mut account = account.lock().await;
         self.load(&mut account, means, &host.name, oauth).map_err(|error| {
             let failure =
                 Failure::local("4.3.0", host.name.as_str(), format!("the stored tokens cannot be read: {error}"));
-            HostFailure { fault: LoginFault::Later, failure, not_before_secs: None }
+            HostFailure { login: None, failure, not_before_secs: None }
         })?;
         if account.is_unsaved {
             self.save(&mut account, means, &host.name).await;

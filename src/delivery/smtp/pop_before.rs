@@ -141,19 +141,19 @@ async fn converse(transport: &SmtpTransport, account: &PopAccount) -> Result<(),
 }
 
 fn trouble(account: &PopAccount, status: &str, what: &str) -> HostFailure {
-    failed(account, LoginFault::Later, status, what)
+    failed(account, None, status, what)
 }
 
-fn failed(account: &PopAccount, fault: LoginFault, status: &str, what: &str) -> HostFailure {
+fn failed(account: &PopAccount, login: Option<LoginFault>, status: &str, what: &str) -> HostFailure {
     let PopAccount { name, host, port, .. } = account;
     let reason = format!("no login to [fetch.{name}] before mail is sent: {host}:{port} {what}");
-    HostFailure { fault, failure: Failure::local(status, host.as_str(), reason), not_before_secs: None }
+    HostFailure { login, failure: Failure::local(status, host.as_str(), reason), not_before_secs: None }
 }
 
 /// The first address that answers. Who names a host by hand may name one of his own network.
 async fn connect(transport: &SmtpTransport, account: &PopAccount) -> Result<(Domain, TcpStream), HostFailure> {
     let Some(host) = host_domain(&account.host) else {
-        return Err(failed(account, LoginFault::Unusable, "4.3.5", "is no name of a host"));
+        return Err(failed(account, Some(LoginFault::Unusable), "4.3.5", "is no name of a host"));
     };
     let addresses = match host.as_str() {
         // RFC 6761 6.3: not a question for a name server.
@@ -187,13 +187,13 @@ async fn speak(
         talk = talk.encrypted(transport, host, ip).await?;
     }
     if account.tls == PopTls::Off && !ip.to_canonical().is_loopback() {
-        return Err(failed(account, LoginFault::NotPrivate, "4.7.11", "is not this machine, and tls is \"off\""));
+        return Err(failed(account, Some(LoginFault::NotPrivate), "4.7.11", "is not this machine, and tls is \"off\""));
     }
     let (username, password) = (&account.login.username, &account.login.password.0);
     if password.chars().any(char::is_control) {
         return Err(failed(
             account,
-            LoginFault::Unusable,
+            Some(LoginFault::Unusable),
             "4.3.5",
             "cannot be told a password with control characters",
         ));
@@ -256,7 +256,7 @@ impl<'a> Talk<'a> {
         let what = format!("{did} \"{shown}\"");
         let is_refusal = line.starts_with("-ERR") && !LATER_CODES.iter().any(|code| line.contains(code));
         Err(match is_refusal {
-            true => failed(self.account, LoginFault::Refused, "4.7.8", &what),
+            true => failed(self.account, Some(LoginFault::Refused), "4.7.8", &what),
             false => trouble(self.account, "4.7.0", &what),
         })
     }
