@@ -61,9 +61,8 @@ struct Unusable {
 }
 
 impl From<HostFailure> for Unusable {
-    /// Who says so has a rest of its own.
-    fn from(HostFailure { failure, not_before_secs, .. }: HostFailure) -> Unusable {
-        Unusable { failure, not_before_secs, is_login: false }
+    fn from(HostFailure { login, failure, not_before_secs }: HostFailure) -> Unusable {
+        Unusable { failure, not_before_secs, is_login: login.is_some() }
     }
 }
 
