@@ -141,6 +141,7 @@ fn job_of(chunks: Vec<Bytes>, recipients: &[&str]) -> Job {
         dsn: DsnRequest::default(),
         size: body.len(),
         chunks: 1,
+        header_from: None,
         streamed: None,
         message_id: String::new(),
         subject: String::new(),

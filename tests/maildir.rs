@@ -40,6 +40,7 @@ fn job(chunks: &[&str], recipients: Vec<Recipient>) -> Job {
         dsn: DsnRequest::default(),
         size: 0,
         chunks: 1,
+        header_from: None,
         streamed: None,
         message_id: String::new(),
         subject: String::new(),

@@ -72,6 +72,7 @@ fn job() -> Job {
         dsn: DsnRequest::default(),
         size: body.len(),
         chunks: 1,
+        header_from: None,
         streamed: None,
         message_id: String::new(),
         subject: String::new(),
@@ -102,7 +103,7 @@ impl World {
     }
 
     fn target(&self, host: &str, tls: TlsMode, login: Option<Login>) -> HostTarget {
-        HostTarget { host: host.into(), port: self.remotes.port, tls, verify_certificate: true, login }
+        HostTarget { host: host.into(), port: self.remotes.port, tls, verify_certificate: true, login, mail_from: None }
     }
 
     async fn finish(self) -> Vec<Received> {

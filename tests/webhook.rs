@@ -155,6 +155,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
         dsn: DsnRequest::default(),
         size: content.len() as u64,
         chunks: 1,
+        header_from: None,
         streamed: None,
         message_id: String::new(),
         subject: String::new(),

@@ -537,6 +537,11 @@ impl Config {
         self.domains.contains_key(domain)
     }
 
+    /// The only smart host that a stream goes by.
+    pub fn pinned(&self, stream: &str) -> Option<&str> {
+        self.streams.get(stream)?.smart_host.as_deref()
+    }
+
     /// May `account` use `address` in MAIL FROM and From?
     pub fn may_send_as(&self, account: &Account, address: &Address) -> bool {
         match &account.senders {

@@ -71,7 +71,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let streams = smart_hosts::streams(root, &smart_hosts);
     let sender = smart_hosts::sender(root);
     if let Some(delivery) = &delivery {
-        smart_hosts::check_default(root, delivery.default, &smart_hosts);
+        smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);
     }
     let checks = trust::checks(root);
     let loops = trust::loops(root, &names);

@@ -255,7 +255,10 @@ fn pinned(item: &Item<'_>, hosts: &[SmartHost], names: &[&str]) -> Option<String
 }
 
 /// A way out that leads nowhere would keep all mail in the queue.
-pub(super) fn check_default(root: &Section<'_>, default: WayOut, hosts: &[SmartHost]) {
+pub(super) fn check_default(root: &Section<'_>, default: WayOut, hosts: &[SmartHost], sender: &Sender) {
+    if default == WayOut::SmartHosts {
+        warn_of_strangers(root, hosts, sender);
+    }
     let Some(item) = root.section("delivery").item("default") else { return };
     if default != WayOut::SmartHosts || hosts.iter().any(|host| host.active) {
         return;
@@ -266,5 +269,22 @@ pub(super) fn check_default(root: &Section<'_>, default: WayOut, hosts: &[SmartH
         item.problem(ProblemKind::Reference, "there is no smart host", remedy);
     } else if !hosts.is_empty() {
         item.problem(ProblemKind::Reference, "no smart host is active", "Set active = true in one of them.");
+    }
+}
+
+/// Mail that no filter is for goes by the first host, which may refuse it.
+fn warn_of_strangers(root: &Section<'_>, hosts: &[SmartHost], sender: &Sender) {
+    let mut active = hosts.iter().filter(|host| host.active);
+    let is_for_all = |host: &SmartHost| {
+        host.from_filter.is_empty() || sender.default_from.as_ref().is_some_and(|from| host.accepts(from))
+    };
+    if let Some(first) = active.clone().next()
+        && !active.any(is_for_all)
+    {
+        root.report.warn(format!(
+            "no smart host is for every From: what no from_filter names goes by smart_hosts.{}, which may refuse it; \
+             give one host no from_filter, or set sender.default_from to an address that a filter names",
+            first.name
+        ));
     }
 }

@@ -20,12 +20,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Millis};
-use crate::config::{Config, WayOut};
+use crate::config::Config;
 use crate::message::Domain;
 use crate::queue::claim::Look;
 use crate::queue::lane::Lane;
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{Claimed, FreshBody, Queue};
+use crate::routing::outbound::{self, Way};
 use crate::store::StoreError;
 
 use super::groups::{Groups, LOOK_UP_TIME};
@@ -253,13 +254,17 @@ impl Dispatcher {
         let claim = (claimed.lane, claimed.ticket());
         let fresh = claimed.body.map(Arc::new);
         let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
+        let choice = outbound::choose_for(&self.parts.config, &claimed.message);
         for (number, recipient) in claimed.recipients {
-            jobs.entry(destination(&recipient)).or_default().push((number, recipient));
+            let destination = destination(&self.parts.config, &choice.way, &recipient);
+            jobs.entry(destination).or_default().push((number, recipient));
         }
+        let is_direct = matches!(choice.way, Way::Direct);
         for (destination, recipients) in jobs {
             let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
             match destination {
-                Destination::Domain(domain) if self.goes_by_exchangers(&domain) => {
+                // Else there is nothing to look up.
+                Destination::Domain(domain) if is_direct && !self.parts.config.is_own(&domain) => {
                     match self.groups.find(&domain, now) {
                         Some(known) => self.queue_up(known, waiting, now),
                         None => self.groups.wait(domain, waiting, now),
@@ -268,11 +273,6 @@ impl Dispatcher {
                 other => self.queue_up(other, waiting, now),
             }
         }
-    }
-
-    /// Or there is nothing to look up.
-    fn goes_by_exchangers(&self, domain: &Domain) -> bool {
-        self.parts.config.delivery.default == WayOut::Direct && !self.parts.config.is_own(domain)
     }
 
     fn queue_up(&mut self, destination: Destination, waiting: Waiting, now: Millis) {
@@ -435,10 +435,17 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-fn destination(recipient: &Recipient) -> Destination {
-    match &recipient.route {
-        Route::Remote => Destination::Domain(recipient.address.domain().clone()),
-        Route::Target(name) => Destination::Target(name.clone()),
+/// Whom a recipient's job shares limits and turns with. What goes by the same smart host has one
+/// destination, whatever its domain.
+fn destination(config: &Config, way: &Way<'_>, recipient: &Recipient) -> Destination {
+    let domain = recipient.address.domain();
+    match (&recipient.route, way) {
+        (Route::Target(name), _) => Destination::Target(name.clone()),
+        (Route::Remote, Way::Hosts { hosts, .. }) if !config.is_own(domain) => match hosts.first() {
+            Some(first) => Destination::Host(first.host.name.clone()),
+            None => Destination::Domain(domain.clone()),
+        },
+        (Route::Remote, _) => Destination::Domain(domain.clone()),
     }
 }
 

@@ -241,6 +241,7 @@ impl<J> Groups<J> {
             Destination::Group(group) if self.own.is_empty() => group.0.limits,
             Destination::Group(group) => self.own.get(group).copied().or(group.0.limits),
             Destination::Domain(domain) => Some(self.destinations.of(domain, std::slice::from_ref(domain))),
+            Destination::Host(_) => None,
             Destination::Target(_) => Some(GroupLimits::DEFAULT),
         };
         own.unwrap_or(self.destinations.default)

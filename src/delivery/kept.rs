@@ -14,12 +14,14 @@ use crate::message::Domain;
 const PREFIX: &[u8] = b"throttle/";
 const GROUP: u8 = b'g';
 const DOMAIN: u8 = b'd';
+const HOST: u8 = b'h';
 
 /// None for what has no servers of others behind it.
 fn key(destination: &Destination) -> Option<Vec<u8>> {
     let (kind, name) = match destination {
         Destination::Group(group) => (GROUP, group.name()),
         Destination::Domain(domain) => (DOMAIN, domain.as_str()),
+        Destination::Host(name) => (HOST, name.as_str()),
         Destination::Target(_) => return None,
     };
     Some([PREFIX, &[kind], name.as_bytes()].concat())
@@ -31,6 +33,7 @@ fn destination(key: &[u8]) -> Option<Destination> {
     match *kind {
         GROUP => Some(Destination::Group(Group::named(name))),
         DOMAIN => Domain::parse(name).ok().map(Destination::Domain),
+        HOST => Some(Destination::Host(name.to_owned())),
         _ => None,
     }
 }
@@ -82,7 +85,8 @@ mod tests {
         let group = Destination::Group(Group::named("mx1.far.test,mx2.far.test"));
         let domain = Destination::Domain(Domain::parse("far.test").unwrap());
         let now = 1_000_000_000;
-        let both = [group.clone(), domain.clone()];
+        let host = Destination::Host("ses".into());
+        let both = [group.clone(), domain.clone(), host.clone()];
         let mut throttles = Throttles::default();
         for destination in &both {
             throttles.hear(destination, throttles.now(), &Sign::Complaint("421".into()), || 4, now);
@@ -95,7 +99,7 @@ mod tests {
         let (mut again, rest) = load(&store, now).unwrap();
         assert_eq!(again.get(&group).unwrap().window(4), 2);
         assert_eq!(again.get(&domain).unwrap().why(), "421");
-        assert_eq!(rest, []);
+        assert!(again.get(&host).is_some() && rest.is_empty());
         while again.get(&group).is_some() {
             again.hear(&group, again.now(), &Sign::Good, || 4, now);
         }
@@ -104,6 +108,6 @@ mod tests {
         assert!(again.get(&group).is_none() && again.get(&domain).is_some() && rest.is_empty());
         let (later, rest) = load(&store, now + FORGET_AFTER).unwrap();
         assert!(later.get(&domain).is_none());
-        assert_eq!(rest, [domain]);
+        assert_eq!(rest, [domain, host]);
     }
 }

@@ -19,6 +19,7 @@ pub mod maildir;
 mod on_disk;
 mod put_off;
 pub mod settle;
+pub mod smart_hosts;
 pub mod smtp;
 pub mod throttle;
 pub mod transport;
@@ -77,5 +78,7 @@ pub enum Destination {
     Domain(Domain),
     /// Servers that are the mail exchangers of a domain, or of several.
     Group(Group),
+    /// A smart host, by its name.
+    Host(String),
     Target(String),
 }

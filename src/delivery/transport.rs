@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::config::{Config, Target, WayOut};
+use crate::config::{Config, Target};
 use crate::dns::Resolver;
 use crate::message::{Address, Domain};
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
+use crate::routing::outbound::{self, Way};
 
 use super::file::Files;
 use super::maildir::Maildir;
+use super::smart_hosts::SmartHosts;
 use super::smtp::{SetupError, SmtpTransport};
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
@@ -28,6 +30,7 @@ enum TargetTransport {
 pub struct Transports {
     config: Arc<Config>,
     smtp: SmtpTransport,
+    smart_hosts: SmartHosts,
     files: Files,
     targets: BTreeMap<String, TargetTransport>,
 }
@@ -48,7 +51,8 @@ impl Transports {
             targets.insert(name.clone(), set_up(config, name, target, clock)?);
         }
         let (smtp, files) = (SmtpTransport::new(config, resolver)?, Files::new(&config.delivery.file_path));
-        Ok(Transports { config: config.clone(), smtp, files, targets })
+        let smart_hosts = SmartHosts::new(clock.clone());
+        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, targets })
     }
 
     /// Tries a job; one outcome per recipient.
@@ -82,15 +86,22 @@ impl Transports {
         self.smtp.exchangers(domain).await
     }
 
-    /// By the way out for all that leaves.
+    /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        match self.config.delivery.default {
-            WayOut::Direct => self.smtp.deliver(job).await,
-            WayOut::File => self.files.deliver(job).await,
-            WayOut::Capture => all(job, &Outcome::Captured),
-            WayOut::SmartHosts => {
-                let why = Failure::local("4.3.5", "", "smart hosts are not supported yet");
-                all(job, &Outcome::Defer { why, not_before_secs: None })
+        match outbound::choose_for(&self.config, &job.message).way {
+            Way::Direct => self.smtp.deliver(job).await,
+            Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
+            Way::File => self.files.deliver(job).await,
+            Way::Capture => all(job, &Outcome::Captured),
+            Way::Nowhere => {
+                let reason = match self.config.pinned(&job.message.stream) {
+                    Some(host) => format!(
+                        "the stream {} goes by smart_hosts.{host} only, which is not there or not active any more",
+                        job.message.stream
+                    ),
+                    None => "delivery.default is \"smart_hosts\", and none of them is active".to_owned(),
+                };
+                all(job, &Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None })
             }
         }
     }

@@ -13,11 +13,12 @@ use crate::message::body::relaxed_hash;
 use crate::message::header::{self, Headers};
 use crate::message::{Door, Draft, MessageId, Origin};
 use crate::queue::CHUNK_BYTES_MAX;
-use crate::queue::record::{Route, Streamed};
+use crate::queue::record::Streamed;
 use crate::smtp::reply::Refusal;
 
 use super::Intake;
 use super::plan::Plan;
+use super::rewrite::Author;
 
 /// Fields that our own senders' mail must not carry out: blind copies, and what final delivery adds.
 const NEVER_SUBMITTED: [&str; 3] = ["bcc", "resent-bcc", "return-path"];
@@ -35,25 +36,31 @@ pub struct Stored {
     pub signed: Vec<String>,
 }
 
-pub fn assemble(
-    intake: &Intake,
-    draft: &Draft,
-    headers: &Headers<'_>,
-    checked: &Checked,
-    plan: &Plan,
-    id: MessageId,
-    now: Millis,
-) -> Result<Stored, Refusal> {
-    let removed = removed_fields(intake, draft, headers);
+/// What a message is made of.
+pub struct Source<'a> {
+    pub draft: &'a Draft,
+    pub headers: &'a Headers<'a>,
+    pub checked: &'a Checked,
+    pub plan: &'a Plan,
+    pub author: &'a Author<'a>,
+}
+
+pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis) -> Result<Stored, Refusal> {
+    let Source { draft, headers, checked, plan, author } = source;
+    let mut removed = removed_fields(intake, draft, headers);
     let mut added = Vec::new();
+    if let Some(rewritten) = author.rewritten(headers, intake.config.sender.reply_to) {
+        added = rewritten.fields;
+        removed.extend(rewritten.replaced);
+    }
     let given_id = headers.get("message-id").and_then(|field| header::message_id(field.value));
     let message_id = given_id.unwrap_or_else(|| format!("{id}@{}", intake.config.hostname));
     if draft.origin.door.is_trusted() {
-        add_missing(&mut added, draft, headers, &message_id, now);
+        add_missing(&mut added, source, &message_id, now);
     }
     let rest = rest_of(draft.content.head(), headers, &removed, added);
 
-    let (signature_fields, signed) = sign(intake, draft, headers, plan, &rest)?;
+    let (signature_fields, signed) = sign(intake, source, &rest)?;
     let mut top = Vec::with_capacity(1024 + rest.header.len());
     if draft.origin.door != Door::Bounce {
         top.extend_from_slice(&received(intake, draft, id, now));
@@ -61,7 +68,7 @@ pub fn assemble(
     // Our own mark against loops (`routing::loops`) on what is forwarded, where it gives no second
     // recipient away. A Maildir gets it at delivery.
     if let [only] = plan.guarded()
-        && leaves(plan)
+        && plan.leaves()
     {
         top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
     }
@@ -118,8 +125,9 @@ fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<
 }
 
 /// RFC 6409 8.1 to 8.3: From, Message-ID and Date, for senders that leave them out.
-fn add_missing(added: &mut Vec<u8>, draft: &Draft, headers: &Headers<'_>, message_id: &str, now: Millis) {
-    if headers.get("from").is_none() {
+fn add_missing(added: &mut Vec<u8>, source: &Source<'_>, message_id: &str, now: Millis) {
+    let Source { draft, headers, author, .. } = source;
+    if headers.get("from").is_none() && !author.is_rewritten() {
         added.extend_from_slice(&header::field("From", &format!("<{}>", draft.envelope.mail_from)));
     }
     if headers.get("date").is_none() {
@@ -134,35 +142,18 @@ fn add_missing(added: &mut Vec<u8>, draft: &Draft, headers: &Headers<'_>, messag
     }
 }
 
-fn leaves(plan: &Plan) -> bool {
-    plan.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
-}
-
 /// Both signatures, if the message is one of our own senders', says it is from a domain of ours, and
 /// goes out.
-fn sign(
-    intake: &Intake,
-    draft: &Draft,
-    headers: &Headers<'_>,
-    plan: &Plan,
-    rest: &Rest,
-) -> Result<(Vec<u8>, Vec<String>), Refusal> {
-    if !leaves(plan) || !draft.origin.door.is_trusted() {
+fn sign(intake: &Intake, source: &Source<'_>, rest: &Rest) -> Result<(Vec<u8>, Vec<String>), Refusal> {
+    let Source { draft, headers, plan, author, .. } = source;
+    let may_sign = draft.origin.door.is_trusted() || author.is_rewritten();
+    let author = author.shown().filter(|author| intake.config.is_own(author.domain()));
+    let Some(author) = author.filter(|_| may_sign && plan.leaves()) else {
         return Ok((Vec::new(), Vec::new()));
-    }
-    let author = match headers.author() {
-        Ok(author) => author.address,
-        Err(_) => match draft.envelope.mail_from.address() {
-            Some(address) if headers.get("from").is_none() => address.clone(),
-            _ => return Ok((Vec::new(), Vec::new())),
-        },
     };
-    if !intake.config.is_own(author.domain()) {
-        return Ok((Vec::new(), Vec::new()));
-    }
     let body = draft.content.rest().map_or_else(|| relaxed_hash(headers.body()), |rest| rest.hashes.relaxed);
     let rewritten = Headers::parse(&rest.header);
-    let leaving = if rest.header.is_empty() { headers } else { &rewritten };
+    let leaving = if rest.header.is_empty() { *headers } else { &rewritten };
     let signatures = intake
         .signer
         .sign_hashed(author.domain(), leaving, body)

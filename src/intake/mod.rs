@@ -37,6 +37,7 @@ use crate::store::{Batch, StoreError, Table};
 
 use guard::DiskGuard;
 use plan::Plan;
+use rewrite::Author;
 use sign::Signer;
 
 /// Locks under which loop counters are read and written.
@@ -135,13 +136,17 @@ impl Intake {
         }
         let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
-        let stored = content::assemble(self, &draft, &headers, &checked, &plan, id, now)?;
+        let stream = self.stream(&draft);
+        let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
+        let source =
+            content::Source { draft: &draft, headers: &headers, checked: &checked, plan: &plan, author: &author };
+        let stored = content::assemble(self, &source, id, now)?;
         let mut extra = extra;
         for (key, value) in counters {
             extra.put(Table::Loops, key, value);
         }
         let record = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
-        let message = Message { stream: self.stream(&draft), ..record };
+        let message = Message { stream, header_from: author.shown().cloned(), ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
@@ -271,6 +276,7 @@ fn message_record(
         dsn: draft.envelope.dsn.clone(),
         size: stored.size,
         chunks: stored.chunks.len() as u32,
+        header_from: None,
         streamed: stored.streamed,
         message_id: stored.message_id.clone(),
         subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),

@@ -135,6 +135,11 @@ impl Plan {
         }
     }
 
+    /// Does a copy of it go elsewhere?
+    pub fn leaves(&self) -> bool {
+        self.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
+    }
+
     /// The addresses of ours that were written in RCPT, for the loop guard.
     pub fn guarded(&self) -> &[Inbound] {
         &self.own

@@ -1,32 +1,65 @@
-//! Puts another address into From, keeps the name, and keeps the author in Reply-To.
+//! Who a message says it is from, and whether it may: another address in From where it may not, the name
+//! kept, the author kept in Reply-To.
 //!
-//! Works on the bytes of a header section; all other fields stay byte for byte. A name is kept as it
-//! was written, encoded words included. Left out: when to do this (`routing::outbound`).
+//! Works on the bytes of the header fields. A name is kept as it was written, encoded words included.
+//! Left out: which From may pass where (`routing::outbound`).
 
-use crate::config::ReplyTo;
-use crate::message::Address;
+use crate::config::{Config, ReplyTo};
 use crate::message::header::{Field, Headers, mailboxes};
+use crate::message::{Address, Draft};
+use crate::routing::outbound;
 
 /// Bytes of a line after which the address goes on the next (RFC 5322 2.1.1: should).
 const LINE_BYTES_GOOD: usize = 78;
 
-/// A header section (without the empty line) that takes the place of `content[..end]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rewritten {
-    pub header: Vec<u8>,
-    pub end: usize,
+/// The author of a draft.
+#[derive(Debug)]
+pub struct Author<'c> {
+    written: Option<Address>,
+    /// The address that takes its place.
+    instead: Option<&'c Address>,
 }
 
-/// None if the message is from this address alone already.
-pub fn rewrite_from(content: &[u8], from: &Address, reply_to: ReplyTo) -> Option<Rewritten> {
-    let headers = Headers::parse(content);
+/// The fields that take the place of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    pub fields: Vec<u8>,
+    /// Which fields go: From, and the signatures over it, which hold no more.
+    pub replaced: Vec<usize>,
+}
+
+impl<'c> Author<'c> {
+    /// `stream`: by which the message leaves, if a copy of it does. All copies say the same.
+    pub fn of(config: &'c Config, draft: &Draft, headers: &Headers<'_>, stream: Option<&String>) -> Author<'c> {
+        let envelope = &draft.envelope.mail_from;
+        let written = match headers.author() {
+            Ok(author) => Some(author.address),
+            // Our senders' messages get a From then (RFC 6409 8.1).
+            Err(_) if headers.get("from").is_none() => envelope.address().cloned(),
+            Err(_) => None,
+        };
+        let choice = stream.map(|stream| outbound::choose(config, written.as_ref(), envelope, config.pinned(stream)));
+        Author { written, instead: choice.and_then(|choice| choice.rewrite) }
+    }
+
+    /// What From says in the end; none if that is not one mailbox.
+    pub fn shown(&self) -> Option<&Address> {
+        self.instead.or(self.written.as_ref())
+    }
+
+    pub fn is_rewritten(&self) -> bool {
+        self.instead.is_some()
+    }
+
+    /// None if From stays.
+    pub fn rewritten(&self, headers: &Headers<'_>, reply_to: ReplyTo) -> Option<Rewritten> {
+        self.instead.map(|instead| rewrite_from(headers, instead, reply_to))
+    }
+}
+
+fn rewrite_from(headers: &Headers<'_>, from: &Address, reply_to: ReplyTo) -> Rewritten {
     let authors: Vec<&Field<'_>> = headers.all("From").collect();
     let parsed = authors.first().and_then(|field| mailboxes(field.value).ok()).unwrap_or_default();
-    if let ([_], [only]) = (authors.as_slice(), parsed.as_slice())
-        && only.address.lookup_key() == from.lookup_key()
-    {
-        return None;
-    }
     let mut name = Vec::new();
     if let (Some(field), Some(first)) = (authors.first(), parsed.first()) {
         name = match raw_name(field.value) {
@@ -35,27 +68,19 @@ pub fn rewrite_from(content: &[u8], from: &Address, reply_to: ReplyTo) -> Option
             None => quoted(&first.name),
         };
     }
-    let mut new = line(&name, from);
+    let mut fields = line(&name, from);
     if reply_to == ReplyTo::KeepOrAuthor
         && headers.get("Reply-To").is_none()
         && let (Some(field), false) = (authors.first(), parsed.is_empty())
     {
-        new.extend_from_slice(b"Reply-To:");
-        new.extend_from_slice(field.value);
-        new.extend_from_slice(b"\r\n");
+        fields.extend_from_slice(b"Reply-To:");
+        fields.extend_from_slice(field.value);
+        fields.extend_from_slice(b"\r\n");
     }
-    let mut header = Vec::with_capacity(headers.header_bytes().len() + new.len());
-    if authors.is_empty() {
-        header.append(&mut new);
-    }
-    for field in headers.fields() {
-        if field.is("From") {
-            header.append(&mut new);
-        } else {
-            header.extend_from_slice(field.raw);
-        }
-    }
-    Some(Rewritten { header, end: headers.header_bytes().len() })
+    let goes = |field: &Field<'_>| field.is("From") || field.is("DKIM-Signature");
+    let numbered = headers.fields().iter().enumerate();
+    let replaced = numbered.filter(|(_, field)| goes(field)).map(|(number, _)| number).collect();
+    Rewritten { fields, replaced }
 }
 
 fn line(name: &[u8], from: &Address) -> Vec<u8> {
@@ -108,11 +133,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn rewritten(text: &str) -> Option<String> {
+    fn rewritten(text: &str) -> String {
         let from = Address::parse("n@my.com").unwrap();
-        let new = rewrite_from(text.as_bytes(), &from, ReplyTo::KeepOrAuthor)?;
-        assert_eq!(new.end, Headers::parse(text.as_bytes()).header_bytes().len());
-        Some(String::from_utf8(new.header).unwrap())
+        let headers = Headers::parse(text.as_bytes());
+        let new = rewrite_from(&headers, &from, ReplyTo::KeepOrAuthor);
+        for (number, field) in headers.fields().iter().enumerate() {
+            assert_eq!(new.replaced.contains(&number), field.is("from") || field.is("dkim-signature"));
+        }
+        String::from_utf8(new.fields).unwrap()
     }
 
     #[test]
@@ -121,26 +149,24 @@ mod tests {
             ("\"Admin\" <a@b.example>", "\"Admin\" "),
             ("x@other.example", "x "),
             ("<j.d@other.example>", "\"j.d\" "),
-            ("=?utf-8?Q?B=C3=B6b,?= <a@b.example>", ""),
+            ("=?utf-8?Q?B=C3=B6b=2C?= <a@b.example>", "=?utf-8?Q?B=C3=B6b=2C?= "),
             ("=?utf-8?Q?B=C3=B6b?=\r\n =?utf-8?Q?_X?=\r\n <a@b.example>", "=?utf-8?Q?B=C3=B6b?=\r\n =?utf-8?Q?_X?= "),
             ("\"Doe, \\\"J\\\"\" <a@b.example>", "\"Doe, \\\"J\\\"\" "),
             ("Team: \"Doe, J\" <a@b.example>, c@d.example;", "\"Doe, J\" "),
             ("Ann <a@b.example>, Bob <c@d.example>", "Ann "),
             ("a@b.example <a@b.example>", "\"a@b.example\" "),
         ] {
-            let found = rewritten(&format!("A: 1\r\nFROM: {from}\r\nB:\t2\r\n\r\nbody")).unwrap();
-            let reply = if name.is_empty() { String::new() } else { format!("Reply-To: {from}\r\n") };
-            assert_eq!(found, format!("A: 1\r\nFrom: {name}<n@my.com>\r\n{reply}B:\t2\r\n"), "{from}");
+            let found = rewritten(&format!("A: 1\r\nFROM: {from}\r\nDKIM-Signature: x\r\nB:\t2\r\n\r\nbody"));
+            assert_eq!(found, format!("From: {name}<n@my.com>\r\nReply-To: {from}\r\n"), "{from}");
         }
     }
 
     #[test]
-    fn what_needs_no_change_and_what_is_missing() {
-        assert_eq!(rewritten("From: Me <N@My.com>\r\n\r\n"), None);
-        assert_eq!(rewritten("To: a@b.example\r\n\r\n").unwrap(), "From: <n@my.com>\r\nTo: a@b.example\r\n");
-        let kept = rewritten("Reply-To: r@b.example\r\nFrom: a@b.example\r\n\r\n").unwrap();
-        assert_eq!(kept, "Reply-To: r@b.example\r\nFrom: a <n@my.com>\r\n");
-        let twice = rewritten("From: n@my.com\r\nFrom: a@b.example\r\n\r\n").unwrap();
-        assert_eq!(twice.matches("From:").count(), 1);
+    fn what_is_missing_is_left_out() {
+        assert_eq!(rewritten("To: a@b.example\r\n\r\n"), "From: <n@my.com>\r\n");
+        let kept = rewritten("Reply-To: r@b.example\r\nFrom: a@b.example\r\n\r\n");
+        assert_eq!(kept, "From: a <n@my.com>\r\n");
+        let twice = rewritten("From: n@my.com\r\nFrom: a@b.example\r\n\r\n");
+        assert_eq!(twice, "From: n <n@my.com>\r\nReply-To: n@my.com\r\n");
     }
 }

@@ -58,6 +58,10 @@ pub struct Message {
     pub body_type: BodyType,
     pub smtputf8: bool,
     pub dsn: DsnRequest,
+    /// The one mailbox of From, as the message is queued: what the way out is chosen by. None if From is
+    /// not one mailbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header_from: Option<Address>,
     /// Bytes of the whole message, trace fields included.
     pub size: u64,
     /// How many `body` records hold it, those of `streamed` not counted.

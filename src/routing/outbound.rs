@@ -7,6 +7,7 @@
 
 use crate::config::{Config, FromEntry, SmartHost, WayOut};
 use crate::message::{Address, ReversePath};
+use crate::queue::record::Message;
 
 /// Why hosts were chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +34,8 @@ pub enum Way<'c> {
     Direct,
     /// Nothing leaves.
     Capture,
+    /// Nothing leaves: it is written as `delivery.file_path` says.
+    File,
     /// Tried in this order; never empty.
     Hosts {
         tier: Tier,
@@ -49,6 +52,11 @@ pub struct Choice<'c> {
     pub rewrite: Option<&'c Address>,
 }
 
+/// For a message that is queued: what its From and its envelope lead to now.
+pub fn choose_for<'c>(config: &'c Config, message: &Message) -> Choice<'c> {
+    choose(config, message.header_from.as_ref(), &message.mail_from, config.pinned(&message.stream))
+}
+
 /// `header_from`: the one mailbox of the From field, if it can be read. `pinned`: the host of the
 /// message's stream.
 pub fn choose<'c>(
@@ -57,8 +65,10 @@ pub fn choose<'c>(
     envelope: &ReversePath,
     pinned: Option<&str>,
 ) -> Choice<'c> {
-    if config.delivery.default == WayOut::Capture {
-        return Choice { way: Way::Capture, rewrite: None };
+    match config.delivery.default {
+        WayOut::Capture => return Choice { way: Way::Capture, rewrite: None },
+        WayOut::File => return Choice { way: Way::File, rewrite: None },
+        WayOut::Direct | WayOut::SmartHosts => {}
     }
     let from = header_from.or(envelope.address());
     let default = config.sender.default_from.as_ref();
@@ -205,5 +215,6 @@ mod tests {
         assert_eq!(way(&direct, &bob, Some("B")), ("B".to_owned(), false));
         assert_eq!(way(&direct, &bob, Some("gone")), ("Nowhere".to_owned(), false));
         assert_eq!(way(&config("", "capture"), &bob, Some("B")), ("Capture".to_owned(), false));
+        assert_eq!(way(&config("", "file"), &bob, None), ("File".to_owned(), false));
     }
 }

@@ -45,6 +45,7 @@ pub fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
         dsn: DsnRequest::default(),
         size: body.iter().map(|chunk| chunk.len() as u64).sum(),
         chunks: body.len() as u32,
+        header_from: None,
         streamed: None,
         message_id: String::new(),
         subject: String::new(),

@@ -26,6 +26,7 @@ fn message() -> Message {
         dsn: DsnRequest::default(),
         size: ORIGINAL.len() as u64,
         chunks: 1,
+        header_from: None,
         streamed: None,
         message_id: "1@our.example".to_owned(),
         subject: "hello".to_owned(),

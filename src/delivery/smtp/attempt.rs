@@ -17,7 +17,7 @@ use super::step::{Stage, Tls, Trouble};
 use super::{SmtpTransport, mx, tls};
 use crate::config::{GroupLimits, OutboundTls};
 use crate::delivery::{Body, Job, Outcome};
-use crate::message::Domain;
+use crate::message::{Domain, ReversePath};
 use crate::queue::record::Failure;
 use crate::store::StoreError;
 
@@ -44,6 +44,7 @@ pub async fn run(transport: &SmtpTransport, job: &Job) -> Vec<(u32, Outcome)> {
 struct Attempt<'a> {
     transport: &'a SmtpTransport,
     job: &'a Job,
+    mail_from: &'a ReversePath,
     /// One per recipient of the job, in their order.
     outcomes: Vec<Option<Outcome>>,
     traits: Traits,
@@ -68,6 +69,7 @@ impl<'a> Attempt<'a> {
         Ok(Attempt {
             transport,
             job,
+            mail_from: &job.message.mail_from,
             outcomes: job.recipients.iter().map(|_| None).collect(),
             traits,
             servers: Arc::default(),
@@ -240,7 +242,7 @@ impl<'a> Attempt<'a> {
         let recipients = some.iter().filter_map(|at| self.job.recipients.get(*at));
         let message = &self.job.message;
         Mail {
-            mail_from: message.mail_from.clone(),
+            mail_from: self.mail_from.clone(),
             size: self.job.body.len(),
             eight_bit: self.traits.eight_bit,
             smtputf8: self.traits.smtputf8,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::auth::{Login, LoginFault};
 use super::step::Tls;
 use crate::delivery::Outcome;
-use crate::message::Domain;
+use crate::message::{Domain, ReversePath};
 use crate::queue::record::Failure;
 
 /// A named host, and how to talk to it.
@@ -18,6 +18,8 @@ pub struct HostTarget {
     /// The certificate has to be for `host` and from an authority that the system trusts.
     pub verify_certificate: bool,
     pub login: Option<Login>,
+    /// The envelope sender that it takes instead of the message's own.
+    pub mail_from: Option<ReversePath>,
 }
 
 /// How a named host wants TLS.
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     fn target(host: &str, tls: TlsMode) -> HostTarget {
-        HostTarget { host: host.into(), port: 587, tls, verify_certificate: true, login: None }
+        HostTarget { host: host.into(), port: 587, tls, verify_certificate: true, login: None, mail_from: None }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::queue::record::Failure;
 /// Random octets of a login.
 const NONCE_BYTES: usize = 18;
 
-pub async fn run_through(transport: &SmtpTransport, job: &Job, targets: &[HostTarget]) -> Attempted {
+pub async fn run_through<'a>(transport: &'a SmtpTransport, job: &'a Job, targets: &'a [HostTarget]) -> Attempted {
     let mut attempt = match Attempt::new(transport, job).await {
         Ok(attempt) => attempt,
         Err(outcomes) => return Attempted { outcomes, troubles: Vec::new() },
@@ -32,6 +32,7 @@ pub async fn run_through(transport: &SmtpTransport, job: &Job, targets: &[HostTa
         if attempt.undecided().is_empty() || Instant::now() >= attempt.deadline {
             break;
         }
+        attempt.mail_from = target.mail_from.as_ref().unwrap_or(&job.message.mail_from);
         if let Err(trouble) = attempt.at_target(target).await {
             troubles.push(HostTrouble { target: number, login: trouble.login, failure: trouble.failure });
         }
