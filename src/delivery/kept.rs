@@ -34,6 +34,7 @@ fn destination(key: &[u8]) -> Option<Destination> {
         GROUP => Some(Destination::Group(Group::named(name))),
         HOST => Some(Destination::Host(name.to_owned())),
         DOMAIN => Domain::parse(name).ok().map(Destination::Domain),
+        HOST => Some(Destination::Host(name.to_owned())),
         _ => None,
     }
 }
@@ -85,7 +86,8 @@ mod tests {
         let group = Destination::Group(Group::named("mx1.far.test,mx2.far.test"));
         let domain = Destination::Domain(Domain::parse("far.test").unwrap());
         let now = 1_000_000_000;
-        let both = [group.clone(), domain.clone()];
+        let host = Destination::Host("ses".into());
+        let both = [group.clone(), domain.clone(), host.clone()];
         let mut throttles = Throttles::default();
         for destination in &both {
             throttles.hear(destination, throttles.now(), &Sign::Complaint("421".into()), || 4, now);
@@ -98,7 +100,7 @@ mod tests {
         let (mut again, rest) = load(&store, now).unwrap();
         assert_eq!(again.get(&group).unwrap().window(4), 2);
         assert_eq!(again.get(&domain).unwrap().why(), "421");
-        assert_eq!(rest, []);
+        assert!(again.get(&host).is_some() && rest.is_empty());
         while again.get(&group).is_some() {
             again.hear(&group, again.now(), &Sign::Good, || 4, now);
         }
@@ -107,6 +109,6 @@ mod tests {
         assert!(again.get(&group).is_none() && again.get(&domain).is_some() && rest.is_empty());
         let (later, rest) = load(&store, now + FORGET_AFTER).unwrap();
         assert!(later.get(&domain).is_none());
-        assert_eq!(rest, [domain]);
+        assert_eq!(rest, [domain, host]);
     }
 }

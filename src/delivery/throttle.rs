@@ -69,6 +69,8 @@ fn is_complaint(why: &Failure) -> bool {
         421 => true,
         // RFC 5321 4.5.3.1.10: too many recipients for one transaction.
         452 | 552 => false,
+        // A login is between us and one host, which rests by itself (`smart_hosts`).
+        530 | 534 | 535 | 538 => false,
         // Where the mail is only put off by a final reply, that was to us and not to the mail.
         500.. => true,
         _ => why.status == "4.3.2" || (is_policy(reply) && !is_greylisting(reply)),
@@ -281,6 +283,7 @@ mod tests {
             (defer(refused(450, (7, 1), "Greylisted, try later")), None),
             (defer(refused(452, (2, 2), "mailbox full")), None),
             (defer(refused(552, (5, 3), "too many recipients")), None),
+            (defer(refused(535, (7, 8), "wrong password")), None),
             (defer(refused(554, (7, 1), "no service for you")), complaint),
             (defer(refused(450, (3, 2), "starting up")), complaint),
             (defer(failure("4.4.1", None)), complaint),
