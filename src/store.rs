@@ -47,7 +47,8 @@ const WITNESS_KEY: &[u8] = b"witness";
 /// The tables, each with its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
-    /// `store`: format version. `queue`: highest id.
+    /// `store`: format version. `queue`: highest id. `delivery::shelf`: what is known of TLS elsewhere (`tls/` ‖ a
+    /// letter ‖ what it is about).
     Meta,
     /// `queue`: message id → envelope and origin.
     Message,
@@ -65,16 +66,12 @@ pub enum Table {
     Pickup,
     /// `queue`: message id → nothing; chunks in `Body` that belong to no message yet.
     Incoming,
-    /// `delivery::oauth`: name of a smart host → its tokens, encrypted.
-    Token,
-    /// `delivery`: what other domains say of TLS, and what came of it (a letter ‖ what it is about).
-    Tls,
 }
 
 impl Table {
     /// In the order in which they were thought of: RocksDB numbers them by it, and log files name them by
     /// their number (`replay`). New ones come last.
-    const ALL: [Table; 11] = [
+    const ALL: [Table; 9] = [
         Table::Meta,
         Table::Message,
         Table::Body,
@@ -84,8 +81,6 @@ impl Table {
         Table::Loops,
         Table::Pickup,
         Table::Incoming,
-        Table::Token,
-        Table::Tls,
     ];
 
     pub fn name(self) -> &'static str {
@@ -99,8 +94,6 @@ impl Table {
             Table::Loops => "loops",
             Table::Pickup => "pickup",
             Table::Incoming => "incoming",
-            Table::Token => "token",
-            Table::Tls => "tls",
         }
     }
 }

@@ -167,7 +167,7 @@ async fn a_new_refresh_token_is_kept_encrypted_over_a_restart() {
     let form = world.endpoint.take().remove(0).form();
     assert_eq!((form["grant_type"].as_str(), form["refresh_token"].as_str()), ("refresh_token", "first"));
     assert!(!form.contains_key("scope"));
-    let stored = running.queue.store().get(Table::Token, b"office").unwrap().unwrap();
+    let stored = running.queue.store().get(Table::Meta, b"token/office").unwrap().unwrap();
     assert!(!stored.windows(6).any(|piece| piece == b"second"));
     assert!(!format!("{running:?}", running = running.tokens).contains("second"));
     drop(running);

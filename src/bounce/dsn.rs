@@ -9,7 +9,7 @@
 
 use crate::clock::{self, Millis};
 use crate::message::header::{self, Headers};
-use crate::message::{Address, Domain, Ret};
+use crate::message::{Address, Domain, Ret, TlsWish};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 
 /// Bytes up to which the whole message goes back, if the sender asked for it with RET=FULL.
@@ -400,6 +400,8 @@ fn original_part(notice: &Notice<'_>) -> Vec<u8> {
     // RFC 3461 4.3: RET is about failures.
     let full = message.dsn.ret == Some(Ret::Full)
         && action.is_failure()
+        // RFC 8689 5: what had to go under TLS does not come back without.
+        && message.tls != TlsWish::Required
         && original.len() <= FULL_BYTES_MAX
         && is_wellformed(original);
     let headers = Headers::parse(original);

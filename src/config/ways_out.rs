@@ -51,6 +51,9 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
     let policies = [("opportunistic", OutboundTls::Opportunistic), ("required", OutboundTls::Required)];
     let tls_section = section.section("tls");
     let tls = tls_section.choice("policy", &policies, OutboundTls::Opportunistic);
+    let mta_sts = tls_section.boolean("mta_sts", true);
+    let dane = tls_section.boolean("dane", true);
+    let tls_rpt = tls_section.boolean("tls_rpt", true);
     Some(Delivery {
         default: default.unwrap_or(WayOut::Direct),
         file_path: file_path?,
@@ -63,9 +66,9 @@ pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<
         allow_recipients,
         retry,
         tls,
-        mta_sts: tls_section.boolean("mta_sts", true),
-        dane: tls_section.boolean("dane", true),
-        tls_rpt: tls_section.boolean("tls_rpt", true),
+        mta_sts,
+        dane,
+        tls_rpt,
     })
 }
 

@@ -133,6 +133,11 @@ impl Rest {
     }
 }
 
+/// Where in the table `Meta` the tokens of a host are, encrypted.
+fn record(host: &str) -> Vec<u8> {
+    format!("token/{host}").into_bytes()
+}
+
 impl Tokens {
     /// Where a host takes tokens, the key that they are encrypted with is made if there is none.
     pub fn new(config: &Config, queue: Arc<Queue>, clock: Clock) -> Result<Tokens, TokensError> {
@@ -234,7 +239,7 @@ impl Tokens {
             return Ok(());
         }
         // Without knowing what is stored, a newer refresh token could be lost.
-        let sealed = self.queue.store().get(Table::Token, name.as_bytes())?;
+        let sealed = self.queue.store().get(Table::Meta, &record(name))?;
         let stored = sealed.and_then(|sealed| {
             let kept = read(means, name, &sealed);
             if kept.is_none() {
@@ -313,7 +318,7 @@ impl Tokens {
         let bytes = rmp_serde::to_vec_named(kept).map_err(|_| failed("the record cannot be written"))?;
         let sealed = means.vault.seal(name, bytes).ok_or_else(|| failed("the system gives no random numbers"))?;
         let mut batch = Batch::new();
-        batch.put(Table::Token, name.as_bytes(), sealed);
+        batch.put(Table::Meta, record(name), sealed);
         self.queue.commit(batch, true).await
     }
 }

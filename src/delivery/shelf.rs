@@ -11,6 +11,9 @@ use serde::de::DeserializeOwned;
 use crate::queue::Queue;
 use crate::store::{Batch, Table};
 
+/// In front of the keys.
+const PREFIX: &[u8] = b"tls/";
+
 /// Records by a letter, which says of what kind they are, and a name.
 #[derive(Clone, Default)]
 pub struct Shelf(Option<Arc<Queue>>);
@@ -22,7 +25,7 @@ impl std::fmt::Debug for Shelf {
 }
 
 fn key(kind: u8, name: &str) -> Vec<u8> {
-    [&[kind], name.as_bytes()].concat()
+    [PREFIX, &[kind], name.as_bytes()].concat()
 }
 
 impl Shelf {
@@ -31,7 +34,7 @@ impl Shelf {
     }
 
     pub fn get<T: DeserializeOwned>(&self, kind: u8, name: &str) -> Option<T> {
-        let read = self.0.as_ref()?.store().get(Table::Tls, &key(kind, name));
+        let read = self.0.as_ref()?.store().get(Table::Meta, &key(kind, name));
         let bytes =
             read.map_err(|error| tracing::warn!(%error, name, "what is known of TLS cannot be read")).ok()??;
         rmp_serde::from_slice(&bytes).ok()
@@ -45,7 +48,7 @@ impl Shelf {
     pub async fn forget(&self, kind: u8, names: &[String]) {
         let mut batch = Batch::new();
         for name in names {
-            batch.delete(Table::Tls, key(kind, name));
+            batch.delete(Table::Meta, key(kind, name));
         }
         self.write(batch).await;
     }
@@ -54,8 +57,8 @@ impl Shelf {
     pub fn batch<T: Serialize>(&self, kind: u8, name: &str, record: Option<&T>) -> Batch {
         let mut batch = Batch::new();
         match record.and_then(|record| rmp_serde::to_vec_named(record).ok()) {
-            Some(bytes) => batch.put(Table::Tls, key(kind, name), bytes),
-            None => batch.delete(Table::Tls, key(kind, name)),
+            Some(bytes) => batch.put(Table::Meta, key(kind, name), bytes),
+            None => batch.delete(Table::Meta, key(kind, name)),
         }
         batch
     }
@@ -71,10 +74,10 @@ impl Shelf {
     /// All of a kind that can be read.
     pub fn all<T: DeserializeOwned>(&self, kind: u8) -> Vec<(String, T)> {
         let Some(queue) = &self.0 else { return Vec::new() };
-        let Ok(entries) = queue.store().prefix(Table::Tls, &[kind]) else { return Vec::new() };
+        let Ok(entries) = queue.store().prefix(Table::Meta, &key(kind, "")) else { return Vec::new() };
         let readable = entries.filter_map(|entry| {
             let (key, value) = entry.ok()?;
-            let name = String::from_utf8(key.get(1..)?.to_vec()).ok()?;
+            let name = String::from_utf8(key.get(PREFIX.len() + 1..)?.to_vec()).ok()?;
             Some((name, rmp_serde::from_slice(&value).ok()?))
         });
         readable.collect()
