@@ -102,6 +102,27 @@ async fn new_mail_and_other_streams_never_wait_behind_retries() {
     }
 }
 
+/// What was begun and is not tried after all is claimed again, once.
+#[tokio::test]
+async fn what_is_given_back_waits_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (queue, mut fresh) = open(folder.path(), &Clock::manual(START));
+    claim_all(&queue, START);
+    let id = enqueue(&queue, "bulk", &["a@far.test", "b@far.test"]).await;
+    let mut claimed = fresh.try_recv().unwrap();
+    let claim = (claimed.lane, claimed.ticket());
+    queue.begin(id, claim, &mut claimed.recipients);
+    assert_eq!((claimed.recipients.len(), queue.claims().held()), (2, 2));
+    assert!(claim_all(&queue, START).is_empty());
+    queue.give_back(&claimed.message, &claimed.recipients);
+    assert_eq!((queue.claims().held(), queue.claims().share(claimed.lane).0), (0, 0));
+    let again = claim_all(&queue, START);
+    assert_eq!(
+        again.iter().map(|claimed| (claimed.message.id, claimed.recipients.len())).collect::<Vec<_>>(),
+        [(id, 2)]
+    );
+}
+
 /// A hundred places that never answer, each with a long queue in front, leave room for the next one.
 #[tokio::test]
 async fn any_number_of_slow_places_leaves_room_for_others() {

@@ -503,6 +503,11 @@ async fn attempt(parts: Arc<Parts>, waiting: Waiting, mut turn: TurnTaken) {
         tracing::error!(%error, "how much a stream has sent cannot be written; trying again");
         tokio::time::sleep(STORE_TROUBLE_WAIT).await;
     }
+    if parts.queue.gates().is_suspended(lane) {
+        // Between the dispatcher's look at the gate and this one.
+        parts.queue.give_back(&waiting.message, &waiting.recipients);
+        return;
+    }
     try_once(&parts, waiting, &mut turn).await;
     turn.finish();
     if let Err(error) = parts.queue.keep_pace(lane).await {

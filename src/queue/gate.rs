@@ -198,6 +198,12 @@ impl Gates {
         pace.map_or(usize::MAX, |pace| pace.room(lane.is_retry(), now))
     }
 
+    /// The last look before an attempt really begins.
+    pub fn is_suspended(&self, lane: Lane) -> bool {
+        let inner = self.lock();
+        inner.gates.get(&lane.slot()).is_some_and(|gate| inner.suspension(gate).is_some())
+    }
+
     /// An attempt for so many recipients starts. It counts as under way until the answer is dropped.
     /// None: nobody counts.
     pub fn start(self: &Arc<Gates>, lane: Lane, recipients: usize) -> Option<Started> {

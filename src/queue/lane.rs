@@ -113,7 +113,12 @@ impl Streams {
                 let entries = store.range(Table::Due, &from, &[lane.byte() + 1])?;
                 let mut count = 0;
                 for entry in entries.take(MOVED_AT_ONCE) {
-                    let (key, value) = entry?;
+                    let (key, value) = match entry {
+                        Ok(entry) => entry,
+                        // What was in there comes back when the index is made anew.
+                        Err(StoreError::Damaged(_)) => continue,
+                        Err(error) => return Err(error),
+                    };
                     count += 1;
                     if let Ok(at) = DueKey::read(&key) {
                         batch.put(Table::Due, DueKey { lane: to, ..at }.to_bytes(), Bytes::copy_from_slice(&value));

@@ -363,6 +363,12 @@ impl Queue {
         self.claims.begin(id, ticket, lane, recipients);
     }
 
+    /// Recipients that were begun and not tried: they wait in the index as before.
+    pub fn give_back(&self, message: &Message, recipients: &[(u32, Recipient)]) {
+        recipients.iter().for_each(|(number, _)| self.claims.release(message.id, *number));
+        self.claims.announce(recipients.iter().filter_map(|(_, recipient)| self.entry(message, recipient)));
+    }
+
     /// The lanes of this queue, and how often each has its turn.
     pub fn streams(&self) -> &Streams {
         &self.streams
