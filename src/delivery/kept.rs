@@ -34,7 +34,6 @@ fn destination(key: &[u8]) -> Option<Destination> {
         GROUP => Some(Destination::Group(Group::named(name))),
         HOST => Some(Destination::Host(name.to_owned())),
         DOMAIN => Domain::parse(name).ok().map(Destination::Domain),
-        HOST => Some(Destination::Host(name.to_owned())),
         _ => None,
     }
 }
