@@ -53,8 +53,9 @@ impl Scene {
     }
 }
 
+/// Of all messages, each with one recipient.
 fn attempts(queue: &[serde_json::Value]) -> u64 {
-    queue[0]["recipients"][0]["attempts"].as_u64().unwrap()
+    queue.iter().map(|message| message["recipients"][0]["attempts"].as_u64().unwrap()).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,13 +180,17 @@ async fn waiting_is_found_by_the_due_index() {
     let running = scene.house.start().await;
     let queue = scene.house.queue(&["--status", "waiting"]).await;
     assert_eq!(attempts(&queue), 1, "tried before its time");
-    assert!(scene.house.cli(&["queue", "retry", "--all"]).await.status.success());
-    scene.house.wait_queue("a second try", &[], |queue| attempts(queue) >= 2).await;
+    let (soon, answer) = scene.ledger.send_to(running.door, &["you@late.test"], 3000).await;
+    assert_eq!(answer, Answer::Taken);
+    scene.house.wait_queue("a second try", &[], |queue| attempts(queue) >= 3).await;
     running.kill().await.check_no_damage();
 
     scene.far.gate("late.test", Gate::Take);
     let running = scene.house.start().await;
-    scene.far.wait("the message when its time has come", |far| far.times(number) == 1).await;
+    scene.far.wait("the message whose time has come", |far| far.times(soon) == 1).await;
+    assert_eq!(scene.far.times(number), 0, "tried before its time");
+    assert!(scene.house.cli(&["queue", "retry", "--all"]).await.status.success());
+    scene.far.wait("the message that is wanted now", |far| far.times(number) == 1).await;
     scene.house.wait_empty().await;
     running.kill().await.check_no_damage();
     scene.look().check_empty();
