@@ -12,6 +12,7 @@ use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
 pub mod archive;
+mod attempt;
 pub mod body;
 pub mod dispatch;
 pub mod file;
