@@ -142,7 +142,7 @@ impl Bench {
             book,
             rounds: setting("ROUNDS", 3).max(1),
             each: Duration::from_secs_f64(setting("SECONDS_EACH", 1).max(1) as f64),
-            dns: names::serve(),
+            dns: names::serve(names::Exchangers::Own),
             silent: TcpListener::bind("127.0.0.1:0").unwrap(),
             package,
             holding,

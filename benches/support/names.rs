@@ -1,5 +1,6 @@
-//! A name server for the benches: every domain has a mail exchanger of its own, and that is 127.0.0.1, or
-//! 127.0.0.2 for those below `slow.test`. Small, because it answers within the measured time.
+//! A name server for the benches: every domain has a mail exchanger of its own, or all have the same. It
+//! is 127.0.0.1, or 127.0.0.2 for those below `slow.test`. Small, because it answers within the measured
+//! time.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -13,15 +14,23 @@ const HEADER_BYTES: usize = 12;
 /// How the names end whose address is that of the slow one, in the form of a packet.
 const SLOW: &[u8] = b"\x04slow\x04test\x00";
 
+#[derive(Clone, Copy, Debug)]
+pub enum Exchangers {
+    /// Each domain is a destination of its own.
+    Own,
+    /// All domains are one destination, as those of a large provider are.
+    Shared,
+}
+
 /// Answers on a thread of its own until the process ends.
-pub fn serve() -> SocketAddr {
+pub fn serve(exchangers: Exchangers) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     std::thread::spawn(move || {
         let mut packet = [0; 1500];
         loop {
             let Ok((length, client)) = socket.recv_from(&mut packet) else { continue };
-            if let Some(answer) = answer(&packet[..length]) {
+            if let Some(answer) = answer(&packet[..length], exchangers) {
                 // A client that has gone is not the name server's trouble.
                 let _ = socket.send_to(&answer, client);
             }
@@ -30,17 +39,20 @@ pub fn serve() -> SocketAddr {
     address
 }
 
-/// MX of a name is `mx.` before it; other types than A and MX have no records. That answer is cached for
+/// MX of a name is `mx.` before it, or `mx.test`; other types than A and MX have no records. That answer is cached for
 /// as long as the others: it has the SOA record without which nobody would (RFC 2308 5).
-fn answer(query: &[u8]) -> Option<Vec<u8>> {
+fn answer(query: &[u8], exchangers: Exchangers) -> Option<Vec<u8>> {
     let question_end = question_end(query)?;
     let kind = u16::from_be_bytes(query.get(question_end - 4..question_end - 2)?.try_into().ok()?);
     let name = query.get(HEADER_BYTES..question_end - 4)?;
     let data: Option<&[u8]> = match kind {
         TYPE_A if name.ends_with(SLOW) => Some(&[127, 0, 0, 2]),
         TYPE_A => Some(&[127, 0, 0, 1]),
-        // The rest of it is the name of the question (RFC 1035 4.1.4).
-        TYPE_MX => Some(b"\x00\x0a\x02mx\xc0\x0c"),
+        TYPE_MX => Some(match exchangers {
+            // The rest of it is the name of the question (RFC 1035 4.1.4).
+            Exchangers::Own => &b"\x00\x0a\x02mx\xc0\x0c"[..],
+            Exchangers::Shared => &b"\x00\x0a\x02mx\x04test\x00"[..],
+        }),
         _ => None,
     };
     let mut answer = query.get(..question_end)?.to_vec();
