@@ -102,13 +102,16 @@ async fn what_we_report_goes_to_the_sender_that_the_client_gave() {
     let server = TestServer::start(folder.path(), &conf(&sink, &zone, "return_path = \"bounce\"")).await;
     let mut client = Client::connect(server.submission).await.unwrap();
     let content = letter("me@home.test", "");
-    let reply = client.send("app@far.test", &["refused@far.test"], &content).await.unwrap();
+    let reply = client.send("app@far.test", &["you@far.test", "refused@far.test"], &content).await.unwrap();
     server.wait_done(queued_id(&reply)).await;
     let reply = client.send("app@far.test", &["you@nomail.test"], &content).await.unwrap();
     server.wait_done(queued_id(&reply)).await;
-    sink.wait_for(2).await;
+    sink.wait_for(3).await;
     server.stop().await;
-    for notice in sink.taken() {
+    let (sent, notices): (Vec<Taken>, Vec<Taken>) =
+        sink.taken().into_iter().partition(|taken| taken.recipients == ["you@far.test"]);
+    assert_eq!((sent[0].mail_from.as_str(), sent.len(), notices.len()), ("bounce@home.test", 1, 2));
+    for notice in notices {
         assert_eq!(
             (notice.mail_from.as_str(), notice.recipients.as_slice()),
             ("", ["app@far.test".to_owned()].as_slice())
