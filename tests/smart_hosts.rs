@@ -63,7 +63,7 @@ fn field(taken: &Taken, name: &str) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_order_row_by_row() {
-    for (from, removed, envelope, host, shown, result) in [
+    let client = [
         ("alice@ex.com", "", "bounce@my.com", "A", "alice@ex.com", "alice@ex.com"),
         ("\"B\" <BOB@EX.com>", "", "bounce@my.com", "B", "\"B\" <BOB@EX.com>", "BOB@ex.com"),
         ("\"X\" <x@other.org>", "", "bounce@my.com", "C", "\"X\" <x@other.org>", "bounce@my.com"),
@@ -72,8 +72,33 @@ async fn the_documented_order_row_by_row() {
         ("x@other.org", "CDE", "bounce@my.com", "B", "x <notifications@my.com>", "notifications@my.com"),
         ("alice@ex.com, y@ex.com", "", "who@other.org", "C", "alice@ex.com, y@ex.com", "who@other.org"),
         ("x@sub.ex.com", "", "bounce@my.com", "C", "x@sub.ex.com", "bounce@my.com"),
-    ] {
+    ];
+    rows("client", &client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_order_with_bounces_that_come_back_to_us() {
+    let bounce = [
+        ("alice@ex.com", "", "who@other.org", "A", "alice@ex.com", "alice@ex.com"),
+        ("\"B\" <BOB@EX.com>", "", "who@ex.com", "B", "\"B\" <BOB@EX.com>", "BOB@ex.com"),
+        ("\"X\" <x@other.org>", "", "x@other.org", "C", "\"X\" <x@other.org>", "bounce@my.com"),
+        ("x@other.org", "C", "app@my.com", "D", "x <notifications@my.com>", "notifications@my.com"),
+        ("x@other.org", "CD", "app@my.com", "E", "x <notifications@my.com>", "bounce@my.com"),
+        ("x@other.org", "CDE", "x@other.org", "B", "x <notifications@my.com>", "notifications@my.com"),
+        ("alice@ex.com, y@ex.com", "", "who@other.org", "C", "alice@ex.com, y@ex.com", "bounce@my.com"),
+        ("x@sub.ex.com", "", "x@sub.ex.com", "C", "x@sub.ex.com", "bounce@my.com"),
+        ("x@other.org", "CD", "", "E", "x <notifications@my.com>", ""),
+    ];
+    rows("bounce", &bounce).await;
+}
+
+/// From, hosts not active, envelope; host, From and envelope there.
+type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, &'static str);
+
+async fn rows(return_path: &str, rows: &[Row]) {
+    for &(from, removed, envelope, host, shown, result) in rows {
         let (text, sinks) = five(removed).await;
+        let text = text.replace("[sender]", &format!("[sender]\nreturn_path = \"{return_path}\""));
         let folder = tempfile::tempdir().unwrap();
         let server = TestServer::start(folder.path(), &text).await;
         let id = submit(&server, envelope, from).await;

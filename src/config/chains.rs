@@ -1,7 +1,7 @@
 //! Follows aliases and catchalls to where they end, so that no configuration that loads can loop.
 //!
-//! An address of ours that an alias names is looked up again: exact alias, pattern, subaddress,
-//! postmaster, catchall. A circle, a chain that is too long and a list that is too wide are
+//! An address of ours that an alias names is looked up again: exact alias, pattern, subaddress, return
+//! path, postmaster, catchall. A circle, a chain that is too long and a list that is too wide are
 //! problems. An address of ours that nothing takes is a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::destinations::Origin;
 use super::problem::ProblemKind;
 use super::report::Report;
-use super::{Aliases, Destination, OwnDomain};
+use super::{Aliases, Destination, OwnDomain, ReturnPath};
 use crate::message::{Address, Domain};
 
 /// Most addresses of ours that one message may pass on its way to a delivery.
@@ -23,6 +23,7 @@ pub(super) struct Map<'a> {
     pub domains: &'a BTreeMap<Domain, OwnDomain>,
     pub aliases: &'a Aliases,
     pub postmaster: &'a Address,
+    pub return_path: &'a ReturnPath,
 }
 
 /// What following one alias found.
@@ -57,7 +58,9 @@ pub(super) fn check(map: &Map<'_>, origins: &[Origin<'_>], report: &Report) {
 
 fn check_postmaster(map: &Map<'_>, report: &Report) {
     let postmaster = map.postmaster;
-    if map.domains.contains_key(postmaster.domain()) && map.next(postmaster).is_none() {
+    // The return path leads to the postmaster in turn.
+    let is_bounce = |own: &OwnDomain| *map.return_path != ReturnPath::Client && own.is_bounce(postmaster);
+    if map.domains.get(postmaster.domain()).is_some_and(|own| is_bounce(own) || map.next(postmaster).is_none()) {
         report.warn(format!(
             "postmaster: no alias or catchall takes {postmaster}, so notices and mail for postmaster will wait in the queue"
         ));
@@ -138,6 +141,10 @@ impl Map<'_> {
         let keys = [Some(address.lookup_key()), own.base_key(address)];
         if let Some(found) = keys.into_iter().flatten().find_map(|key| self.aliases.named(&key)) {
             return Some(found.to_vec());
+        }
+        if *self.return_path != ReturnPath::Client && own.is_bounce(address) {
+            let postmaster = Address::new("postmaster", address.domain().clone()).ok()?;
+            return Some(vec![Destination::Address(postmaster)]);
         }
         if local == "postmaster" && *address != *self.postmaster {
             return Some(vec![Destination::Address(self.postmaster.clone())]);

@@ -28,6 +28,7 @@ mod report;
 mod running;
 mod secret;
 mod section;
+mod sender;
 mod smart_hosts;
 mod streams;
 mod tree;
@@ -508,12 +509,24 @@ impl FromEntry {
     }
 }
 
-/// What happens to Reply-To after From was rewritten. One that is there stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What happens to Reply-To after From was rewritten.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyTo {
-    /// Where there is none, the author is put there.
+    /// One that is there stays; where there is none, the author is put there.
     KeepOrAuthor,
+    /// One that is there stays.
     Keep,
+    /// This address of ours takes its place: the catchall of its domain has the answers.
+    Catchall(Address),
+}
+
+/// The envelope sender that mail leaves with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReturnPath {
+    /// As the client gave it.
+    Client,
+    /// The bounce address of the From's domain, where that is ours; of this one of ours otherwise.
+    Bounce { otherwise: Domain },
 }
 
 /// What a message may say it is from.
@@ -524,6 +537,7 @@ pub struct Sender {
     /// May pass direct and unfiltered ways; empty: any.
     pub from_filter: Vec<FromEntry>,
     pub reply_to: ReplyTo,
+    pub return_path: ReturnPath,
 }
 
 impl Sender {
@@ -664,6 +678,18 @@ impl OwnDomain {
         let (base, _) = local.split_once(self.subaddress?)?;
         (!base.is_empty()).then(|| format!("{base}@{}", address.domain()))
     }
+
+    /// Is this address, at this domain, the one that bounces come back to? With a subaddress it is too.
+    pub fn is_bounce(&self, address: &Address) -> bool {
+        let Some(bounce) = self.bounce_address(address.domain()) else { return false };
+        let key = bounce.lookup_key();
+        address.lookup_key() == key || self.base_key(address).is_some_and(|base| base == key)
+    }
+
+    /// `domain`: its own name.
+    pub fn bounce_address(&self, domain: &Domain) -> Option<Address> {
+        Address::new(&self.bounce, domain.clone()).ok()
+    }
 }
 
 impl Aliases {
@@ -681,6 +707,20 @@ impl Config {
     /// True if mail for this domain is ours to take.
     pub fn is_own(&self, domain: &Domain) -> bool {
         self.domains.contains_key(domain)
+    }
+
+    /// Where bounces of mail by this author come back to, as an address at its domain or, where that is
+    /// not ours, at the one for all others. None: to the envelope sender that the client gave.
+    pub fn bounce_address(&self, author: Option<&Address>) -> Option<Address> {
+        let ReturnPath::Bounce { otherwise } = &self.sender.return_path else { return None };
+        let at = |domain: &Domain| self.domains.get(domain)?.bounce_address(domain);
+        author.and_then(|author| at(author.domain())).or_else(|| at(otherwise))
+    }
+
+    /// Do bounces of our mail come back to this address?
+    pub fn is_bounce(&self, address: &Address) -> bool {
+        self.sender.return_path != ReturnPath::Client
+            && self.domains.get(address.domain()).is_some_and(|own| own.is_bounce(address))
     }
 
     /// The only smart host that a stream goes by.

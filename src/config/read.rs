@@ -11,7 +11,8 @@ use super::section::{Section, Wrong, read_address, read_domain};
 use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
-use super::{accounts, domains, doors, fetch, files, groups, keys, running, smart_hosts, streams, trust, ways_out};
+use super::{accounts, domains, doors, fetch, files, groups, keys};
+use super::{running, sender, smart_hosts, streams, trust, ways_out};
 use crate::message::{Address, Domain};
 
 /// Reads and checks the configuration in a file, and the files that it includes and names.
@@ -71,7 +72,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let smart_hosts = smart_hosts::smart_hosts(root, &mailboxes);
     fetch::check_use(root);
     let streams = streams::streams(root, &smart_hosts);
-    let sender = smart_hosts::sender(root);
+    let sender = sender::sender(root, &names, &domains);
+    sender::warn_of_bounces(root, &sender, &smart_hosts, &domains);
     if let Some(delivery) = &delivery {
         smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);
     }
@@ -85,7 +87,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
     if let Some(postmaster) = &postmaster {
-        let map = Map { domains: &domains, aliases: &aliases, postmaster };
+        let map = Map { domains: &domains, aliases: &aliases, postmaster, return_path: &sender.return_path };
         chains::check(&map, &origins, root.report);
     }
     warn_of_sizes(&domains, limits.max_size, root.report);

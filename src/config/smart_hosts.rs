@@ -1,4 +1,4 @@
-//! Reads the outgoing servers, and what a message may say it is from.
+//! Reads the outgoing servers.
 //!
 //! A host's filter is typed here once, so that choosing never parses. Left out: which host a message
 //! goes by (`routing::outbound`).
@@ -10,8 +10,7 @@ use super::fetch::{self, Mailbox};
 use super::oauth;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
-use super::{AddressOrDomain, FromEntry, Login, ReplyTo, Sender, SmartHost, SmartHostKind, SmartHostTls, WayOut};
-use crate::message::Address;
+use super::{AddressOrDomain, FromEntry, Login, Sender, SmartHost, SmartHostKind, SmartHostTls, WayOut};
 
 /// Longest name of a smart host, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -183,7 +182,7 @@ fn host_filter(item: &Item<'_>) -> Vec<FromEntry> {
     entries
 }
 
-fn from_filter(item: &Item<'_>) -> Vec<FromEntry> {
+pub(super) fn from_filter(item: &Item<'_>) -> Vec<FromEntry> {
     let lists = item.list(FILTER_FORM, read_entries).unwrap_or_default();
     let mut entries: Vec<FromEntry> = Vec::new();
     for entry in lists.into_iter().flatten() {
@@ -215,34 +214,6 @@ fn read_entry(text: &str) -> Result<FromEntry, Wrong> {
         AddressOrDomain::Address(address) => FromEntry::Address(address),
         AddressOrDomain::Domain(domain) => FromEntry::Domain(domain),
     })
-}
-
-pub(super) fn sender(root: &Section<'_>) -> Sender {
-    let section = root.section("sender");
-    let default_from = section.item("default_from").and_then(|item| default_from(&item));
-    let filter = section.item("from_filter");
-    let from_filter = filter.as_ref().map(from_filter).unwrap_or_default();
-    if !from_filter.is_empty() && section.item("default_from").is_none() {
-        section.missing("default_from", "Add the address for mail whose From the filter does not pass.");
-    }
-    let reply_to = section.item("reply_to").and_then(|item| {
-        item.choice(&[("keep_or_author", ReplyTo::KeepOrAuthor), ("none", ReplyTo::Keep)], &["catchall"])
-    });
-    if let Some(item) = section.item("return_path") {
-        item.choice(&[("client", ())], &["bounce", "verp"]);
-    }
-    Sender { default_from, from_filter, reply_to: reply_to.unwrap_or(ReplyTo::KeepOrAuthor) }
-}
-
-/// Empty: as if it were not there.
-fn default_from(item: &Item<'_>) -> Option<Address> {
-    item.read(
-        "an address",
-        |text| {
-            if text.is_empty() { Ok(None) } else { super::section::read_address(text).map(Some) }
-        },
-    )
-    .flatten()
 }
 
 /// A way out that leads nowhere would keep all mail in the queue.

@@ -234,7 +234,7 @@ impl Dispatcher {
             let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
             match destination {
                 // Else there is nothing to look up.
-                Destination::Domain(domain) if way == Way::Direct && !parts.config.is_own(&domain) => {
+                Destination::Domain(domain) if matches!(way, Way::Direct { .. }) && !parts.config.is_own(&domain) => {
                     match self.groups.find(&domain, now) {
                         Some(known) => self.queue_up(known, waiting, now),
                         None => self.groups.wait(domain, waiting, now),

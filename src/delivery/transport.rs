@@ -148,7 +148,8 @@ impl Transports {
     /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
         match outbound::choose_for(&self.config, &job.message).way {
-            Way::Direct => self.smtp.deliver(job).await,
+            Way::Direct { envelope: None } => self.smtp.deliver(job).await,
+            Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
             Way::File => self.files.deliver(job).await,
             Way::Capture => all(job, &Outcome::Captured),

@@ -51,7 +51,7 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     let Source { draft, headers, checked, plan, author } = source;
     let mut removed = removed_fields(intake, draft, headers);
     let mut added = Vec::new();
-    if let Some(replaced) = author.replaced(headers, intake.config.sender.reply_to) {
+    if let Some(replaced) = author.replaced(headers, &intake.config.sender.reply_to) {
         added = replaced.by;
         removed.extend(replaced.fields);
     }

@@ -1,5 +1,5 @@
 //! Who a message says it is from, and whether it may: another address in From where it may not, the name
-//! kept, the author kept in Reply-To.
+//! kept, the author kept in Reply-To, or the catchall put there.
 //!
 //! Works on the bytes of the header fields. A name is kept as it was written, encoded words included.
 //! Left out: which From may pass where (`routing::outbound`).
@@ -26,7 +26,8 @@ pub struct Author<'c> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
     pub by: Vec<u8>,
-    /// Which fields go: From, and the signatures over it, which hold no more.
+    /// Which fields go: From, the signatures over it, which hold no more, and a Reply-To where answers
+    /// are to go elsewhere.
     pub fields: Vec<usize>,
 }
 
@@ -60,14 +61,16 @@ impl<'c> Author<'c> {
     }
 
     /// None if From stays.
-    pub fn replaced(&self, headers: &Headers<'_>, reply_to: ReplyTo) -> Option<Replaced> {
+    pub fn replaced(&self, headers: &Headers<'_>, reply_to: &ReplyTo) -> Option<Replaced> {
         let by = match (self.instead, self.forced) {
             (Some(from), Some(forced)) => rewritten(Some(forced.text.as_bytes()), headers, from, reply_to),
             (Some(from), None) => rewritten(headers.get("From").map(|field| field.value), headers, from, reply_to),
             (None, Some(forced)) => header::field("From", &forced.text),
             (None, None) => return None,
         };
-        let goes = |field: &Field<'_>| field.is("From") || field.is("DKIM-Signature");
+        let answers_go_on = self.instead.is_some() && matches!(reply_to, ReplyTo::Catchall(_));
+        let goes =
+            |field: &Field<'_>| field.is("From") || field.is("DKIM-Signature") || answers_go_on && field.is("Reply-To");
         let numbered = headers.fields().iter().enumerate();
         let fields = numbered.filter(|(_, field)| goes(field)).map(|(number, _)| number).collect();
         Some(Replaced { by, fields })
@@ -75,7 +78,7 @@ impl<'c> Author<'c> {
 }
 
 /// `author`: the value of From as it would be.
-fn rewritten(author: Option<&[u8]>, headers: &Headers<'_>, from: &Address, reply_to: ReplyTo) -> Vec<u8> {
+fn rewritten(author: Option<&[u8]>, headers: &Headers<'_>, from: &Address, reply_to: &ReplyTo) -> Vec<u8> {
     let parsed = author.and_then(|value| mailboxes(value).ok()).unwrap_or_default();
     let mut name = Vec::new();
     if let (Some(value), Some(first)) = (author, parsed.first()) {
@@ -86,12 +89,16 @@ fn rewritten(author: Option<&[u8]>, headers: &Headers<'_>, from: &Address, reply
         };
     }
     let mut fields = line(&name, from);
-    if reply_to == ReplyTo::KeepOrAuthor
-        && headers.get("Reply-To").is_none()
-        && let (Some(value), false) = (author, parsed.is_empty())
-    {
+    let answers = match (reply_to, author) {
+        (ReplyTo::Catchall(address), _) => Some(address.to_string().into_bytes()),
+        (ReplyTo::KeepOrAuthor, Some(value)) if headers.get("Reply-To").is_none() && !parsed.is_empty() => {
+            Some(value.trim_ascii_start().to_vec())
+        }
+        (ReplyTo::KeepOrAuthor | ReplyTo::Keep, _) => None,
+    };
+    if let Some(answers) = answers {
         fields.extend_from_slice(b"Reply-To: ");
-        fields.extend_from_slice(value.trim_ascii_start());
+        fields.extend_from_slice(&answers);
         fields.extend_from_slice(b"\r\n");
     }
     fields
@@ -151,7 +158,7 @@ mod tests {
         let from = Address::parse("n@my.com").unwrap();
         let headers = Headers::parse(text.as_bytes());
         let author = Author { written: None, forced, instead: Some(&from) };
-        let new = author.replaced(&headers, ReplyTo::KeepOrAuthor).unwrap();
+        let new = author.replaced(&headers, &ReplyTo::KeepOrAuthor).unwrap();
         for (number, field) in headers.fields().iter().enumerate() {
             assert_eq!(new.fields.contains(&number), field.is("from") || field.is("dkim-signature"));
         }
@@ -178,6 +185,22 @@ mod tests {
             let found = rewritten(&format!("A: 1\r\nFROM: {from}\r\nDKIM-Signature: x\r\nB:\t2\r\n\r\nbody"));
             assert_eq!(found, format!("From: {name}<n@my.com>\r\nReply-To: {from}\r\n"), "{from}");
         }
+    }
+
+    #[test]
+    fn answers_to_the_catchall_take_the_place_of_others() {
+        let from = Address::parse("n@my.com").unwrap();
+        let catchall = ReplyTo::Catchall(Address::parse("catchall@my.com").unwrap());
+        let text = "Reply-To: r@b.example\r\nFrom: Ann <a@b.example>\r\nreply-to: s@b.example\r\n\r\n";
+        let headers = Headers::parse(text.as_bytes());
+        let new = Author { written: None, forced: None, instead: Some(&from) }.replaced(&headers, &catchall).unwrap();
+        assert_eq!(String::from_utf8(new.by).unwrap(), "From: Ann <n@my.com>\r\nReply-To: catchall@my.com\r\n");
+        assert_eq!(new.fields, [0, 1, 2]);
+        // What the account has in any case is no rewrite: answers go where they are asked for.
+        let forced = ForcedFrom { text: "Shop <s@my.com>".into(), address: Address::parse("s@my.com").unwrap() };
+        let author = Author { written: None, forced: Some(&forced), instead: None };
+        let new = author.replaced(&headers, &catchall).unwrap();
+        assert_eq!((new.by.as_slice(), new.fields.as_slice()), (&b"From: Shop <s@my.com>\r\n"[..], &[1][..]));
     }
 
     #[test]

@@ -99,6 +99,15 @@ impl Notify {
     pub fn on_success(self) -> bool {
         matches!(self, Notify::On { success: true, .. })
     }
+
+    /// What is left to ask another server for, where reports of success are ours.
+    pub fn without_success(self) -> Notify {
+        match self {
+            Notify::On { success: true, failure: false, delay: false } => Notify::Never,
+            Notify::On { failure, delay, .. } => Notify::On { success: false, failure, delay },
+            Notify::Never => Notify::Never,
+        }
+    }
 }
 
 /// RET and ENVID (RFC 3461 4.3, 4.4).

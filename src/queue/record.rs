@@ -141,11 +141,7 @@ impl Recipient {
     /// What the next server is asked to report. Where an alias leads to is nobody's business, so reports of
     /// success about such an address are ours (RFC 3461 5.2.7.3).
     pub fn passed_on(&self) -> Notify {
-        match self.notify {
-            Notify::On { success: true, failure: false, delay: false } if self.alias.is_some() => Notify::Never,
-            Notify::On { failure, delay, .. } if self.alias.is_some() => Notify::On { success: false, failure, delay },
-            notify => notify,
-        }
+        if self.alias.is_some() { self.notify.without_success() } else { self.notify }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who gets it: from an address in RCPT to the deliveries that it leads to.
 //!
-//! Looked up in this order: exact alias, pattern, the alias without its subaddress, postmaster, the
-//! catchall of the domain. Addresses of ours that an alias names are looked up in turn, so every
+//! Looked up in this order: exact alias, pattern, the alias without its subaddress, the return path of
+//! our mail (for the postmaster), postmaster, the catchall of the domain. Addresses of ours that an alias names are looked up in turn, so every
 //! chain ends at targets, at addresses elsewhere, or is dropped on purpose. A chain that ends
 //! nowhere although the configuration meant it to lead somewhere is held for a person, never lost.
 //! Pure: the same configuration and address give the same answer; nothing is counted here (`loops`)
@@ -76,7 +76,8 @@ pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
         }
     };
     let arrives = matches!(&resolution, Resolution::Deliveries(all) if all.iter().any(|d| d.hold.is_none()));
-    if !arrives && is_postmaster(config, recipient) && alias(config, recipient).is_none() {
+    let must_arrive = is_postmaster(config, recipient) || config.is_bounce(recipient);
+    if !arrives && must_arrive && alias(config, recipient).is_none() {
         return Resolution::Deliveries(vec![nobodys_postmaster(config, recipient)]);
     }
     resolution
@@ -102,6 +103,11 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
 fn entry<'c>(config: &'c Config, address: &Address) -> Option<Entry<'c>> {
     if let Some((counted_as, destinations)) = alias(config, address) {
         return Some(Entry { counted_as, via_catchall: false, destinations: Cow::Borrowed(destinations) });
+    }
+    if config.is_bounce(address) {
+        let (counted_as, postmaster) = (bounce_key(config, address), postmaster_of(address));
+        let destinations = Cow::Owned(postmaster.into_iter().map(Destination::Address).collect());
+        return Some(Entry { counted_as, via_catchall: false, destinations });
     }
     let counted_as = format!("postmaster@{}", address.domain());
     if is_postmaster(config, address) && config.postmaster.lookup_key() != counted_as {
@@ -129,12 +135,25 @@ fn is_postmaster(config: &Config, address: &Address) -> bool {
     address.lookup_key() == own || base_key(config, address).is_some_and(|base| base == own)
 }
 
+fn postmaster_of(address: &Address) -> Option<Address> {
+    Address::new("postmaster", address.domain().clone()).ok()
+}
+
+/// Without a subaddress: the same limit for all of them.
+fn bounce_key(config: &Config, address: &Address) -> String {
+    let own = config.domains.get(address.domain()).and_then(|own| own.bounce_address(address.domain()));
+    own.as_ref().unwrap_or(address).lookup_key()
+}
+
 /// Nothing takes it, but it must not be refused.
 fn nobodys_postmaster(config: &Config, recipient: &Address) -> Delivery {
     let reason = format!(
         "nobody is named for {recipient}: set `postmaster` to an address that is read, or give {recipient} an alias"
     );
-    let counted_as = format!("postmaster@{}", recipient.domain());
+    let counted_as = match config.is_bounce(recipient) {
+        true => bounce_key(config, recipient),
+        false => format!("postmaster@{}", recipient.domain()),
+    };
     let entry = Entry { counted_as, via_catchall: false, destinations: Cow::Borrowed(&[]) };
     Walk::new(config, recipient, &entry).held(reason)
 }
@@ -271,6 +290,7 @@ impl<'c> Walk<'c> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
+    use crate::config::ReturnPath;
     use crate::routing::fixture;
 
     fn address(text: &str) -> Address {
@@ -330,6 +350,33 @@ mod tests {
         assert_eq!(resolve(&config, &address("x@foreign.example")), Resolution::NotOurs);
         config.domains.get_mut(address("x@example.com").domain()).unwrap().subaddress = None;
         assert_eq!(lines(&config, "sales+other@example.com"), ["webhook catch"]);
+    }
+
+    #[test]
+    fn bounces_of_our_mail_go_to_the_postmaster() {
+        let mut config = config(&[("bounce+vip@example.com", &[target("crm")])]);
+        assert_eq!(resolve(&config, &address("bounce@plain.example")), Resolution::Unknown);
+        let otherwise = address("x@example.com").domain().clone();
+        config.sender.return_path = ReturnPath::Bounce { otherwise };
+        for (recipient, line) in [
+            ("Bounce@plain.example", "forward to ops@elsewhere.example"),
+            ("bounce+token@plain.example", "forward to ops@elsewhere.example"),
+            ("bounce@example.com", "forward to ops@elsewhere.example"),
+            ("bounce+vip@example.com", "webhook crm"),
+            ("bounces@example.com", "webhook catch"),
+        ] {
+            assert_eq!(lines(&config, recipient), [line], "{recipient}");
+        }
+        assert_eq!(resolve(&config, &address("bounces@plain.example")), Resolution::Unknown);
+        let Resolution::Deliveries(found) = resolve(&config, &address("bounce+x@plain.example")) else { panic!() };
+        assert_eq!(found[0].counted_as, "bounce@plain.example");
+        // As for any postmaster: an alias decides where that mail goes, and without anybody it waits.
+        config.aliases.exact.insert("postmaster@plain.example".to_owned(), vec![target("sales-box")]);
+        assert_eq!(lines(&config, "bounce@plain.example"), ["maildir sales-box"]);
+        config.aliases.exact.clear();
+        config.postmaster = address("postmaster@plain.example");
+        let held = lines(&config, "bounce@plain.example");
+        assert!(held[0].starts_with("held: nobody is named for bounce@plain.example"), "{held:?}");
     }
 
     #[test]

@@ -31,16 +31,16 @@ pub struct Candidate<'c> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way<'c> {
-    Direct,
+    Direct {
+        /// The envelope sender in place of the client's, if it is another.
+        envelope: Option<ReversePath>,
+    },
     /// Nothing leaves.
     Capture,
     /// Nothing leaves: it is written as `delivery.file_path` says.
     File,
     /// Tried in this order; never empty.
-    Hosts {
-        tier: Tier,
-        hosts: Vec<Candidate<'c>>,
-    },
+    Hosts { tier: Tier, hosts: Vec<Candidate<'c>> },
     /// The pinned host, or every host, is gone or not active: the mail waits.
     Nowhere,
 }
@@ -74,9 +74,10 @@ pub fn choose<'c>(
     let default = config.sender.default_from.as_ref();
     let Some((tier, hosts)) = tier(config, from, default, pinned) else {
         let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
-        let way = if direct { Way::Direct } else { Way::Nowhere };
         let passes = !direct || config.sender.passes(header_from);
-        return Choice { way, rewrite: default.filter(|default| !passes && !same(from, default)) };
+        let rewrite = default.filter(|default| !passes && !same(from, default));
+        let envelope = bounce_for(config, envelope, rewrite.or(from)).map(ReversePath::Address);
+        return Choice { way: if direct { Way::Direct { envelope } } else { Way::Nowhere }, rewrite };
     };
     let keeps = match tier {
         Tier::FromAddress | Tier::FromDomain => true,
@@ -89,7 +90,8 @@ pub fn choose<'c>(
     };
     let shown = if keeps { None } else { default };
     let last = shown.or(from);
-    let candidate = |host| Candidate { host, envelope: envelope_for(host, envelope, last) };
+    let bounce = bounce_for(config, envelope, last);
+    let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, bounce.as_ref(), last) };
     let way = Way::Hosts { tier, hosts: hosts.into_iter().map(candidate).collect() };
     Choice { way, rewrite: shown.filter(|default| !same(header_from, default)) }
 }
@@ -131,13 +133,29 @@ fn names(host: &SmartHost, address: Option<&Address>, whole: bool) -> bool {
     address.is_some_and(|address| host.from_filter.iter().filter(of_kind).any(|entry| entry.matches(address)))
 }
 
-/// Providers refuse foreign envelope senders, so one that the host's filter does not name gives way to
-/// the final From. The null sender stays (RFC 5321 4.5.5).
-fn envelope_for(host: &SmartHost, wanted: &ReversePath, last: Option<&Address>) -> ReversePath {
-    match (wanted, last) {
-        (ReversePath::Address(address), Some(last)) if !host.accepts(address) => ReversePath::Address(last.clone()),
-        _ => wanted.clone(),
+/// What `sender.return_path` wants in place of an envelope sender, if anything. `last`: the final From.
+/// The null sender stays: nobody is told of what becomes of a notice (RFC 5321 4.5.5).
+fn bounce_for(config: &Config, envelope: &ReversePath, last: Option<&Address>) -> Option<Address> {
+    if envelope.is_null() { None } else { config.bounce_address(last) }
+}
+
+/// Providers refuse foreign envelope senders, so one that the host's filter does not name gives way: the
+/// bounce address of the final From's domain to the one for all other domains, each to the final From.
+/// The null sender stays.
+fn envelope_for(
+    config: &Config,
+    host: &SmartHost,
+    envelope: &ReversePath,
+    bounce: Option<&Address>,
+    last: Option<&Address>,
+) -> ReversePath {
+    let (ReversePath::Address(client), Some(last)) = (envelope, last) else { return envelope.clone() };
+    let wanted = bounce.unwrap_or(client);
+    if host.accepts(wanted) {
+        return ReversePath::Address(wanted.clone());
     }
+    let other = config.bounce_address(None).filter(|other| host.accepts(other));
+    ReversePath::Address(other.unwrap_or_else(|| last.clone()))
 }
 
 #[cfg(test)]
@@ -147,9 +165,14 @@ mod tests {
     use crate::config;
 
     fn config(removed: &str, default: &str) -> Config {
+        config_with(removed, default, "")
+    }
+
+    /// `more`: what follows in `[sender]`.
+    fn config_with(removed: &str, default: &str, more: &str) -> Config {
         let mut text = format!(
             "hostname = \"mail.my.com\"\ndata_dir = \"/nonexistent\"\n[delivery]\ndefault = \"{default}\"\n\
-             [sender]\ndefault_from = \"notifications@my.com\"\n"
+             [sender]\ndefault_from = \"notifications@my.com\"\n{more}"
         );
         for (name, filter, priority) in [
             ("A", "alice@ex.com", 20),
@@ -201,6 +224,44 @@ mod tests {
         }
     }
 
+    /// From, hosts not active, envelope → the envelope sender that a message leaves with.
+    #[test]
+    fn bounces_come_back_to_the_domain_that_it_says_it_is_from() {
+        let ours = "return_path = \"bounce\"\n[domains.\"my.com\"]\n[domains.\"ex.com\"]\nbounce = \"Back\"\n";
+        let with = |removed: &str, default: &str| config_with(removed, default, ours);
+        for (row, from, removed, default, envelope, result) in [
+            ("own domain, direct", "ann@my.com", "ABCDE", "direct", "app@other.org", "bounce@my.com"),
+            ("other own domain, direct", "ann@ex.com", "ABCDE", "direct", "app@other.org", "Back@ex.com"),
+            ("foreign, direct", "x@other.org", "", "direct", "app@other.org", "bounce@my.com"),
+            ("null sender, direct", "ann@my.com", "ABCDE", "direct", "", ""),
+            ("garbage, direct", "", "ABCDE", "direct", "app@ex.com", "Back@ex.com"),
+            ("the host takes it", "bob@ex.com", "", "direct", "app@other.org", "Back@ex.com"),
+            ("the host takes From only", "alice@ex.com", "", "smart_hosts", "bob@ex.com", "alice@ex.com"),
+            ("any host", "x@other.org", "", "smart_hosts", "app@other.org", "bounce@my.com"),
+            ("rewritten", "x@other.org", "C", "smart_hosts", "app@other.org", "notifications@my.com"),
+            ("null sender", "x@other.org", "C", "smart_hosts", "", ""),
+        ] {
+            let config = with(removed, default);
+            let from = (!from.is_empty()).then(|| address(from));
+            let client = if envelope.is_empty() { ReversePath::Null } else { ReversePath::Address(address(envelope)) };
+            let found = match choose(&config, from.as_ref(), &client, None).way {
+                Way::Hosts { hosts, .. } => hosts[0].envelope.clone(),
+                Way::Direct { envelope } => envelope.unwrap_or(client),
+                other => unreachable!("{row}: {other:?}"),
+            };
+            assert_eq!(found.to_string(), result, "{row}");
+        }
+        // The host names the bounce address of another domain of ours.
+        let mut config = with("", "smart_hosts");
+        let a = config.smart_hosts.iter_mut().find(|host| host.name == "A").unwrap();
+        a.from_filter.push(FromEntry::Address(address("bounce@my.com")));
+        let client = ReversePath::Address(address("app@other.org"));
+        let Way::Hosts { hosts, .. } = choose(&config, Some(&address("alice@ex.com")), &client, None).way else {
+            unreachable!()
+        };
+        assert_eq!(hosts[0].envelope.to_string(), "bounce@my.com");
+    }
+
     #[test]
     fn pins_and_default_ways() {
         let direct = config("", "direct");
@@ -210,7 +271,7 @@ mod tests {
             Choice { way, rewrite } => (format!("{way:?}"), rewrite.is_some()),
         };
         assert_eq!(way(&direct, &bob, None), ("B".to_owned(), false));
-        assert_eq!(way(&direct, &stranger, None), ("Direct".to_owned(), false));
+        assert_eq!(way(&direct, &stranger, None), ("Direct { envelope: None }".to_owned(), false));
         assert_eq!(way(&direct, &stranger, Some("B")), ("B".to_owned(), true));
         assert_eq!(way(&direct, &bob, Some("B")), ("B".to_owned(), false));
         assert_eq!(way(&direct, &bob, Some("gone")), ("Nowhere".to_owned(), false));

@@ -43,6 +43,45 @@ fn a_postmaster_that_leads_nowhere_is_a_warning() {
 }
 
 #[test]
+fn bounces_of_other_domains_come_back_to_that_of_default_from_or_the_first() {
+    let domains =
+        "[domains.\"zebra.example\"]\ncatchall = \"discard\"\n[domains.\"apple.example\"]\nbounce = \"back\"\n";
+    for (from, stranger) in [
+        ("", "bounce@zebra.example"),
+        ("news@apple.example", "back@apple.example"),
+        ("news@partner.example", "bounce@zebra.example"),
+    ] {
+        let sender = format!("[sender]\nreturn_path = \"bounce\"\ndefault_from = \"{from}\"\n");
+        let config = load(&with(&format!("{domains}{sender}")));
+        let wanted = |author: &str| config.bounce_address(Address::parse(author).ok().as_ref()).unwrap().to_string();
+        assert_eq!(wanted("x@other.example"), stranger, "{from}");
+        assert_eq!(wanted(""), stranger, "{from}");
+        assert_eq!(wanted("x@apple.example"), "back@apple.example", "{from}");
+    }
+    assert_eq!(load(&with(domains)).bounce_address(Address::parse("x@apple.example").ok().as_ref()), None);
+}
+
+#[test]
+fn a_host_that_takes_the_default_from_and_not_the_bounce_address_is_a_warning() {
+    let text = |filter: &str, return_path: &str| {
+        with(&format!(
+            "[domains.\"my.example\"]\n[sender]\ndefault_from = \"news@my.example\"\nreturn_path = \"{return_path}\"\n\
+             [smart_hosts.out]\nhost = \"smtp.example.net\"\nfrom_filter = [{filter}]\n"
+        ))
+    };
+    for (filter, return_path, is_said) in [
+        ("\"news@my.example\"", "bounce", true),
+        ("\"news@my.example\"", "client", false),
+        ("\"my.example\"", "bounce", false),
+        ("\"other.example\"", "bounce", false),
+    ] {
+        let warnings = load(&text(filter, return_path)).warnings;
+        let said = warnings.iter().any(|warning| warning.contains("not bounce@my.example"));
+        assert_eq!(said, is_said, "{filter} {return_path}: {warnings:?}");
+    }
+}
+
+#[test]
 fn an_alias_that_leads_nowhere_is_a_warning() {
     let text = "postmaster = \"ops@partner.example\"\n[domains.\"example.com\"]\n[aliases]\n\"a@example.com\" = \"b@example.com\"\n";
     let warnings = load(&with(text)).warnings;

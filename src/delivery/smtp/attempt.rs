@@ -17,7 +17,7 @@ use super::step::{Stage, Tls, Trouble};
 use super::tls_policy::{Certificate, DomainPolicy, HostPolicy};
 use super::{SmtpTransport, mx, tls};
 use crate::config::GroupLimits;
-use crate::delivery::{Body, Job, Outcome};
+use crate::delivery::{Body, Delivered, Hop, Job, Outcome};
 use crate::message::{Domain, ReversePath, TlsWish};
 use crate::queue::record::Failure;
 use crate::store::StoreError;
@@ -31,9 +31,9 @@ mod through;
 
 pub use through::run_through;
 
-pub async fn run(transport: &SmtpTransport, job: &Job) -> Vec<(u32, Outcome)> {
+pub async fn run(transport: &SmtpTransport, job: &Job, mail_from: &ReversePath) -> Vec<(u32, Outcome)> {
     let mut attempt = match Attempt::new(transport, job).await {
-        Ok(attempt) => attempt,
+        Ok(attempt) => Attempt { mail_from, ..attempt },
         Err(outcomes) => return outcomes,
     };
     if let Some((_, first)) = job.recipients.first() {
@@ -267,6 +267,7 @@ impl<'a> Attempt<'a> {
     fn mail(&self, some: &[usize]) -> Mail {
         let recipients = some.iter().filter_map(|at| self.job.recipients.get(*at));
         let message = &self.job.message;
+        let is_ours = self.is_return_path_ours();
         Mail {
             mail_from: self.mail_from.clone(),
             size: self.job.body.len(),
@@ -278,7 +279,7 @@ impl<'a> Attempt<'a> {
                 .map(|(number, recipient)| MailRecipient {
                     number: *number,
                     address: recipient.address.clone(),
-                    notify: recipient.passed_on(),
+                    notify: if is_ours { recipient.passed_on().without_success() } else { recipient.passed_on() },
                     original: recipient.original.clone(),
                 })
                 .collect(),
@@ -290,7 +291,17 @@ impl<'a> Attempt<'a> {
         open.map(|(at, _)| at).collect()
     }
 
-    fn decide(&mut self, number: u32, outcome: Outcome) {
+    /// What another server reports then does not go to the sender, so reports of success are ours.
+    fn is_return_path_ours(&self) -> bool {
+        *self.mail_from != self.job.message.mail_from
+    }
+
+    fn decide(&mut self, number: u32, mut outcome: Outcome) {
+        if let Outcome::Delivered(Delivered { hop: hop @ Hop::PassedOn, .. }) = &mut outcome
+            && self.is_return_path_ours()
+        {
+            *hop = Hop::Relayed;
+        }
         let recipients = self.job.recipients.iter().zip(&mut self.outcomes);
         for (_, slot) in recipients.filter(|((known, _), _)| *known == number) {
             slot.get_or_insert_with(|| outcome.clone());

@@ -50,7 +50,7 @@ use super::{Job, Outcome, groups};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::dns::{DnsError, MxAnswer, Resolver};
-use crate::message::{Domain, TlsWish};
+use crate::message::{Domain, ReversePath, TlsWish};
 
 use addresses::{Failing, Family};
 pub use addresses::{Refused, refused};
@@ -153,7 +153,12 @@ impl SmtpTransport {
 
     /// Tries the job once. All its recipients are at one domain. One outcome per recipient.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        attempt::run(self, job).await
+        attempt::run(self, job, &job.message.mail_from).await
+    }
+
+    /// As [`SmtpTransport::deliver`], with another envelope sender than the client's.
+    pub async fn deliver_as(&self, job: &Job, mail_from: &ReversePath) -> Vec<(u32, Outcome)> {
+        attempt::run(self, job, mail_from).await
     }
 
     /// Tries the job once at named hosts, one after the other until every recipient's fate is known. What
