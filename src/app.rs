@@ -139,6 +139,7 @@ impl App {
             status,
             transfer: Transfer::new(clock.clone(), queue.clone(), journal.clone()),
             watch: watch.clone(),
+            transports: transports.clone(),
             upkeep: Arc::default(),
         });
 

@@ -3,8 +3,8 @@
 //! # The way of a message
 //!
 //! ```text
-//!  SMTP ──► server (listener, connection, session) ─┐                        ┌─► smtp (MX)
-//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir
+//!  SMTP ──► server (listener, connection, session) ─┐                        ┌─► smtp (MX), smart_hosts (smtp, graph)
+//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, file, archive
 //!  socket ─► admin ─────────────────────────────────┘   │ checks   ▲        │
 //!                                                       │ routing  │        └─► settle ─► events
 //!                                                       │ sign     └── bounce (a notice comes back in
@@ -25,10 +25,23 @@
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
 //! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
 //!
+//! # Where to look for
+//!
+//! - Streams (kinds of mail with a share of the way out and perhaps a host of their own): `config::streams`,
+//!   `queue::shares`. Suspending them, or a host, or all that leaves: `queue::suspend`, `queue::gate`.
+//! - Smart hosts (named servers in place of those in DNS): `routing::outbound` chooses, `delivery::smart_hosts`
+//!   goes from one to the next, `delivery::host_test` tests one for a person. Their tokens: `delivery::oauth`;
+//!   Microsoft's mailboxes without SMTP: `delivery::graph`.
+//! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
+//!   reports of it: `delivery::tls_report`.
+//! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
+//!
 //! # What holds everywhere
 //!
 //! - A 250 after DATA or the last BDAT means that body, envelope and schedule are synced.
-//! - Every message enters through [`intake::Intake::accept`]; so a check or a limit exists once.
+//! - Every message enters through [`intake::Intake::accept`]; so a check or a limit exists once. Only the
+//!   message of a host's test is not queued: it goes straight to the host, and nowhere else.
 //! - Only [`store`] names RocksDB, only [`dns`] resolves, only [`app`] spawns long-lived tasks.
 //! - There is no global state: configuration, clock and store are handed in.
 //! - Trouble of our own is a 4yz reply, never a 5yz; what a peer or a file sends cannot panic.

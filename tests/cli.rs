@@ -41,7 +41,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 24] = [
         &[],
         &["serve"],
         &["demo"],
@@ -62,6 +62,8 @@ fn every_command_has_help_with_examples() {
         &["store", "backup"],
         &["store", "restore"],
         &["store", "compact"],
+        &["smart-host"],
+        &["smart-host", "test"],
         &["account"],
         &["account", "hash"],
     ];

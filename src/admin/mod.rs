@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
+use crate::delivery::host_test::{Report, Wish};
 use crate::message::{Draft, MessageId};
 use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
@@ -91,6 +92,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Lets nothing more of this start, also after a restart, or (`on` false) lets it go again.
     fn suspend(&self, _what: Suspension, _on: bool) -> impl Future<Output = Result<SuspendAnswer, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Tests a smart host with what this server knows of it.
+    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<Report, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

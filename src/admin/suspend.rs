@@ -1,4 +1,4 @@
-//! The routes to suspend sending and to let it go again.
+//! The routes for the ways out: to suspend sending and let it go again, and to test a smart host.
 
 use std::sync::Arc;
 
@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{Answer, Api, ApiError, to_its_end};
 use super::{Backend, SuspendAnswer};
+use crate::delivery::host_test::{Report, Wish};
 use crate::queue::suspend::Suspension;
 
 pub(super) fn routes<B: Backend>() -> Router<Arc<Api<B>>> {
     Router::new()
         .route("/api/v1/suspend", post(|state, body| change::<B>(true, state, body)))
         .route("/api/v1/resume", post(|state, body| change::<B>(false, state, body)))
+        .route("/api/v1/smart-hosts/test", post(test::<B>))
 }
 
 /// At most one of them; none: all that leaves.
@@ -52,4 +54,9 @@ async fn change<B: Backend>(
     let Json(body) = body?;
     let (what, backend) = (body.what()?, api.backend.clone());
     Ok(Json(to_its_end(async move { backend.suspend(what, on).await }).await??))
+}
+
+async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, body: Result<Json<Wish>, JsonRejection>) -> Answer<Report> {
+    let (Json(wish), backend) = (body?, api.backend.clone());
+    Ok(Json(to_its_end(async move { backend.test_host(wish).await }).await??))
 }

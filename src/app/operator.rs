@@ -11,6 +11,8 @@ use crate::admin::{
     Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::clock::Clock;
+use crate::delivery::host_test::{Report, Wish};
+use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
@@ -42,6 +44,7 @@ pub struct Operator {
     pub status: ServerStatus,
     pub transfer: Transfer,
     pub watch: Arc<Watch>,
+    pub transports: Arc<Transports>,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
 }
@@ -159,6 +162,11 @@ impl Backend for Operator {
         }
         let (suspended, exempt) = (suspended(&self.queue), self.queue.gates().exempt());
         Ok(SuspendAnswer { changed, suspended, exempt })
+    }
+
+    async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
+        let tested = self.transports.test_host(&wish).await;
+        tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
     }
 
     async fn readiness(&self) -> Option<Readiness> {

@@ -19,6 +19,7 @@ use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
 use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
+use crate::delivery::host_test::{Report, Wish};
 use crate::message::MessageId;
 
 /// Bytes of an answer that are read at most: a full page of messages with many recipients.
@@ -133,6 +134,11 @@ impl Client {
         let path = if on { "/api/v1/suspend" } else { "/api/v1/resume" };
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
         self.post(path, "application/json", body.into()).await
+    }
+
+    pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {
+        let body = serde_json::to_vec(wish).map_err(|error| Failure::new(error.to_string()))?;
+        self.post("/api/v1/smart-hosts/test", "application/json", body.into()).await
     }
 
     pub(super) async fn submit(&self, from: &str, to: &[String], raw: Bytes) -> Result<MessageId, Failure> {

@@ -1,5 +1,6 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim` and `account` need none, `store` and `queue export|import` do with one and without,
+//! `check`, `dns`, `dkim` and `account` need none, `store`, `smart-host test` and `queue export|import` do with
+//! one and without,
 //! everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
@@ -29,6 +30,7 @@ mod progress;
 mod queue;
 mod send;
 mod serve;
+mod smart_host;
 mod store;
 mod story;
 mod suspend;
@@ -47,6 +49,7 @@ Examples:
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider smart-host test relay                 does that server take our mail?
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider store backup /var/backups/mail        while the server runs
 
@@ -116,6 +119,8 @@ enum Command {
     /// Send again what `suspend` has stopped
     #[command(after_help = suspend::RESUME_EXAMPLES)]
     Resume(suspend::Args),
+    /// Try the servers that mail goes by
+    SmartHost(smart_host::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
     /// Password hashes for the accounts of the configuration
@@ -156,6 +161,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
+        Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),
     };

@@ -18,6 +18,7 @@ pub mod dispatch;
 pub mod file;
 pub mod graph;
 pub mod groups;
+pub mod host_test;
 mod http;
 pub mod https;
 mod kept;

@@ -160,10 +160,7 @@ impl Tokens {
             let secret = smtp::Secret::Token(token);
             return Ok(Some(smtp::Login { username: oauth.username.clone(), secret }));
         }
-        Ok(host.login.as_ref().map(|login| smtp::Login {
-            username: login.username.clone(),
-            secret: smtp::Secret::Password(login.password.clone()),
-        }))
+        Ok(password_login(host))
     }
 
     /// The host has refused this login. True: [`Tokens::login`] will give another one, with which one more
@@ -321,6 +318,14 @@ impl Tokens {
         batch.put(Table::Meta, record(name), sealed);
         self.queue.commit(batch, true).await
     }
+}
+
+/// What to log in with where no tokens are taken.
+pub fn password_login(host: &SmartHost) -> Option<smtp::Login> {
+    host.login.as_ref().map(|login| smtp::Login {
+        username: login.username.clone(),
+        secret: smtp::Secret::Password(login.password.clone()),
+    })
 }
 
 fn read(means: &Means, name: &str, sealed: &[u8]) -> Option<Kept> {

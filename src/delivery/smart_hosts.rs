@@ -9,13 +9,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, Millis};
+use crate::config::Config;
 use crate::config::{SmartHost, SmartHostKind, SmartHostTls};
+use crate::message::ReversePath;
 use crate::queue::Queue;
 use crate::queue::record::Failure;
 use crate::queue::suspend::Suspension;
 use crate::routing::outbound::Candidate;
 
 use super::graph::{Graph, Sent};
+use super::host_test::{NoTest, Report, Tester, Wish};
 use super::oauth::Tokens;
 use super::smtp::{Attempted, HostTarget, Login, LoginFault, PopBeforeSmtp, SmtpTransport, TlsMode};
 use super::{HostFailure, Job, Outcome};
@@ -76,6 +79,17 @@ impl SmartHosts {
     pub fn new(clock: Clock, queue: Arc<Queue>, tokens: Arc<Tokens>, graph: Graph) -> SmartHosts {
         let pop_before = PopBeforeSmtp::new(clock.clone());
         SmartHosts { clock, queue, tokens, graph, pop_before, resting: Mutex::default() }
+    }
+
+    /// Tests a host for a person. A host that rests because of its login goes on at once if the test is good.
+    pub async fn test(&self, smtp: &SmtpTransport, config: &Config, wish: &Wish) -> Result<Report, NoTest> {
+        let oauth = Some((&*self.tokens, &self.graph));
+        let tester = Tester { config, clock: &self.clock, smtp, pop_before: &self.pop_before, oauth };
+        let report = tester.test(wish).await?;
+        if report.good {
+            self.lock().remove(&report.host);
+        }
+        Ok(report)
     }
 
     /// Tries a job at these hosts, in their order; one outcome per recipient.
@@ -210,7 +224,11 @@ impl SmartHosts {
 }
 
 fn target(candidate: &Candidate<'_>, login: Option<Login>) -> HostTarget {
-    let SmartHost { host, port, tls, verify_certificate, debug, .. } = candidate.host;
+    target_of(candidate.host, login, Some(candidate.envelope.clone()))
+}
+
+pub(super) fn target_of(host: &SmartHost, login: Option<Login>, mail_from: Option<ReversePath>) -> HostTarget {
+    let SmartHost { host, port, tls, verify_certificate, debug, .. } = host;
     let tls = match tls {
         SmartHostTls::Off => TlsMode::Off,
         SmartHostTls::Opportunistic => TlsMode::Opportunistic,
@@ -223,7 +241,7 @@ fn target(candidate: &Candidate<'_>, login: Option<Login>) -> HostTarget {
         tls,
         verify_certificate: *verify_certificate,
         login,
-        mail_from: Some(candidate.envelope.clone()),
+        mail_from,
         debug: *debug,
     }
 }

@@ -16,6 +16,7 @@ use crate::routing::outbound::{self, Way};
 use super::archive::Archive;
 use super::file::Files;
 use super::graph::Graph;
+use super::host_test::{NoTest, Report, Wish};
 use super::http::ClientError;
 use super::https::Https;
 use super::maildir::Maildir;
@@ -186,6 +187,11 @@ impl Transports {
             }
         }
         (Job { recipients: allowed, ..job.clone() }, outcomes)
+    }
+
+    /// Tests a smart host for a person.
+    pub async fn test_host(&self, wish: &Wish) -> Result<Report, NoTest> {
+        self.smart_hosts.test(&self.smtp, &self.config, wish).await
     }
 
     pub fn tls(&self) -> &TlsKnowledge {

@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::pool::Way;
 use super::step::{Stage, Tls, Trouble};
 use super::tls_policy::{Certificate, DomainPolicy, HostPolicy};
+use super::trail::{Leg, Trail};
 use super::{SmtpTransport, mx, tls};
 use crate::config::GroupLimits;
 use crate::delivery::{Body, Delivered, Hop, Job, Outcome};
@@ -27,8 +28,10 @@ use crate::store::StoreError;
 const ATTEMPT_MAX: Duration = Duration::from_secs(60 * 60);
 /// A TCP connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+mod probe;
 mod through;
 
+pub use probe::probe;
 pub use through::run_through;
 
 pub async fn run(transport: &SmtpTransport, job: &Job, mail_from: &ReversePath) -> Vec<(u32, Outcome)> {
@@ -59,6 +62,8 @@ struct Attempt<'a> {
     tries: usize,
     /// What holds for the host that is tried; none for a named one.
     policy: Option<HostPolicy>,
+    /// Where its way is noted; none but for a test.
+    trail: Option<Trail>,
 }
 
 impl<'a> Attempt<'a> {
@@ -81,6 +86,7 @@ impl<'a> Attempt<'a> {
             worst: None,
             tries: 0,
             policy: None,
+            trail: None,
         })
     }
 
@@ -207,9 +213,13 @@ impl<'a> Attempt<'a> {
         let transport = self.transport;
         let Way { host, address, tls: mode, terms, agreed } = way;
         let peer = peer_text(host, *address);
+        let since = std::time::Instant::now();
         let stream = self.connect_to(*address, &peer).await?;
+        if let Some(trail) = &self.trail {
+            trail.mark(Leg::Connect, since, format!("connected to {peer}"));
+        }
         let mut client = Client::new(peer.clone(), transport.settings.helo_name.clone(), *mode, transport.timeouts);
-        client = client.demanded_by(terms.by.clone());
+        client = client.demanded_by(terms.by.clone()).with_trail(self.trail.clone());
         let judge = transport.judge(terms).await.map_err(|why| {
             Trouble::new(Stage::Tls, Failure::local("4.7.5", &peer, format!("no TLS with {peer}: {why}")))
         })?;

@@ -21,6 +21,7 @@ use super::replies::RawReply;
 use super::step::{Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
 use super::tls::Fault;
 use super::tls_policy::By;
+use super::trail::{Leg, Trail};
 use super::transaction::{Command, Fate, Transaction};
 use crate::delivery::tls_report::Flaw as TlsFlaw;
 use crate::delivery::{Delivered, Hop, Outcome};
@@ -43,6 +44,8 @@ pub struct Client {
     account: Option<Account>,
     /// Who demands TLS, and what can be done about it.
     demanded: By,
+    /// Where the way is noted; none but for a test.
+    trail: Option<Trail>,
     state: State,
 }
 
@@ -69,8 +72,8 @@ enum State {
 impl Client {
     pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
         let offers = Extensions::default();
-        let demanded = By::Nobody;
-        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, demanded, state: State::Greeting }
+        let (demanded, state) = (By::Nobody, State::Greeting);
+        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, demanded, trail: None, state }
     }
 
     /// For a server that somebody has named, with what was agreed with it.
@@ -81,6 +84,34 @@ impl Client {
     /// For a server of which somebody demands TLS.
     pub fn demanded_by(self, demanded: By) -> Client {
         Client { demanded, ..self }
+    }
+
+    /// For a person who tests a server.
+    pub fn with_trail(self, trail: Option<Trail>) -> Client {
+        Client { trail, ..self }
+    }
+
+    pub fn trail(&self) -> Option<&Trail> {
+        self.trail.as_ref()
+    }
+
+    /// What the next reply is about.
+    pub fn leg(&self) -> Option<Leg> {
+        Some(match &self.state {
+            State::Greeting => Leg::Banner,
+            State::Ehlo | State::Helo => Leg::Ehlo,
+            State::StartTls => Leg::Starttls,
+            State::Handshake => Leg::Tls,
+            State::Login(_) => Leg::Auth,
+            State::Envelope(transaction) => match transaction.unanswered.front()? {
+                Command::Reset => Leg::Reset,
+                Command::Mail => Leg::Mail,
+                Command::Rcpt(_) => Leg::Rcpt,
+                Command::Data => Leg::Data,
+            },
+            State::Dot(_) | State::EmptyDot(_) => Leg::Message,
+            State::Idle { .. } | State::Content(_) | State::Closed => return None,
+        })
     }
 
     /// The first step: wait for the greeting, under TLS if that comes before anything else.
@@ -239,8 +270,17 @@ impl Client {
 
     /// Offers a message to the server. Only when [`Step::Ready`] or [`Step::Done`] has been given.
     pub fn begin(&mut self, mail: Mail) -> Step {
+        self.offer(Transaction::new(mail))
+    }
+
+    /// As [`Client::begin`], but ends with RSET in place of DATA: nothing is sent. Recipients that are
+    /// accepted are not among those of [`Step::Done`].
+    pub fn rehearse(&mut self, mail: Mail) -> Step {
+        self.offer(Transaction { ends_with: Command::Reset, ..Transaction::new(mail) })
+    }
+
+    fn offer(&mut self, mut transaction: Transaction) -> Step {
         let State::Idle { reset } = self.state else { return Step::Over(self.lost(Loss::Desync)) };
-        let mut transaction = Transaction::new(mail);
         let mail = &transaction.mail;
         for (fate, recipient) in transaction.fates.iter_mut().zip(&mail.recipients) {
             let needs_smtputf8 = mail.needs_smtputf8() || recipient.address.needs_smtputf8();
@@ -260,7 +300,7 @@ impl Client {
         transaction.unsent.extend(reset.then_some(Command::Reset));
         transaction.unsent.push_back(Command::Mail);
         transaction.unsent.extend(open.into_iter().map(Command::Rcpt));
-        transaction.unsent.push_back(Command::Data);
+        transaction.unsent.push_back(transaction.ends_with);
         self.proceed(transaction)
     }
 
@@ -443,6 +483,13 @@ impl Client {
 
     /// The connection failed.
     pub fn lost(&mut self, loss: Loss) -> Over {
+        let is_silence = matches!(loss, Loss::TimedOut);
+        let mut over = self.lost_by(loss);
+        over.trouble.is_silence = is_silence;
+        over
+    }
+
+    fn lost_by(&mut self, loss: Loss) -> Over {
         let state = std::mem::replace(&mut self.state, State::Closed);
         let (what, mut failure) = self.describe(loss);
         let (stage, when) = match &state {

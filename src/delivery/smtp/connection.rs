@@ -21,6 +21,7 @@ use super::dialogue::{self, Said};
 use super::replies::{RawReply, ReplyReader};
 use super::step::{Loss, Over, Step, Trouble};
 use super::tls::{self, Fault, Judge};
+use super::trail::Leg;
 use crate::delivery::Outcome;
 use crate::delivery::body::{Body, Pieces};
 use crate::smtp::wire::{DotStuffer, Flaw};
@@ -83,11 +84,16 @@ impl Connection {
                 return Err(connection.client.handshake_failed(why));
             }
             let Connection { stream, mut client, replies, messages, .. } = connection;
+            let since = std::time::Instant::now();
             let handshake = connector.connect(name.clone(), stream);
             let (stream, hello, fault) = match timeout_at(limit(HANDSHAKE_TIMEOUT, deadline), handshake).await {
                 Ok(Ok(stream)) => {
                     let session = stream.get_ref().1;
                     let fault = judge.judge(session, &name).err();
+                    if let Some(trail) = client.trail() {
+                        let shown = format!("{}, {}", tls::description(session), tls::holder(session));
+                        trail.mark(Leg::Tls, since, shown);
+                    }
                     if let Some(fault) = fault.as_ref().filter(|_| client.demands_certificate()) {
                         return Err(client.certificate_refused(fault));
                     }
@@ -103,6 +109,16 @@ impl Connection {
         match step {
             Step::Ready => Ok(connection),
             other => Err(trouble_in(other, &mut connection.client)),
+        }
+    }
+
+    /// As [`Connection::send`] up to the recipients, and nothing is sent.
+    pub async fn rehearse(&mut self, mail: Mail, deadline: Instant) -> Sent {
+        let first = self.client.rehearse(mail);
+        match self.run(first, None, deadline).await {
+            Step::Done(decided) => Sent { decided, trouble: None },
+            Step::Over(Over { decided, trouble }) => Sent { decided, trouble: Some(trouble) },
+            other => Sent { decided: Vec::new(), trouble: Some(trouble_in(other, &mut self.client)) },
         }
     }
 
@@ -158,9 +174,11 @@ impl Connection {
             step = match (step, body) {
                 (Step::Talk { send, timeout, secret }, _) => {
                     self.log_said(&send, secret, was_content);
+                    let since = std::time::Instant::now();
                     match self.talk(&send, limit(timeout, deadline)).await {
                         Ok(reply) => {
                             self.log_heard(&reply);
+                            self.mark(since, &reply);
                             self.client.reply(reply)
                         }
                         Err(loss) => Step::Over(self.client.lost(loss)),
@@ -194,6 +212,25 @@ impl Connection {
     fn log_heard(&self, reply: &RawReply) {
         if let Some(peer) = self.client.logged_peer() {
             dialogue::heard(peer, reply, self.client.is_secret(reply));
+        }
+    }
+
+    /// For a test. Of a login its end and its mechanism are noted, and nothing that the server says: it may
+    /// repeat a secret.
+    fn mark(&self, since: std::time::Instant, reply: &RawReply) {
+        let (Some(trail), Some(leg)) = (self.client.trail(), self.client.leg()) else { return };
+        match (leg, self.client.mechanism()) {
+            (Leg::Auth, _) if reply.code == 334 => {}
+            (Leg::Auth, mechanism) => {
+                trail.mark(leg, since, format!("{} by {}", reply.code, mechanism.unwrap_or("no mechanism")));
+            }
+            (Leg::Ehlo, _) => {
+                let mut lines = reply.plain().text.split('\n').map(str::to_owned).collect::<Vec<_>>().into_iter();
+                let first = lines.next().unwrap_or_default();
+                trail.mark_offers(leg, since, format!("{} {first}", reply.code), lines.collect());
+            }
+            (Leg::Banner, _) => trail.mark(leg, since, reply.plain().to_string()),
+            _ => trail.mark(leg, since, reply.parsed().to_string()),
         }
     }
 

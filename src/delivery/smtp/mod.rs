@@ -32,6 +32,7 @@ mod replies;
 mod step;
 mod tls;
 mod tls_policy;
+mod trail;
 mod transaction;
 
 use std::net::IpAddr;
@@ -58,14 +59,22 @@ pub use auth::{Login, LoginFault, Secret};
 pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
 pub use mx::Dice;
 pub use pop_before::PopBeforeSmtp;
-pub use step::Timeouts;
+pub use step::{Stage, Timeouts, Trouble};
 pub use tls::system_roots;
 pub use tls_policy::TlsPolicies;
+pub use trail::{Leg, Mark, Trail};
 
 use connection::Connection;
-use step::Trouble;
 use tls::Judge;
 use tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
+
+/// How far a test of a named host goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeMode {
+    /// Up to the recipient, then RSET.
+    Rehearse,
+    Send,
+}
 
 /// Why there can be no SMTP transport: the program was built wrongly.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +174,18 @@ impl SmtpTransport {
     /// goes wrong with a host, our login there included, never fails the mail.
     pub async fn deliver_through(&self, job: &Job, targets: &[HostTarget]) -> Attempted {
         attempt::run_through(self, job, targets).await
+    }
+
+    /// Tests a named host with a job of one recipient, over a connection of its own, and notes the way there.
+    /// Gives the recipient's outcome; none where it was accepted and nothing was to be sent.
+    pub async fn probe(
+        &self,
+        job: &Job,
+        target: &HostTarget,
+        mode: ProbeMode,
+        trail: &Trail,
+    ) -> Result<Option<Outcome>, Trouble> {
+        attempt::probe(self, job, target, mode, trail).await
     }
 
     /// Says goodbye to connections that wait for another message, and keeps none from now on.

@@ -72,6 +72,8 @@ pub struct Trouble {
     pub login: Option<LoginFault>,
     /// What is wrong with its TLS.
     pub flaw: Option<Flaw>,
+    /// It did not answer in time.
+    pub is_silence: bool,
 }
 
 impl Trouble {
@@ -80,7 +82,7 @@ impl Trouble {
     }
 
     pub fn new(stage: Stage, failure: Failure) -> Trouble {
-        Trouble { stage, failure, clear_may_help: false, login: None, flaw: None }
+        Trouble { stage, failure, clear_may_help: false, login: None, flaw: None, is_silence: false }
     }
 }
 

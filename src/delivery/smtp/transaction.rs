@@ -15,6 +15,8 @@ pub struct Transaction {
     pub mail_refused: bool,
     /// A RCPT was accepted after MAIL was refused: the server's idea of the transaction is not ours.
     pub confused: bool,
+    /// DATA, or RSET where nothing is to be sent.
+    pub ends_with: Command,
     pub unsent: VecDeque<Command>,
     pub unanswered: VecDeque<Command>,
 }
@@ -56,6 +58,7 @@ impl Transaction {
             fates,
             mail_refused: false,
             confused: false,
+            ends_with: Command::Data,
             unsent: VecDeque::new(),
             unanswered: VecDeque::new(),
         }

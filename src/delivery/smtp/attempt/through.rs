@@ -73,7 +73,7 @@ impl Attempt<'_> {
     }
 
     /// Who names a host by hand may name one of his own network, so every address may be connected to.
-    async fn find(&self, target: &HostTarget) -> Result<(Domain, Addresses), Trouble> {
+    pub(super) async fn find(&self, target: &HostTarget) -> Result<(Domain, Addresses), Trouble> {
         let trouble = |status: &str, reason: String| {
             Trouble::new(Stage::Address, Failure::local(status, target.host.as_str(), reason))
         };

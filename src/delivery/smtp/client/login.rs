@@ -119,6 +119,14 @@ impl Client {
         Step::Over(Over { decided: Vec::new(), trouble: Trouble::login(fault, failure) })
     }
 
+    /// By which the login that is under way is made.
+    pub fn mechanism(&self) -> Option<&'static str> {
+        match &self.state {
+            State::Login(exchange) => Some(exchange.mechanism.name()),
+            _ => None,
+        }
+    }
+
     /// For whom the dialogue is logged, if it is.
     pub fn logged_peer(&self) -> Option<&str> {
         self.account.as_ref().filter(|account| account.debug).map(|_| self.peer.as_str())
