@@ -59,6 +59,8 @@ struct Attempt<'a> {
     tries: usize,
     /// What holds for the host that is tried; none for a named one.
     policy: Option<HostPolicy>,
+    /// A server did not know BDAT: from here on all goes by DATA.
+    without_bdat: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -81,6 +83,7 @@ impl<'a> Attempt<'a> {
             worst: None,
             tries: 0,
             policy: None,
+            without_bdat: false,
         })
     }
 
@@ -179,7 +182,14 @@ impl<'a> Attempt<'a> {
             }
         }
         let connection = self.connect(way).await?;
-        self.over(connection, way).await
+        match self.over(connection, way).await {
+            // Once: no BDAT is sent any more.
+            Err(trouble) if trouble.data_may_help => {
+                let connection = self.connect(way).await?;
+                self.over(connection, way).await
+            }
+            result => result,
+        }
     }
 
     async fn over(&mut self, mut connection: Connection, way: &Way) -> Result<(), Trouble> {
@@ -196,6 +206,7 @@ impl<'a> Attempt<'a> {
                 self.decide(number, outcome);
             }
             if let Some(trouble) = sent.trouble {
+                self.without_bdat |= trouble.data_may_help;
                 return Err(trouble);
             }
         }
@@ -274,6 +285,7 @@ impl<'a> Attempt<'a> {
             smtputf8: self.traits.smtputf8,
             dsn: message.dsn.clone(),
             require_tls: message.tls == TlsWish::Required,
+            without_bdat: self.without_bdat,
             recipients: recipients
                 .map(|(number, recipient)| MailRecipient {
                     number: *number,

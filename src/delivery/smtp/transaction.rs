@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use super::commands::Mail;
+use super::step::Framing;
 use crate::delivery::Outcome;
 
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub struct Transaction {
     pub mail_refused: bool,
     /// A RCPT was accepted after MAIL was refused: the server's idea of the transaction is not ours.
     pub confused: bool,
+    pub framing: Framing,
     pub unsent: VecDeque<Command>,
     pub unanswered: VecDeque<Command>,
 }
@@ -56,6 +58,7 @@ impl Transaction {
             fates,
             mail_refused: false,
             confused: false,
+            framing: Framing::Dot,
             unsent: VecDeque::new(),
             unanswered: VecDeque::new(),
         }
