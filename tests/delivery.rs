@@ -256,6 +256,89 @@ async fn content_that_could_be_read_as_two_messages_is_not_ended() {
 }
 
 #[tokio::test]
+async fn by_bdat_where_that_saves_a_round_trip() {
+    let (outcomes, _) = World::new(&["bdat"]).await.deliver(short(&["one@far.test"])).await;
+    assert_eq!(delivered(&outcomes[0]).reply.as_ref().unwrap().to_string(), "250 2.0.0 kept as 4711");
+    // The last line is ended as for DATA.
+    let (outcomes, _) = World::new(&["bdat"]).await.deliver(job(SHORT.trim_end(), &["one@far.test"])).await;
+    delivered(&outcomes[0]);
+    for (name, status) in [("bdat_nobody", "5.1.1"), ("bdat_refused", "5.7.1")] {
+        let (outcomes, received) = World::new(&[name]).await.deliver_often(2).await;
+        assert_eq!(failed(&outcomes[0]).status, status, "{name}");
+        delivered(&outcomes[1]);
+        assert_eq!(received[0].connections, 1, "{name}");
+    }
+}
+
+/// A server that takes long content by BDAT: how much of it, exactly.
+fn by_bdat(octets: usize) -> String {
+    format!(
+        "S: 220 mx\nC: EHLO mail.own.test\nS: 250-mx\nS: 250-PIPELINING\nS: 250 CHUNKING\n\
+         C: MAIL FROM:<a@own.test>\nC: RCPT TO:<one@far.test>\nquiet\nS: 250 ok\nS: 250 ok\n\
+         C: BDAT {octets} LAST\noctets {octets}\nquiet\nS: 250 kept\nC: QUIT\nS: 221 bye\n"
+    )
+}
+
+#[tokio::test]
+async fn long_content_goes_by_bdat_in_one_chunk_of_its_size() {
+    // Around the borders of blocks; with and without a final line end.
+    let block = 64 * 1024;
+    for (count, end, octets) in [
+        (4 * block - 2, "\r\n", 4 * block),
+        (4 * block, "", 4 * block + 2),
+        (5 * block - 17, "\r\n", 5 * block - 15),
+        (8 * block + 1, "", 8 * block + 3),
+    ] {
+        let content = ".".repeat(count) + end;
+        let chunks = content.as_bytes().chunks(99_991).map(Bytes::copy_from_slice).collect();
+        let remotes = Remotes::play(&[&by_bdat(octets)]).await;
+        let zone = Zone::new().a("far.test", "127.0.0.1");
+        let outcomes = decide(&configuration(remotes.port), zone, job_of(chunks, &["one@far.test"])).await;
+        delivered(&outcomes[0]);
+        remotes.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_its_bdat_is_asked_by_data_once() {
+    let (outcomes, received) = World::new(&["bdat_unknown"]).await.deliver(short(&["one@far.test"])).await;
+    delivered(&outcomes[0]);
+    assert_eq!((received[0].connections, &received[0].contents[..]), (2, &[SHORT.as_bytes().to_vec()][..]));
+    let (outcomes, received) = World::new(&["interrupted_in_bdat"]).await.deliver(endless()).await;
+    delivered(&outcomes[0]);
+    assert_eq!((received[0].connections, received[0].contents[0].len()), (2, 24_000_008));
+    let (outcomes, received) = World::new(&["bdat_and_data_unknown"]).await.deliver(short(&["one@far.test"])).await;
+    assert_eq!(deferred(&outcomes[0]).status, "4.3.0");
+    assert_eq!(received[0].connections, 2);
+}
+
+#[tokio::test]
+async fn lost_in_bdat_the_next_host_gets_it_and_after_it_is_unsure() {
+    let (outcomes, received) = World::new(&["drop_in_bdat", "plain"]).await.deliver(endless()).await;
+    assert!(delivered(&outcomes[0]).to.starts_with("mx2.far.test "));
+    assert_eq!(received[1].contents.len(), 1);
+    for name in ["drop_after_bdat", "stall_after_bdat"] {
+        let mut world = World::new(&[name]).await;
+        if name == "stall_after_bdat" {
+            world.timeouts.dot = Duration::from_millis(50);
+        }
+        let (outcomes, _) = world.deliver(short(&["one@far.test"])).await;
+        assert!(deferred(&outcomes[0]).unsure, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn bdat_does_not_carry_what_could_be_read_as_two_messages() {
+    let script = script("drop_in_bdat").replace("C: BDAT 24000008 LAST\noctets 1000\ndrop", "gone");
+    let content = "a: b\r\n\r\nx\n.\r\n".to_owned() + &"x".repeat(300_000);
+    let remotes = Remotes::play(&[&script]).await;
+    let zone = Zone::new().a("far.test", "127.0.0.1");
+    let outcomes = decide(&configuration(remotes.port), zone, job(&content, &["one@far.test"])).await;
+    assert_eq!(failed(&outcomes[0]).status, "5.6.0");
+    remotes.finish().await;
+}
+
+#[tokio::test]
 async fn under_starttls_with_any_certificate() {
     for required in [false, true] {
         let mut world = World::new(&["starttls"]).await;

@@ -115,3 +115,30 @@ async fn ten_thousand_by_smart_host_with_a_login() {
     let log = postfix.log();
     assert!(log.contains("sasl_method=SCRAM-SHA-256, sasl_username=app"), "the strongest that both know");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_content_by_bdat() {
+    let Some(package) = package() else { return };
+    let sink = Sink::start().await;
+    let postfix = Postfix::start(&package, Then::Pass { to: sink.address.port(), login: None });
+    let zone = Zone::new().mx("far.test", 10, "mx.far.test").a("mx.far.test", "127.0.0.1").serve().await;
+    let folder = tempfile::tempdir().unwrap();
+    let port = postfix.address.port();
+    let more = format!(
+        "{BASE}[delivery]\nmx_port = {port}\nallow_private_addresses = true\n[dns]\nnameservers = [\"{}\"]\n",
+        zone.addr()
+    );
+    let server = TestServer::start(folder.path(), &more).await;
+    let body = "a line\r\n.dots at the start of a line\r\n.\r\n".repeat(20_000);
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let content = format!("From: <me@home.test>\r\nSubject: long\r\n\r\n{}", body.replace("\r\n.", "\r\n.."));
+    let reply = client.send("me@home.test", &["you@far.test"], &content).await.unwrap();
+    assert!(reply.starts_with("250 2.0.0"), "{reply}");
+    sink.wait_for(1).await;
+    server.stop().await;
+    assert!(sink.taken()[0].content.ends_with(body.as_bytes()), "the content has changed on its way");
+    while !postfix.log().contains("disconnect from") {
+        tokio::task::yield_now().await;
+    }
+    assert!(postfix.log().contains("bdat=1"), "{}", postfix.log());
+}

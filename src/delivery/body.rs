@@ -125,6 +125,16 @@ impl Body {
         Ok(beginning.into())
     }
 
+    /// None if there is nothing.
+    pub async fn last_byte(&self) -> Result<Option<u8>, StoreError> {
+        for piece in self.pieces.iter().rev() {
+            if let Some(last) = self.piece(piece).await?.last() {
+                return Ok(Some(*last));
+            }
+        }
+        Ok(None)
+    }
+
     /// In one piece, for those who cannot do with less. `more`: so many times its size goes with it.
     pub async fn whole(&self, more: u64) -> Result<Bytes, StoreError> {
         let Some(source) = &self.source else {

@@ -389,6 +389,45 @@ impl DotStuffer {
     }
 }
 
+/// Writes content for one BDAT chunk (RFC 3030): as it is, with its last line ended as for DATA, so that
+/// everybody gets the same octets. The next server may pass them on by DATA, so what could be read as two
+/// messages is not written either.
+#[derive(Debug, Default)]
+pub struct ChunkEncoder {
+    line_goes_on: bool,
+    after_cr: bool,
+}
+
+impl ChunkEncoder {
+    /// The octets that content will have: `stored` so many, the last of which is `last`.
+    pub fn octets(stored: u64, last: Option<u8>) -> u64 {
+        if last.is_none_or(|last| last == b'\n') { stored } else { stored.saturating_add(LINE_END.len() as u64) }
+    }
+
+    /// Appends a piece of content to `out`. On an error drop the connection: the chunk must not be
+    /// filled up.
+    pub fn encode(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), Flaw> {
+        let Some(&last) = piece.last() else { return Ok(()) };
+        if let Some(flaw) = find_flaw(piece, &mut self.after_cr) {
+            return Err(flaw);
+        }
+        out.extend_from_slice(piece);
+        self.line_goes_on = last != b'\n';
+        Ok(())
+    }
+
+    /// Ends the last line if need be.
+    pub fn finish(self, out: &mut Vec<u8>) -> Result<(), Flaw> {
+        if self.after_cr {
+            return Err(Flaw::BareLineEnd);
+        }
+        out.extend_from_slice(if self.line_goes_on { LINE_END } else { b"" });
+        Ok(())
+    }
+}
+
+const LINE_END: &[u8] = b"\r\n";
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -434,6 +473,25 @@ mod tests {
         assert_eq!(decode(b"abc\r\n.\r\nX", 4), (vec![], Some(Flaw::TooLarge), Some(1)));
         assert_eq!(decode(b"abcdef\n.\r\n.\r\n", 4).1, Some(Flaw::BareLineEnd));
         assert_eq!(decode(b"a\0b\r\n.\r\n", 99).1, Some(Flaw::Nul));
+    }
+
+    #[test]
+    fn a_chunk_has_the_octets_that_were_announced() {
+        for content in [&b""[..], b"a", b"a\r\n", b".\r\n.", b"\r\n\r\n", b"\xff"] {
+            for cut in 0..=content.len() {
+                let (mut chunk, mut out) = (ChunkEncoder::default(), Vec::new());
+                chunk.encode(&content[..cut], &mut out).unwrap();
+                chunk.encode(&content[cut..], &mut out).unwrap();
+                chunk.finish(&mut out).unwrap();
+                assert_eq!(out.len() as u64, ChunkEncoder::octets(content.len() as u64, content.last().copied()));
+                assert!(out.starts_with(content));
+                assert!(out.is_empty() || out.ends_with(b"\r\n"));
+            }
+        }
+        for bad in [&b"a\nb"[..], b"a\rb", b"a\r", b"a\0", b"\n.\r\n"] {
+            let (mut chunk, mut out) = (ChunkEncoder::default(), Vec::new());
+            assert!(chunk.encode(bad, &mut out).and_then(|()| chunk.finish(&mut out)).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

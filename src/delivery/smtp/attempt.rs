@@ -64,6 +64,8 @@ struct Attempt<'a> {
     policy: Option<HostPolicy>,
     /// Where its way is noted; none but for a test.
     trail: Option<Trail>,
+    /// A server did not know BDAT: from here on all goes by DATA.
+    without_bdat: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -87,6 +89,7 @@ impl<'a> Attempt<'a> {
             tries: 0,
             policy: None,
             trail: None,
+            without_bdat: false,
         })
     }
 
@@ -185,7 +188,14 @@ impl<'a> Attempt<'a> {
             }
         }
         let connection = self.connect(way).await?;
-        self.over(connection, way).await
+        match self.over(connection, way).await {
+            // Once: no BDAT is sent any more.
+            Err(trouble) if trouble.data_may_help => {
+                let connection = self.connect(way).await?;
+                self.over(connection, way).await
+            }
+            result => result,
+        }
     }
 
     async fn over(&mut self, mut connection: Connection, way: &Way) -> Result<(), Trouble> {
@@ -202,6 +212,7 @@ impl<'a> Attempt<'a> {
                 self.decide(number, outcome);
             }
             if let Some(trouble) = sent.trouble {
+                self.without_bdat |= trouble.data_may_help;
                 return Err(trouble);
             }
         }
@@ -285,6 +296,7 @@ impl<'a> Attempt<'a> {
             smtputf8: self.traits.smtputf8,
             dsn: message.dsn.clone(),
             require_tls: message.tls == TlsWish::Required,
+            without_bdat: self.without_bdat,
             recipients: recipients
                 .map(|(number, recipient)| MailRecipient {
                     number: *number,

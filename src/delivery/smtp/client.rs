@@ -1,16 +1,17 @@
 //! Our side of an SMTP conversation, as a state machine: replies in, steps out. No socket, no clock.
 //!
 //! Promises: a recipient's fate is decided only by a reply to a command about it, in order; a message
-//! counts as delivered only after the reply to its final dot; a connection that is lost between the
-//! dot and that reply leaves the fate unsure and says so. What goes wrong with the host (greeting,
+//! counts as delivered only after the reply to its end; a connection that is lost between the end and
+//! that reply leaves the fate unsure and says so. What goes wrong with the host (greeting,
 //! EHLO, STARTTLS, AUTH, 421 anywhere, nonsense) is [`Trouble`] of the host and never fails the mail.
 //!
 //! ```text
-//!  Greeting → Ehlo → [StartTls → Handshake → Ehlo] → [Login] → Idle → Envelope → Content → Dot → Idle …
+//!  Greeting → Ehlo → [StartTls → Handshake → Ehlo] → [Login] → Idle → Envelope → Content → End → Idle …
 //!                └→ Helo (RFC 5321 3.2)                         └→ EmptyDot (RFC 2920 3.1) ┘
 //! ```
 //!
-//! Under implicit TLS the handshake comes first of all. Leaves out: CHUNKING, LMTP.
+//! Under implicit TLS the handshake comes first of all. How the content goes is decided in `content`. Leaves
+//! out: LMTP.
 
 use std::time::Duration;
 
@@ -18,17 +19,16 @@ use super::auth::Exchange;
 use super::commands::{Mail, write_mail, write_rcpt};
 use super::extensions::{Extensions, SizeOffer};
 use super::replies::RawReply;
-use super::step::{Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
+use super::step::{Framing, Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
 use super::tls::Fault;
 use super::tls_policy::By;
 use super::trail::{Leg, Trail};
 use super::transaction::{Command, Fate, Transaction};
+use crate::delivery::Outcome;
 use crate::delivery::tls_report::Flaw as TlsFlaw;
-use crate::delivery::{Delivered, Hop, Outcome};
 use crate::message::Domain;
 use crate::queue::record::Failure;
 use crate::smtp::Reply;
-use crate::smtp::wire::Flaw;
 
 /// One conversation.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ enum State {
     },
     Envelope(Transaction),
     Content(Transaction),
-    Dot(Transaction),
+    /// All of the content has gone out.
+    End(Transaction),
     /// 354 although nobody is left to receive: an empty message ends it (RFC 2920 3.1).
     EmptyDot(Transaction),
     Closed,
@@ -109,7 +110,7 @@ impl Client {
                 Command::Rcpt(_) => Leg::Rcpt,
                 Command::Data => Leg::Data,
             },
-            State::Dot(_) | State::EmptyDot(_) => Leg::Message,
+            State::End(_) | State::EmptyDot(_) => Leg::Message,
             State::Idle { .. } | State::Content(_) | State::Closed => return None,
         })
     }
@@ -137,7 +138,7 @@ impl Client {
             State::StartTls => self.on_starttls(raw),
             State::Login(exchange) => self.on_login(exchange, &raw),
             State::Envelope(transaction) => self.on_envelope(transaction, raw.parsed()),
-            State::Dot(transaction) => self.on_dot(transaction, raw.parsed()),
+            State::End(transaction) => self.on_end(transaction, raw.parsed()),
             State::EmptyDot(transaction) => self.finish(transaction, false),
             // Nothing was asked.
             State::Handshake | State::Idle { .. } | State::Content(_) | State::Closed => {
@@ -294,13 +295,16 @@ impl Client {
         self.envelope(transaction, reset)
     }
 
-    /// MAIL, RCPT for those whose fate is open, DATA.
+    /// MAIL, RCPT for those whose fate is open, and DATA unless the content goes by BDAT.
     fn envelope(&mut self, mut transaction: Transaction, reset: bool) -> Step {
         let open = transaction.open();
+        if matches!(transaction.ends_with, Command::Data) {
+            transaction.framing = self.framing(&transaction.mail);
+        }
         transaction.unsent.extend(reset.then_some(Command::Reset));
         transaction.unsent.push_back(Command::Mail);
         transaction.unsent.extend(open.into_iter().map(Command::Rcpt));
-        transaction.unsent.push_back(transaction.ends_with);
+        transaction.unsent.extend((transaction.framing == Framing::Dot).then_some(transaction.ends_with));
         self.proceed(transaction)
     }
 
@@ -337,7 +341,7 @@ impl Client {
             }
         }
         let timeout = match transaction.unanswered.front() {
-            None => return self.finish(transaction, true),
+            None => return self.after_envelope(transaction),
             Some(Command::Reset) => self.timeouts.command,
             Some(Command::Mail) => self.timeouts.mail,
             Some(Command::Rcpt(_)) => self.timeouts.rcpt,
@@ -411,58 +415,6 @@ impl Client {
         }
     }
 
-    fn on_data(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
-        if reply.code != 354 {
-            // If nobody was accepted this answers nothing that is still open.
-            transaction.decide_accepted(|| self.refusal(&reply));
-            return self.finish(transaction, true);
-        }
-        if transaction.has_accepted() {
-            self.state = State::Content(transaction);
-            return Step::Content;
-        }
-        if transaction.confused {
-            // An empty message would reach those that it accepted.
-            return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
-        }
-        self.state = State::EmptyDot(transaction);
-        Step::Talk { send: b".\r\n".to_vec(), timeout: self.timeouts.dot, secret: false }
-    }
-
-    /// The last block of content, with the final dot in it: from here on the message may have arrived.
-    pub fn end_content(&mut self, last_block: Vec<u8>) -> Step {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Content(transaction) => {
-                self.state = State::Dot(transaction);
-                Step::Talk { send: last_block, timeout: self.timeouts.dot, secret: false }
-            }
-            _ => Step::Over(self.lost(Loss::Desync)),
-        }
-    }
-
-    fn on_dot(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
-        match reply.code {
-            // The server said that it did not take the mail, and that it is closing.
-            421 => {
-                let failure = self.host_failure("answered the message with", &reply);
-                Step::Over(self.abandon(transaction, failure))
-            }
-            300..=399 => Step::Over(self.unsure(transaction, &format!("answered the message with nonsense ({reply})"))),
-            200..=299 => {
-                let hop = if self.offers.dsn { Hop::PassedOn } else { Hop::Relayed };
-                let to = self.peer.clone();
-                let delivered = Delivered { to, reply: Some(reply), tls: self.secured.clone(), hop };
-                transaction.decide_accepted(|| Outcome::Delivered(delivered.clone()));
-                if transaction.reopen() { self.envelope(transaction, false) } else { self.finish(transaction, false) }
-            }
-            _ if self.is_about_login(&reply) => Step::Over(self.login_wanted(transaction, "the message", &reply)),
-            _ => {
-                transaction.decide_accepted(|| self.refusal(&reply));
-                self.finish(transaction, false)
-            }
-        }
-    }
-
     fn finish(&mut self, mut transaction: Transaction, reset: bool) -> Step {
         transaction.decide_postponed();
         // Nothing is left open here; should it be, the mail waits rather than gets lost.
@@ -479,90 +431,6 @@ impl Client {
 
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
-    }
-
-    /// The connection failed.
-    pub fn lost(&mut self, loss: Loss) -> Over {
-        let is_silence = matches!(loss, Loss::TimedOut);
-        let mut over = self.lost_by(loss);
-        over.trouble.is_silence = is_silence;
-        over
-    }
-
-    fn lost_by(&mut self, loss: Loss) -> Over {
-        let state = std::mem::replace(&mut self.state, State::Closed);
-        let (what, mut failure) = self.describe(loss);
-        let (stage, when) = match &state {
-            State::Greeting => (Stage::Greeting, "instead of greeting"),
-            State::Ehlo | State::Helo if self.secured.is_some() => (Stage::Tls, "right after the TLS handshake"),
-            State::Ehlo | State::Helo => (Stage::Hello, "instead of answering EHLO"),
-            State::Handshake if self.tls == Tls::Implicit => (Stage::Tls, "instead of a TLS handshake"),
-            State::Login(_) => (Stage::Login, "in the middle of the login"),
-            State::StartTls | State::Handshake => (Stage::Tls, "instead of answering STARTTLS"),
-            State::Envelope(_) => (Stage::Transaction, "before the envelope was through"),
-            State::Content(_) => (Stage::Transaction, "before the message was through"),
-            State::Dot(_) | State::EmptyDot(_) => (Stage::Transaction, "instead of answering the message"),
-            State::Idle { .. } | State::Closed => (Stage::Hello, "between messages"),
-        };
-        failure.reason = format!("{} {what} {when}", self.peer);
-        match state {
-            State::Dot(transaction) => self.unsure(transaction, &format!("{what} {when}")),
-            State::Envelope(transaction) | State::Content(transaction) | State::EmptyDot(transaction) => {
-                self.abandon(transaction, failure)
-            }
-            _ if stage == Stage::Tls => Over { decided: Vec::new(), trouble: self.tls_trouble(failure, true) },
-            _ => Over { decided: Vec::new(), trouble: Trouble::new(stage, failure) },
-        }
-    }
-
-    /// What happened, as the middle of a sentence, and a failure whose reason is still to be written.
-    fn describe(&self, loss: Loss) -> (String, Failure) {
-        let lost = |text: &str| (text.to_owned(), self.local("4.4.2", ""));
-        match loss {
-            Loss::Closed => lost("closed the connection"),
-            Loss::Broken(error) => lost(&format!("was cut off ({error})")),
-            Loss::TimedOut => lost("said nothing in time"),
-            Loss::Garbage(error) => (format!("sent {error}"), self.local("4.5.0", "")),
-            Loss::Desync => ("sent more replies than it was given commands".into(), self.local("4.5.0", "")),
-            Loss::Interrupted(None) => ("interrupted".into(), self.local("4.5.0", "")),
-            Loss::Interrupted(Some(raw)) => {
-                let what = format!("interrupted with \"{}\"", raw.parsed());
-                (what, self.host_failure("interrupted with", &raw.parsed()))
-            }
-        }
-    }
-
-    /// The dot went out and no verdict came back: tried again later, but at no other host now.
-    fn unsure(&mut self, mut transaction: Transaction, what: &str) -> Over {
-        let reason = format!("{} {what}; the message may have arrived", self.peer);
-        let failure = Failure { unsure: true, ..self.local("4.4.2", reason) };
-        transaction.decide_accepted(|| self.deferred(failure.clone()));
-        self.abandon(transaction, failure)
-    }
-
-    /// The content must not be ended, because another server could read it as two messages. No host
-    /// will ever get it.
-    pub fn unsendable(&mut self, flaw: Flaw) -> Over {
-        let failure = Failure::local("5.6.0", "", format!("the message was not sent: {flaw}"));
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Content(mut transaction) => {
-                transaction.decide_accepted(|| Outcome::Fail(failure.clone()));
-                self.abandon(transaction, failure)
-            }
-            _ => self.lost(Loss::Desync),
-        }
-    }
-
-    /// The rest of the content cannot be had from our own store: nobody else gets it either, for now.
-    pub fn unread(&mut self, why: &str) -> Over {
-        let failure = Failure::local("4.3.0", "", format!("the stored message cannot be read: {why}"));
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Content(mut transaction) => {
-                transaction.decide_accepted(|| self.deferred(failure.clone()));
-                self.abandon(transaction, failure)
-            }
-            _ => self.lost(Loss::Desync),
-        }
     }
 
     fn over(&mut self, stage: Stage, failure: Failure) -> Step {
@@ -626,7 +494,9 @@ fn is_too_many(reply: &Reply) -> bool {
     may_be && matches!(reply.code, 452 | 552)
 }
 
+mod content;
 mod login;
+mod losses;
 
 pub use login::Account;
 

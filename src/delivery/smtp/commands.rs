@@ -1,5 +1,5 @@
 //! Our commands as text: MAIL and RCPT with the parameters that the server offers (RFC 5321 4.1.1,
-//! RFC 1870, 6152, 6531, 3461).
+//! RFC 1870, 3030, 3461, 6152, 6531).
 //!
 //! Promises: nothing rendered here can end a line early. Addresses are checked words; what a client of
 //! ours chose freely (ENVID, ORCPT) goes out in xtext, and is left out where it has no legal form.
@@ -24,6 +24,8 @@ pub struct Mail {
     pub dsn: DsnRequest,
     /// RFC 8689: goes only to servers that offer it, under TLS.
     pub require_tls: bool,
+    /// A server did not know BDAT although it offers it.
+    pub without_bdat: bool,
     pub recipients: Vec<MailRecipient>,
 }
 
@@ -89,6 +91,11 @@ pub fn write_mail(mail: &Mail, offers: &Extensions, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// The whole content in one chunk (RFC 3030 2).
+pub fn write_bdat(octets: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("BDAT {octets} LAST\r\n").as_bytes());
+}
+
 pub fn write_rcpt(recipient: &MailRecipient, offers: &Extensions, out: &mut Vec<u8>) {
     let mut line = format!("RCPT TO:<{}>", recipient.address);
     if offers.dsn {
@@ -146,6 +153,7 @@ mod tests {
             smtputf8: Smtputf8::Welcome,
             dsn: DsnRequest { ret: Some(Ret::Headers), envid: Some("a+b=c\r\nRSET".into()) },
             require_tls: false,
+            without_bdat: false,
             recipients: vec![],
         }
     }
@@ -158,6 +166,7 @@ mod tests {
     fn all() -> Extensions {
         Extensions {
             pipelining: true,
+            chunking: true,
             starttls: true,
             eight_bit_mime: true,
             smtputf8: true,

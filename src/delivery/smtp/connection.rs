@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -19,19 +18,20 @@ use super::client::Client;
 use super::commands::Mail;
 use super::dialogue::{self, Said};
 use super::replies::{RawReply, ReplyReader};
-use super::step::{Loss, Over, Step, Trouble};
+use super::step::{Framing, Loss, Over, Step, Trouble};
 use super::tls::{self, Fault, Judge};
 use super::trail::Leg;
 use crate::delivery::Outcome;
-use crate::delivery::body::{Body, Pieces};
-use crate::smtp::wire::{DotStuffer, Flaw};
+use crate::delivery::body::Body;
 
 /// Octets read at once.
 const READ_BYTES: usize = 4096;
-/// Octets of content written at once; the block time-out is for this much.
-const BLOCK_BYTES: usize = 64 * 1024;
 /// A TLS handshake takes no longer. RFC 5321 has no number for it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+mod content;
+
+use content::Unsent;
 
 /// What a connection runs over: TCP, TLS over it, or a pipe of a test.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -168,12 +168,12 @@ impl Connection {
 
     /// Does what the machine says until it is at a rest.
     async fn run(&mut self, mut step: Step, body: Option<&Body>, deadline: Instant) -> Step {
-        let mut is_content = false;
+        let mut ended = None;
         loop {
-            let was_content = std::mem::take(&mut is_content);
+            let content = ended.take();
             step = match (step, body) {
                 (Step::Talk { send, timeout, secret }, _) => {
-                    self.log_said(&send, secret, was_content);
+                    self.log_said(&send, secret, content);
                     let since = std::time::Instant::now();
                     match self.talk(&send, limit(timeout, deadline)).await {
                         Ok(reply) => {
@@ -184,9 +184,9 @@ impl Connection {
                         Err(loss) => Step::Over(self.client.lost(loss)),
                     }
                 }
-                (Step::Content, Some(body)) => match self.send_content(body, deadline).await {
+                (Step::Content(framing), Some(body)) => match self.send_content(framing, body, deadline).await {
                     Ok(last_block) => {
-                        is_content = true;
+                        ended = Some(framing);
                         self.client.end_content(last_block)
                     }
                     Err(Unsent::Lost(loss)) => Step::Over(self.client.lost(loss)),
@@ -198,9 +198,9 @@ impl Connection {
         }
     }
 
-    fn log_said(&self, send: &[u8], is_secret: bool, is_content: bool) {
-        let kind = match (is_content, is_secret) {
-            (true, _) => Said::Content,
+    fn log_said(&self, send: &[u8], is_secret: bool, content: Option<Framing>) {
+        let kind = match (content, is_secret) {
+            (Some(framing), _) => Said::Content(framing),
             (_, true) => Said::Secret,
             _ => Said::Commands,
         };
@@ -271,61 +271,6 @@ impl Connection {
                 Some(bytes) => self.replies.push(bytes),
             }
         }
-    }
-
-    /// Writes all of the content but the last block, which is returned: with it goes the final dot.
-    async fn send_content(&mut self, body: &Body, deadline: Instant) -> Result<Vec<u8>, Unsent> {
-        let mut stuffer = DotStuffer::new();
-        let first = usize::try_from(body.len()).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
-        let mut block = Vec::with_capacity(first + READ_BYTES);
-        let mut pieces = body.pieces();
-        while let Some(chunk) = next_chunk(&mut pieces, deadline).await? {
-            for piece in chunk.chunks(BLOCK_BYTES) {
-                stuffer.encode(piece, &mut block).map_err(Unsent::Flawed)?;
-                if block.len() >= BLOCK_BYTES {
-                    self.write_block(&block, deadline).await.map_err(Unsent::Lost)?;
-                    block.clear();
-                }
-            }
-        }
-        stuffer.finish(&mut block).map_err(Unsent::Flawed)?;
-        // A server that has spoken by now does not wait for the dot: its reply to it could not be told
-        // from what it said before.
-        self.write_block(&[], deadline).await.map_err(Unsent::Lost)?;
-        Ok(block)
-    }
-
-    /// Writes and listens at once, so that a server that gives up half-way is heard.
-    async fn write_block(&mut self, block: &[u8], deadline: Instant) -> Result<(), Loss> {
-        if !self.replies.is_empty() {
-            return Err(Loss::Desync);
-        }
-        let limit = limit(self.client.timeouts().block, deadline);
-        let heard = timeout_at(limit, write_unless_heard(&mut self.stream, block)).await;
-        let heard = heard.map_err(|_| Loss::TimedOut)?.map_err(|error| Loss::Broken(error.to_string()))?;
-        match heard {
-            None => Ok(()),
-            Some(bytes) if bytes.is_empty() => Err(Loss::Closed),
-            Some(bytes) => {
-                self.replies.push(&bytes);
-                Err(Loss::Interrupted(self.replies.next().ok().flatten()))
-            }
-        }
-    }
-}
-
-/// Why content did not go out whole.
-enum Unsent {
-    Lost(Loss),
-    Flawed(Flaw),
-    /// We could not read it ourselves.
-    Unread(String),
-}
-
-async fn next_chunk(pieces: &mut Pieces<'_>, deadline: Instant) -> Result<Option<Bytes>, Unsent> {
-    match timeout_at(deadline, pieces.next()).await {
-        Ok(read) => read.map_err(|error| Unsent::Unread(error.to_string())),
-        Err(_) => Err(Unsent::Unread("no room in queue.memory".to_owned())),
     }
 }
 

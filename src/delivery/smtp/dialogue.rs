@@ -3,6 +3,7 @@
 //! Of a login only the mechanism and the outcome are shown, of a message only that it was sent.
 
 use super::replies::RawReply;
+use super::step::Framing;
 
 /// What we say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub enum Said {
     /// Part of a login.
     Secret,
     /// The end of a message.
-    Content,
+    Content(Framing),
 }
 
 pub fn said(peer: &str, kind: Said, bytes: &[u8]) {
@@ -24,7 +25,8 @@ fn shown(kind: Said, bytes: &[u8]) -> Vec<String> {
     match kind {
         Said::Commands => lines(bytes).map(|line| line.escape_ascii().to_string()).collect(),
         Said::Secret => lines(bytes).map(masked).collect(),
-        Said::Content => vec!["(the message)".to_owned(), ".".to_owned()],
+        Said::Content(Framing::Dot) => vec!["(the message)".to_owned(), ".".to_owned()],
+        Said::Content(Framing::Counted) => vec!["BDAT (the message)".to_owned()],
     }
 }
 
@@ -57,7 +59,7 @@ mod tests {
 
     #[test]
     fn secrets_and_contents_are_not_shown() {
-        let table: [(Said, &[u8], &[&str]); 6] = [
+        let table: [(Said, &[u8], &[&str]); 7] = [
             (
                 Said::Commands,
                 b"MAIL FROM:<a@b>\r\nRCPT TO:<\xc3\xa9@b>\r\n",
@@ -67,7 +69,8 @@ mod tests {
             (Said::Secret, b"AUTH LOGIN\r\n", &["AUTH LOGIN"]),
             (Said::Secret, b"aHVudGVyMg==\r\n", &["(masked)"]),
             (Said::Secret, b"AUTH\r\n", &["(masked)"]),
-            (Said::Content, b"hunter2\r\n.\r\n", &["(the message)", "."]),
+            (Said::Content(Framing::Dot), b"hunter2\r\n.\r\n", &["(the message)", "."]),
+            (Said::Content(Framing::Counted), b"BDAT 9 LAST\r\nhunter2\r\n", &["BDAT (the message)"]),
         ];
         for (kind, bytes, lines) in table {
             assert_eq!(shown(kind, bytes), lines);

@@ -7,6 +7,8 @@ use super::auth::Mechanism;
 pub struct Extensions {
     /// RFC 2920.
     pub pipelining: bool,
+    /// RFC 3030.
+    pub chunking: bool,
     /// RFC 3207.
     pub starttls: bool,
     /// RFC 6152.
@@ -39,6 +41,7 @@ impl Extensions {
             let keyword = words.next().unwrap_or_default().to_ascii_uppercase();
             match keyword.as_str() {
                 "PIPELINING" => offers.pipelining = true,
+                "CHUNKING" => offers.chunking = true,
                 "STARTTLS" => offers.starttls = true,
                 "8BITMIME" => offers.eight_bit_mime = true,
                 "SMTPUTF8" => offers.smtputf8 = true,
@@ -97,6 +100,12 @@ mod tests {
             Extensions::parse(["mx", "AUTH=LOGIN plain", "AUTH GSSAPI PLAIN LOGIN SCRAM-SHA-256-PLUS XOAUTH2"]);
         assert_eq!(offers.auth, [Mechanism::Login, Mechanism::Plain, Mechanism::Xoauth2]);
         assert_eq!(Extensions::parse(["mx", "AUTH", "AUTH=", "AUTHENTICATE PLAIN"]).auth, []);
+    }
+
+    #[test]
+    fn chunking_is_its_own_word() {
+        assert!(Extensions::parse(["mx", "chunking"]).chunking);
+        assert!(!Extensions::parse(["CHUNKING", "BINARYMIME", "XCHUNKING"]).chunking);
     }
 
     #[test]

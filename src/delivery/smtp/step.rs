@@ -20,7 +20,7 @@ pub struct Timeouts {
     pub data: Duration,
     /// One write of content.
     pub block: Duration,
-    /// The reply to the final dot.
+    /// The reply to the end of the content: the final dot, or the last octet of a chunk.
     pub dot: Duration,
     pub quit: Duration,
 }
@@ -68,6 +68,8 @@ pub struct Trouble {
     pub failure: Failure,
     /// TLS was at fault and is not required: the same host may do in clear.
     pub clear_may_help: bool,
+    /// The host offers BDAT and does not know it: it may do with DATA, on a new connection.
+    pub data_may_help: bool,
     /// It is about our account there.
     pub login: Option<LoginFault>,
     /// What is wrong with its TLS.
@@ -82,7 +84,8 @@ impl Trouble {
     }
 
     pub fn new(stage: Stage, failure: Failure) -> Trouble {
-        Trouble { stage, failure, clear_may_help: false, login: None, flaw: None, is_silence: false }
+        let (clear_may_help, data_may_help, is_silence) = (false, false, false);
+        Trouble { stage, failure, clear_may_help, data_may_help, login: None, flaw: None, is_silence }
     }
 }
 
@@ -99,6 +102,15 @@ pub enum Loss {
     Interrupted(Option<RawReply>),
 }
 
+/// How the end of a message is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// By a dot (DATA): the content is dot-stuffed.
+    Dot,
+    /// By its octets (BDAT): the command with their number goes before them, in one chunk.
+    Counted,
+}
+
 /// What to do next.
 #[derive(PartialEq)]
 pub enum Step {
@@ -111,8 +123,8 @@ pub enum Step {
     },
     /// Make a TLS handshake and call [`super::client::Client::secured`] or [`super::client::Client::handshake_failed`].
     StartTls,
-    /// Write the content, dot-stuffed; give the last block to [`super::client::Client::end_content`] instead.
-    Content,
+    /// Write the content; give the last block to [`super::client::Client::end_content`] instead.
+    Content(Framing),
     /// Connected; call [`super::client::Client::begin`] or [`super::client::Client::quit`].
     Ready,
     /// The fate of each recipient of this message; ready for the next one.
@@ -128,7 +140,7 @@ impl fmt::Debug for Step {
                 write!(f, "Talk({:?}, {timeout:?})", send.escape_ascii().to_string())
             }
             Step::StartTls => f.write_str("StartTls"),
-            Step::Content => f.write_str("Content"),
+            Step::Content(framing) => f.debug_tuple("Content").field(framing).finish(),
             Step::Ready => f.write_str("Ready"),
             Step::Done(outcomes) => f.debug_tuple("Done").field(outcomes).finish(),
             Step::Over(over) => f.debug_tuple("Over").field(over).finish(),

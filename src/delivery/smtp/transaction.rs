@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use super::commands::Mail;
+use super::step::Framing;
 use crate::delivery::Outcome;
 
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct Transaction {
     pub confused: bool,
     /// DATA, or RSET where nothing is to be sent.
     pub ends_with: Command,
+    pub framing: Framing,
     pub unsent: VecDeque<Command>,
     pub unanswered: VecDeque<Command>,
 }
@@ -59,6 +61,7 @@ impl Transaction {
             mail_refused: false,
             confused: false,
             ends_with: Command::Data,
+            framing: Framing::Dot,
             unsent: VecDeque::new(),
             unanswered: VecDeque::new(),
         }

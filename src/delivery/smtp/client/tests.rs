@@ -26,6 +26,7 @@ pub(super) fn mail(recipients: u32) -> Mail {
         smtputf8: Smtputf8::No,
         dsn: DsnRequest::default(),
         require_tls: false,
+        without_bdat: false,
         recipients: (0..recipients).map(recipient).collect(),
     }
 }
@@ -104,7 +105,7 @@ fn several_messages_on_one_connection() {
     assert_eq!(sent(&first), "MAIL FROM:<>\r\nRCPT TO:<r0@far.test>\r\nDATA\r\n");
     client.reply(reply(250, &["ok"]));
     client.reply(reply(250, &["ok"]));
-    assert_eq!(client.reply(reply(354, &["go"])), Step::Content);
+    assert_eq!(client.reply(reply(354, &["go"])), Step::Content(Framing::Dot));
     client.end_content(b".\r\n".to_vec());
     assert!(matches!(done(client.reply(reply(250, &["kept"])))[..], [(0, Outcome::Delivered(_))]));
     // After a dot there is nothing to reset; after a refusal there is.
@@ -116,7 +117,7 @@ fn several_messages_on_one_connection() {
     client.reply(reply(250, &["ok"]));
     client.reply(reply(250, &["ok"]));
     client.reply(reply(250, &["ok"]));
-    assert_eq!(client.reply(reply(354, &["go"])), Step::Content);
+    assert_eq!(client.reply(reply(354, &["go"])), Step::Content(Framing::Dot));
 }
 
 #[test]
@@ -149,22 +150,100 @@ fn only_a_loss_after_the_dot_is_unsure() {
     }
 }
 
+#[test]
+fn bdat_where_it_saves_a_round_trip_or_the_content_is_long() {
+    let long = content::LONG_BYTES;
+    for (pipelining, size, without_bdat, framing) in [
+        (true, 10, false, Framing::Dot),
+        (true, long - 1, false, Framing::Dot),
+        (true, long, false, Framing::Counted),
+        (true, long, true, Framing::Dot),
+        (false, 10, false, Framing::Counted),
+        (false, 10, true, Framing::Dot),
+    ] {
+        let mut client = ready(&["mx", "CHUNKING", if pipelining { "PIPELINING" } else { "X" }]);
+        let mut step = client.begin(Mail { size, without_bdat, ..mail(1) });
+        let mut said = sent(&step);
+        for code in [250, 250, 354].into_iter().take(if framing == Framing::Dot { 3 } else { 2 }) {
+            step = client.reply(reply(code, &["x"]));
+            if matches!(step, Step::Talk { .. }) {
+                said += &sent(&step);
+            }
+        }
+        assert_eq!((step, said.contains("DATA")), (Step::Content(framing), framing == Framing::Dot));
+    }
+}
+
+/// A client of a server with PIPELINING that is about to send long content to two of three recipients.
+fn in_bdat() -> Client {
+    let mut client = ready(&["mx", "PIPELINING", "CHUNKING"]);
+    client.begin(Mail { size: content::LONG_BYTES, ..mail(3) });
+    for code in [250, 250, 550] {
+        client.reply(reply(code, &["x"]));
+    }
+    assert_eq!(client.reply(reply(250, &["x"])), Step::Content(Framing::Counted));
+    client
+}
+
+#[test]
+fn bdat_is_unsure_from_its_last_octets_on() {
+    let over = in_bdat().lost(Loss::Closed);
+    assert_eq!((over.trouble.failure.unsure, over.decided.len()), (false, 1));
+    for loss in [Loss::Closed, Loss::TimedOut] {
+        let mut client = in_bdat();
+        client.end_content(b"x".to_vec());
+        let over = client.lost(loss);
+        assert_eq!((over.trouble.failure.unsure, over.decided.len()), (true, 3));
+    }
+}
+
+#[test]
+fn a_bdat_that_is_not_known_decides_nothing() {
+    for code in 400..600 {
+        let mut client = in_bdat();
+        client.end_content(b"x".to_vec());
+        let step = client.reply(reply(code, &["x"]));
+        let is_unknown = (500..=504).contains(&code);
+        match step {
+            Step::Over(over) => {
+                assert!(is_unknown || code == 421, "{code}");
+                assert_eq!((over.trouble.data_may_help, over.decided.len()), (is_unknown, 1), "{code}");
+                assert!(!over.trouble.failure.unsure);
+            }
+            step => {
+                assert!(!is_unknown, "{code}");
+                assert_eq!(done(step).len(), 3);
+                assert!(sent(&client.begin(mail(1))).starts_with("RSET\r\n"));
+            }
+        }
+        let early = in_bdat().lost(Loss::Interrupted(Some(reply(code, &["x"]))));
+        assert_eq!((early.trouble.data_may_help, early.decided.len()), (is_unknown, 1), "{code}");
+    }
+    let mut client = in_bdat();
+    client.end_content(b"x".to_vec());
+    assert_eq!(done(client.reply(reply(503, &["5.7.1 not from you"]))).len(), 3);
+}
+
 proptest! {
     /// Whatever the codes: one fate per recipient at most, nothing delivered without a 2yz to the dot,
     /// nothing failed without a 5yz or an offer that says so.
     #[test]
     fn any_replies_give_sound_fates(
         pipelining: bool,
+        chunking: bool,
+        is_long: bool,
         recipients in 1u32..5,
         codes in prop::collection::vec(prop::sample::select(vec![250u16, 251, 354, 421, 450, 452, 503, 550, 552, 299]), 1..20),
     ) {
-        let mut client = ready(if pipelining { &["mx", "PIPELINING"] } else { &["mx"] });
-        let mut step = client.begin(mail(recipients));
+        let pipelining = if pipelining { "PIPELINING" } else { "X" };
+        let mut client = ready(&["mx", pipelining, if chunking { "CHUNKING" } else { "X" }]);
+        let size = if is_long { content::LONG_BYTES } else { 10 };
+        let mut step = client.begin(Mail { size, ..mail(recipients) });
         let mut codes = codes.into_iter();
         let (mut after_dot, mut refusals) = (None, 0);
         let decided = loop {
             step = match step {
-                Step::Content => {
+                Step::Content(_) => {
                     after_dot = Some(codes.as_slice().first().copied());
                     client.end_content(b".\r\n".to_vec())
                 }
