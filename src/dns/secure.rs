@@ -74,7 +74,7 @@ impl Resolver {
         if before.map(|(works, _)| works) != Some(works) {
             match works {
                 true => tracing::info!("DANE is on: the answers of the name servers can be validated (DNSSEC)"),
-                false => tracing::warn!(
+                false => tracing::info!(
                     why = answer.err().map(|error| error.to_string()).unwrap_or_else(|| "not signed".to_owned()),
                     "DANE is off: the name servers give no answers that can be validated (DNSSEC); name others in \
                      [dns] nameservers, or set delivery.tls.dane = false"

@@ -81,8 +81,10 @@ impl Base {
         let old = numbers(&house.queue(&[]).await);
         send(&ledger, &running, NEW, "you@late.test").await;
         house.wait_queue("all tried", &["--status", "waiting"], |queue| tried(queue, OLD + NEW)).await;
-        // The last write is one that is synced.
+        // The last write is one that is synced, and no attempt comes after it.
         send(&ledger, &running, 1, "held@late.test").await;
+        house.wait_queue("all tried", &["--status", "waiting"], |queue| tried(queue, OLD + NEW + 1)).await;
+        assert!(house.cli(&["queue", "hold", "--to", "held"]).await.status.success());
         let built = Instant::now();
         let captured = numbers(&house.queue(&["--status", "captured"]).await);
         let all = numbers(&house.queue(&[]).await);
