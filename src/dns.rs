@@ -42,6 +42,8 @@ const POSITIVE_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(15 * 60);
 /// Queries in flight on one connection to a name server.
 const QUERIES_PER_CONNECTION_MAX: usize = 256;
+/// Not for the log: that answers are not signed is no trouble; what it means is told in `secure`.
+pub const NO_TROUBLE: &str = "hickory_net::dnssec=off";
 /// Questions in a row without an answer after which the name servers are said to fail: a domain's own
 /// servers may fail, too.
 const UNANSWERED_MAX: u64 = 10;

@@ -15,6 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::Failure;
 use crate::config::{Log, LogFormat};
+use crate::dns;
 
 /// Longest time a line waits for others.
 const GATHER: Duration = Duration::from_millis(10);
@@ -28,8 +29,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Starts the log: ours at the configured level, libraries only from warnings up. What is logged
 /// before the guard is dropped is written.
 pub(super) fn start(log: &Log) -> Result<Guard, Failure> {
-    // That answers are not signed is no trouble; what it means is told by `dns::secure`.
-    let ours = format!("warn,hickory_net::dnssec=off,postrider={}", log.level);
+    let ours = format!("warn,{},postrider={}", dns::NO_TROUBLE, log.level);
     let filter = EnvFilter::try_new(&ours)
         .map_err(|error| Failure::usage(format!("log.level {:?}: {error}", log.level)).remedy("use info"))?;
     let no_thread = |error| Failure::new(format!("cannot start the log: {error}"));

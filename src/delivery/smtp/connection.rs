@@ -275,15 +275,25 @@ impl Connection {
 }
 
 /// Writes all of `block`, unless something can be read: then returns that (nothing at the end of the
-/// stream). Looks once even if there is nothing to write.
+/// stream). Looks once even if there is nothing to write, and where writing fails: a server that gives up
+/// says why before it closes.
 async fn write_unless_heard(stream: &mut Box<dyn Io>, block: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
-    let mut written = 0;
+    let (mut written, mut failed) = (0, None);
     poll_fn(|context| {
         loop {
             let mut bytes = [0; READ_BYTES];
             let mut buffer = ReadBuf::new(&mut bytes);
             if let Poll::Ready(result) = Pin::new(&mut *stream).poll_read(context, &mut buffer) {
-                return Poll::Ready(result.map(|()| Some(buffer.filled().to_vec())));
+                let heard = buffer.filled().to_vec();
+                let silent = heard.is_empty() || result.is_err();
+                return Poll::Ready(match failed.take() {
+                    Some(error) if silent => Err(error),
+                    _ => result.map(|()| Some(heard)),
+                });
+            }
+            if failed.is_some() {
+                // A broken connection can be read to its end at once, so this is no long wait.
+                return Poll::Pending;
             }
             let Some(rest) = block.get(written..).filter(|rest| !rest.is_empty()) else {
                 return Poll::Ready(Ok(None));
@@ -291,7 +301,7 @@ async fn write_unless_heard(stream: &mut Box<dyn Io>, block: &[u8]) -> std::io::
             match ready!(Pin::new(&mut *stream).poll_write(context, rest)) {
                 Ok(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
                 Ok(count) => written += count,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => failed = Some(error),
             }
         }
     })
