@@ -11,6 +11,7 @@ pub mod process;
 pub mod server;
 pub mod sink;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +35,20 @@ pub fn folder() -> PathBuf {
 pub fn scratch() -> tempfile::TempDir {
     let prefix = format!("{SCRATCH}{}-", std::process::id());
     tempfile::Builder::new().prefix(&prefix).tempdir_in(folder()).unwrap()
+}
+
+/// The same for processes that change their user: where those could not come here (a target folder in
+/// root's home), it lies in `/var/tmp`, which is on a disk too.
+pub fn open_scratch() -> tempfile::TempDir {
+    if is_open_to_all(&folder()) { scratch() } else { tempfile::Builder::new().tempdir_in("/var/tmp").unwrap() }
+}
+
+/// Whether any user may come to it.
+pub fn is_open_to_all(folder: &std::path::Path) -> bool {
+    let search_by_others = 0o001;
+    folder.ancestors().all(|folder| {
+        std::fs::metadata(folder).is_ok_and(|found| found.permissions().mode() & search_by_others != 0)
+    })
 }
 
 /// Removes what benches that were killed have left behind.

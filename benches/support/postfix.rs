@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::process::{self, Process};
@@ -28,6 +29,8 @@ const LOG: &str = "maillog";
 #[derive(Clone, Debug)]
 pub struct Package {
     root: PathBuf,
+    /// Where its processes, users of their own, could not come to it: a copy that goes with the value.
+    _copy: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Package {
@@ -37,10 +40,19 @@ impl Package {
     }
 
     pub fn at(root: PathBuf) -> Result<Package, String> {
-        if root.join("unpacked").exists() {
-            return Ok(Package { root });
+        if !root.join("unpacked").exists() {
+            return Err(format!("{} holds no Postfix; `make bench` fetches it where that is possible", root.display()));
         }
-        Err(format!("{} holds no Postfix; `make bench` fetches it where that is possible", root.display()))
+        if super::is_open_to_all(&root) {
+            return Ok(Package { root, _copy: None });
+        }
+        let copy = super::open_scratch();
+        fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let done = Command::new("cp").arg("-a").arg(root.join("usr")).arg(copy.path()).status();
+        match done {
+            Ok(status) if status.success() => Ok(Package { root: copy.path().into(), _copy: Some(Arc::new(copy)) }),
+            failed => Err(format!("{} cannot be copied to {}: {failed:?}", root.display(), copy.path().display())),
+        }
     }
 
     /// Its server needs root, as its processes change their user.
@@ -120,7 +132,7 @@ impl Sink {
         let mut process = Process::start_watched("smtp-sink", command, |command| {
             command.stdout(Stdio::null());
         });
-        wait_until_open(address, &mut process);
+        wait_until_open(address, &mut process, &String::new);
         Sink { process, address }
     }
 
@@ -135,11 +147,11 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn wait_until_open(address: SocketAddr, process: &mut Process) {
+fn wait_until_open(address: SocketAddr, process: &mut Process, said: &dyn Fn() -> String) {
     let deadline = Instant::now() + START_TIME;
     while TcpStream::connect(address).is_err() {
-        assert!(process.is_running(), "what should listen at {address} has ended");
-        assert!(Instant::now() < deadline, "nothing listens at {address}");
+        assert!(process.is_running(), "what should listen at {address} has ended: {}", said());
+        assert!(Instant::now() < deadline, "nothing listens at {address}: {}", said());
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -165,7 +177,7 @@ pub struct Postfix {
 
 impl Postfix {
     pub fn start(package: &Package, then: Then) -> Postfix {
-        let folder = super::scratch();
+        let folder = super::open_scratch();
         // Its processes come here as users of their own.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let people = People::find();
@@ -185,7 +197,7 @@ impl Postfix {
             command.stdout(Stdio::null()).stderr(fs::File::create(&errors).unwrap());
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        wait_until_open(address, &mut process);
+        wait_until_open(address, &mut process, &|| fs::read_to_string(&errors).unwrap_or_default());
         Postfix { process, address, queue, folder }
     }
 
