@@ -58,6 +58,7 @@ pub mod smtp;
 pub mod clock;
 pub mod config;
 pub mod dns;
+pub mod secret;
 pub mod store;
 
 pub mod bounce;

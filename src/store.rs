@@ -60,7 +60,7 @@ pub enum Table {
     Due,
     /// `events`: message id ‖ time ‖ count → event.
     Journal,
-    /// `routing::loops`: counters and seen messages.
+    /// `routing::loops`: counters and seen messages; `routing::sent`: Message-IDs of ours.
     Loops,
     /// `intake::pickup`: claims of files.
     Pickup,

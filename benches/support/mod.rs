@@ -46,9 +46,9 @@ pub fn open_scratch() -> tempfile::TempDir {
 /// Whether any user may come to it.
 pub fn is_open_to_all(folder: &std::path::Path) -> bool {
     let search_by_others = 0o001;
-    folder.ancestors().all(|folder| {
-        std::fs::metadata(folder).is_ok_and(|found| found.permissions().mode() & search_by_others != 0)
-    })
+    folder
+        .ancestors()
+        .all(|folder| std::fs::metadata(folder).is_ok_and(|found| found.permissions().mode() & search_by_others != 0))
 }
 
 /// Removes what benches that were killed have left behind.

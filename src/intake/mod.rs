@@ -33,6 +33,7 @@ use crate::message::{Content, Door, Draft, Findings, MessageId, TlsWish, header,
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
+use crate::routing::sent::Sent;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 use crate::store::{Batch, StoreError, Table};
@@ -157,6 +158,7 @@ impl Intake {
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
+        remember_sent(&message, &draft, &plan, &mut extra);
         let counted = self.count(&draft, now, &mut extra).await?;
 
         let recipients: Vec<_> = plan.deliveries.into_iter().map(|delivery| delivery.recipient).collect();
@@ -313,6 +315,15 @@ fn message_record(
         recipients: plan.deliveries.len() as u32,
         stream: stream::default_name(),
         tls: wish(draft, headers),
+    }
+}
+
+/// So that answers to it and bounces of it find it again.
+fn remember_sent(message: &Message, draft: &Draft, plan: &Plan, batch: &mut Batch) {
+    if draft.origin.door.is_trusted() && plan.leaves() && !message.message_id.is_empty() {
+        let sent = Sent { id: message.id, account: draft.origin.account.clone() };
+        let (key, value) = sent.entry(&message.message_id, message.received_at);
+        batch.put(Table::Loops, key, value);
     }
 }
 

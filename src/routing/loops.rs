@@ -34,7 +34,9 @@ const FUTURE_MAX: Millis = 5 * 60 * 1000;
 const SHOWN_CHARS_MAX: usize = 120;
 /// Answers in a period where `limit = 0` takes only those: two machines can answer each other too.
 const ANSWERS_MAX: usize = 90;
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
+/// Version and expiry, which every entry begins with.
+pub(super) const HEAD_BYTES: usize = 9;
 
 const KIND_LIMIT: u8 = b'l';
 const KIND_MESSAGE_ID: u8 = b'm';
@@ -334,7 +336,7 @@ fn message_id_key(input: &Input<'_>, recipient: &Inbound) -> Option<Vec<u8>> {
 }
 
 /// Parts with a zero byte between them, which no address holds.
-fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub(super) fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = vec![kind];
     for part in parts {
         key.push(0);
@@ -358,7 +360,8 @@ fn decode(value: &[u8]) -> Option<(Millis, Vec<Millis>)> {
 
 /// May a sweep delete this entry? A damaged one, too: it counts for nothing.
 pub fn is_expired(value: &[u8], now: Millis) -> bool {
-    decode(value).is_none_or(|(expiry, _)| expiry <= now)
+    let expiry = value.strip_prefix(&[VERSION]).and_then(|rest| rest.first_chunk()).copied();
+    expiry.is_none_or(|expiry| Millis::from_be_bytes(expiry) <= now)
 }
 
 impl Ruling {
