@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{AdminSocket, ListenerStatus, ServerStatus, SocketError};
+use crate::admin::{AdminSocket, Http, HttpError, ListenerStatus, ServerStatus, SocketError};
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Config, Durability, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
@@ -43,7 +43,7 @@ use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use dkim::Keeper;
-use operator::Operator;
+use operator::{Logins, Operator};
 use outside::Behind;
 use transfer::Transfer;
 use watch::Watch;
@@ -79,6 +79,8 @@ pub enum Error {
     Accounts(#[from] AccountsError),
     #[error(transparent)]
     Admin(#[from] SocketError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
 }
@@ -111,6 +113,7 @@ impl App {
         let resolver = Resolver::new(&config.dns)?;
         let bound = bind(&config)?;
         let socket = AdminSocket::bind(&config.data_dir)?;
+        let http = config.admin.as_ref().map(Http::bind).transpose()?;
 
         let sync = config.queue.durability == Durability::Sync;
         let opened = Queue::with_streams(store, clock.clone(), sync, config.queue.memory, &config.streams);
@@ -121,7 +124,7 @@ impl App {
         let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), door, keys);
         let intake = Arc::new(intake.map_err(|source| Error::Store { path: store_path(&config), source })?);
         let keeper = Keeper { config: config.clone(), clock: clock.clone(), queue: queue.clone(), signer };
-        let status = status(&config, &clock, &bound);
+        let status = status(&config, &clock, &bound, http.as_ref());
         let stop = CancellationToken::new();
         let watch = Arc::new(Watch::new(
             clock.clone(),
@@ -131,7 +134,13 @@ impl App {
             status.listeners.clone(),
             stop.clone(),
         ));
+        let (behind, clock_there) =
+            (Behind { intake: intake.clone(), refusals: watch.refusals.clone() }, clock.clone());
+        let shared = Shared::new(config.clone(), tls, behind, clock_there)?;
+        let logins =
+            Logins { accounts: shared.accounts.clone(), limits: shared.limits.clone(), config: config.clone() };
         let operator = Arc::new(Operator {
+            logins,
             clock: clock.clone(),
             queue: queue.clone(),
             journal: journal.clone(),
@@ -158,12 +167,6 @@ impl App {
         let parts =
             Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting });
         app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
-        let shared = Shared::new(
-            config.clone(),
-            tls,
-            Behind { intake: intake.clone(), refusals: watch.refusals.clone() },
-            clock.clone(),
-        )?;
         for listener in bound {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
@@ -174,6 +177,9 @@ impl App {
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(finish_lifting(operator.clone()));
+        if let (Some(http), Some(admin)) = (http, config.admin.clone()) {
+            app.doors.spawn(http.serve(operator.clone(), admin, max_size, stop.clone()));
+        }
         app.doors.spawn(async move {
             if let Err(error) = socket.serve(operator, max_size, stop).await {
                 tracing::error!(%error, "the admin socket has failed");
@@ -317,7 +323,7 @@ fn bind(config: &Config) -> Result<Vec<BoundListener>, BindError> {
     Ok(bound)
 }
 
-fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStatus {
+fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<&Http>) -> ServerStatus {
     let listener = |bound: &BoundListener| {
         Some(ListenerStatus {
             name: bound.name().to_owned(),
@@ -325,11 +331,13 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener]) -> ServerStat
             address: bound.local_addr().ok()?,
         })
     };
+    let http =
+        http.map(|http| ListenerStatus { name: "admin".to_owned(), role: "http".to_owned(), address: http.address() });
     ServerStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         hostname: config.hostname.to_string(),
         started_at: clock.now(),
-        listeners: bound.iter().filter_map(listener).collect(),
+        listeners: bound.iter().filter_map(listener).chain(http).collect(),
     }
 }
 

@@ -47,9 +47,25 @@ pub fn rfc3339(millis: Millis) -> String {
     format!("{}.{:03}Z", text.trim_end_matches('Z'), millis % 1000)
 }
 
+/// None: it is not such a time, or one before 1970. Parts of a second count for nothing.
+pub fn parse_rfc3339(text: &str) -> Option<Millis> {
+    let seconds = DateTime::parse_rfc3339(text).filter(DateTime::is_valid)?.to_timestamp();
+    u64::try_from(seconds).ok()?.checked_mul(1000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_in_any_zone() {
+        assert_eq!(parse_rfc3339("2026-11-21T22:26:57Z"), Some(1_795_300_017_000));
+        assert_eq!(parse_rfc3339("2026-11-21T22:26:57.5Z"), Some(1_795_300_017_000));
+        assert_eq!(parse_rfc3339("2026-11-22T00:26:57+02:00"), Some(1_795_300_017_000));
+        for other in ["", "tomorrow", "2026-11-21", "1969-12-31T23:59:59Z", "2026-13-41T99:99:99Z"] {
+            assert_eq!(parse_rfc3339(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn dates_are_right() {

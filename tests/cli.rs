@@ -11,8 +11,10 @@ use postrider::admin::view::{Recipient, Status};
 use postrider::admin::{
     Action, AdminSocket, Backend, Filter, Listed, ListenerStatus, Page, Pick, Selection, ServerStatus, Story, Trouble,
 };
-use postrider::clock::rfc3339;
+use postrider::clock::{Millis, rfc3339};
 use postrider::events::{Entry, Event};
+use postrider::intake::Once;
+use postrider::intake::idempotency::Key;
 use postrider::message::{Address, Door, Draft, MessageId, Origin, ReversePath};
 use postrider::queue::record::Route;
 use postrider::smtp::Reply;
@@ -241,7 +243,11 @@ impl Backend for Fake {
         Ok(count)
     }
 
-    async fn submit(&self, draft: Draft) -> Result<MessageId, Refusal> {
+    fn now(&self) -> Millis {
+        NOW
+    }
+
+    async fn submit(&self, draft: Draft, _: Option<Key>) -> Result<Once, Refusal> {
         if draft.envelope.recipients.iter().any(|r| r.address.to_string() == "nobody@example.com") {
             return Err(Refusal {
                 reply: Reply::new(550, (1, 1), "no such address"),
@@ -249,7 +255,7 @@ impl Backend for Fake {
             });
         }
         self.submitted.lock().unwrap().push(draft);
-        Ok(MessageId::from_u64(99))
+        Ok(Once { id: MessageId::from_u64(99), is_repeated: false })
     }
 
     async fn status(&self) -> ServerStatus {

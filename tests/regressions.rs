@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider::admin::{Action, AdminSocket, Backend, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble};
-use postrider::clock::Clock;
+use postrider::clock::{Clock, Millis};
+use postrider::intake::Once;
+use postrider::intake::idempotency::Key;
 use postrider::message::{Draft, MessageId};
 use postrider::queue::claim::{CLAIMS_MAX, Look};
 use postrider::queue::lane::PARTS;
@@ -124,11 +126,15 @@ impl Backend for Slow {
         Ok(0)
     }
 
-    async fn submit(&self, _: Draft) -> Result<MessageId, Refusal> {
+    fn now(&self) -> Millis {
+        START
+    }
+
+    async fn submit(&self, _: Draft, _: Option<Key>) -> Result<Once, Refusal> {
         self.begun.add_permits(1);
         self.leave.acquire().await.unwrap().forget();
         self.ended.add_permits(1);
-        Ok(MessageId::from_u64(1))
+        Ok(Once { id: MessageId::from_u64(1), is_repeated: false })
     }
 
     async fn status(&self) -> ServerStatus {

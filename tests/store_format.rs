@@ -121,7 +121,7 @@ async fn submit(server: &TestServer, to: &str, subject: &str) -> Result<MessageI
         content: bytes::Bytes::from(text).into(),
         origin: Origin { door: Door::Admin, account: None, peer: None },
     };
-    server.app.operator().submit(draft).await
+    server.app.operator().submit(draft, None).await.map(|once| once.id)
 }
 
 /// Writes the store of the present format: first what a server leaves behind, then each state.

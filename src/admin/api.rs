@@ -6,7 +6,8 @@
 //! | `GET /api/v1/queue?to=&from=&domain=&status=&older_than=&limit=&after=` | `{"messages": […], "next": id or null}` |
 //! | `GET /api/v1/queue/{id}`                  | the story, also of a message that is done          |
 //! | `POST /api/v1/queue/{retry,hold,release,cancel}` with `{"ids": […], "filter": {…}, "all": true, "dry_run": true}` | `{"recipients": n, "dry_run": false}` |
-//! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON `{"from", "to": […], "raw"}` | 202 `{"id"}` once it is on disk |
+//! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON (`compose`) | 202 `{"id"}` once it is on disk (`submit`) |
+//! | `GET /openapi.json`                       | the requests of this table that are for applications, as OpenAPI 3.1 |
 //! | `GET /api/v1/status`                      | version, host name, open listeners                 |
 //! | `GET /api/v1/queue?status=damaged`        | `{"messages": [], "next": null, "damaged": […]}`   |
 //! | `GET /api/v1/queue/{id}/export`           | the envelope as one line of JSON, then the message |
@@ -23,30 +24,24 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get, post};
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::filter::{PAGE_MESSAGES_DEFAULT, PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
 use super::{Action, Backend, Filter, Listed, Page, Selection, Trouble};
-use crate::message::address::parse_reverse_path;
-use crate::message::{Address, Door, Draft, Envelope, MessageId, Origin, ReversePath};
+use crate::message::address::{AddressError, parse_reverse_path};
+use crate::message::{Address, MessageId, ReversePath};
 use crate::smtp::reply::{Refusal, Severity};
 
 /// Bytes of a request that is not a message.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Messages read into memory at once; more wait.
 const SUBMISSIONS_MAX: usize = 4;
-/// JSON may write one byte of a message as up to six (`\u00xx`); ordinary text needs far less.
-const JSON_OVERHEAD_FACTOR: usize = 2;
-/// Recipients of one submitted message.
-const RECIPIENTS_MAX: usize = 1000;
 
 /// What the handlers share.
 pub(super) struct Api<B> {
@@ -62,9 +57,10 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
     let mut routes = Router::new()
         .route("/api/v1/queue", get(list::<B>))
         .route("/api/v1/queue/{id}", get(story::<B>))
-        .route("/api/v1/messages", post(submit::<B>))
+        .route("/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
+        .merge(super::submit::routes::<B>())
         .merge(super::suspend::routes::<B>())
         .merge(super::upkeep::routes::<B>());
     for action in Action::ALL {
@@ -228,6 +224,13 @@ async fn status<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<super::Serve
     Json(api.backend.status().await)
 }
 
+/// What can be asked here, for programs.
+const OPENAPI: &str = include_str!("openapi.json");
+
+async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}
+
 async fn healthz() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "status": "ok" }))
 }
@@ -242,149 +245,7 @@ pub(super) async fn to_its_end<T: Send + 'static>(
     Ok(tokio::spawn(work).await.map_err(broken)?)
 }
 
-/// A message as JSON.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SubmitBody {
-    from: String,
-    to: Vec<String>,
-    raw: String,
-}
-
-/// Queued.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SubmitAnswer {
-    pub id: MessageId,
-}
-
-async fn submit<B: Backend>(
-    State(api): State<Arc<Api<B>>>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-    request: Request,
-) -> Result<(StatusCode, Json<SubmitAnswer>), ApiError> {
-    let Query(query) = query?;
-    let (parts, body) = request.into_parts();
-    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    let _place = api.submissions.acquire().await;
-    let (from, to, raw) = match kind.as_str() {
-        "message/rfc822" => {
-            let raw = read(body, api.max_size).await?;
-            let to = query.iter().filter(|(name, _)| name == "to").map(|(_, value)| value.clone()).collect();
-            let from = query.into_iter().find(|(name, _)| name == "from").map(|(_, value)| value);
-            let from =
-                from.ok_or_else(|| ApiError::bad("there is no sender", "?from=a@example.com&to=b@example.net"))?;
-            (from, to, raw)
-        }
-        "application/json" => {
-            let text = read(body, api.max_size.saturating_mul(JSON_OVERHEAD_FACTOR)).await?;
-            let body: SubmitBody = serde_json::from_slice(&text).map_err(|error| {
-                ApiError::bad(error.to_string(), r#"{"from": "a@example.com", "to": ["b@example.net"], "raw": "..."}"#)
-            })?;
-            (body.from, body.to, Bytes::from(body.raw))
-        }
-        _ => {
-            return Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                format!("a message cannot be sent as {kind:?}"),
-                "content-type message/rfc822 or application/json",
-            ));
-        }
-    };
-    let id = to_its_end({
-        let (backend, draft) = (api.backend.clone(), draft(&from, &to, raw, api.max_size)?);
-        async move { backend.submit(draft).await }
-    })
-    .await??;
-    Ok((StatusCode::ACCEPTED, Json(SubmitAnswer { id })))
-}
-
-pub(super) async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
-        ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the message could not be read, or is larger than limits.max_size allows: {error}"),
-            "send a smaller message or raise limits.max_size",
-        )
-    })
-}
-
-fn draft(from: &str, to: &[String], raw: Bytes, max_size: usize) -> Result<Draft, ApiError> {
-    let address = |text: &str| {
-        Address::parse(text).map_err(|error| ApiError::bad(format!("{text:?}: {error}"), "write local@domain"))
-    };
-    let mail_from = match parse_reverse_path(from) {
-        Ok(path) => path,
-        Err(_) => ReversePath::Address(address(from)?),
-    };
-    if to.is_empty() || to.len() > RECIPIENTS_MAX {
-        return Err(ApiError::bad(format!("a message has 1 to {RECIPIENTS_MAX} recipients"), "name them with to"));
-    }
-    let recipients = to.iter().map(|text| address(text)).collect::<Result<Vec<_>, _>>()?;
-    let content = crlf(raw);
-    if content.is_empty() || content.len() > max_size {
-        let error = format!("the message has {} bytes; 1 to {max_size} are allowed", content.len());
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error, "limits.max_size is the limit"));
-    }
-    // Every other way in refuses it (`smtp::wire::Flaw`), and it could never be sent on.
-    if content.contains(&0) {
-        let error = "the message holds a NUL octet, which no mail may have";
-        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error, "encode it (base64)"));
-    }
-    let mut envelope = Envelope::new(mail_from, recipients);
-    envelope.smtputf8 = envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8())
-        || envelope.mail_from.address().is_some_and(Address::needs_smtputf8);
-    Ok(Draft { envelope, content: content.into(), origin: Origin { door: Door::Admin, account: None, peer: None } })
-}
-
-/// Lines as mail has them: a file from an editor ends them with LF.
-fn crlf(raw: Bytes) -> Bytes {
-    let mut previous = 0;
-    let clean = raw.iter().enumerate().all(|(at, byte)| {
-        let fits = match byte {
-            b'\n' => previous == b'\r',
-            _ => previous != b'\r',
-        };
-        previous = *byte;
-        fits && (*byte != b'\r' || at + 1 < raw.len())
-    });
-    if clean && raw.ends_with(b"\r\n") {
-        return raw;
-    }
-    let mut out = Vec::with_capacity(raw.len() + raw.len() / 32 + 2);
-    let mut bytes = raw.iter().copied().peekable();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\r' => {
-                bytes.next_if_eq(&b'\n');
-                out.extend_from_slice(b"\r\n");
-            }
-            b'\n' => out.extend_from_slice(b"\r\n"),
-            other => out.push(other),
-        }
-    }
-    if !out.is_empty() && !out.ends_with(b"\r\n") {
-        out.extend_from_slice(b"\r\n");
-    }
-    out.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_line_ends_become_crlf() {
-        for (raw, wanted) in [
-            ("a\nb\n", "a\r\nb\r\n"),
-            ("a\r\nb", "a\r\nb\r\n"),
-            ("a\rb\r", "a\r\nb\r\n"),
-            ("a\r\n\r\nb\r\n", "a\r\n\r\nb\r\n"),
-            ("a\n\r\n\nb", "a\r\n\r\n\r\nb\r\n"),
-            ("\r\r\n", "\r\n\r\n"),
-            ("", ""),
-        ] {
-            assert_eq!(crlf(Bytes::from_static(raw.as_bytes())), wanted.as_bytes(), "{raw:?}");
-        }
-    }
+/// As in MAIL FROM, with or without brackets.
+pub(super) fn reverse_path(text: &str) -> Result<ReversePath, AddressError> {
+    parse_reverse_path(text).or_else(|_| Address::parse(text).map(ReversePath::Address))
 }

@@ -1,35 +1,45 @@
 //! HTTP for people who run the server: the queue, a message's story, submission, health.
 //!
 //! It listens on `data_dir/admin.sock`, which only the server's own user (and root) may open: being
-//! able to connect is the permission. `socket` opens it, `api` answers, `view` and `filter` are the
+//! able to connect is the permission; and on `[admin] bind`, for whoever shows the token, or the password
+//! of an account (`caller`). `socket` and `http` open them, `api` answers, `submit` takes messages and
+//! `compose` makes them of their parts, `view` and `filter` are the
 //! words of both sides, so that the command line cannot disagree with the server. What the server
-//! can do is the trait [`Backend`], which `app` implements and tests fake. There is no TCP port and no
-//! dashboard here yet.
+//! can do is the trait [`Backend`], which `app` implements and tests fake. There is no dashboard here yet.
 
 use std::fmt::Display;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
+use crate::config::Secret;
 use crate::delivery::host_test::{Report, Wish};
+use crate::intake::Once;
+use crate::intake::idempotency::Key;
 use crate::message::{Draft, MessageId};
 use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
 
 pub(crate) mod api;
+pub mod caller;
+mod compose;
 pub mod filter;
+pub mod http;
 pub mod metrics;
 pub mod socket;
+pub(crate) mod submit;
 pub(crate) mod suspend;
 pub mod transfer;
 pub(crate) mod upkeep;
 pub mod view;
 
+pub use caller::Caller;
 pub use filter::{Filter, Page, Pick, Selection};
+pub use http::{Http, HttpError};
 pub use socket::{AdminSocket, SocketError};
 pub use transfer::{Exported, Imported};
 pub use view::{Listed, Story};
@@ -50,8 +60,30 @@ pub trait Backend: Send + Sync + 'static {
     /// their number. With `selection.dry_run` it only counts.
     fn change(&self, action: Action, selection: Selection) -> impl Future<Output = Result<usize, Trouble>> + Send;
 
-    /// Queues a message; the id is given once it is safely on disk.
-    fn submit(&self, draft: Draft) -> impl Future<Output = Result<MessageId, Refusal>> + Send;
+    /// Queues a message, with a key once; the id is given when it is safely on disk.
+    fn submit(&self, draft: Draft, key: Option<Key>) -> impl Future<Output = Result<Once, Refusal>> + Send;
+
+    /// Is this the password of an account that may send?
+    fn log_in(
+        &self,
+        _peer: IpAddr,
+        _name: String,
+        _password: Secret,
+    ) -> impl Future<Output = Result<Caller, Refusal>> + Send {
+        async { Err(Refusal::inner(CANNOT)) }
+    }
+
+    /// May this client try a token?
+    fn may_log_in(&self, _peer: IpAddr) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    /// It was the wrong one.
+    fn login_failed(&self, _peer: IpAddr) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    fn now(&self) -> Millis;
 
     fn status(&self) -> impl Future<Output = ServerStatus> + Send;
 
@@ -289,7 +321,7 @@ pub struct ServerStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerStatus {
     pub name: String,
-    /// `mx` or `submission`.
+    /// `mx`, `submission` or `http`.
     pub role: String,
     pub address: SocketAddr,
 }

@@ -12,7 +12,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get, post};
 use serde::{Deserialize, Serialize};
 
-use super::api::{Answer, Api, ApiError, parse_id, read, to_its_end, unknown};
+use super::api::{Answer, Api, ApiError, parse_id, to_its_end, unknown};
+use super::submit::read;
 use super::transfer::{self, Imported};
 use super::{BackedUp, Backend, Compacted, Complaint, Readiness, metrics};
 

@@ -1,5 +1,6 @@
 //! What people can do to the running server over the admin socket.
 
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,21 +8,27 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::admin::{
-    Action, BackedUp, Backend, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
     Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
+use crate::config::{Config, Secret};
 use crate::delivery::host_test::{Report, Wish};
 use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
-use crate::intake::Intake;
+use crate::intake::idempotency::Key;
+use crate::intake::{Intake, Once};
 use crate::message::{Address, Draft, MessageId, ReversePath};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Message, Recipient, Status};
 use crate::queue::suspend::Suspension;
-use crate::smtp::reply::Refusal;
+use crate::server::accounts::{Accounts, Verified};
+use crate::server::connection::AUTH_FAILURE_DELAY;
+use crate::server::limits::Limits;
+use crate::server::step::Login;
+use crate::smtp::reply::{Refusal, Severity};
 use crate::store::{Store, StoreError};
 
 use super::transfer::Transfer;
@@ -34,6 +41,17 @@ const SLICE_MESSAGES: usize = 500;
 /// Damaged records that are listed.
 const DAMAGED_MAX: usize = 1000;
 
+/// No account is called so: wrong tokens count against the client alone.
+const TOKEN: &str = "";
+
+/// What passwords are looked at with.
+#[derive(Debug)]
+pub struct Logins {
+    pub config: Arc<Config>,
+    pub accounts: Arc<Accounts>,
+    pub limits: Arc<Limits>,
+}
+
 /// The operator's hands.
 #[derive(Debug)]
 pub struct Operator {
@@ -45,6 +63,7 @@ pub struct Operator {
     pub transfer: Transfer,
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
+    pub logins: Logins,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
 }
@@ -105,9 +124,38 @@ impl Backend for Operator {
         }
     }
 
-    async fn submit(&self, draft: Draft) -> Result<MessageId, Refusal> {
-        self.intake.sender(None, &draft.envelope.mail_from, Some(draft.content.len()))?;
-        self.intake.accept(draft).await.map(|accepted| accepted.id)
+    async fn submit(&self, draft: Draft, key: Option<Key>) -> Result<Once, Refusal> {
+        self.intake.submit(draft, key.as_ref()).await
+    }
+
+    async fn log_in(&self, peer: IpAddr, name: String, password: Secret) -> Result<Caller, Refusal> {
+        let Logins { config, accounts, limits } = &self.logins;
+        limits.may_log_in(config, peer, &name, self.clock.now())?;
+        match accounts.verify(Login { account: name.clone(), password }).await {
+            Ok(Verified { name, max_recipients }) => Ok(Caller::Account { name, max_recipients }),
+            Err(refusal) => {
+                if refusal.reply.severity() == Severity::Permanent {
+                    limits.login_failed(config, peer, Some(&name), self.clock.now());
+                    tokio::time::sleep(AUTH_FAILURE_DELAY).await;
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    fn may_log_in(&self, peer: IpAddr) -> Result<(), Refusal> {
+        let Logins { config, limits, .. } = &self.logins;
+        limits.may_log_in(config, peer, TOKEN, self.clock.now())
+    }
+
+    async fn login_failed(&self, peer: IpAddr) {
+        let Logins { config, limits, .. } = &self.logins;
+        limits.login_failed(config, peer, None, self.clock.now());
+        tokio::time::sleep(AUTH_FAILURE_DELAY).await;
+    }
+
+    fn now(&self) -> Millis {
+        self.clock.now()
     }
 
     async fn status(&self) -> ServerStatus {

@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::Failure;
-use crate::admin::api::{ChangeAnswer, ListAnswer, SubmitAnswer};
+use crate::admin::api::{ChangeAnswer, ListAnswer};
 use crate::admin::filter::SelectionBody;
+use crate::admin::submit::SubmitAnswer;
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};

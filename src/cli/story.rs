@@ -137,6 +137,7 @@ fn origin_text(origin: &Origin) -> String {
             format!("from the pickup folder {folder}{account} (file {file})")
         }
         Door::Admin => "from the admin socket".to_owned(),
+        Door::Http => who.map_or("over HTTP".to_owned(), |account| format!("from {account} over HTTP")),
         Door::Bounce => "as a notice written by this server".to_owned(),
     }
 }

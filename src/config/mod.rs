@@ -80,6 +80,8 @@ pub struct Config {
     pub queue: Queue,
     pub limits: Limits,
     pub dns: Dns,
+    /// None: only the admin socket.
+    pub admin: Option<Admin>,
     pub log: Log,
     /// What loads but deserves a word at every start (`durability = "relaxed"`, no certificate…).
     pub warnings: Vec<String>,
@@ -656,6 +658,13 @@ pub struct Dns {
     /// Empty: /etc/resolv.conf.
     pub nameservers: Vec<SocketAddr>,
     pub timeout: Duration,
+}
+
+/// HTTP over TCP, for whoever shows the token.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub bind: SocketAddr,
+    pub token: Secret,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

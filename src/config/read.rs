@@ -84,6 +84,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let queue = running::queue(root);
     let limits = running::limits(root);
     let dns = running::dns(root);
+    let admin = running::admin(root);
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
     if let Some(postmaster) = &postmaster {
@@ -115,6 +116,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         queue,
         limits,
         dns,
+        admin,
         log,
         warnings: Vec::new(),
     })

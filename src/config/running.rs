@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::accounts::RECIPIENTS_MAX;
 use super::domains::MESSAGE_BYTES_MIN;
 use super::section::{Section, Wrong};
-use super::{Dns, Durability, Limits, Log, LogFormat, Queue, Rate};
+use super::{Admin, Dns, Durability, Limits, Log, LogFormat, Queue, Rate};
 
 const MIB: u64 = 1 << 20;
 /// Enough for a few chunks of bodies.
@@ -66,6 +66,47 @@ fn read_nameserver(text: &str) -> Result<SocketAddr, Wrong> {
     }
     let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
     address.ok_or_else(|| Wrong::value(format!("{text:?} is not the address of a name server"), remedy))
+}
+
+/// A token shorter than this can be guessed, in bytes.
+const TOKEN_BYTES_MIN: usize = 16;
+
+/// None: only the socket. Without `bind` the token is not looked at.
+pub(super) fn admin(root: &Section<'_>) -> Option<Admin> {
+    let section = root.section("admin");
+    let token = section.item("token");
+    let bind = section.item("bind");
+    let bind = bind.and_then(|item| Some((item.string("an address to listen on")?, item)));
+    let Some((text, item)) = bind.filter(|(text, _)| !text.is_empty()) else {
+        if let Some(token) = token {
+            token.check_secret_form();
+        }
+        return None;
+    };
+    if token.is_none() {
+        let what = "HTTP would be open to whoever can connect: there is no token";
+        item.wrong(Wrong::value(what, "Set `token` beside it; `openssl rand -hex 32` makes a good one."));
+    }
+    let token = token.and_then(|item| {
+        let token = item.secret()?;
+        if token.0.len() < TOKEN_BYTES_MIN {
+            let what = format!("the token has fewer than {TOKEN_BYTES_MIN} characters: it can be guessed");
+            item.wrong(Wrong::value(what, "`openssl rand -hex 32` makes a good one."));
+            return None;
+        }
+        Some(token)
+    });
+    let Ok(bind) = text.parse::<SocketAddr>() else {
+        let what = format!("{text:?} is not an address to listen on");
+        item.wrong(Wrong::value(what, "Write an IP address and a port, such as \"127.0.0.1:8025\"."));
+        return None;
+    };
+    if !bind.ip().is_loopback() {
+        section.report.warn(format!(
+            "admin.bind is {bind}: token and mail go over the network in clear; put a proxy with TLS in front of it"
+        ));
+    }
+    Some(Admin { bind, token: token? })
 }
 
 pub(super) fn log(root: &Section<'_>) -> Log {

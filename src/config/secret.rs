@@ -16,6 +16,13 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 const FORM: &str = "Write a string, { file = \"/path\" } or { env = \"NAME\" }.";
 
 impl Item<'_> {
+    /// Has it the form of a secret? One that nobody needs is not read.
+    pub fn check_secret_form(&self) {
+        if !matches!(self.node.value, Value::String(_) | Value::Table(_)) {
+            self.wrong_type("a secret", FORM);
+        }
+    }
+
     pub fn secret(&self) -> Option<Secret> {
         let secret = match &self.node.value {
             Value::String(text) => Ok(text.clone()),

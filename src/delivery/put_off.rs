@@ -33,7 +33,7 @@ pub(super) async fn put_off(parts: &Parts, put_off: PutOff) {
     let now = parts.clock.now();
     let retry = &parts.config.delivery.retry;
     let after =
-        |wait: Duration| message.received_at.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
+        |wait: Duration| message.tried_from().saturating_add(u64::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
     let expires = after(retry.expire);
     let notice = retry.delay_notice.map(after);
     let is_told = |recipient: &Recipient| {

@@ -227,7 +227,7 @@ impl Settler {
                 let retry = &self.config.delivery.retry;
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
                 let counted = if recipient.by_hand.is_some() { recipient.attempts.max(1) } else { attempt };
-                match schedule::next(retry, message.received_at, counted, now, not_before, (message.id, number)) {
+                match schedule::next(retry, message.tried_from(), counted, now, not_before, (message.id, number)) {
                     Next::GiveUp => {
                         let event = Event::Expired { recipient: address, why: why.clone(), attempt };
                         Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
@@ -253,7 +253,7 @@ impl Settler {
         next: Millis,
     ) -> Decided {
         let late = self.config.delivery.retry.delay_notice.is_some_and(|notice| {
-            self.clock.now().saturating_sub(message.received_at)
+            self.clock.now().saturating_sub(message.tried_from())
                 >= u64::try_from(notice.as_millis()).unwrap_or(u64::MAX)
         });
         let notify = late && !recipient.delay_notified;
@@ -314,7 +314,7 @@ impl Settler {
             Tell::Nothing => return None,
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
-            Tell::Delayed => Action::Delayed { until: message.received_at.saturating_add(retry_for) },
+            Tell::Delayed => Action::Delayed { until: message.tried_from().saturating_add(retry_for) },
             Tell::Delivered => Action::Delivered,
             Tell::Relayed => Action::Relayed,
         };

@@ -7,7 +7,7 @@ use super::Event;
 use crate::message::Door;
 
 /// The ways in, as labels.
-pub const DOORS: [&str; 5] = ["mx", "submission", "pickup", "admin", "bounce"];
+pub const DOORS: [&str; 6] = ["mx", "submission", "pickup", "admin", "bounce", "http"];
 
 /// What became of a try or a recipient, as labels.
 pub const OUTCOMES: [&str; 11] = [
@@ -94,5 +94,6 @@ fn door(door: &Door) -> usize {
         Door::Pickup { .. } => 2,
         Door::Admin => 3,
         Door::Bounce => 4,
+        Door::Http => 5,
     }
 }

@@ -9,6 +9,7 @@
 mod attachments;
 mod content;
 pub mod guard;
+pub mod idempotency;
 pub mod pickup;
 mod plan;
 mod quota;
@@ -24,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::checks::{self, Checked, Verdict};
 use crate::clock::{Clock, Millis};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
@@ -39,6 +40,7 @@ use crate::smtp::reply::Refusal;
 use crate::store::{Batch, StoreError, Table};
 
 use guard::DiskGuard;
+use idempotency::{Key, Known};
 use plan::Plan;
 use quota::Quotas;
 use rewrite::Author;
@@ -46,6 +48,8 @@ use sign::Signer;
 
 /// Locks under which loop counters are read and written.
 const LOOP_LOCKS: usize = 64;
+/// Locks under which a client's key is looked up and noted.
+const KEY_LOCKS: usize = 64;
 /// How long a message from a file or from the admin socket waits for memory.
 const ROOM_WAIT: Duration = Duration::from_secs(10);
 /// Longest subject kept for people, in characters.
@@ -59,6 +63,14 @@ pub struct Accepted {
     pub reply: Reply,
 }
 
+/// What became of a message that comes with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Once {
+    pub id: MessageId,
+    /// It was queued before.
+    pub is_repeated: bool,
+}
+
 pub struct Intake {
     config: Arc<Config>,
     clock: Clock,
@@ -69,6 +81,7 @@ pub struct Intake {
     disk: DiskGuard,
     quotas: Quotas,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
+    key_locks: Vec<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Intake {
@@ -88,8 +101,9 @@ impl Intake {
     ) -> Result<Intake, StoreError> {
         let quotas = Quotas::load(&config, queue.store(), clock.now())?;
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
-        let loop_locks = (0..LOOP_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect();
-        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks })
+        let locks = |count| (0..count).map(|_| tokio::sync::Mutex::new(())).collect();
+        let (loop_locks, key_locks) = (locks(LOOP_LOCKS), locks(KEY_LOCKS));
+        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks, key_locks })
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
@@ -127,6 +141,51 @@ impl Intake {
     /// As [`Intake::accept`]; `extra` is written in the same batch (a pickup claim, the end of the
     /// attempt that a bounce tells of).
     pub async fn accept_with(&self, draft: Draft, extra: Batch) -> Result<Accepted, Refusal> {
+        self.take(draft, extra, None).await
+    }
+
+    /// As [`Intake::accept`], for a door that has asked nothing yet; with a key, once.
+    pub async fn submit(&self, draft: Draft, key: Option<&Key>) -> Result<Once, Refusal> {
+        match key {
+            Some(key) => self.accept_once(draft, key).await,
+            None => {
+                self.may_submit(&draft)?;
+                let accepted = self.accept(draft).await?;
+                Ok(Once { id: accepted.id, is_repeated: false })
+            }
+        }
+    }
+
+    /// What SMTP asks at MAIL and RCPT.
+    fn may_submit(&self, draft: &Draft) -> Result<(), Refusal> {
+        let account = draft.origin.account.as_deref();
+        self.sender(account, &draft.envelope.mail_from, Some(draft.content.len()))?;
+        let mut recipients = draft.envelope.recipients.iter();
+        recipients.try_for_each(|recipient| self.recipient(Role::Submission, account, &recipient.address))
+    }
+
+    /// As [`Intake::submit`], once for each key: asked again, it says which message the key has made.
+    async fn accept_once(&self, draft: Draft, key: &Key) -> Result<Once, Refusal> {
+        let lock = self.key_locks.get(key.lock_key() as usize % KEY_LOCKS);
+        let _lock = match lock {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        };
+        match key.find(self.queue.store(), self.clock.now()).map_err(|error| store_trouble(&error))? {
+            Known::New => {
+                self.may_submit(&draft)?;
+                let accepted = self.take(draft, Batch::new(), Some(key)).await?;
+                Ok(Once { id: accepted.id, is_repeated: false })
+            }
+            Known::Made(id) => Ok(Once { id, is_repeated: true }),
+            Known::Other => {
+                let text = "the idempotency key was used for another message within the last 24 hours";
+                Err(Refusal::plain(Reply::new(550, (6, 0), text)))
+            }
+        }
+    }
+
+    async fn take(&self, draft: Draft, extra: Batch, key: Option<&Key>) -> Result<Accepted, Refusal> {
         let draft = self.paid(draft).await?;
         let now = self.clock.now();
         let id = self.queue.id_for(&draft.content);
@@ -138,7 +197,8 @@ impl Intake {
         let checked = self.check(&draft, &headers).await?;
         let stream = rights::stream(&self.config, &draft, &headers)?;
         self.check_attachments(&draft, &headers, id, now).await?;
-        let mut plan = Plan::make(&self.config, &draft, now)?;
+        let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
+        let mut plan = Plan::make(&self.config, &draft, begin)?;
         if let Verdict::Hold(reason) = &checked.verdict {
             plan.hold_all(reason);
         }
@@ -159,6 +219,9 @@ impl Intake {
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
         remember_sent(&message, &draft, &plan, &mut extra);
+        if let Some(key) = key {
+            key.note(id, now, &mut extra);
+        }
         let counted = self.count(&draft, now, &mut extra).await?;
 
         let recipients: Vec<_> = plan.deliveries.into_iter().map(|delivery| delivery.recipient).collect();
@@ -179,7 +242,7 @@ impl Intake {
     /// A draft whose bytes count against `queue.memory`. Those that come in by SMTP do already; a notice
     /// of ours is small, and must not wait for others.
     async fn paid(&self, draft: Draft) -> Result<Draft, Refusal> {
-        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin) {
+        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin | Door::Http) {
             return Ok(draft);
         }
         let Draft { envelope, content, origin } = draft;
@@ -226,7 +289,7 @@ impl Intake {
                     _ => Ok(checked),
                 }
             }
-            Door::Submission { .. } | Door::Pickup { .. } | Door::Admin => {
+            Door::Submission { .. } | Door::Pickup { .. } | Door::Admin | Door::Http => {
                 rights::author(&self.config, draft, headers)?;
                 Ok(unchecked())
             }
@@ -315,6 +378,7 @@ fn message_record(
         recipients: plan.deliveries.len() as u32,
         stream: stream::default_name(),
         tls: wish(draft, headers),
+        not_before: draft.envelope.not_before,
     }
 }
 

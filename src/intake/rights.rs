@@ -127,7 +127,7 @@ pub(super) fn stream(config: &Config, draft: &Draft, headers: &Headers<'_>) -> R
     let wanted = field.text().trim().to_owned();
     let may = match (&draft.origin.door, account) {
         // Who runs this server, and the server itself.
-        (Door::Admin | Door::Bounce, None) => config.streams.contains_key(&wanted),
+        (Door::Admin | Door::Http | Door::Bounce, None) => config.streams.contains_key(&wanted),
         (_, None) => false,
         (_, Some(account)) => account.may_use(&wanted),
     };

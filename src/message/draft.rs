@@ -38,6 +38,8 @@ pub enum Door {
     Pickup { folder: String, file: String },
     /// The admin socket (`postrider send`).
     Admin,
+    /// HTTP over TCP.
+    Http,
     /// A delivery status notification of our own.
     Bounce,
 }
@@ -54,6 +56,7 @@ impl Door {
             Door::Mx { listener } | Door::Submission { listener } => listener,
             Door::Pickup { .. } => "pickup",
             Door::Admin => "admin",
+            Door::Http => "http",
             Door::Bounce => "bounce",
         }
     }

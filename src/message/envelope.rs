@@ -16,6 +16,9 @@ pub struct Envelope {
     /// REQUIRETLS (RFC 8689 2).
     #[serde(default)]
     pub require_tls: bool,
+    /// When it may be sent, if that is not at once: milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<u64>,
 }
 
 /// What the sender asks of TLS on the further way (RFC 8689).
@@ -40,6 +43,7 @@ impl Envelope {
             smtputf8: false,
             dsn: DsnRequest::default(),
             require_tls: false,
+            not_before: None,
         }
     }
 }

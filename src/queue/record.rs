@@ -89,6 +89,9 @@ pub struct Message {
     /// What its sender asked of TLS.
     #[serde(default)]
     pub tls: TlsWish,
+    /// Its sender wanted it to go then, not at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Millis>,
 }
 
 /// The end of a large message, in `body` records of its own from [`STREAMED_FROM`] on.
@@ -103,6 +106,11 @@ pub struct Streamed {
 pub const STREAMED_FROM: u32 = 1 << 16;
 
 impl Message {
+    /// When trying begins: what `[delivery.retry]` says counts from then.
+    pub fn tried_from(&self) -> Millis {
+        self.not_before.map_or(self.received_at, |wanted| wanted.max(self.received_at))
+    }
+
     /// The numbers of its `body` records, in the order of the message.
     pub fn body_numbers(&self) -> impl Iterator<Item = u32> + use<> {
         (0..self.chunks).chain(streamed_numbers(self.streamed.map_or(0, |streamed| streamed.chunks)))

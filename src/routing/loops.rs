@@ -34,9 +34,9 @@ const FUTURE_MAX: Millis = 5 * 60 * 1000;
 const SHOWN_CHARS_MAX: usize = 120;
 /// Answers in a period where `limit = 0` takes only those: two machines can answer each other too.
 const ANSWERS_MAX: usize = 90;
-pub(super) const VERSION: u8 = 1;
-/// Version and expiry, which every entry begins with.
-pub(super) const HEAD_BYTES: usize = 9;
+const VERSION: u8 = 1;
+/// Version and expiry, which every entry of the table begins with.
+pub const HEAD_BYTES: usize = 9;
 
 const KIND_LIMIT: u8 = b'l';
 const KIND_MESSAGE_ID: u8 = b'm';
@@ -336,7 +336,7 @@ fn message_id_key(input: &Input<'_>, recipient: &Inbound) -> Option<Vec<u8>> {
 }
 
 /// Parts with a zero byte between them, which no address holds.
-pub(super) fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = vec![kind];
     for part in parts {
         key.push(0);
@@ -345,9 +345,15 @@ pub(super) fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     key
 }
 
-fn encode(expiry: Millis, times: impl Iterator<Item = Millis>) -> Vec<u8> {
+/// What an entry begins with that may go at `expiry`.
+pub fn head(expiry: Millis) -> Vec<u8> {
     let mut value = vec![VERSION];
     value.extend_from_slice(&expiry.to_be_bytes());
+    value
+}
+
+fn encode(expiry: Millis, times: impl Iterator<Item = Millis>) -> Vec<u8> {
+    let mut value = head(expiry);
     times.for_each(|time| value.extend_from_slice(&time.to_be_bytes()));
     value
 }

@@ -7,7 +7,7 @@
 use crate::clock::Millis;
 use crate::message::MessageId;
 
-use super::loops::{self, VERSION};
+use super::loops;
 use super::sender::message_id_hash;
 
 const KIND: u8 = b's';
@@ -25,8 +25,7 @@ pub struct Sent {
 impl Sent {
     /// What to write when it is queued.
     pub fn entry(&self, message_id: &str, now: Millis) -> (Vec<u8>, Vec<u8>) {
-        let mut value = vec![VERSION];
-        value.extend_from_slice(&now.saturating_add(KEPT).to_be_bytes());
+        let mut value = loops::head(now.saturating_add(KEPT));
         value.extend_from_slice(&self.id.to_key());
         value.extend_from_slice(self.account.as_deref().unwrap_or_default().as_bytes());
         (key(message_id), value)
@@ -73,7 +72,7 @@ mod tests {
         let mut broken = value.clone();
         *broken.last_mut().unwrap() = 0xff;
         assert_eq!(Sent::read(&broken, 6), None);
-        broken[0] = VERSION + 1;
+        broken[0] += 1;
         assert!(loops::is_expired(&broken, 6), "the sweep takes it away");
     }
 }

@@ -11,6 +11,7 @@
 mod body;
 pub mod memory;
 mod questions;
+pub use questions::AUTH_FAILURE_DELAY;
 mod stream;
 
 use std::io;

@@ -60,7 +60,7 @@ pub trait Outside: Send + Sync + 'static {
 pub struct Shared<O> {
     pub config: Arc<Config>,
     pub tls: ServerTls,
-    pub accounts: Accounts,
+    pub accounts: Arc<Accounts>,
     pub limits: Arc<Limits>,
     pub clock: Clock,
     pub outside: O,
@@ -73,7 +73,7 @@ pub struct Shared<O> {
 impl<O: Outside> Shared<O> {
     pub fn new(config: Arc<Config>, tls: ServerTls, outside: O, clock: Clock) -> Result<Arc<Shared<O>>, AccountsError> {
         Ok(Arc::new(Shared {
-            accounts: Accounts::new(config.clone(), clock.clone())?,
+            accounts: Arc::new(Accounts::new(config.clone(), clock.clone())?),
             limits: Limits::new(),
             memory: MessageMemory::new(outside.memory().unwrap_or_else(|| Memory::new(config.queue.memory))),
             config,

@@ -34,6 +34,7 @@ fn message() -> Message {
         recipients: 1,
         stream: crate::message::stream::default_name(),
         tls: crate::message::TlsWish::default(),
+        not_before: None,
     }
 }
 

@@ -196,6 +196,7 @@ impl Session {
             smtputf8: sender.params.smtputf8,
             dsn: sender.params.dsn,
             require_tls: sender.params.require_tls,
+            not_before: None,
         };
         let listener = self.policy.listener.clone();
         let origin = Origin {
