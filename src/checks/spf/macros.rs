@@ -179,9 +179,11 @@ impl Macro {
         let (digits, rest) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
         let parts = match digits {
             "" => PARTS_MAX,
-            digits => digits.parse().ok().filter(|parts| (1..=PARTS_MAX).contains(parts)).ok_or(SyntaxError(
-                "a macro that asks for no part or for more than a name has",
-            ))?,
+            digits => digits
+                .parse()
+                .ok()
+                .filter(|parts| (1..=PARTS_MAX).contains(parts))
+                .ok_or(SyntaxError("a macro that asks for no part or for more than a name has"))?,
         };
         let delimiters = rest.strip_prefix(['r', 'R']);
         let reverse = delimiters.is_some();
@@ -322,7 +324,10 @@ mod tests {
 
     #[test]
     fn the_other_letters() {
-        assert_eq!(text("%{c} %{r} %{t} %{h} %{p} %%%_%-"), "192.0.2.3 mail.own.test 1795300017 helo.example.org mx.example.org % %20");
+        assert_eq!(
+            text("%{c} %{r} %{t} %{h} %{p} %%%_%-"),
+            "192.0.2.3 mail.own.test 1795300017 helo.example.org mx.example.org % %20"
+        );
         assert_eq!(text("%{S}"), "strong-bad%40email.example.com");
         assert_eq!(text("%{D1R}"), "email");
         assert_eq!(text("%{l127r+-}"), "bad.strong");
@@ -332,15 +337,38 @@ mod tests {
     #[test]
     fn what_the_grammar_does_not_allow_is_an_error() {
         for bad in [
-            "%", "a%", "%a", "%(d)", "%{", "%{d", "%{}", "%{x}", "%{d0}", "%{d00}", "%{d128}", "%{d99999999999999999999}",
-            "%{d-1}", "%{dr2}", "%{drr}", "%{d:}", "%{ d}", "%{c}", "%{R}", "%{t}", "a b", "\u{7f}", "\t", "é",
+            "%",
+            "a%",
+            "%a",
+            "%(d)",
+            "%{",
+            "%{d",
+            "%{}",
+            "%{x}",
+            "%{d0}",
+            "%{d00}",
+            "%{d128}",
+            "%{d99999999999999999999}",
+            "%{d-1}",
+            "%{dr2}",
+            "%{drr}",
+            "%{d:}",
+            "%{ d}",
+            "%{c}",
+            "%{R}",
+            "%{t}",
+            "a b",
+            "\u{7f}",
+            "\t",
+            "é",
         ] {
             assert!(MacroString::parse(bad, Place::Record).is_err(), "{bad:?}");
         }
         for bad in ["", ".", "a", "a.", "com", "a.1", "a.-a", "a.a-", "a..", "%{d}.", "%{d}com", "a.b/c", "a.b:1"] {
             assert!(MacroString::parse_domain(bad).is_err(), "{bad:?}");
         }
-        for good in ["a.b", "a.b.", ".b", "a..b", "a.1-1", "a.xn--zckzah", "%{d}", "a%%", "%{d}.b", "a:b/c.d", "!$&.x1"] {
+        for good in ["a.b", "a.b.", ".b", "a..b", "a.1-1", "a.xn--zckzah", "%{d}", "a%%", "%{d}.b", "a:b/c.d", "!$&.x1"]
+        {
             assert!(MacroString::parse_domain(good).is_ok(), "{good:?}");
         }
     }
