@@ -6,8 +6,8 @@
 //! /etc/hosts: mail goes by DNS (RFC 5321 5.1).
 //!
 //! Leaves out: the order among MX hosts of equal preference (delivery shuffles), which addresses may
-//! be connected to (delivery). What is signed is told apart in `secure`; records
-//! as they are come from `records`.
+//! be connected to (delivery). What is signed is told apart in `secure`; `records` has them as they are,
+//! for checks that may not miss any.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

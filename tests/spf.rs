@@ -20,6 +20,7 @@ use postrider::dns::{DnsError, Resolver};
 use proptest::prelude::*;
 use spf_suites::{Memory, SUITES, load, not_passed};
 use tokio::time::Instant;
+use zone::Zone;
 
 const CLIENT: &str = "192.0.2.1";
 
@@ -148,6 +149,38 @@ async fn eleven_mail_hosts_are_an_error_and_an_eleventh_name_of_the_client_is_ig
     assert_eq!(result(&zone, "eleven.test").await, ("permerror", "more than 10 MX hosts", 2));
     assert_eq!(result(&zone, "names.test").await, ("pass", "", 12));
     assert_eq!(result(&zone, "eleventh.test").await, ("fail", "", 12));
+}
+
+#[tokio::test]
+async fn the_most_questions_that_terms_can_ask() {
+    let mut records = vec![("most.test".to_owned(), "TXT", format!("v=spf1 {} -all", "mx:hosts.test ".repeat(10)))];
+    for n in 0..10 {
+        records.push(("hosts.test".to_owned(), "MX", format!("mx{n}.test")));
+        records.push((format!("mx{n}.test"), "A", "198.51.100.1".to_owned()));
+    }
+    let records: Vec<(&str, &str, &str)> = records.iter().map(|(n, kind, v)| (n.as_str(), *kind, v.as_str())).collect();
+    let zone = Memory::new(&records);
+    assert_eq!(result(&zone, "most.test").await, ("fail", "", 1 + 10 * 11));
+}
+
+/// A record of 58 kB, and 500 names of the client, of which ten are looked at.
+#[tokio::test]
+async fn large_answers_are_read_whole_and_cost_no_more_questions() {
+    let many = "ip4:198.51.100.1 ".repeat(3_400);
+    let zone = Zone::new()
+        .txt("large.test", &format!("v=spf1 {many} ip4:{CLIENT} -all"))
+        .txt("broken.test", &format!("v=spf1 ip4:{CLIENT} {many} ip4:198.51.100.256"))
+        .txt("names.test", "v=spf1 ptr -all");
+    let zone = (0..500).fold(zone, |zone, n| zone.ptr(CLIENT, &format!("n{n}.names.test")));
+    let server = zone.serve().await;
+    let resolver = Resolver::new(&server.config()).unwrap();
+    for (name, expected) in [("large.test", "pass"), ("broken.test", "permerror")] {
+        assert_eq!(check_host(&resolver, &query(name), later()).await.result.as_str(), expected, "{name}");
+    }
+    let before = server.queries();
+    assert_eq!(check_host(&resolver, &query("names.test"), later()).await.result, SpfResult::Fail);
+    // The record, the names by UDP and then by TCP, and their addresses.
+    assert_eq!(server.queries() - before, 1 + 2 + 10);
 }
 
 /// Answers at once, but for one name: never.
