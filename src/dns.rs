@@ -6,7 +6,8 @@
 //! /etc/hosts: mail goes by DNS (RFC 5321 5.1).
 //!
 //! Leaves out: the order among MX hosts of equal preference (delivery shuffles), which addresses may
-//! be connected to (delivery). What is signed is told apart in `secure`.
+//! be connected to (delivery). What is signed is told apart in `secure`; `records` has them as they are,
+//! for checks that may not miss any.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use crate::config;
 use crate::message::Domain;
 
+mod records;
 mod secure;
 
 pub use secure::Tlsa;
@@ -208,7 +210,11 @@ impl Resolver {
 
     /// `Ok(None)`: the name is there, but has no such record.
     async fn lookup(&self, name: &str, kind: RecordType) -> Result<Option<Lookup>, DnsError> {
-        let answer = self.inner.0.lookup(fqdn(name)?, kind).await;
+        self.ask(fqdn(name)?, kind).await
+    }
+
+    async fn ask(&self, name: Name, kind: RecordType) -> Result<Option<Lookup>, DnsError> {
+        let answer = self.inner.0.lookup(name.clone(), kind).await;
         if let Ok(_) | Err(NetError::Dns(Negative::NoRecordsFound(_))) = &answer {
             self.asked.answered.fetch_add(1, Ordering::Relaxed);
             self.asked.unanswered.store(0, Ordering::Relaxed);
@@ -221,7 +227,7 @@ impl Resolver {
                 ResponseCode::NXDomain => Err(DnsError::NoSuchDomain),
                 _ => Ok(None),
             },
-            Err(error) => Err(DnsError::Temporary(trouble(name, kind, &error))),
+            Err(error) => Err(DnsError::Temporary(trouble(name.to_ascii().trim_end_matches('.'), kind, &error))),
         }
     }
 }

@@ -127,22 +127,22 @@ fn spf_zone() -> Zone {
 #[tokio::test]
 async fn spf_results() {
     let world = World::new(spf_zone()).await;
-    for (name, result) in [
-        ("pass.test", "pass"),
-        ("include.test", "pass"),
-        ("fail.test", "fail"),
-        ("softfail.test", "softfail"),
-        ("neutral.test", "neutral"),
-        ("none.test", "none"),
-        ("nowhere.test", "none"),
-        ("broken.test", "permerror"),
-        ("two.test", "permerror"),
-        ("temp.test", "temperror"),
+    for (name, result, why) in [
+        ("pass.test", "pass", ""),
+        ("include.test", "pass", ""),
+        ("fail.test", "fail", ""),
+        ("softfail.test", "softfail", ""),
+        ("neutral.test", "neutral", ""),
+        ("none.test", "none", ""),
+        ("nowhere.test", "none", ""),
+        ("broken.test", "permerror", " (\"ip4\" with something else than an address)"),
+        ("two.test", "permerror", " (more than one record)"),
+        ("temp.test", "temperror", " (DNS did not answer)"),
     ] {
         let checked = world.check(&format!("a@{name}"), message("a@nothing.test")).await;
         let finding = checked.findings.spf.clone().unwrap();
         assert_eq!((finding.result.as_str(), finding.domain.as_str()), (result, name));
-        let expected = format!("{}; spf={result} smtp.mailfrom=a@{name}; dkim=none; dmarc=none ", plain::HOSTNAME);
+        let expected = format!("{}; spf={result}{why} smtp.mailfrom=a@{name}; dkim=none; dmarc=none ", plain::HOSTNAME);
         assert!(unfolded(&checked).starts_with(&expected), "{}", unfolded(&checked));
         assert_eq!(outcome(&checked), "", "{name}");
     }
@@ -172,6 +172,27 @@ async fn spf_reject() {
         assert!(!checked.authentication_results.contains("dkim"), "off is not shown");
         assert_eq!(checked.findings.dmarc, None);
     }
+}
+
+#[tokio::test]
+async fn a_refusal_by_spf_shows_the_words_of_the_domain_cleaned() {
+    let zone = Zone::new()
+        .txt("fail.test", "v=spf1 -all exp=why.%{d}")
+        .txt("why.fail.test", "%{c} is none of %{d}'s hosts (%{r}, %{h}).");
+    let evil: &[u8] = b"see\r\n250 2.0.0 \x1b[31mok";
+    let zone = zone.txt("evil.test", "v=spf1 -all exp=why.%{d}").txt_strings("why.evil.test", &[evil.to_vec()]);
+    let world = World::new(zone).await.modes(CheckMode::Reject, CheckMode::Off, DmarcMode::Off);
+    let reply = |checked: &Checked| match &checked.verdict {
+        Verdict::Reject(refusal) => refusal.reply.text.to_string(),
+        other => format!("{other:?}"),
+    };
+    let checked = world.check("a@fail.test", message("a@nothing.test")).await;
+    let own = "SPF: 192.0.2.1 may not send mail for fail.test";
+    let theirs = "192.0.2.1 is none of fail.test's hosts (mail.own.test, helo.test).";
+    assert_eq!(reply(&checked), format!("{own}\nthe domain fail.test explains:\n{theirs}"));
+    // Control characters are no explanation (RFC 7208 6.2, 7.1).
+    let checked = world.check("a@evil.test", message("a@nothing.test")).await;
+    assert_eq!(reply(&checked), "SPF: 192.0.2.1 may not send mail for evil.test");
 }
 
 #[tokio::test]

@@ -106,3 +106,33 @@ async fn silence_is_temporary() {
     assert!(matches!(resolver.mx(&domain("silent.test")).await, Err(DnsError::Temporary(_))));
     assert!(server.queries() > 0);
 }
+
+#[tokio::test]
+async fn records_as_they_are() {
+    let many = |zone: Zone| (0..40).fold(zone, |zone, n| zone.a("many.test", &format!("192.0.2.{n}")));
+    let zone = many(Zone::new())
+        .txt_strings("texts.test", &[b"v=spf1 ".to_vec(), b"\xff-all".to_vec()])
+        .aaaa("many.test", "2001:db8::1")
+        .mx("many.test", 10, "a b:c/%20.test")
+        .mx("many.test", 10, "MX.test")
+        .null_mx("many.test")
+        .ptr("192.0.2.1", "Host.test")
+        .pointer("2.2.0.192.in-addr.arpa", "x y.test")
+        .txt("a b:c/%20.test", "odd")
+        .fail("broken.test");
+    let (_server, resolver) = serve(zone).await;
+    assert_eq!(resolver.txt_octets("texts.test").await, Ok(vec![b"v=spf1 \xff-all".to_vec()]));
+    assert_eq!(resolver.txt_octets("a b:c/%20.test").await, Ok(vec![b"odd".to_vec()]));
+    assert_eq!(resolver.txt_octets("many.test").await, Ok(Vec::new()));
+    assert_eq!(resolver.txt_octets("nowhere.test").await, Err(DnsError::NoSuchDomain));
+    assert!(matches!(resolver.txt_octets("broken.test").await, Err(DnsError::Temporary(_))));
+    assert!(matches!(resolver.txt_octets("a..test").await, Err(DnsError::Unusable(_))));
+    assert_eq!(resolver.ip4_addresses("many.test").await.unwrap().len(), 40);
+    assert_eq!(resolver.ip6_addresses("many.test").await, Ok(vec!["2001:db8::1".parse().unwrap()]));
+    let mut hosts = resolver.mx_names("many.test").await.unwrap();
+    hosts.sort();
+    assert_eq!(hosts, ["", "MX.test", "a b:c/%20.test"]);
+    assert_eq!(resolver.ptr_names("192.0.2.1".parse().unwrap()).await, Ok(vec!["Host.test".to_owned()]));
+    assert_eq!(resolver.ptr_names("192.0.2.2".parse().unwrap()).await, Ok(vec!["x y.test".to_owned()]));
+    assert_eq!(resolver.ptr_names("192.0.2.3".parse().unwrap()).await, Err(DnsError::NoSuchDomain));
+}

@@ -5,15 +5,16 @@
 //! with DNS is never a pass and never a final refusal; nothing that came over the wire gets into the
 //! Authentication-Results field except checked domain names, addresses and base64.
 //!
-//! mail-auth does the cryptography and the policy rules. `spf`, `dkim` and `dmarc` hold what we do
-//! better than leave to it; `results` writes and recognises Authentication-Results. Left out: ARC,
-//! reverse DNS, DNS lists, milters; reports.
+//! `spf` evaluates RFC 7208 itself. For the rest mail-auth does the cryptography and the policy rules;
+//! `dkim` and `dmarc` hold what we do better than leave to it. `results` writes and recognises
+//! Authentication-Results. Left out: ARC, reverse DNS, DNS lists, milters; reports.
 
 mod dkim;
 mod dmarc;
 mod results;
-mod spf;
+pub mod spf;
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -117,14 +118,19 @@ fn verdict(config: &Config, spf: Option<&spf::Spf>, dkim: &[dkim::Dkim], dmarc: 
 
 fn spf_verdict(spf: &spf::Spf) -> Verdict {
     match spf.result() {
-        "fail" => reject(
-            Reply::new(550, (7, 23), format!("SPF: this address may not send mail for {}", spf.domain())),
-            format!("SPF fail of {} for {}", spf.domain(), spf.client()),
-        ),
+        "fail" => {
+            let mut text = format!("SPF: {} may not send mail for {}", spf.client(), spf.domain());
+            // RFC 7208 6.2: told to be the domain's words, not ours.
+            if let Some(explanation) = &spf.outcome.explanation {
+                let _ = write!(text, "\nthe domain {} explains:\n{}", explanation.domain, explanation.text);
+            }
+            let reason = format!("SPF fail of {} for {}", spf.domain(), spf.client());
+            reject(Reply::new(550, (7, 23), text), reason)
+        }
         // RFC 7372 3.2: 7.24 for errors of SPF itself.
         "temperror" => reject(
             Reply::new(451, (7, 24), "SPF could not be evaluated right now, please try again"),
-            format!("SPF temperror of {}", spf.domain()),
+            format!("SPF temperror of {}: {}", spf.domain(), spf.outcome.why),
         ),
         _ => Verdict::Accept,
     }

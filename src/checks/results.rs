@@ -54,6 +54,7 @@ fn id(hostname: &Domain) -> String {
 
 fn spf_words(spf: &Spf) -> Vec<String> {
     let mut words = vec![format!("spf={}", spf.result())];
+    words.extend(comment(spf.outcome.why));
     match &spf.identity {
         Identity::MailFrom(address) => words.push(format!("smtp.mailfrom={}", plain(address))),
         Identity::Helo(Some(domain)) => words.push(format!("smtp.helo={domain}")),

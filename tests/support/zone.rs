@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A name that was not given is NXDOMAIN; a name that was given for another type, or that lies above
-//! a given one, is NOERROR without records. `fail` gives SERVFAIL and `silent` no answer at all.
+//! a given one, is NOERROR without records. `fail` gives SERVFAIL, `lame` does where a name has no records of the
+//! type, and `silent` gives no answer at all.
 //! An answer too big for UDP is truncated there, so that the client asks again over TCP.
 //!
 //! After `signed` the zone is the root and all below it, signed with a key of its own (`ZoneServer::anchors`);
@@ -41,6 +42,7 @@ const TTL: u32 = 300;
 pub struct Zone {
     records: BTreeMap<String, Vec<RData>>,
     failing: BTreeSet<String>,
+    lame: BTreeSet<String>,
     silent: BTreeSet<String>,
     signer: Option<Arc<DnssecSigner>>,
     unsigned: BTreeSet<String>,
@@ -77,6 +79,16 @@ impl Zone {
     /// Split at 255 octets, as a zone file would have it.
     pub fn txt(self, name: &str, text: &str) -> Zone {
         self.record(name, RData::TXT(TXT::from_bytes(text.as_bytes().chunks(255).collect())))
+    }
+
+    /// Octets, in strings as given.
+    pub fn txt_strings(self, name: &str, strings: &[Vec<u8>]) -> Zone {
+        self.record(name, RData::TXT(TXT::from_bytes(strings.iter().map(Vec::as_slice).collect())))
+    }
+
+    /// A PTR record of any name.
+    pub fn pointer(self, name: &str, host: &str) -> Zone {
+        self.record(name, RData::PTR(PTR(fqdn(host))))
     }
 
     pub fn ptr(self, address: &str, host: &str) -> Zone {
@@ -118,6 +130,12 @@ impl Zone {
         self
     }
 
+    /// SERVFAIL for the types of which this name has no records.
+    pub fn lame(mut self, name: &str) -> Zone {
+        self.lame.insert(key(name));
+        self
+    }
+
     /// No answer for any type of this name and all names below it.
     pub fn silent(mut self, name: &str) -> Zone {
         self.silent.insert(key(name));
@@ -148,7 +166,7 @@ impl Zone {
             return Some(response);
         };
         response.add_query(question.clone());
-        let name = key(&question.name().to_ascii());
+        let name = text(question.name());
         if is_below(&name, &self.silent) {
             return None;
         }
@@ -171,7 +189,7 @@ impl Zone {
     }
 
     fn sign(&self, signer: &DnssecSigner, question: &hickory_proto::op::Query, response: &mut Message) {
-        let name = key(&question.name().to_ascii());
+        let name = text(question.name());
         let at_the_cut = question.query_type() == RecordType::DS && self.unsigned.contains(&name);
         if is_below(&name, &self.unsigned) && !at_the_cut {
             // From the unsigned zone itself.
@@ -198,7 +216,9 @@ impl Zone {
     /// The records of a name and type, along CNAMEs.
     fn collect(&self, mut name: String, kind: RecordType, response: &mut Message) -> ResponseCode {
         for _ in 0..8 {
-            let Some(records) = self.records.get(&name) else {
+            let no_records: Vec<RData> = Vec::new();
+            let records = self.records.get(&name).or(self.lame.contains(&name).then_some(&no_records));
+            let Some(records) = records else {
                 let suffix = format!(".{name}");
                 let is_above = self.records.keys().any(|other| other.ends_with(&suffix));
                 return if is_above { ResponseCode::NoError } else { ResponseCode::NXDomain };
@@ -209,11 +229,14 @@ impl Zone {
                     response.add_answer(Record::from_rdata(fqdn(&name), TTL, data.clone()));
                 } else if let RData::CNAME(target) = data {
                     response.add_answer(Record::from_rdata(fqdn(&name), TTL, data.clone()));
-                    next = Some(key(&target.0.to_ascii()));
+                    next = Some(text(&target.0));
                 }
             }
-            let Some(target) = next else { return ResponseCode::NoError };
-            name = target;
+            match next {
+                Some(target) => name = target,
+                None if self.lame.contains(&name) && response.answers.is_empty() => return ResponseCode::ServFail,
+                None => return ResponseCode::NoError,
+            }
         }
         ResponseCode::ServFail
     }
@@ -362,14 +385,18 @@ async fn one_port() -> (UdpSocket, TcpListener) {
     unreachable!("no port is free for both UDP and TCP");
 }
 
+/// Labels may hold what no host name does.
 fn fqdn(name: &str) -> Name {
-    let mut name = Name::from_ascii(name).unwrap();
-    name.set_fqdn(true);
-    name
+    Name::from_labels(name.split('.').filter(|label| !label.is_empty()).map(str::as_bytes)).unwrap()
 }
 
 fn key(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+fn text(name: &Name) -> String {
+    let labels: Vec<_> = name.iter().map(String::from_utf8_lossy).collect();
+    labels.join(".").to_ascii_lowercase()
 }
 
 fn is_below(name: &str, set: &BTreeSet<String>) -> bool {
