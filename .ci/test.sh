@@ -23,8 +23,9 @@ skipped=
 if cmp -s "$wanted" "$venv/requirements.txt"; then
     # The tests take this Python, and fail if it cannot do what they need.
     export POSTRIDER_TEST_PYTHON="$venv/bin/python"
+    export POSTRIDER_TEST_SCHEMATHESIS="$venv/bin/schemathesis"
 else
-    skipped="WARNING: dkimpy could not be installed from PyPI; tests against it are SKIPPED."
+    skipped="WARNING: dkimpy could not be installed from PyPI; tests against it, and of the HTTP API's description, are SKIPPED."
     echo "$skipped" >&2
 fi
 

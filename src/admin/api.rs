@@ -170,7 +170,10 @@ async fn list<B: Backend>(
     if query.status == Some(super::view::Status::Damaged) {
         return Ok(Json(ListAnswer { messages: Vec::new(), next: None, damaged: api.backend.damaged().await? }));
     }
-    let limit = query.limit.unwrap_or(PAGE_MESSAGES_DEFAULT).clamp(1, PAGE_MESSAGES_MAX);
+    let limit = query.limit.unwrap_or(PAGE_MESSAGES_DEFAULT);
+    if !(1..=PAGE_MESSAGES_MAX).contains(&limit) {
+        return Err(ApiError::bad(format!("limit is {limit}"), "a page has 1 to 1000 messages"));
+    }
     let filter = Filter { to: query.to, from: query.from, domain: query.domain, status: query.status, older_than };
     let messages = api.backend.list(filter, Page { limit, after: query.after }).await?;
     let next = messages.last().map(|last| last.id).filter(|_| messages.len() >= limit);
