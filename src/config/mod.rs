@@ -567,6 +567,8 @@ pub struct Checks {
     pub spf: CheckMode,
     pub dkim: CheckMode,
     pub dmarc: DmarcMode,
+    pub rdns: CheckMode,
+    pub dnsbl: Vec<Domain>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
