@@ -66,11 +66,11 @@ impl World {
              [dns]\nnameservers = [\"{}\"]\n[checks]\n{checks}\n",
             zone.addr()
         );
-        // Held, so that it can be looked at.
-        let hold = "[loops]\nautomatic = \"accept\"\n";
+        // So many messages from one sender are no loop here.
+        let loops = "[loops]\ntrusted = [\"attacker.example\", \"victim.example\"]\n";
         let line = "hostname = \"mail.home.test\"";
         let server =
-            TestServer::start_with(folder.path(), &format!("{more}{hold}"), line, "hostname = \"mx.rcpt.example\"")
+            TestServer::start_with(folder.path(), &format!("{more}{loops}"), line, "hostname = \"mx.rcpt.example\"")
                 .await;
         World { server, _zone: zone, _folder: folder }
     }
@@ -129,7 +129,7 @@ fn assert_rule(name: &str, rule: &str, fate: &Fate) {
         | "log escaped" => assert_refused(name, fate),
         ONE_IDENTITY if !fate.reply.starts_with("250") => assert_refused(name, fate),
         ONE_IDENTITY | "pass-for-attacker-only" => {
-            assert!(fate.results.contains(of_attacker), "{name}: {}", fate.results);
+            assert!(fate.results.contains(of_attacker), "{name}: {} {}", fate.reply, fate.results);
             assert_eq!(fate.results.matches("dmarc=").count(), 1, "{name}: {}", fate.results);
         }
         "identity in A-label form" => {
@@ -144,7 +144,7 @@ fn assert_rule(name: &str, rule: &str, fate: &Fate) {
             assert!(!text.contains("header.from=victim.example"), "{text}");
         }
         "one view of where the header ends" => {
-            assert!(fate.results.contains(of_attacker), "{name}: {}", fate.results);
+            assert!(fate.results.contains(of_attacker), "{name}: {} {}", fate.reply, fate.results);
             assert!(kept(fate).contains("\nFrom: a@attacker.example\n\nthis is no field\nFrom: "), "{}", kept(fate));
         }
         other => panic!("{name}: what is the rule {other:?}?"),
@@ -205,8 +205,8 @@ async fn envelopes_are_unambiguous_or_refused() {
     let cases = flow::maps(&std::fs::read_to_string(data().join("mail-from-helo.yml")).unwrap());
     assert_eq!(cases.len(), 11);
     for (number, case) in cases.iter().enumerate() {
-        // Each another one, or they would be taken for a loop.
-        let content = format!("From: ceo@victim.example\r\nTo: bob@rcpt.example\r\nSubject: {number}\r\n\r\nhello\r\n");
+        let content =
+            format!("From: ceo@victim.example\r\nTo: bob@rcpt.example\r\nSubject: {number}\r\n\r\nhello {number}\r\n");
         let of_attacker = content.replace("ceo@victim.example", "a@attacker.example");
         let text = |key: &str| String::from_utf8(case[key].clone()).unwrap();
         let (ehlo, mail, rule) = (text("ehlo"), text("mail"), text("rule"));
