@@ -1,7 +1,7 @@
 //! Counts on disk: each writing is a part of its own, so that what is written is as much as what was
 //! counted; the parts of a day are put together when it is over.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::checks::feedback::Counts;
 use crate::clock::Millis;
@@ -20,6 +20,8 @@ const ROWS_MAX: usize = 10_000;
 pub struct Kept {
     shelf: Shelf,
     parts: AtomicUsize,
+    /// So that two parts have two names, whatever the clock says.
+    next: AtomicU64,
 }
 
 /// The parts of one day and domain.
@@ -32,8 +34,8 @@ pub struct Parts {
 
 impl Kept {
     pub fn new(shelf: Shelf) -> Kept {
-        let parts = AtomicUsize::new(shelf.names(KIND).len());
-        Kept { shelf, parts }
+        let parts = shelf.names(KIND).len();
+        Kept { shelf, parts: AtomicUsize::new(parts), next: AtomicU64::new(parts as u64) }
     }
 
     /// False if there is no room for more.
@@ -42,7 +44,8 @@ impl Kept {
             return false;
         }
         self.parts.fetch_add(1, Ordering::Relaxed);
-        self.shelf.put(KIND, &format!("{day:08} {domain} {now:015}"), counts).await;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shelf.put(KIND, &format!("{day:08} {domain} {now:015} {number:08}"), counts).await;
         true
     }
 
