@@ -9,9 +9,9 @@ pub struct Findings {
     pub spf: Option<SpfFinding>,
     pub dkim: Vec<DkimFinding>,
     pub dmarc: Option<DmarcFinding>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iprev: Option<IprevFinding>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dnsbl: Vec<DnsblFinding>,
 }
 
