@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/server.rs"]
+mod server;
 #[path = "support/xml.rs"]
 mod xml;
 #[path = "support/zone.rs"]
@@ -25,6 +29,8 @@ use postrider::message::{Address, Domain, Door, Draft, Envelope, Origin, Peer, R
 use postrider::queue::Queue;
 use postrider::store::{Store, Table};
 
+use client::Client;
+use server::TestServer;
 use xml::Element;
 use zone::{Zone, ZoneServer};
 
@@ -464,4 +470,39 @@ async fn what_cannot_be_sent_is_tried_again_and_then_given_up() {
         running.reports.send_due().await;
         assert_eq!((running.queued().len(), running.kept()), (1, kept));
     }
+}
+
+/// The whole server: what it has counted outlives it, and a day that is over is reported at the next start.
+#[tokio::test]
+async fn a_server_that_stops_forgets_nothing() {
+    let zone = far().txt("local.test", "v=spf1 ip4:127.0.0.1 -all");
+    let zone = zone.txt("_dmarc.local.test", "v=DMARC1; p=reject; rua=mailto:d@local.test").serve().await;
+    let folder = tempfile::tempdir().unwrap();
+    // Held, so that it can be seen.
+    let more = format!(
+        "[domains.\"own.test\"]\n[aliases]\n\"sales@own.test\" = \"discard\"\n[delivery]\nallow_recipients = [\"nobody.test\"]\n\
+         [dns]\nnameservers = [\"{}\"]\n",
+        zone.addr()
+    );
+    let clock = Clock::manual(1_795_300_000_000);
+    let server = TestServer::start_at(folder.path(), &more, clock.clone()).await;
+    let mut client = Client::connect(server.mx).await.unwrap();
+    let reply = client.send("a@local.test", &["sales@own.test"], &message("local.test")).await.unwrap();
+    assert!(reply.starts_with("250"), "{reply}");
+    drop(client);
+    server.stop().await;
+
+    clock.advance(DAY + 4 * HOUR);
+    let server = TestServer::start_at(folder.path(), &more, clock).await;
+    let mut queued = server.queue().await;
+    // There is no event to wait for from outside; the bound only turns a hang into a failure.
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while queued.is_empty() && std::time::Instant::now() < patience {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        queued = server.queue().await;
+    }
+    let [report] = queued.as_slice() else { panic!("{queued:?}") };
+    let subject = "Report Domain: local.test Submitter: mail.home.test Report-ID: ";
+    assert!(server.story(report.id).await.unwrap().message.unwrap().subject.starts_with(subject));
+    server.stop().await;
 }

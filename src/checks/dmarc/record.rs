@@ -256,6 +256,18 @@ mod tests {
         assert_eq!((other.psd, other.fo.as_deref()), (Psd::Yes, Some("1:d:s")));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_it_holds_it_is_read(tags in "[a-z=;:!,%@. \\PC]{0,200}") {
+            for text in [tags.clone(), format!("v=DMARC1;{tags}"), format!("v=DMARC1; p=none; rua=mailto:{tags}")] {
+                if let Some(record) = Record::parse(&text) {
+                    proptest::prop_assert!(record.destinations.len() <= ADDRESSES_MAX);
+                    proptest::prop_assert!(record.wants_reports || record.destinations.is_empty());
+                }
+            }
+        }
+    }
+
     #[test]
     fn only_a_few_report_addresses_are_taken() {
         let record = |rua: &str| Record::parse(&format!("v=DMARC1; p=none; rua={rua}")).unwrap();
