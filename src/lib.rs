@@ -18,7 +18,7 @@
 //!   [`events`]' enum, which are data only.
 //! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`],
 //!   [`secret`] (keys the server makes for itself, and marks made with them).
-//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC),
+//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices), [`events`] (the journal).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
@@ -35,6 +35,8 @@
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
+//! - The DMARC policy of a sender's domain: `checks::dmarc`; what is told to it: `checks::feedback` counts,
+//!   `delivery::dmarc_report` sends.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //!

@@ -47,6 +47,7 @@ impl World {
         self.config.checks.spf = spf;
         self.config.checks.dkim = dkim;
         self.config.checks.dmarc = dmarc;
+        self.config.checks.rdns = CheckMode::Off;
         self
     }
 

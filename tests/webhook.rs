@@ -168,6 +168,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
                 policy: "reject".into(),
                 domain: "sender.example".into(),
             }),
+            ..Findings::default()
         }),
         recipients: recipients.len() as u32,
         stream: postrider::message::stream::default_name(),

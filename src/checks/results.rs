@@ -5,6 +5,8 @@
 
 use super::dkim::Dkim;
 use super::dmarc::Dmarc;
+use super::dnsbl::{Answer, Dnsbl};
+use super::iprev::Iprev;
 use super::spf::{Identity, Spf};
 use crate::message::header::Headers;
 use crate::message::{Address, Domain};
@@ -14,8 +16,14 @@ const TAB_BYTES: usize = 8;
 /// Bytes of a line without its CRLF (RFC 5322 2.1.1).
 const LINE_BYTES_MAX: usize = 78;
 
-/// The value: one result a line, long ones folded between their words.
-pub(super) fn write(hostname: &Domain, spf: Option<&Spf>, dkim: Option<&[Dkim]>, dmarc: Option<&Dmarc>) -> String {
+/// The value: one result a line, long ones folded between their words; `more` stands behind.
+pub(super) fn write(
+    hostname: &Domain,
+    spf: Option<&Spf>,
+    dkim: Option<&[Dkim]>,
+    dmarc: Option<&Dmarc>,
+    more: Vec<Vec<String>>,
+) -> String {
     let mut results = Vec::new();
     results.extend(spf.map(spf_words));
     match dkim {
@@ -24,6 +32,7 @@ pub(super) fn write(hostname: &Domain, spf: Option<&Spf>, dkim: Option<&[Dkim]>,
         None => {}
     }
     results.extend(dmarc.map(dmarc_words));
+    results.extend(more);
     let mut value = id(hostname);
     for words in results {
         value.push_str(";\r\n\t");
@@ -90,6 +99,40 @@ fn dmarc_words(dmarc: &Dmarc) -> Vec<String> {
         words.push(format!("header.from={}", dmarc.domain));
     }
     words
+}
+
+/// RFC 8601 2.7.3.
+pub(super) fn iprev_words(iprev: &Iprev) -> Vec<String> {
+    let mut words = vec![format!("iprev={}", iprev.result)];
+    words.extend(comment(&iprev.name));
+    words.push(format!("policy.iprev={}", address(iprev.client)));
+    words
+}
+
+/// There is a registered method for lists of the good only (RFC 8904); this is as it, the other way round.
+pub(super) fn dnsbl_words(asked: &Dnsbl) -> Vec<String> {
+    let mut words = vec![format!("x-dnsbl={}", asked.result())];
+    words.extend(comment(match asked.answer {
+        Answer::Refused(_) => "the list refuses our questions",
+        Answer::Trouble => "the list did not answer",
+        Answer::NotListed | Answer::Listed(..) => "",
+    }));
+    words.push(format!("dns.zone={}", asked.list));
+    if let Answer::Listed(code, _) | Answer::Refused(code) = asked.answer {
+        words.push(format!("policy.ip={code}"));
+    }
+    words
+}
+
+/// Fields that stand more than once in the header section.
+pub(super) fn doubled_words(names: &[&'static str]) -> Option<Vec<String>> {
+    let comment = format!("x-header=policy (more than one {})", names.join(", "));
+    (!names.is_empty()).then(|| comment.split(' ').map(str::to_owned).collect())
+}
+
+/// A colon may not stand in a token (RFC 2045 5.1).
+fn address(ip: std::net::IpAddr) -> String {
+    if ip.is_ipv6() { format!("\"{ip}\"") } else { ip.to_string() }
 }
 
 fn comment(text: &str) -> Option<String> {

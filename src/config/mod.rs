@@ -569,6 +569,8 @@ pub struct Checks {
     pub spf: CheckMode,
     pub dkim: CheckMode,
     pub dmarc: DmarcMode,
+    pub rdns: CheckMode,
+    pub dnsbl: Vec<Domain>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,9 @@ use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain};
 use super::{Account, AddressOrDomain, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup};
+use crate::message::Domain;
 
+const DNSBL_MAX: usize = 10;
 const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;
 const LOOP_PERIOD: Duration = Duration::from_secs(60 * 60);
@@ -16,6 +18,7 @@ const LOOP_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_MAX: Duration = Duration::from_secs(86_400);
 
+const DNSBL_FORM: &str = "a list of names such as [\"zen.spamhaus.org\"]";
 const TRUSTED_FORM: &str = "a list of addresses, domains and account names such as [\"monitor@example.com\"]";
 
 pub(super) fn checks(root: &Section<'_>) -> Checks {
@@ -26,7 +29,28 @@ pub(super) fn checks(root: &Section<'_>) -> Checks {
         spf: section.choice("spf", &modes, CheckMode::Annotate),
         dkim: section.choice("dkim", &modes, CheckMode::Annotate),
         dmarc: section.choice("dmarc", &dmarc, DmarcMode::Enforce),
+        rdns: section.choice("rdns", &modes, CheckMode::Annotate),
+        dnsbl: dnsbl(&section),
     }
+}
+
+fn dnsbl(section: &Section<'_>) -> Vec<Domain> {
+    let lists = section.list("dnsbl", DNSBL_FORM, read_list).unwrap_or_default();
+    if let Some(item) = section.item("dnsbl").filter(|_| lists.len() > DNSBL_MAX) {
+        let what = format!("names {} lists", lists.len());
+        item.problem(
+            ProblemKind::BadValue,
+            what,
+            format!("Name {DNSBL_MAX} at most: each is asked about each message."),
+        );
+    }
+    lists
+}
+
+fn read_list(text: &str) -> Result<Domain, Wrong> {
+    let name = Domain::parse(text).ok().filter(|name| name.literal().is_none() && name.as_str().contains('.'));
+    let remedy = "Write the name that the list is asked under, such as \"zen.spamhaus.org\".";
+    name.ok_or_else(|| Wrong::value(format!("{text:?} is not the name of a DNS list"), remedy))
 }
 
 pub(super) fn loops(root: &Section<'_>, names: &Names) -> Loops {

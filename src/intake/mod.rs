@@ -17,20 +17,22 @@ pub mod rewrite;
 mod rights;
 pub mod sign;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 use tokio::time::timeout;
 
-use crate::checks::{self, Checked, Verdict};
-use crate::clock::{Clock, Millis};
+use crate::checks::feedback::Tally;
+use crate::checks::{self, Checked, Verdict, identity};
+use crate::clock::{Clock, DAY, Millis};
 use crate::config::{Config, Role};
 use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Door, Draft, Findings, MessageId, TlsWish, header, stream};
+use crate::message::{Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
@@ -82,6 +84,10 @@ pub struct Intake {
     quotas: Quotas,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
     key_locks: Vec<tokio::sync::Mutex<()>>,
+    /// What domains want to hear of mail in their name.
+    feedback: Tally,
+    /// DNS lists whose trouble is in the log already.
+    told: Mutex<BTreeSet<Domain>>,
 }
 
 impl std::fmt::Debug for Intake {
@@ -103,11 +109,30 @@ impl Intake {
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
         let locks = |count| (0..count).map(|_| tokio::sync::Mutex::new(())).collect();
         let (loop_locks, key_locks) = (locks(LOOP_LOCKS), locks(KEY_LOCKS));
-        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks, key_locks })
+        let (feedback, told) = (Tally::default(), Mutex::default());
+        Ok(Intake {
+            config,
+            clock,
+            queue,
+            journal,
+            resolver,
+            signer,
+            disk,
+            quotas,
+            loop_locks,
+            key_locks,
+            feedback,
+            told,
+        })
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
         &self.queue
+    }
+
+    /// What came in, for the reports to the domains that it says it is from.
+    pub fn feedback(&self) -> &Tally {
+        &self.feedback
     }
 
     pub fn disk(&self) -> guard::DiskState {
@@ -283,7 +308,12 @@ impl Intake {
     async fn check(&self, draft: &Draft, headers: &Headers<'_>) -> Result<Checked, Refusal> {
         match &draft.origin.door {
             Door::Mx { .. } => {
-                let checked = checks::check(&self.resolver, &self.config, draft).await;
+                identity::refuse_ambiguous(headers)?;
+                let mut checked = checks::check(&self.resolver, &self.config, draft).await;
+                if let Some(evaluated) = checked.evaluated.take() {
+                    self.feedback.note(self.clock.now() / DAY, evaluated);
+                }
+                self.tell_once(&checked.troubles);
                 match checked.verdict {
                     Verdict::Reject(refusal) => Err(refusal),
                     _ => Ok(checked),
@@ -291,9 +321,18 @@ impl Intake {
             }
             Door::Submission { .. } | Door::Pickup { .. } | Door::Admin | Door::Http => {
                 rights::author(&self.config, draft, headers)?;
-                Ok(unchecked())
+                Ok(Checked::unchecked())
             }
-            Door::Bounce => Ok(unchecked()),
+            Door::Bounce => Ok(Checked::unchecked()),
+        }
+    }
+
+    /// Each list once: it would be the same with each message.
+    fn tell_once(&self, troubles: &[(Domain, String)]) {
+        for (list, text) in troubles {
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(list.clone()) {
+                tracing::warn!(%list, "{text}");
+            }
         }
     }
 
@@ -341,10 +380,6 @@ impl Intake {
 
 /// Keys and values of the loop guard's table.
 type Counters = Vec<(Vec<u8>, Vec<u8>)>;
-
-fn unchecked() -> Checked {
-    Checked { findings: Findings::default(), authentication_results: String::new(), verdict: Verdict::Accept }
-}
 
 fn store_trouble(error: &StoreError) -> Refusal {
     Refusal::inner(format!("the message could not be stored: {error}"))

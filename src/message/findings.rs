@@ -9,6 +9,10 @@ pub struct Findings {
     pub spf: Option<SpfFinding>,
     pub dkim: Vec<DkimFinding>,
     pub dmarc: Option<DmarcFinding>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iprev: Option<IprevFinding>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dnsbl: Vec<DnsblFinding>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,4 +39,21 @@ pub struct DmarcFinding {
     pub policy: String,
     /// Domain of the From field.
     pub domain: String,
+}
+
+/// Reverse DNS of the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IprevFinding {
+    /// `pass`, `fail`, `temperror`, `permerror`.
+    pub result: String,
+    /// The client's name, if it leads back to the client.
+    pub name: String,
+}
+
+/// What a DNS list says of the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsblFinding {
+    pub list: String,
+    /// `pass` (not listed), `fail`, `temperror`, `permerror` (the list does not serve us).
+    pub result: String,
 }
