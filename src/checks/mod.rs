@@ -5,10 +5,10 @@
 //! with DNS is never a pass and never a final refusal; nothing that came over the wire gets into the
 //! Authentication-Results field except checked domain names, addresses and base64.
 //!
-//! mail-auth does the cryptography and the policy rules. `spf`, `dkim` and `dmarc` hold what we do
-//! better than leave to it; `results` writes and recognises Authentication-Results. Left out: ARC,
-//! reverse DNS, DNS lists, milters; reports.
+//! `dkim` and `arc` verify signatures, `spf` and `dmarc` judge by them and by DNS; `results` writes and
+//! recognises Authentication-Results. Left out: reverse DNS, DNS lists, milters; reports.
 
+mod arc;
 mod dkim;
 mod dmarc;
 mod results;
@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{CheckMode, Config, DmarcMode};
+use crate::clock::Clock;
+use crate::config::{ArcMode, CheckMode, Config, DmarcMode};
 use crate::dns::Resolver;
 use crate::message::header::Headers;
 use crate::message::{Domain, Draft, Findings};
@@ -38,6 +39,8 @@ pub struct Checked {
     /// all checks are off.
     pub authentication_results: String,
     pub verdict: Verdict,
+    /// The number that an ARC set of ours would have; none if the chain is not to be gone on with.
+    pub next_seal: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,23 +54,23 @@ pub enum Verdict {
 /// Checks a message that came in from outside. `draft.origin.peer` has to be there for SPF; without
 /// it SPF has no result.
 pub async fn check(resolver: &Resolver, config: &Config, draft: &Draft) -> Checked {
-    let modes = &config.checks;
-    if (modes.spf, modes.dkim, modes.dmarc) == (CheckMode::Off, CheckMode::Off, DmarcMode::Off) {
-        return Checked {
-            findings: Findings::default(),
-            authentication_results: String::new(),
-            verdict: Verdict::Accept,
-        };
-    }
-    evaluate(resolver, config, draft, Instant::now() + DEADLINE).await
+    check_at(resolver, config, draft, Clock::System.now() / 1000).await
 }
 
-async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline: Instant) -> Checked {
+/// As [`check`], for signatures that expire: at this time, in seconds since 1970.
+pub async fn check_at(resolver: &Resolver, config: &Config, draft: &Draft, now: u64) -> Checked {
+    evaluate(resolver, config, draft, now, Instant::now() + DEADLINE).await
+}
+
+async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, now: u64, deadline: Instant) -> Checked {
     let modes = &config.checks;
     let with_dmarc = modes.dmarc != DmarcMode::Off;
     let headers = Headers::parse(draft.content.head());
-    // DMARC builds on both, so with it they are evaluated even when they are not to be shown.
-    let (spf, dkim) = tokio::join!(
+    let bodies = dkim::Bodies::new(&draft.content, &headers);
+    let verifier = dkim::Verifier { resolver, headers: &headers, now, deadline };
+    // DMARC builds on SPF and DKIM, and our own seal on the chain before it: then they are evaluated even
+    // when they are not to be shown.
+    let (spf, dkim, arc) = tokio::join!(
         async {
             match modes.spf != CheckMode::Off || with_dmarc {
                 true => Some(spf::evaluate(resolver, &config.hostname, draft, deadline).await),
@@ -76,8 +79,14 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         },
         async {
             match modes.dkim != CheckMode::Off || with_dmarc {
-                true => dkim::evaluate(resolver, &headers, &draft.content, deadline).await,
+                true => dkim::evaluate(&verifier, &bodies).await,
                 false => Vec::new(),
+            }
+        },
+        async {
+            match modes.arc != ArcMode::Off || modes.seal_forwards {
+                true => Some(arc::evaluate(&verifier, &bodies).await),
+                false => None,
             }
         },
     );
@@ -85,25 +94,45 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         (Some(spf), true) => Some(dmarc::evaluate(resolver, &headers, spf, &dkim, deadline).await),
         _ => None,
     };
-    let verdict = verdict(config, spf.as_ref(), &dkim, dmarc.as_ref());
+    let next_seal = arc.as_ref().filter(|_| modes.seal_forwards).and_then(arc::Arc::next_instance);
+    let arc = arc.filter(|_| modes.arc != ArcMode::Off);
+    let excuse = excuse(config, arc.as_ref(), dmarc.as_ref());
+    let verdict = verdict(config, spf.as_ref(), &dkim, dmarc.as_ref(), &excuse);
     let spf = spf.filter(|_| modes.spf != CheckMode::Off);
     let dkim = Some(dkim).filter(|_| modes.dkim != CheckMode::Off);
     let findings = Findings {
         spf: spf.as_ref().map(spf::Spf::finding),
         dkim: dkim.as_deref().map(dkim::findings).unwrap_or_default(),
         dmarc: dmarc.as_ref().map(dmarc::Dmarc::finding),
+        arc: arc.as_ref().map(|arc| arc.finding(&excuse)),
     };
-    let authentication_results = results::write(&config.hostname, spf.as_ref(), dkim.as_deref(), dmarc.as_ref());
-    Checked { findings, authentication_results, verdict }
+    let found = results::Found { spf: spf.as_ref(), dkim: dkim.as_deref(), dmarc: dmarc.as_ref(), arc: arc.as_ref() };
+    let client = draft.origin.peer.as_ref().map(|peer| peer.ip);
+    let authentication_results = results::write(&config.hostname, &found, &excuse, client);
+    Checked { findings, authentication_results, verdict, next_seal }
+}
+
+/// What trusted sealers say of a message that fails DMARC.
+fn excuse(config: &Config, arc: Option<&arc::Arc>, dmarc: Option<&dmarc::Dmarc>) -> arc::Excuse {
+    match (arc, dmarc) {
+        (Some(arc), Some(dmarc)) if dmarc.result == "fail" => arc.excuse(&config.checks.trusted_sealers, &dmarc.domain),
+        _ => arc::Excuse::None,
+    }
 }
 
 /// The strictest answer that the configuration asks for. Final refusals come first; "not now" counts
 /// only where a refusal or a hold was possible.
-fn verdict(config: &Config, spf: Option<&spf::Spf>, dkim: &[dkim::Dkim], dmarc: Option<&dmarc::Dmarc>) -> Verdict {
+fn verdict(
+    config: &Config,
+    spf: Option<&spf::Spf>,
+    dkim: &[dkim::Dkim],
+    dmarc: Option<&dmarc::Dmarc>,
+    excuse: &arc::Excuse,
+) -> Verdict {
     let answers = [
         spf.filter(|_| config.checks.spf == CheckMode::Reject).map(spf_verdict),
         Some(dkim).filter(|_| config.checks.dkim == CheckMode::Reject).map(dkim_verdict),
-        dmarc.filter(|_| config.checks.dmarc == DmarcMode::Enforce).map(dmarc_verdict),
+        dmarc.filter(|_| config.checks.dmarc == DmarcMode::Enforce).map(|dmarc| excused(dmarc_verdict(dmarc), excuse)),
     ];
     let weight = |verdict: &Verdict| match verdict {
         Verdict::Reject(refusal) if refusal.reply.code >= 500 => 3,
@@ -132,7 +161,8 @@ fn spf_verdict(spf: &spf::Spf) -> Verdict {
 
 fn dkim_verdict(dkim: &[dkim::Dkim]) -> Verdict {
     let has = |result: &str| dkim.iter().any(|d| d.result == result);
-    if dkim.is_empty() || has("pass") {
+    // RFC 6376 3.6.1: from a domain that is trying it out, a signature that fails is none.
+    if dkim.iter().all(|d| d.is_test) || has("pass") {
         return Verdict::Accept;
     }
     if has("temperror") {
@@ -164,6 +194,18 @@ fn dmarc_verdict(dmarc: &dmarc::Dmarc) -> Verdict {
         ),
         ("fail", dmarc::Policy::Quarantine) => Verdict::Hold(format!("DMARC quarantine of {domain}")),
         _ => Verdict::Accept,
+    }
+}
+
+/// A trusted sealer's word in place of DMARC's. While it is not known, nothing is final.
+fn excused(verdict: Verdict, excuse: &arc::Excuse) -> Verdict {
+    match (verdict, excuse) {
+        (Verdict::Reject(_) | Verdict::Hold(_), arc::Excuse::By(_)) => Verdict::Accept,
+        (Verdict::Reject(refusal), arc::Excuse::Unknown) if refusal.reply.code >= 500 => reject(
+            Reply::new(451, (4, 3), "ARC could not be validated right now, please try again"),
+            format!("{}, and ARC temperror of a trusted sealer", refusal.reason),
+        ),
+        (verdict, _) => verdict,
     }
 }
 
@@ -216,7 +258,9 @@ mod tests {
         );
         let over = Instant::now();
         let headers = Headers::parse(&content);
-        let dkim = dkim::evaluate(&resolver, &headers, &content.clone().into(), over).await;
+        let bodies = dkim::Bodies::new(&content.clone().into(), &headers);
+        let verifier = dkim::Verifier { resolver: &resolver, headers: &headers, now: 0, deadline: over };
+        let dkim = dkim::evaluate(&verifier, &bodies).await;
         assert_eq!(dkim.first().map(|d| (d.result, d.domain.as_str())), Some(("temperror", "a.test")));
         let peer =
             crate::message::Peer { ip: [192, 0, 2, 1].into(), helo: "h.test".to_owned(), esmtp: true, tls: None };

@@ -6,8 +6,11 @@ use std::time::Duration;
 use super::destinations::Names;
 use super::nearest::nearest;
 use super::problem::ProblemKind;
-use super::section::{Item, Section, Wrong, read_address_or_domain};
-use super::{Account, AddressOrDomain, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup};
+use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
+use super::{
+    Account, AddressOrDomain, ArcMode, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup,
+};
+use crate::message::Domain;
 
 const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;
@@ -16,17 +19,35 @@ const LOOP_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_MAX: Duration = Duration::from_secs(86_400);
 
+const SEALERS_FORM: &str = "a list of domains such as [\"gmail.com\"]";
 const TRUSTED_FORM: &str = "a list of addresses, domains and account names such as [\"monitor@example.com\"]";
 
 pub(super) fn checks(root: &Section<'_>) -> Checks {
     let section = root.section("checks");
     let modes = [("off", CheckMode::Off), ("annotate", CheckMode::Annotate), ("reject", CheckMode::Reject)];
     let dmarc = [("off", DmarcMode::Off), ("annotate", DmarcMode::Annotate), ("enforce", DmarcMode::Enforce)];
+    let arc = section.choice("arc", &[("off", ArcMode::Off), ("annotate", ArcMode::Annotate)], ArcMode::Annotate);
     Checks {
         spf: section.choice("spf", &modes, CheckMode::Annotate),
         dkim: section.choice("dkim", &modes, CheckMode::Annotate),
         dmarc: section.choice("dmarc", &dmarc, DmarcMode::Enforce),
+        arc,
+        trusted_sealers: trusted_sealers(&section, arc),
+        seal_forwards: section.boolean("seal_forwards", true),
     }
+}
+
+/// Their word counts only where ARC is looked at.
+fn trusted_sealers(section: &Section<'_>, arc: ArcMode) -> Vec<Domain> {
+    let sealers = section.list("trusted_sealers", SEALERS_FORM, read_domain).unwrap_or_default();
+    if let Some(item) = section.item("trusted_sealers").filter(|_| arc == ArcMode::Off && !sealers.is_empty()) {
+        item.problem(
+            ProblemKind::BadValue,
+            "trusts sealers, but checks.arc is \"off\", so nobody looks at seals",
+            "Set checks.arc = \"annotate\", or take the list away.",
+        );
+    }
+    sealers
 }
 
 pub(super) fn loops(root: &Section<'_>, names: &Names) -> Loops {

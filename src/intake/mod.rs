@@ -4,7 +4,7 @@
 //!
 //! The order: limits of the content, who it is from (`rights` for our accounts, `checks` for the
 //! outside), who gets it (`routing`), the loop guard, trace fields and signatures (`content`,
-//! `sign`), one synced commit. Nothing is kept of a draft that is refused.
+//! `sign`, `seal`), one synced commit. Nothing is kept of a draft that is refused.
 
 mod attachments;
 mod content;
@@ -14,6 +14,7 @@ mod plan;
 mod quota;
 pub mod rewrite;
 mod rights;
+mod seal;
 pub mod sign;
 
 use std::sync::Arc;
@@ -220,7 +221,8 @@ impl Intake {
     async fn check(&self, draft: &Draft, headers: &Headers<'_>) -> Result<Checked, Refusal> {
         match &draft.origin.door {
             Door::Mx { .. } => {
-                let checked = checks::check(&self.resolver, &self.config, draft).await;
+                let now = self.clock.now() / 1000;
+                let checked = checks::check_at(&self.resolver, &self.config, draft, now).await;
                 match checked.verdict {
                     Verdict::Reject(refusal) => Err(refusal),
                     _ => Ok(checked),
@@ -280,7 +282,12 @@ impl Intake {
 type Counters = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn unchecked() -> Checked {
-    Checked { findings: Findings::default(), authentication_results: String::new(), verdict: Verdict::Accept }
+    Checked {
+        findings: Findings::default(),
+        authentication_results: String::new(),
+        verdict: Verdict::Accept,
+        next_seal: None,
+    }
 }
 
 fn store_trouble(error: &StoreError) -> Refusal {

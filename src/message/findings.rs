@@ -9,6 +9,8 @@ pub struct Findings {
     pub spf: Option<SpfFinding>,
     pub dkim: Vec<DkimFinding>,
     pub dmarc: Option<DmarcFinding>,
+    #[serde(default)]
+    pub arc: Option<ArcFinding>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,4 +37,14 @@ pub struct DmarcFinding {
     pub policy: String,
     /// Domain of the From field.
     pub domain: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArcFinding {
+    /// `pass`, `fail`, `none`, `temperror`.
+    pub result: String,
+    /// Who has sealed it, the oldest first; empty unless the chain passes.
+    pub sealers: Vec<String>,
+    /// A sealer that is trusted has vouched for the author, and so a DMARC failure does not count.
+    pub overrides_dmarc: bool,
 }
