@@ -2,29 +2,28 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
-mod support {
-    pub mod maker;
-    pub mod plain;
-    pub mod zone;
-}
-
 #[path = "signatures/agreement.rs"]
 mod agreement;
 #[path = "signatures/chains.rs"]
 mod chains;
+#[path = "support/maker.rs"]
+mod maker;
+#[path = "support/plain.rs"]
+mod plain;
 #[path = "signatures/properties.rs"]
 mod properties;
 #[path = "signatures/rules.rs"]
 mod rules;
 #[path = "signatures/sets.rs"]
 mod sets;
+#[path = "support/zone.rs"]
+mod zone;
 
 use postrider::checks::{Checked, Verdict, check_at};
 use postrider::config::{CheckMode, Config};
 use postrider::dns::Resolver;
 use postrider::message::{Address, Door, Draft, Envelope, Origin, Peer, ReversePath};
-use support::plain;
-use support::zone::{Zone, ZoneServer};
+use zone::{Zone, ZoneServer};
 
 /// November 2026, in seconds.
 const NOW: u64 = 1_795_000_000;

@@ -2,7 +2,7 @@
 
 use postrider::message::Domain;
 
-use super::support::maker::Maker;
+use super::maker::Maker;
 use super::{Judge, Zone, arc, outcome, results};
 
 const MESSAGE: &str = "From: a@author.test\r\nTo: list@own.test\r\nSubject: Hello\r\n\r\nOne line.\r\n";
@@ -49,7 +49,8 @@ async fn a_chain_holds_if_every_seal_does() {
 
     // Ed25519 (RFC 8463) seals as well.
     let tags = "i=1; a=ed25519-sha256; d=one.test; s=ed";
-    let ed = maker.sealed_with(&format!("{tags}; c=relaxed/simple; h=From"), &format!("{tags}; cv=none"), PASSED, MESSAGE);
+    let ed =
+        maker.sealed_with(&format!("{tags}; c=relaxed/simple; h=From"), &format!("{tags}; cv=none"), PASSED, MESSAGE);
     assert_eq!(arc(&judge.check(ed).await), "pass");
 }
 
@@ -72,12 +73,21 @@ async fn a_chain_that_is_broken_fails_and_is_not_gone_on_with() {
         (two.replace("mx.two.test", "mx.2.test"), "a seal did not verify"),
         (two.replacen("d=two.test", "d=nokey.test", 1), "no key for signature"),
         (two.replacen("d=two.test", "d=test", 1), "v=, d= or s= is not legal"),
-        (two.replacen("ARC-Seal: i=2; a=rsa-sha256; cv=pass", "ARC-Seal: i=2; a=rsa-sha256; cv=none", 1), "the states of the seals do not fit"),
+        (
+            two.replacen("ARC-Seal: i=2; a=rsa-sha256; cv=pass", "ARC-Seal: i=2; a=rsa-sha256; cv=none", 1),
+            "the states of the seals do not fit",
+        ),
         (two.replacen("cv=pass", "cv=fail", 1), "sealed as failed"),
         (two.replacen("i=2; a", "i=3; a", 1), "a set is not complete"),
         (two.replacen("ARC-Seal: i=2", "X-Seal: i=2", 1), "a set is not complete"),
-        (two.replacen("ARC-Authentication-Results: i=2", "ARC-Authentication-Results: i=1", 1), "a set has a field twice"),
-        (format!("ARC-Seal: i=1; a=rsa-sha256; cv=none; d=one.test; s=rsa; b=AAAA\r\n{MESSAGE}"), "a set is not complete"),
+        (
+            two.replacen("ARC-Authentication-Results: i=2", "ARC-Authentication-Results: i=1", 1),
+            "a set has a field twice",
+        ),
+        (
+            format!("ARC-Seal: i=1; a=rsa-sha256; cv=none; d=one.test; s=rsa; b=AAAA\r\n{MESSAGE}"),
+            "a set is not complete",
+        ),
         (tags("h=From", "cv=pass"), "the states of the seals do not fit"),
         (tags("h=From", "cv=none; h=From"), "a seal has h="),
         (tags("h=From:ARC-Seal", "cv=none"), "a seal is signed by what it seals"),

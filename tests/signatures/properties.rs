@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::support::maker::{Maker, canonical, fields, relaxed_body, simple_body};
+use super::maker::{Maker, canonical, fields, relaxed_body, simple_body};
 use super::{Judge, Zone};
 
 const MESSAGE: &str = "X-Other: not signed\r\nFrom: Ann <a@signer.test>\r\nTo: b@own.test,\r\n\tc@own.test\r\n\
@@ -77,7 +77,8 @@ fn a_changed_byte_counts_exactly_if_it_is_signed() {
 /// Blanks where blanks are, folded in any way that a relay may: the relaxed form is the same.
 #[test]
 fn folding_anew_breaks_no_relaxed_signature() {
-    let blanks = prop::collection::vec(prop::sample::select(vec![" ", "\t", "  ", "\r\n ", "\r\n\t \t", " \r\n  "]), 40);
+    let blanks =
+        prop::collection::vec(prop::sample::select(vec![" ", "\t", "  ", "\r\n ", "\r\n\t \t", " \r\n  "]), 40);
     holds(300, (blanks, prop::bool::ANY), async |judge, maker, (blanks, upper)| {
         let message = maker.signed(&tags("relaxed"), MESSAGE);
         let (header, body) = message.split_once("\r\n\r\n").unwrap();

@@ -2,7 +2,7 @@
 
 use postrider::config::CheckMode;
 
-use super::support::maker::Maker;
+use super::maker::Maker;
 use super::{Judge, NOW, Zone, dkim, outcome, results};
 
 const MESSAGE: &str = "From: a@signer.test\r\nTo: b@own.test\r\nSubject: Hello\r\n\r\nOne line.\r\n\r\nAnother. \t\r\n";
@@ -114,7 +114,8 @@ async fn what_a_key_may_say_and_what_not() {
     }
     // Of several records one is enough.
     let name = "rsa._domainkey.signer.test";
-    let several = Zone::new().txt(name, "v=DKIM1; p=").txt(name, &maker_of_another_key()).txt(name, &maker.record("rsa"));
+    let several =
+        Zone::new().txt(name, "v=DKIM1; p=").txt(name, &maker_of_another_key()).txt(name, &maker.record("rsa"));
     assert_eq!(Judge::new(several).await.dkim(maker.signed(TAGS, MESSAGE)).await, ["pass"]);
 }
 
@@ -155,7 +156,8 @@ async fn blanks_at_the_end_of_a_body_are_hashed_right() {
     let maker = Maker::new();
     let judge = Judge::new(zone(&maker)).await;
     let header = MESSAGE.split_once("\r\n\r\n").unwrap().0;
-    for body in ["x\r\n \t\r\n  \r\n", " \r\n\t\r\n", "", "\r\n\r\n", "x", "x \r\n\r\n y\t z \r\n \r\n \r\n", " x\r\n"] {
+    for body in ["x\r\n \t\r\n  \r\n", " \r\n\t\r\n", "", "\r\n\r\n", "x", "x \r\n\r\n y\t z \r\n \r\n \r\n", " x\r\n"]
+    {
         for form in ["relaxed/relaxed", "simple/simple", "relaxed/simple"] {
             let message = maker.signed(&TAGS.replace("relaxed/relaxed", form), &format!("{header}\r\n\r\n{body}"));
             assert_eq!(judge.dkim(message.clone()).await, ["pass"], "{form} {body:?}");

@@ -18,18 +18,18 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(name: String, message: Vec<u8>) -> Case {
+    pub fn new(name: String, message: Vec<u8>) -> Case {
         Case { name, message, records: Vec::new(), now: NOW, dkim: None, arc: "none" }
     }
 
-    fn zone(&self) -> Zone {
+    pub fn zone(&self) -> Zone {
         self.records.iter().fold(Zone::new(), |zone, (name, text)| match text {
             Some(text) => zone.txt(name, text),
             None => zone.fail(name),
         })
     }
 
-    fn with(mut self, name: &str, text: &str) -> Case {
+    pub fn with(mut self, name: &str, text: &str) -> Case {
         self.records.push((name.to_owned(), Some(text.trim().to_owned())));
         self
     }
