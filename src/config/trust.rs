@@ -26,25 +26,31 @@ pub(super) fn checks(root: &Section<'_>) -> Checks {
     let section = root.section("checks");
     let modes = [("off", CheckMode::Off), ("annotate", CheckMode::Annotate), ("reject", CheckMode::Reject)];
     let dmarc = [("off", DmarcMode::Off), ("annotate", DmarcMode::Annotate), ("enforce", DmarcMode::Enforce)];
+    let dmarc = section.choice("dmarc", &dmarc, DmarcMode::Enforce);
     let arc = section.choice("arc", &[("off", ArcMode::Off), ("annotate", ArcMode::Annotate)], ArcMode::Annotate);
     Checks {
         spf: section.choice("spf", &modes, CheckMode::Annotate),
         dkim: section.choice("dkim", &modes, CheckMode::Annotate),
-        dmarc: section.choice("dmarc", &dmarc, DmarcMode::Enforce),
+        dmarc,
         arc,
-        trusted_sealers: trusted_sealers(&section, arc),
+        trusted_sealers: trusted_sealers(&section, arc, dmarc),
         seal_forwards: section.boolean("seal_forwards", true),
     }
 }
 
-/// Their word counts only where ARC is looked at.
-fn trusted_sealers(section: &Section<'_>, arc: ArcMode) -> Vec<Domain> {
+/// Their word counts only where ARC is looked at, and against DMARC.
+fn trusted_sealers(section: &Section<'_>, arc: ArcMode, dmarc: DmarcMode) -> Vec<Domain> {
     let sealers = section.list("trusted_sealers", SEALERS_FORM, read_domain).unwrap_or_default();
-    if let Some(item) = section.item("trusted_sealers").filter(|_| arc == ArcMode::Off && !sealers.is_empty()) {
+    let Some(item) = section.item("trusted_sealers").filter(|_| !sealers.is_empty()) else { return sealers };
+    if arc == ArcMode::Off {
         item.problem(
             ProblemKind::BadValue,
             "trusts sealers, but checks.arc is \"off\", so nobody looks at seals",
             "Set checks.arc = \"annotate\", or take the list away.",
+        );
+    } else if dmarc != DmarcMode::Enforce {
+        section.report.warn(
+            "checks.trusted_sealers: changes nothing, because checks.dmarc is not \"enforce\" and so refuses nothing",
         );
     }
     sealers
