@@ -17,7 +17,7 @@
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
 //! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`].
-//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC),
+//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices), [`events`] (the journal).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
@@ -36,6 +36,8 @@
 //!   reports of it: `delivery::tls_report`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
+//! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
+//!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.
 //!
 //! # What holds everywhere
 //!

@@ -59,9 +59,7 @@ fn key(text: &str, signed: &Signed) -> Result<Key, Why> {
     if tags.get("v").is_some_and(|version| version != "DKIM1" || !tags.is_first("v")) {
         return Err(UNUSABLE);
     }
-    let has = |name, wanted: &[&str]| {
-        tags.parts(name).is_none_or(|mut parts| parts.any(|part| wanted.iter().any(|wanted| *wanted == part)))
-    };
+    let has = |name, wanted: &[&str]| tags.parts(name).is_none_or(|mut parts| parts.any(|part| wanted.contains(&part)));
     let algorithm = match tags.get("k").unwrap_or("rsa") {
         "rsa" => Algorithm::RsaSha256,
         "ed25519" => Algorithm::Ed25519Sha256,
