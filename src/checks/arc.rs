@@ -140,7 +140,6 @@ pub(super) async fn evaluate(verifier: &Verifier<'_>, bodies: &Bodies) -> Arc {
     let sets = match arc::sets(verifier.headers) {
         Ok(sets) if sets.is_empty() => return Arc::new("none", ""),
         Ok(sets) => sets,
-        Err(Broken::SealedAsFailed) => return Arc::new("fail", Broken::SealedAsFailed.text()),
         Err(broken) => return Arc::new("fail", broken.text()),
     };
     let sealed = match read_seals(&sets) {
@@ -163,6 +162,9 @@ fn read_seals(sets: &[Set<'_>]) -> Result<Vec<Sealed>, &'static str> {
         // RFC 8617 4.1.3: what is sealed is not for the sealer to choose.
         if set.seal_tags.get("h").is_some() {
             return Err("a seal has h=");
+        }
+        if set.seal_tags.get("t").is_some() && set.seal_tags.number("t").is_none() {
+            return Err(Broken::Unreadable.text());
         }
         if seal.algorithm == Algorithm::RsaSha1 {
             return Err("rsa-sha1 is not to be trusted");

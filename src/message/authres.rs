@@ -167,6 +167,13 @@ mod tests {
     }
 
     proptest::proptest! {
+        /// Any bytes can be read, and what is read is bounded.
+        #[test]
+        fn noise_is_read(value in "([a-z=;:. \\\\\"()\t]|\r\n|\u{e4}|\0){0,120}") {
+            instance(value.as_bytes());
+            proptest::prop_assert!(findings(value.as_bytes()).len() <= RESULTS_MAX);
+        }
+
         /// Whatever is in a comment or in quotes is no result.
         #[test]
         fn nothing_inside_counts(inner in "[a-z=;. ]{0,40}") {

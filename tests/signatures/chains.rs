@@ -95,6 +95,10 @@ async fn a_chain_that_is_broken_fails_and_is_not_gone_on_with() {
         (tags("h=From; l=3", "cv=none"), "l= leaves a part of the body unsigned"),
         (tags("h=From; x=1", "cv=none"), "signature has expired"),
         (tags("h=From", "cv=none; cv=none"), "a field cannot be read"),
+        (tags("h=From", "cv=none; t=now"), "a field cannot be read"),
+        (tags("h=From; t=", "cv=none"), "signature cannot be read"),
+        (one.replace("Results: i=1;", "Results: i=1"), "a field cannot be read"),
+        (one.replace("Results: i=1; mx.one.test;", "Results: mx.one.test; i=1;"), "a field cannot be read"),
         // Without c= the form is the simple one, as for DKIM (RFC 6376 3.5).
         (tags("h=From", "cv=none").replace("c=relaxed/relaxed; ", ""), "signature did not verify"),
         (tags("h=From", "cv=none").replace("rsa-sha256; c", "rsa-sha1; c"), "rsa-sha1 is not to be trusted"),

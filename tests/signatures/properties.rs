@@ -114,3 +114,54 @@ fn every_body_is_hashed_as_the_rfc_says() {
         Ok(())
     });
 }
+
+/// Nothing that a field can hold makes trouble, or gets into our own field.
+#[test]
+fn noise_in_fields_passes_nothing_and_breaks_nothing() {
+    let word = prop::sample::select(vec![
+        "v=1",
+        "a=rsa-sha256",
+        "b=AAAA",
+        "bh=AAAA",
+        "d=signer.test",
+        "s=rsa",
+        "h=From",
+        "i=1",
+        "i=2",
+        "cv=none",
+        "cv=pass",
+        "c=relaxed",
+        "l=1",
+        "t=1",
+        "x=2",
+        ";",
+        ";",
+        ";",
+        "; ",
+        "=",
+        " ",
+        "\r\n ",
+        "(",
+        ")",
+        "\"",
+        "\\",
+        "\0",
+        "\u{e4}",
+        ":",
+        "@",
+        "dmarc=pass",
+    ]);
+    let name =
+        prop::sample::select(vec!["DKIM-Signature", "ARC-Seal", "ARC-Message-Signature", "ARC-Authentication-Results"]);
+    let fields = prop::collection::vec((name, prop::collection::vec(word, 0..16)), 1..7);
+    holds(1000, fields, async |judge, _, fields| {
+        let fields: String = fields.iter().map(|(name, words)| format!("{name}: {}\r\n", words.concat())).collect();
+        let checked = judge.check(format!("{fields}{MESSAGE}")).await;
+        let passed = super::dkim(&checked).contains(&"pass".to_owned()) || super::arc(&checked) == "pass";
+        prop_assert!(!passed, "{}", fields);
+        let lines: Vec<&str> = checked.authentication_results.split("\r\n").collect();
+        prop_assert!(lines.iter().skip(1).all(|line| line.starts_with('\t')), "{:?}", lines);
+        prop_assert!(lines.iter().all(|line| line.chars().all(|c| matches!(c, ' '..='~' | '\t'))), "{:?}", lines);
+        Ok(())
+    });
+}

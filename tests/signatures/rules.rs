@@ -39,6 +39,7 @@ async fn what_a_signature_may_say_and_what_not() {
         (with("h=From:To:Subject", "h=To:Subject"), "policy", "From is not signed"),
         (with("h=From:To:Subject", "h=From : TO:\r\n\tsubject:Cc:From"), "pass", ""),
         (with("h=From:To:Subject", "h=From::To"), "neutral", "signature cannot be read"),
+        (with("h=From:To:Subject", "h=From:To:Sub ject"), "neutral", "signature cannot be read"),
         (with("; h=From:To:Subject", ""), "neutral", "signature cannot be read"),
         (also("l=5"), "policy", "l= leaves a part of the body unsigned"),
         (also("l=0"), "policy", "l= leaves a part of the body unsigned"),

@@ -88,9 +88,9 @@ impl<'a> Signature<'a> {
         };
         let (made, expires) = (number("t")?, number("x")?);
         number("l")?;
-        // RFC 6376 3.5: x= is later than t=.
-        if names.iter().any(|name| name.is_empty()) || made.zip(expires).is_some_and(|(made, expires)| expires <= made)
-        {
+        let is_name = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
+        // RFC 6376 3.5: h= holds names of fields, and x= is later than t=.
+        if !names.iter().all(is_name) || made.zip(expires).is_some_and(|(made, expires)| expires <= made) {
             return Err(UNREADABLE);
         }
         if !tags.parts("q").is_none_or(|mut methods| methods.any(|method| method == "dns/txt")) {
