@@ -18,7 +18,7 @@
 //!   [`events`]' enum, which are data only.
 //! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`],
 //!   [`secret`] (keys the server makes for itself, and marks made with them).
-//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, DNS lists),
+//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices), [`events`] (the journal).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
@@ -39,6 +39,8 @@
 //!   `delivery::dmarc_report` sends.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
+//! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
+//!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.
 //!
 //! # What holds everywhere
 //!

@@ -254,7 +254,8 @@ async fn the_event_says_all_there_is_to_say() {
             "auth": {
                 "spf": { "result": "pass", "domain": "sender.example" },
                 "dkim": [{ "result": "pass", "domain": "sender.example", "selector": "s1" }],
-                "dmarc": { "result": "pass", "policy": "reject", "domain": "sender.example" }
+                "dmarc": { "result": "pass", "policy": "reject", "domain": "sender.example" },
+                "arc": null
             },
             "loop": { "hops": 2, "auto_submitted": "auto-replied" },
             "raw": { "size": MAIL.len() }

@@ -5,10 +5,11 @@
 //! with DNS is never a pass and never a final refusal; nothing that came over the wire gets into the
 //! Authentication-Results field except checked domain names, addresses and base64.
 //!
-//! `spf` evaluates RFC 7208 and `dmarc` RFC 9989; mail-auth does the cryptography of DKIM. `results` writes
-//! and recognises Authentication-Results; `identity` has the rules on header fields, `feedback` what reports
-//! are made of. Left out: ARC, milters.
+//! `dkim` and `arc` verify signatures, `spf` and `dmarc` judge by them and by DNS; `results` writes and
+//! recognises Authentication-Results; `identity` has the rules on header fields, `feedback` what reports
+//! are made of. Left out: milters.
 
+mod arc;
 mod dkim;
 pub mod dmarc;
 mod dnsbl;
@@ -24,7 +25,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{CheckMode, Config, DmarcMode};
+use crate::clock::Clock;
+use crate::config::{ArcMode, CheckMode, Config, DmarcMode};
 use crate::dns::Resolver;
 use crate::message::header::Headers;
 use crate::message::{Domain, Draft, Findings};
@@ -48,6 +50,8 @@ pub struct Checked {
     pub evaluated: Option<feedback::Evaluated>,
     /// What the administrator should look at, each about one thing: what, and the trouble.
     pub troubles: Vec<(Domain, String)>,
+    /// The number that an ARC set of ours would have; none if the chain is not to be gone on with.
+    pub next_seal: Option<usize>,
 }
 
 impl Checked {
@@ -59,6 +63,7 @@ impl Checked {
             verdict: Verdict::Accept,
             evaluated: None,
             troubles: Vec::new(),
+            next_seal: None,
         }
     }
 }
@@ -74,14 +79,12 @@ pub enum Verdict {
 /// Checks a message that came in from outside. `draft.origin.peer` has to be there for SPF; without
 /// it SPF has no result.
 pub async fn check(resolver: &Resolver, config: &Config, draft: &Draft) -> Checked {
-    let modes = &config.checks;
-    let of_the_client = modes.rdns != CheckMode::Off || !modes.dnsbl.is_empty();
-    if (modes.spf, modes.dkim, modes.dmarc) == (CheckMode::Off, CheckMode::Off, DmarcMode::Off)
-        && !(of_the_client && stranger(config, draft).is_some())
-    {
-        return Checked::unchecked();
-    }
-    evaluate(resolver, config, draft, Instant::now() + DEADLINE).await
+    check_at(resolver, config, draft, Clock::System.now() / 1000).await
+}
+
+/// As [`check`], for signatures that expire: at this time, in seconds since 1970.
+pub async fn check_at(resolver: &Resolver, config: &Config, draft: &Draft, now: u64) -> Checked {
+    evaluate(resolver, config, draft, now, Instant::now() + DEADLINE).await
 }
 
 /// The client, unless it is of a network that is trusted, or of this machine, or has logged in: what
@@ -109,12 +112,30 @@ async fn of_the_client(
     tokio::join!(iprev, dnsbl::evaluate(resolver, &config.checks.dnsbl, client, deadline))
 }
 
-async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline: Instant) -> Checked {
+/// What was found out, also for the checks that are not to be shown.
+struct Evidence {
+    iprev: Option<iprev::Iprev>,
+    lists: Vec<dnsbl::Dnsbl>,
+    spf: Option<spf::Spf>,
+    dkim: Vec<dkim::Dkim>,
+    arc: Option<arc::Arc>,
+    dmarc: Option<dmarc::Dmarc>,
+}
+
+async fn gather(
+    resolver: &Resolver,
+    config: &Config,
+    draft: &Draft,
+    headers: &Headers<'_>,
+    (now, deadline): (u64, Instant),
+) -> Evidence {
     let modes = &config.checks;
     let with_dmarc = modes.dmarc != DmarcMode::Off;
-    let headers = Headers::parse(draft.content.head());
-    // DMARC builds on both, so with it they are evaluated even when they are not to be shown.
-    let ((iprev, lists), spf, dkim) = tokio::join!(
+    let bodies = dkim::Bodies::new(&draft.content, headers);
+    let verifier = dkim::Verifier { resolver, headers, now, deadline };
+    // DMARC builds on SPF and DKIM, and our own seal on the chain before it: then they are evaluated even
+    // when they are not to be shown.
+    let ((iprev, lists), spf, dkim, arc) = tokio::join!(
         of_the_client(resolver, config, draft, deadline),
         async {
             match modes.spf != CheckMode::Off || with_dmarc {
@@ -124,8 +145,14 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         },
         async {
             match modes.dkim != CheckMode::Off || with_dmarc {
-                true => dkim::evaluate(resolver, &headers, &draft.content, deadline).await,
+                true => dkim::evaluate(&verifier, &bodies).await,
                 false => Vec::new(),
+            }
+        },
+        async {
+            match modes.arc != ArcMode::Off || modes.seal_forwards {
+                true => Some(arc::evaluate(&verifier, &bodies).await),
+                false => None,
             }
         },
     );
@@ -133,12 +160,26 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         (Some(spf), true) => Some(dmarc::evaluate(resolver, &headers, spf, &dkim, deadline).await),
         _ => None,
     };
+    Evidence { iprev, lists, spf, dkim, arc, dmarc }
+}
+
+async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, now: u64, deadline: Instant) -> Checked {
+    let modes = &config.checks;
+    let headers = Headers::parse(draft.content.head());
+    let Evidence { iprev, lists, spf, dkim, arc, dmarc } =
+        gather(resolver, config, draft, &headers, (now, deadline)).await;
+    let next_seal = arc.as_ref().filter(|_| modes.seal_forwards).and_then(arc::Arc::next_instance);
+    let arc = arc.filter(|_| modes.arc != ArcMode::Off);
+    let excuse = excuse(config, arc.as_ref(), dmarc.as_ref());
     let answers = [
         Some(lists_verdict(&lists, draft)),
         iprev.as_ref().filter(|_| modes.rdns == CheckMode::Reject).map(iprev_verdict),
         spf.as_ref().filter(|_| modes.spf == CheckMode::Reject).map(spf_verdict),
         Some(dkim.as_slice()).filter(|_| modes.dkim == CheckMode::Reject).map(dkim_verdict),
-        dmarc.as_ref().filter(|_| modes.dmarc == DmarcMode::Enforce).map(dmarc_verdict),
+        dmarc
+            .as_ref()
+            .filter(|_| modes.dmarc == DmarcMode::Enforce)
+            .map(|dmarc| excused(dmarc_verdict(dmarc), &excuse)),
     ];
     let verdict = strictest(answers.into_iter().flatten());
     let evaluated = spf
@@ -151,15 +192,19 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         spf: spf.as_ref().map(spf::Spf::finding),
         dkim: dkim.as_deref().map(dkim::findings).unwrap_or_default(),
         dmarc: dmarc.as_ref().map(dmarc::Dmarc::finding),
+        arc: arc.as_ref().map(|arc| arc.finding(&excuse)),
         iprev: iprev.as_ref().map(iprev::Iprev::finding),
         dnsbl: lists.iter().map(dnsbl::Dnsbl::finding).collect(),
     };
     let mut more: Vec<Vec<String>> = iprev.iter().map(results::iprev_words).collect();
     more.extend(lists.iter().map(results::dnsbl_words));
     more.extend(results::doubled_words(&identity::doubled(&headers)));
-    let authentication_results = results::write(&config.hostname, spf.as_ref(), dkim.as_deref(), dmarc.as_ref(), more);
+    let found =
+        results::Found { spf: spf.as_ref(), dkim: dkim.as_deref(), dmarc: dmarc.as_ref(), arc: arc.as_ref(), more };
+    let client = draft.origin.peer.as_ref().map(|peer| peer.ip);
+    let authentication_results = results::write(&config.hostname, found, &excuse, client);
     let troubles = lists.iter().filter_map(refusing).collect();
-    Checked { findings, authentication_results, verdict, evaluated, troubles }
+    Checked { findings, authentication_results, verdict, evaluated, troubles, next_seal }
 }
 
 /// A list that will not serve us is the administrator's to look at; one that is down is not.
@@ -168,6 +213,14 @@ fn refusing(asked: &dnsbl::Dnsbl) -> Option<(Domain, String)> {
     let text = "the list refuses our questions, so it stops no mail; \
                 most lists want to be asked by a resolver of one's own, see [dns] nameservers";
     Some((asked.list.clone(), format!("{code}: {text}")))
+}
+
+/// What trusted sealers say of a message that fails DMARC.
+fn excuse(config: &Config, arc: Option<&arc::Arc>, dmarc: Option<&dmarc::Dmarc>) -> arc::Excuse {
+    match (arc, dmarc) {
+        (Some(arc), Some(dmarc)) if dmarc.result == "fail" => arc.excuse(&config.checks.trusted_sealers, &dmarc.domain),
+        _ => arc::Excuse::None,
+    }
 }
 
 /// The strictest answer that the configuration asks for. Final refusals come first; "not now" counts
@@ -239,7 +292,8 @@ fn spf_verdict(spf: &spf::Spf) -> Verdict {
 
 fn dkim_verdict(dkim: &[dkim::Dkim]) -> Verdict {
     let has = |result: &str| dkim.iter().any(|d| d.result == result);
-    if dkim.is_empty() || has("pass") {
+    // RFC 6376 3.6.1: from a domain that is trying it out, a signature that fails is none.
+    if dkim.iter().all(|d| d.is_test) || has("pass") {
         return Verdict::Accept;
     }
     if has("temperror") {
@@ -271,6 +325,18 @@ fn dmarc_verdict(dmarc: &dmarc::Dmarc) -> Verdict {
         ),
         ("fail", dmarc::Policy::Quarantine) => Verdict::Hold(format!("DMARC quarantine of {domain}")),
         _ => Verdict::Accept,
+    }
+}
+
+/// A trusted sealer's word in place of DMARC's. While it is not known, nothing is final.
+fn excused(verdict: Verdict, excuse: &arc::Excuse) -> Verdict {
+    match (verdict, excuse) {
+        (Verdict::Reject(_) | Verdict::Hold(_), arc::Excuse::By(_)) => Verdict::Accept,
+        (Verdict::Reject(refusal), arc::Excuse::Unknown) if refusal.reply.code >= 500 => reject(
+            Reply::new(451, (4, 3), "ARC could not be validated right now, please try again"),
+            format!("{}, and ARC temperror of a trusted sealer", refusal.reason),
+        ),
+        (verdict, _) => verdict,
     }
 }
 
@@ -323,7 +389,9 @@ mod tests {
         );
         let over = Instant::now();
         let headers = Headers::parse(&content);
-        let dkim = dkim::evaluate(&resolver, &headers, &content.clone().into(), over).await;
+        let bodies = dkim::Bodies::new(&content.clone().into(), &headers);
+        let verifier = dkim::Verifier { resolver: &resolver, headers: &headers, now: 0, deadline: over };
+        let dkim = dkim::evaluate(&verifier, &bodies).await;
         assert_eq!(dkim.first().map(|d| (d.result, d.domain.as_str())), Some(("temperror", "a.test")));
         let peer =
             crate::message::Peer { ip: [192, 0, 2, 1].into(), helo: "h.test".to_owned(), esmtp: true, tls: None };

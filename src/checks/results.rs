@@ -3,6 +3,9 @@
 //! Values from the wire stand only where their type cannot break the field: legal domain names,
 //! selectors, base64, plain addresses. Comments are words of our own.
 
+use std::net::IpAddr;
+
+use super::arc::{Arc, Excuse};
 use super::dkim::Dkim;
 use super::dmarc::Dmarc;
 use super::dnsbl::{Answer, Dnsbl};
@@ -16,23 +19,31 @@ const TAB_BYTES: usize = 8;
 /// Bytes of a line without its CRLF (RFC 5322 2.1.1).
 const LINE_BYTES_MAX: usize = 78;
 
-/// The value: one result a line, long ones folded between their words; `more` stands behind.
-pub(super) fn write(
-    hostname: &Domain,
-    spf: Option<&Spf>,
-    dkim: Option<&[Dkim]>,
-    dmarc: Option<&Dmarc>,
-    more: Vec<Vec<String>>,
-) -> String {
+/// What there is to tell; what is off is none.
+pub(super) struct Found<'a> {
+    pub spf: Option<&'a Spf>,
+    pub dkim: Option<&'a [Dkim]>,
+    pub dmarc: Option<&'a Dmarc>,
+    pub arc: Option<&'a Arc>,
+    /// Results in words already; they stand behind.
+    pub more: Vec<Vec<String>>,
+}
+
+/// The value: one result a line, long ones folded between their words. Empty if there is nothing to tell.
+pub(super) fn write(hostname: &Domain, found: Found<'_>, excuse: &Excuse, client: Option<IpAddr>) -> String {
     let mut results = Vec::new();
-    results.extend(spf.map(spf_words));
-    match dkim {
+    results.extend(found.spf.map(spf_words));
+    match found.dkim {
         Some([]) => results.push(vec!["dkim=none".to_owned()]),
         Some(outcomes) => results.extend(outcomes.iter().map(dkim_words)),
         None => {}
     }
-    results.extend(dmarc.map(dmarc_words));
-    results.extend(more);
+    results.extend(found.arc.and_then(|arc| arc.words(client)));
+    results.extend(found.dmarc.map(|dmarc| dmarc_words(dmarc, excuse)));
+    results.extend(found.more);
+    if results.is_empty() {
+        return String::new();
+    }
     let mut value = id(hostname);
     for words in results {
         value.push_str(";\r\n\t");
@@ -89,11 +100,14 @@ fn dkim_words(dkim: &Dkim) -> Vec<String> {
     words
 }
 
-fn dmarc_words(dmarc: &Dmarc) -> Vec<String> {
+fn dmarc_words(dmarc: &Dmarc, excuse: &Excuse) -> Vec<String> {
     let mut words = vec![format!("dmarc={}", dmarc.result)];
     match dmarc.policy.text() {
         "" => words.extend(comment(dmarc.comment)),
         policy => words.push(format!("(p={policy})")),
+    }
+    if let Excuse::By(sealer) = excuse {
+        words.push(format!("(accepted: arc=pass, sealed by {sealer})"));
     }
     if !dmarc.domain.is_empty() {
         words.push(format!("header.from={}", dmarc.domain));

@@ -571,6 +571,17 @@ pub struct Checks {
     pub dmarc: DmarcMode,
     pub rdns: CheckMode,
     pub dnsbl: Vec<Domain>,
+    pub arc: ArcMode,
+    /// What these, and hosts below them, have sealed as passing counts where DMARC fails (RFC 8617).
+    pub trusted_sealers: Vec<Domain>,
+    /// ARC sets of our own on what aliases send elsewhere.
+    pub seal_forwards: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArcMode {
+    Off,
+    Annotate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

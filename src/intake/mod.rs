@@ -4,7 +4,7 @@
 //!
 //! The order: limits of the content, who it is from (`rights` for our accounts, `checks` for the
 //! outside), who gets it (`routing`), the loop guard, trace fields and signatures (`content`,
-//! `sign`), one synced commit. Nothing is kept of a draft that is refused.
+//! `sign`, `seal`), one synced commit. Nothing is kept of a draft that is refused.
 
 mod attachments;
 mod content;
@@ -15,6 +15,7 @@ mod plan;
 mod quota;
 pub mod rewrite;
 mod rights;
+mod seal;
 pub mod sign;
 
 use std::collections::BTreeSet;
@@ -309,9 +310,10 @@ impl Intake {
         match &draft.origin.door {
             Door::Mx { .. } => {
                 identity::refuse_ambiguous(headers)?;
-                let mut checked = checks::check(&self.resolver, &self.config, draft).await;
+                let now = self.clock.now();
+                let mut checked = checks::check_at(&self.resolver, &self.config, draft, now / 1000).await;
                 if let Some(evaluated) = checked.evaluated.take() {
-                    self.feedback.note(self.clock.now() / DAY, evaluated);
+                    self.feedback.note(now / DAY, evaluated);
                 }
                 self.tell_once(&checked.troubles);
                 match checked.verdict {

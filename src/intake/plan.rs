@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use crate::clock::Millis;
 use crate::config::{Config, Loops};
-use crate::message::{Address, Door, Draft, Recipient as Written};
+use crate::message::{Address, Domain, Door, Draft, Recipient as Written};
 use crate::queue::record::{Recipient, Route, Status};
 use crate::routing::inbound::{self, Delivery, Resolution, resolve};
 use crate::routing::loops::{Action, Inbound, Ruling};
@@ -138,6 +138,12 @@ impl Plan {
     /// Does a copy of it go elsewhere?
     pub fn leaves(&self) -> bool {
         self.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
+    }
+
+    /// The domain of ours whose alias sends it elsewhere; the first, if there are several.
+    pub fn forwarder(&self) -> Option<&Domain> {
+        let forwarded = |planned: &&Planned| planned.recipient.route == Route::Remote && planned.written.is_some();
+        self.deliveries.iter().find(forwarded)?.written.as_ref().map(Address::domain)
     }
 
     /// The addresses of ours that were written in RCPT, for the loop guard.

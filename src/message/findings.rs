@@ -13,6 +13,8 @@ pub struct Findings {
     pub iprev: Option<IprevFinding>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dnsbl: Vec<DnsblFinding>,
+    #[serde(default)]
+    pub arc: Option<ArcFinding>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,4 +58,14 @@ pub struct DnsblFinding {
     pub list: String,
     /// `pass` (not listed), `fail`, `temperror`, `permerror` (the list does not serve us).
     pub result: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArcFinding {
+    /// `pass`, `fail`, `none`, `temperror`.
+    pub result: String,
+    /// Who has sealed it, the oldest first; empty unless the chain passes.
+    pub sealers: Vec<String>,
+    /// A sealer that is trusted has vouched for the author, and so a DMARC failure does not count.
+    pub overrides_dmarc: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider::config::{self, AddressOrDomain, Credential, Destination, Senders, Target, WayOut};
+use postrider::config::{self, AddressOrDomain, ArcMode, Credential, Destination, Senders, Target, WayOut};
 use postrider::message::{Address, Domain};
 use proptest::prelude::*;
 
@@ -26,6 +26,23 @@ fn two_keys_are_enough() {
     assert!(config.tls.is_none());
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
     assert!(config.warnings[0].contains("self-signed"));
+}
+
+#[test]
+fn sealers_are_trusted_against_dmarc() {
+    let checks = load(&with("")).checks;
+    assert_eq!((checks.arc, checks.seal_forwards), (ArcMode::Annotate, true));
+    assert!(checks.trusted_sealers.is_empty());
+    let said = |more: &str| {
+        let text = format!("[checks]\ntrusted_sealers = [\"Gmail.COM\"]\nseal_forwards = false\n{more}");
+        let config = load(&with(&text));
+        assert_eq!(config.checks.trusted_sealers, [domain("gmail.com")]);
+        assert!(!config.checks.seal_forwards);
+        config.warnings.iter().any(|warning| warning.starts_with("checks.trusted_sealers: changes nothing"))
+    };
+    assert!(!said(""));
+    assert!(said("dmarc = \"annotate\"\n"));
+    assert!(said("dmarc = \"off\"\n"));
 }
 
 #[test]
