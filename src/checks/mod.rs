@@ -7,10 +7,11 @@
 //!
 //! mail-auth does the cryptography and the policy rules. `spf`, `dkim` and `dmarc` hold what we do
 //! better than leave to it; `results` writes and recognises Authentication-Results. Left out: ARC,
-//! reverse DNS, DNS lists, milters; reports.
+//! reverse DNS, DNS lists; reports. `milter` is asked afterwards, for what these let in.
 
 mod dkim;
 mod dmarc;
+pub mod milter;
 mod results;
 mod spf;
 

@@ -159,7 +159,7 @@ const KEYS: &[(&str, Support)] = &[
     ("checks.trusted_sealers", Later(&["[]"])),
     ("checks.rdns", Later(&["\"annotate\"", "\"off\""])),
     ("checks.dnsbl", Later(&["[]"])),
-    ("checks.milters", Later(&["[]"])),
+    ("checks.milters", Now),
     ("checks.seal_forwards", Later(&["true", "false"])),
     ("loops.period", Now),
     ("loops.limit", Now),

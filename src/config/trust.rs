@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::destinations::Names;
+use super::milters;
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain};
@@ -26,6 +27,7 @@ pub(super) fn checks(root: &Section<'_>) -> Checks {
         spf: section.choice("spf", &modes, CheckMode::Annotate),
         dkim: section.choice("dkim", &modes, CheckMode::Annotate),
         dmarc: section.choice("dmarc", &dmarc, DmarcMode::Enforce),
+        milters: milters::milters(&section),
     }
 }
 
