@@ -36,8 +36,8 @@ use crate::smtp::reply::{Refusal, Reply};
 use crate::store::StoreError;
 
 use fields::Fields;
-use session::{Ended, Trouble};
-use verdict::Verdict;
+use session::{Ended, Times, Trouble};
+pub use verdict::Verdict;
 
 /// To reach a milter (Postfix' milter_connect_timeout).
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -183,7 +183,8 @@ impl Failed {
         match self {
             Failed::Talk(Trouble::Unreadable(_)) => Stopped { refusal: Refusal::inner(reason), is_trouble: true },
             Failed::Talk(Trouble::LongField) => {
-                let text = format!("a header field is longer than the {} bytes that filters here take", wire::DATA_BYTES_MAX);
+                let text =
+                    format!("a header field is longer than the {} bytes that filters here take", wire::DATA_BYTES_MAX);
                 Stopped { refusal: Refusal { reply: Reply::new(552, (3, 4), text), reason }, is_trouble: false }
             }
             // What Postfix answers (milter_default_action = tempfail).
@@ -204,7 +205,7 @@ async fn ask_one(
     let late = || Failed::Unreachable(format!("nothing answers within {} s", CONNECT_TIME.as_secs()));
     let stream = timeout(CONNECT_TIME, connect(resolver, &milter.place)).await.map_err(|_| late())?;
     let stream = stream.map_err(Failed::Unreachable)?;
-    Ok(session::converse(stream, about, fields).await?)
+    Ok(session::converse(stream, Times::USUAL, about, fields).await?)
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}

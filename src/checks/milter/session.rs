@@ -1,6 +1,6 @@
 //! The conversation with one milter about one message, over a connection that is there already.
 //!
-//! Promises: it ends, within [`COMMAND_TIME`] for each answer and [`CONTENT_END_TIME`] for the last one;
+//! Promises: it ends, as each answer has its time ([`Times`]);
 //! one piece of the body is held at a time; an answer that does not belong where it comes, or that cannot
 //! be read, is an error. The message is complete when it is asked, so an answer about one recipient
 //! counts for all of it.
@@ -16,10 +16,19 @@ use super::verdict::{self, Verdict};
 use super::wire::{self, Command, DATA_BYTES_MAX, Options, Replies, Reply, WireError, protocol};
 use super::{About, Body};
 
-/// To write, or to get an answer (Postfix' milter_command_timeout).
-pub const COMMAND_TIME: Duration = Duration::from_secs(30);
-/// For an answer, or a sign of life, after the message (milter_content_timeout).
-pub const CONTENT_END_TIME: Duration = Duration::from_secs(300);
+/// How long a milter may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// To take what is written, and to answer it (Postfix' milter_command_timeout).
+    pub command: Duration,
+    /// For an answer, or a sign of life, after the message (milter_content_timeout).
+    pub content_end: Duration,
+}
+
+impl Times {
+    pub const USUAL: Times = Times { command: Duration::from_secs(30), content_end: Duration::from_secs(300) };
+}
+
 /// Bytes to a milter that wait for more.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Bytes read at once.
@@ -32,7 +41,7 @@ const REASON_BYTES_MAX: usize = 300;
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    #[error("it does not answer {after} within {} s", limit.as_secs())]
+    #[error("it does not answer {after} within {limit:?}")]
     Late { after: &'static str, limit: Duration },
     #[error("it closed the connection after {0}")]
     Closed(&'static str),
@@ -75,12 +84,13 @@ enum Next {
 }
 
 /// Tells the milter of the message, and does to its fields what it asks for.
-pub async fn converse<S>(stream: S, about: &About<'_>, fields: &mut Fields<'_>) -> Result<Ended, Trouble>
+pub async fn converse<S>(stream: S, times: Times, about: &About<'_>, fields: &mut Fields<'_>) -> Result<Ended, Trouble>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let replies = Replies::default();
-    let mut talk = Talk { stream, replies, out: Vec::new(), buffer: vec![0; READ_BYTES], options: Options::OFFERED };
+    let (out, buffer) = (Vec::new(), vec![0; READ_BYTES]);
+    let mut talk = Talk { stream, times, replies, out, buffer, options: Options::OFFERED };
     let ended = match talk.run(about, fields).await? {
         Some(verdict) => Ended { verdict, quarantine: None },
         None => talk.end(fields).await?,
@@ -94,6 +104,7 @@ where
 
 struct Talk<S> {
     stream: S,
+    times: Times,
     replies: Replies,
     /// To be written.
     out: Vec<u8>,
@@ -118,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     async fn negotiate(&mut self) -> Result<(), Trouble> {
         let after = "the negotiation";
         self.write(after, &Command::Negotiate(Options::OFFERED)).await?;
-        match self.answer(after, COMMAND_TIME).await? {
+        match self.answer(after, self.times.command).await? {
             Reply::Negotiate(options) if (wire::VERSION_MIN..=wire::VERSION).contains(&options.version) => {
                 self.options = options;
                 Ok(())
@@ -205,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         let verbatim = self.options.wants(protocol::LEADING_SPACE);
         let mut quarantine = None;
         for _ in 0..CHANGES_MAX {
-            let change = match self.answer(after, CONTENT_END_TIME).await? {
+            let change = match self.answer(after, self.times.content_end).await? {
                 Reply::AddHeader { name, value } => Change::Add { name, value },
                 Reply::InsertHeader { index, name, value } => Change::Insert { index, name, value },
                 Reply::ChangeHeader { index, name, value } => Change::Replace { index, name, value },
@@ -243,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
             return Ok(Next::On);
         }
         let may_skip = matches!(command, Command::Rcpt(_) | Command::Header { .. } | Command::Body(_));
-        match self.answer(after, COMMAND_TIME).await? {
+        match self.answer(after, self.times.command).await? {
             Reply::Skip if may_skip => Ok(Next::Skip),
             reply => Ok(verdict::of(&reply, after)?.map_or(Next::On, Next::End)),
         }
@@ -257,12 +268,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     }
 
     async fn flush(&mut self, after: &'static str) -> Result<(), Trouble> {
-        let written = timeout(COMMAND_TIME, async {
+        let limit = self.times.command;
+        let written = timeout(limit, async {
             self.stream.write_all(&self.out).await?;
             self.stream.flush().await
         });
-        let late = || Trouble::Late { after, limit: COMMAND_TIME };
-        let written = written.await.map_err(|_| late())?;
+        let written = written.await.map_err(|_| Trouble::Late { after, limit })?;
         self.out.clear();
         written.map_err(|error| Trouble::Broken { after, error })
     }

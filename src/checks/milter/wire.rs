@@ -244,12 +244,12 @@ impl Reply {
             b'y' => one_text(data).map(Reply::ReplyCode).ok_or_else(bad),
             b'q' => one_text(data).map(Reply::Quarantine).ok_or_else(bad),
             b'h' => two_texts(data).map(|(name, value)| Reply::AddHeader { name, value }).ok_or_else(bad),
-            b'i' => numbered(data)
-                .map(|(index, name, value)| Reply::InsertHeader { index, name, value })
-                .ok_or_else(bad),
-            b'm' => numbered(data)
-                .map(|(index, name, value)| Reply::ChangeHeader { index, name, value })
-                .ok_or_else(bad),
+            b'i' => {
+                numbered(data).map(|(index, name, value)| Reply::InsertHeader { index, name, value }).ok_or_else(bad)
+            }
+            b'm' => {
+                numbered(data).map(|(index, name, value)| Reply::ChangeHeader { index, name, value }).ok_or_else(bad)
+            }
             b'b' => Ok(Reply::NotOffered("replace the body")),
             b'+' | b'2' => Ok(Reply::NotOffered("add a recipient")),
             b'-' => Ok(Reply::NotOffered("take a recipient away")),
