@@ -34,6 +34,7 @@
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
+//! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //!

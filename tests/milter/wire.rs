@@ -78,7 +78,7 @@ fn read(bytes: &[u8], cuts: &[usize]) -> (Vec<Reply>, Option<WireError>) {
         replies.push(&bytes[from..cut]);
         from = cut;
         loop {
-            match replies.next() {
+            match replies.take() {
                 Ok(Some(reply)) => found.push(reply),
                 Ok(None) => break,
                 Err(error) => return (found, Some(error)),

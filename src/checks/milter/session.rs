@@ -291,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
 
     async fn reply(&mut self, after: &'static str) -> Result<Reply, Trouble> {
         loop {
-            if let Some(reply) = self.replies.next()? {
+            if let Some(reply) = self.replies.take()? {
                 return Ok(reply);
             }
             let read = self.stream.read(&mut self.buffer).await.map_err(|error| Trouble::Broken { after, error })?;

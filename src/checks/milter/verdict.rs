@@ -97,7 +97,7 @@ fn read_enhanced(code: u16, words: &str) -> Option<(Option<Enhanced>, &str)> {
     let is_number = |text: &&str| (1..=3).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     let [class, subject, detail] = numbers.as_slice() else { return Some((None, words)) };
     // Others are no status codes (RFC 3463 2), but words.
-    if !matches!(*class, "2" | "4" | "5") || !numbers.iter().all(|number| is_number(number)) {
+    if !matches!(*class, "2" | "4" | "5") || !numbers.iter().all(is_number) {
         return Some((None, words));
     }
     if class.parse() != Ok(code / 100) {

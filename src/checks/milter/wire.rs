@@ -310,13 +310,13 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// To be called only when [`Replies::next`] has nothing more: so one packet and one read are held at most.
+    /// To be called only when [`Replies::take`] has nothing more: so one packet and one read are held at most.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole one. After an error there is none any more.
-    pub fn next(&mut self) -> Result<Option<Reply>, WireError> {
+    pub fn take(&mut self) -> Result<Option<Reply>, WireError> {
         let Some((len, rest)) = number(&self.buffer) else { return Ok(None) };
         let size = len as usize;
         if size == 0 {
