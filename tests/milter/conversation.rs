@@ -96,7 +96,7 @@ async fn it_hears_the_whole_message_in_order() {
     let heard = milter.heard();
     let of = |byte: u8| heard.iter().filter(|heard| heard.byte == byte).collect::<Vec<_>>();
     assert_eq!(of(b'O')[0].data, [6, 0x31, 0x1F_F7FF].map(u32::to_be_bytes).concat());
-    assert_eq!(of(b'C')[0].data, b"client.away.test\06\0\02001:db8::1\0");
+    assert_eq!(of(b'C')[0].data, b"client.away.test\x006\x00\x002001:db8::1\0");
     assert_eq!(of(b'H')[0].texts(), ["client.away.test"]);
     assert_eq!(of(b'M')[0].texts(), ["<me@away.test>", "BODY=8BITMIME"]);
     assert_eq!(of(b'R')[0].texts(), ["<box@home.test>"]);
