@@ -7,7 +7,7 @@
 //!
 //! `dkim` and `arc` verify signatures, `spf` and `dmarc` judge by them and by DNS; `results` writes and
 //! recognises Authentication-Results; `identity` has the rules on header fields, `feedback` what reports
-//! are made of. Left out: milters.
+//! are made of. `milter` is asked afterwards, for what these let in.
 
 mod arc;
 mod dkim;
@@ -16,6 +16,7 @@ mod dnsbl;
 pub mod feedback;
 pub mod identity;
 mod iprev;
+pub mod milter;
 mod results;
 pub mod spf;
 

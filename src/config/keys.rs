@@ -159,7 +159,7 @@ const KEYS: &[(&str, Support)] = &[
     ("checks.trusted_sealers", Now),
     ("checks.rdns", Now),
     ("checks.dnsbl", Now),
-    ("checks.milters", Later(&["[]"])),
+    ("checks.milters", Now),
     ("checks.seal_forwards", Now),
     ("loops.period", Now),
     ("loops.limit", Now),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::destinations::Names;
+use super::milters;
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
@@ -39,6 +40,7 @@ pub(super) fn checks(root: &Section<'_>) -> Checks {
         seal_forwards: section.boolean("seal_forwards", true),
         rdns: section.choice("rdns", &modes, CheckMode::Annotate),
         dnsbl: dnsbl(&section),
+        milters: milters::milters(&section),
     }
 }
 

@@ -43,14 +43,16 @@ pub struct Stored {
 pub struct Source<'a> {
     pub draft: &'a Draft,
     pub headers: &'a Headers<'a>,
+    /// Milters have changed them. Then our results are among them, and what lies about us is not.
+    pub is_filtered: bool,
     pub checked: &'a Checked,
     pub plan: &'a Plan,
     pub author: &'a Author<'a>,
 }
 
 pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis) -> Result<Stored, Refusal> {
-    let Source { draft, headers, checked, plan, author } = source;
-    let mut removed = removed_fields(intake, draft, headers);
+    let Source { draft, headers, is_filtered, checked, plan, author } = source;
+    let mut removed = if *is_filtered { Vec::new() } else { removed_fields(intake, draft, headers) };
     let mut added = Vec::new();
     if let Some(replaced) = author.replaced(headers, &intake.config.sender.reply_to) {
         added = replaced.by;
@@ -61,7 +63,7 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     if draft.origin.door.is_trusted() {
         add_missing(&mut added, source, &message_id, now);
     }
-    let rest = rest_of(draft.content.head(), headers, &removed, added);
+    let rest = rest_of(source, &removed, added);
 
     let (signature_fields, mut signed) = sign(intake, source, &rest)?;
     let mut top = Vec::with_capacity(1024 + rest.header.len());
@@ -75,7 +77,7 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     {
         top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
     }
-    if !checked.authentication_results.is_empty() {
+    if !checked.authentication_results.is_empty() && !is_filtered {
         top.extend_from_slice(b"Authentication-Results: ");
         top.extend_from_slice(checked.authentication_results.as_bytes());
         top.extend_from_slice(b"\r\n");
@@ -102,8 +104,9 @@ struct Rest {
     unchanged: Bytes,
 }
 
-fn rest_of(content: &Bytes, headers: &Headers<'_>, removed: &[usize], added: Vec<u8>) -> Rest {
-    if removed.is_empty() && added.is_empty() && headers.has_empty_line() {
+fn rest_of(source: &Source<'_>, removed: &[usize], added: Vec<u8>) -> Rest {
+    let (content, headers) = (source.draft.content.head(), source.headers);
+    if removed.is_empty() && added.is_empty() && headers.has_empty_line() && !source.is_filtered {
         return Rest { header: Vec::new(), unchanged: content.clone() };
     }
     let mut header = added;
@@ -121,7 +124,8 @@ fn rest_of(content: &Bytes, headers: &Headers<'_>, removed: &[usize], added: Vec
     Rest { header, unchanged: content.slice(body_at..) }
 }
 
-fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<usize> {
+/// Fields, by number, that are not kept.
+pub fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<usize> {
     // RFC 8601 5: what claims to be our own result, from wherever, is a forgery.
     let mut removed = checks::forged_results(headers, &intake.config.hostname);
     if draft.origin.door.is_trusted() {

@@ -10,6 +10,7 @@ mod attachments;
 mod content;
 pub mod guard;
 pub mod idempotency;
+mod milters;
 pub mod pickup;
 mod plan;
 mod quota;
@@ -225,15 +226,25 @@ impl Intake {
         self.check_attachments(&draft, &headers, id, now).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
         let mut plan = Plan::make(&self.config, &draft, begin)?;
-        if let Verdict::Hold(reason) = &checked.verdict {
-            plan.hold_all(reason);
-        }
+        let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
+        let headers = match &passed.header {
+            Some(section) => Headers::apart(section, headers.body()),
+            None => headers,
+        };
+        plan.obey(&checked.verdict, &passed);
         self.hold_for_account(&mut plan, &draft);
         let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
-        let source =
-            content::Source { draft: &draft, headers: &headers, checked: &checked, plan: &plan, author: &author };
+        let is_filtered = passed.header.is_some();
+        let source = content::Source {
+            draft: &draft,
+            headers: &headers,
+            is_filtered,
+            checked: &checked,
+            plan: &plan,
+            author: &author,
+        };
         let stored = content::assemble(self, &source, id, now)?;
         let mut extra = extra;
         for (key, value) in counters {

@@ -3,6 +3,8 @@
 
 use std::collections::HashSet;
 
+use crate::checks::Verdict;
+use crate::checks::milter::Passed;
 use crate::clock::Millis;
 use crate::config::{Config, Loops};
 use crate::message::{Address, Domain, Door, Draft, Recipient as Written};
@@ -126,6 +128,29 @@ impl Plan {
         }
         if let (Status::Waiting { .. }, Some(reason)) = (&recipient.status, delivery.forbids(&recipient.address)) {
             recipient.status = Status::Held { reason };
+        }
+    }
+
+    /// Does what the checks and the milters want of a message that they let in.
+    pub fn obey(&mut self, verdict: &Verdict, passed: &Passed) {
+        if let Some(reason) = &passed.discard {
+            return self.discard_all(reason);
+        }
+        if let Some(reason) = &passed.hold {
+            self.hold_all(reason);
+        }
+        if let Verdict::Hold(reason) = verdict {
+            self.hold_all(reason);
+        }
+    }
+
+    /// There is nothing left for the loop guard to count, either.
+    fn discard_all(&mut self, reason: &str) {
+        self.deliveries.clear();
+        for own in std::mem::take(&mut self.own) {
+            if self.discarded.iter().all(|(address, _)| *address != own.address) {
+                self.discarded.push((own.address, reason.to_owned()));
+            }
         }
     }
 
