@@ -81,6 +81,7 @@ fn job() -> Job {
         recipients: 1,
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
+        answers: None,
     };
     Job { message: Arc::new(message), body, recipients: vec![(7, recipient)] }
 }

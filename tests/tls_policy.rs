@@ -90,6 +90,7 @@ fn job(wish: TlsWish) -> Job {
         recipients: 1,
         stream: postrider::message::stream::default_name(),
         tls: wish,
+        answers: None,
     };
     let recipient = Recipient {
         address: Address::parse("one@far.test").unwrap(),

@@ -172,6 +172,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
         recipients: recipients.len() as u32,
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
+        answers: None,
     };
     // Cut anywhere: the payload must not depend on the chunks.
     let chunks = content.chunks(1000).map(Bytes::copy_from_slice).collect();

@@ -347,6 +347,7 @@ fn job(from: &Address, to: &Address, now: Millis, hostname: &str) -> Job {
         recipients: 1,
         stream: stream::default_name(),
         tls: TlsWish::default(),
+        answers: None,
     };
     let recipient = Recipient {
         address: to.clone(),

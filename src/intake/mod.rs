@@ -9,6 +9,7 @@
 mod attachments;
 mod content;
 pub mod guard;
+pub mod notices;
 pub mod pickup;
 mod plan;
 mod quota;
@@ -30,10 +31,11 @@ use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
 use crate::message::{Content, Door, Draft, Findings, MessageId, TlsWish, header, stream};
-use crate::queue::record::{Message, Status};
+use crate::queue::record::{Answered, Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
-use crate::routing::loops;
-use crate::routing::sent::Sent;
+use crate::routing::loops::{self, Ruling};
+use crate::routing::sent::{self, Sent};
+use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 use crate::store::{Batch, StoreError, Table};
@@ -66,9 +68,12 @@ pub struct Intake {
     journal: Arc<Journal>,
     resolver: Resolver,
     signer: Signer,
+    marks: Marks,
     disk: DiskGuard,
     quotas: Quotas,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
+    /// Of the budget for notices.
+    notices: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Intake {
@@ -89,7 +94,16 @@ impl Intake {
         let quotas = Quotas::load(&config, queue.store(), clock.now())?;
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
         let loop_locks = (0..LOOP_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect();
-        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks })
+        let marks = Marks::open(&config.data_dir).map_err(|error| {
+            StoreError::Failed(format!("the key for return paths, in {}: {error}", config.data_dir.display()))
+        })?;
+        let notices = tokio::sync::Mutex::new(());
+        Ok(Intake { config, clock, queue, journal, resolver, signer, marks, disk, quotas, loop_locks, notices })
+    }
+
+    /// By which we know our own return paths and notices again.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
@@ -138,27 +152,29 @@ impl Intake {
         let checked = self.check(&draft, &headers).await?;
         let stream = rights::stream(&self.config, &draft, &headers)?;
         self.check_attachments(&draft, &headers, id, now).await?;
-        let mut plan = Plan::make(&self.config, &draft, now)?;
+        let mut plan = Plan::make(&self.config, &self.marks, &draft, &headers, now)?;
         if let Verdict::Hold(reason) = &checked.verdict {
             plan.hold_all(reason);
         }
         self.hold_for_account(&mut plan, &draft);
-        let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+        let (ruling, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
         let source =
             content::Source { draft: &draft, headers: &headers, checked: &checked, plan: &plan, author: &author };
         let stored = content::assemble(self, &source, id, now)?;
         let mut extra = extra;
-        for (key, value) in counters {
+        let Ruling { writes, answers, .. } = ruling;
+        for (key, value) in writes {
             extra.put(Table::Loops, key, value);
         }
         let record = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
-        let message = Message { stream, header_from: author.shown().cloned(), ..record };
+        let answers = answers.map(|sent| Answered { id: sent.id, account: sent.account });
+        let message = Message { stream, header_from: author.shown().cloned(), answers, ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
         extra.append(telling.take_batch());
-        remember_sent(&message, &draft, &plan, &mut extra);
+        self.remember_sent(&message, &draft, &headers, &plan, &mut extra)?;
         let counted = self.count(&draft, now, &mut extra).await?;
 
         let recipients: Vec<_> = plan.deliveries.into_iter().map(|delivery| delivery.recipient).collect();
@@ -234,20 +250,22 @@ impl Intake {
         }
     }
 
-    /// Applies the loop guard to the plan. Gives the counters to write, and the locks to keep until
-    /// they are written.
+    /// Applies the loop guard to the plan. Gives what it found, with the counters to write, and the locks to
+    /// keep until they are written.
     async fn guard_loops(
         &self,
         plan: &mut Plan,
         draft: &Draft,
         headers: &Headers<'_>,
         now: Millis,
-    ) -> Result<(Counters, Vec<MutexGuard<'_, ()>>), Refusal> {
+    ) -> Result<(Ruling, Vec<MutexGuard<'_, ()>>), Refusal> {
         if plan.guarded().is_empty() || draft.origin.door == Door::Bounce {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok((Ruling::default(), Vec::new()));
         }
         let input = loops::Input {
             config: &self.config.loops,
+            hostname: &self.config.hostname,
+            marks: &self.marks,
             headers,
             content: draft.content.head(),
             mail_from: &draft.envelope.mail_from,
@@ -259,8 +277,30 @@ impl Intake {
         let locks = self.lock(loops::lock_keys(&input)).await;
         let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
         let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
-        plan.apply_loops(&self.config.loops, &ruling)?;
-        Ok((ruling.writes, locks))
+        plan.apply_loops(&self.config.loops, &draft.origin.door, &ruling)?;
+        Ok((ruling, locks))
+    }
+
+    /// So that answers to it and bounces of it find it again.
+    fn remember_sent(
+        &self,
+        message: &Message,
+        draft: &Draft,
+        headers: &Headers<'_>,
+        plan: &Plan,
+        batch: &mut Batch,
+    ) -> Result<(), Refusal> {
+        if !draft.origin.door.is_trusted() || !plan.leaves() || message.message_id.is_empty() {
+            return Ok(());
+        }
+        let now = message.received_at;
+        let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
+        let earlier = sent::find(&sent::references(headers), now, read).map_err(|error| store_trouble(&error))?;
+        let thread = earlier.map_or(message.id, |sent| sent.thread);
+        let sent = Sent { id: message.id, thread, account: draft.origin.account.clone() };
+        let (key, value) = sent.entry(&message.message_id, now);
+        batch.put(Table::Loops, key, value);
+        Ok(())
     }
 
     async fn lock(&self, keys: Vec<u64>) -> Vec<MutexGuard<'_, ()>> {
@@ -275,9 +315,6 @@ impl Intake {
         locks
     }
 }
-
-/// Keys and values of the loop guard's table.
-type Counters = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn unchecked() -> Checked {
     Checked { findings: Findings::default(), authentication_results: String::new(), verdict: Verdict::Accept }
@@ -315,15 +352,7 @@ fn message_record(
         recipients: plan.deliveries.len() as u32,
         stream: stream::default_name(),
         tls: wish(draft, headers),
-    }
-}
-
-/// So that answers to it and bounces of it find it again.
-fn remember_sent(message: &Message, draft: &Draft, plan: &Plan, batch: &mut Batch) {
-    if draft.origin.door.is_trusted() && plan.leaves() && !message.message_id.is_empty() {
-        let sent = Sent { id: message.id, account: draft.origin.account.clone() };
-        let (key, value) = sent.entry(&message.message_id, message.received_at);
-        batch.put(Table::Loops, key, value);
+        answers: None,
     }
 }
 

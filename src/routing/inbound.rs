@@ -1,16 +1,17 @@
 //! Who gets it: from an address in RCPT to the deliveries that it leads to.
 //!
 //! Looked up in this order: exact alias, pattern, the alias without its subaddress, the return path of
-//! our mail (for the postmaster), postmaster, the catchall of the domain. Addresses of ours that an alias names are looked up in turn, so every
-//! chain ends at targets, at addresses elsewhere, or is dropped on purpose. A chain that ends
-//! nowhere although the configuration meant it to lead somewhere is held for a person, never lost.
-//! Pure: the same configuration and address give the same answer; nothing is counted here (`loops`)
-//! and no way out is chosen.
+//! our mail (for the postmaster), abuse and postmaster, the catchall of the domain. Addresses of ours that
+//! an alias names are looked up in turn, so every chain ends at targets, at addresses elsewhere, or is
+//! dropped on purpose. A chain that ends nowhere although the configuration meant it to lead somewhere is
+//! held for a person, never lost. Pure: the same configuration and address give the same answer; nothing is
+//! counted here (`loops`) and no way out is chosen. Bounces of what was forwarded are not looked up here
+//! (`srs`).
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::config::{Config, Destination, Target};
+use crate::config::{AliasLimits, Config, Destination, Target};
 use crate::message::Address;
 use crate::queue::record::Route;
 
@@ -44,6 +45,8 @@ pub struct Delivery {
     /// What loop limits count: the alias that took it, without a subaddress, or `@domain` for the
     /// catchall.
     pub counted_as: String,
+    /// What is not as in `[loops]` for that alias.
+    pub limits: AliasLimits,
     pub route: Route,
     /// Queue it held, for this reason.
     pub hold: Option<String>,
@@ -56,6 +59,7 @@ pub struct Delivery {
 /// What takes an address.
 struct Entry<'c> {
     counted_as: String,
+    limits: AliasLimits,
     via_catchall: bool,
     destinations: Cow<'c, [Destination]>,
 }
@@ -76,7 +80,7 @@ pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
         }
     };
     let arrives = matches!(&resolution, Resolution::Deliveries(all) if all.iter().any(|d| d.hold.is_none()));
-    let must_arrive = is_postmaster(config, recipient) || config.is_bounce(recipient);
+    let must_arrive = is_role(config, recipient) || config.is_bounce(recipient);
     if !arrives && must_arrive && alias(config, recipient).is_none() {
         return Resolution::Deliveries(vec![nobodys_postmaster(config, recipient)]);
     }
@@ -100,23 +104,61 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
     }
 }
 
+/// Does a delivery hand the message to another mail server, so that it may come back from there?
+pub fn passes_on(config: &Config, route: &Route) -> bool {
+    match route {
+        Route::Remote => true,
+        Route::Target(name) => match config.targets.get(name) {
+            Some(Target::Webhook { .. } | Target::Maildir { .. }) | None => false,
+        },
+    }
+}
+
+/// Is there an alias, or a pattern, that takes this address?
+pub fn has_alias(config: &Config, address: &Address) -> bool {
+    alias(config, address).is_some()
+}
+
+/// Must its mail be taken, also where it is automatic? A return path of ours, or a role that no alias takes.
+pub fn is_always_taken(config: &Config, address: &Address) -> bool {
+    config.is_bounce(address) || is_role(config, address)
+}
+
 fn entry<'c>(config: &'c Config, address: &Address) -> Option<Entry<'c>> {
     if let Some((counted_as, destinations)) = alias(config, address) {
-        return Some(Entry { counted_as, via_catchall: false, destinations: Cow::Borrowed(destinations) });
+        let limits = config.aliases.limits_of(&counted_as);
+        return Some(Entry { limits, ..Entry::new(counted_as, Cow::Borrowed(destinations)) });
     }
+    let to = |found: Option<Address>| Cow::Owned(found.into_iter().map(Destination::Address).collect());
     if config.is_bounce(address) {
-        let (counted_as, postmaster) = (bounce_key(config, address), postmaster_of(address));
-        let destinations = Cow::Owned(postmaster.into_iter().map(Destination::Address).collect());
-        return Some(Entry { counted_as, via_catchall: false, destinations });
+        return Some(Entry::new(bounce_key(config, address), to(postmaster_of(address))));
     }
-    let counted_as = format!("postmaster@{}", address.domain());
-    if is_postmaster(config, address) && config.postmaster.lookup_key() != counted_as {
-        let destinations = Cow::Owned(vec![Destination::Address(config.postmaster.clone())]);
-        return Some(Entry { counted_as, via_catchall: false, destinations });
+    let abuse = format!("abuse@{}", address.domain());
+    if is_named(config, address, &abuse) && config.postmaster.lookup_key() != abuse {
+        return Some(Entry::new(abuse, to(postmaster_of(address))));
+    }
+    let postmaster = format!("postmaster@{}", address.domain());
+    if is_named(config, address, &postmaster) && config.postmaster.lookup_key() != postmaster {
+        return Some(Entry::new(postmaster, to(Some(config.postmaster.clone()))));
     }
     let catchall = config.domains.get(address.domain())?.catchall.as_slice();
-    let counted_as = format!("@{}", address.domain());
-    (!catchall.is_empty()).then_some(Entry { counted_as, via_catchall: true, destinations: Cow::Borrowed(catchall) })
+    let entry = Entry::new(format!("@{}", address.domain()), Cow::Borrowed(catchall));
+    (!catchall.is_empty()).then_some(Entry { via_catchall: true, ..entry })
+}
+
+impl<'c> Entry<'c> {
+    fn new(counted_as: String, destinations: Cow<'c, [Destination]>) -> Entry<'c> {
+        Entry { counted_as, limits: AliasLimits::default(), via_catchall: false, destinations }
+    }
+}
+
+/// What the named groups of a pattern have found in the address that it took.
+pub fn groups(config: &Config, recipient: &Address) -> BTreeMap<String, String> {
+    let Some((key, _)) = alias(config, recipient) else { return BTreeMap::new() };
+    let Some(regex) = config.aliases.pattern(&key).map(|pattern| &pattern.regex) else { return BTreeMap::new() };
+    let Some(found) = regex.captures(&key) else { return BTreeMap::new() };
+    let named = regex.capture_names().flatten();
+    named.filter_map(|name| Some((name.to_owned(), found.name(name)?.as_str().to_owned()))).collect()
 }
 
 /// The alias of an address and its key: exact, by pattern, then both without the subaddress.
@@ -131,8 +173,18 @@ fn base_key(config: &Config, address: &Address) -> Option<String> {
 
 /// RFC 5321 4.5.1: every domain that takes mail has a postmaster.
 fn is_postmaster(config: &Config, address: &Address) -> bool {
-    let own = format!("postmaster@{}", address.domain());
-    address.lookup_key() == own || base_key(config, address).is_some_and(|base| base == own)
+    is_named(config, address, &format!("postmaster@{}", address.domain()))
+}
+
+/// Somebody whom everybody may write to: the postmaster, or abuse@ (RFC 2142 2), which is the same person
+/// unless an alias says otherwise.
+pub fn is_role(config: &Config, address: &Address) -> bool {
+    is_postmaster(config, address) || is_named(config, address, &format!("abuse@{}", address.domain()))
+}
+
+/// With a subaddress, too.
+fn is_named(config: &Config, address: &Address, key: &str) -> bool {
+    address.lookup_key() == key || base_key(config, address).is_some_and(|base| base == key)
 }
 
 fn postmaster_of(address: &Address) -> Option<Address> {
@@ -152,10 +204,9 @@ fn nobodys_postmaster(config: &Config, recipient: &Address) -> Delivery {
     );
     let counted_as = match config.is_bounce(recipient) {
         true => bounce_key(config, recipient),
-        false => format!("postmaster@{}", recipient.domain()),
+        false => base_key(config, recipient).unwrap_or_else(|| recipient.lookup_key()),
     };
-    let entry = Entry { counted_as, via_catchall: false, destinations: Cow::Borrowed(&[]) };
-    Walk::new(config, recipient, &entry).held(reason)
+    Walk::new(config, recipient, &Entry::new(counted_as, Cow::Borrowed(&[]))).held(reason)
 }
 
 /// Follows aliases to their ends.
@@ -163,6 +214,7 @@ struct Walk<'c> {
     config: &'c Config,
     recipient: &'c Address,
     counted_as: &'c str,
+    limits: AliasLimits,
     via_catchall: bool,
     found: Vec<Delivery>,
     discard: bool,
@@ -183,6 +235,7 @@ impl<'c> Walk<'c> {
             config,
             recipient,
             counted_as: &entry.counted_as,
+            limits: entry.limits,
             via_catchall: entry.via_catchall,
             found: Vec::new(),
             discard: false,
@@ -249,6 +302,7 @@ impl<'c> Walk<'c> {
             address,
             alias: self.recipient.clone(),
             counted_as: self.counted_as.to_owned(),
+            limits: self.limits,
             route,
             hold: None,
             via_catchall: self.via_catchall,

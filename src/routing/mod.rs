@@ -1,12 +1,17 @@
 //! Two questions: who gets it (`inbound`, with the loop guard beside it), and which way out (`outbound`).
 //! `sender` says who a message is from in the eyes of the guard, and whether it is automatic; `sent` knows our own messages
-//! again when an answer or a bounce names one.
+//! again when an answer or a bounce names one, `notice_id` our own notices. `srs` makes the return path of what is
+//! forwarded.
 
+mod base32;
+mod free_mail;
 pub mod inbound;
 pub mod loops;
+pub mod notice_id;
 pub mod outbound;
 pub mod sender;
 pub mod sent;
+pub mod srs;
 
 #[cfg(test)]
 mod fixture;

@@ -54,6 +54,7 @@ pub fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
         recipients,
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
+        answers: None,
     }
 }
 

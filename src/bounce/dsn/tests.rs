@@ -34,6 +34,7 @@ fn message() -> Message {
         recipients: 1,
         stream: crate::message::stream::default_name(),
         tls: crate::message::TlsWish::default(),
+        answers: None,
     }
 }
 
@@ -79,6 +80,7 @@ impl Case {
             message: &self.message,
             recipients: &recipients,
             action: self.action,
+            id: "loop.1.mac@mail.our.example",
             original: &self.original,
             now: NOW,
             seed: 0xfeed,
