@@ -434,6 +434,72 @@ mod tests {
     }
 
     #[test]
+    fn abuse_is_the_postmaster_unless_an_alias_says_otherwise() {
+        let mut config = config(&[("abuse@example.com", &[target("sales-box")])]);
+        assert_eq!(lines(&config, "Abuse@example.com"), ["maildir sales-box"]);
+        assert_eq!(lines(&config, "abuse@plain.example"), ["forward to ops@elsewhere.example"]);
+        assert_eq!(lines(&config, "abuse+x@plain.example"), ["forward to ops@elsewhere.example"]);
+        config.aliases.exact.insert("postmaster@plain.example".to_owned(), vec![target("crm")]);
+        assert_eq!(lines(&config, "abuse@plain.example"), ["webhook crm"]);
+        // It is the postmaster itself: nobody is named, so its mail waits.
+        config.aliases.exact.clear();
+        config.postmaster = address("abuse@plain.example");
+        for recipient in ["abuse@plain.example", "postmaster@plain.example"] {
+            let held = lines(&config, recipient);
+            assert!(held[0].starts_with(&format!("held: nobody is named for {recipient}")), "{held:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_were_in_use_are_taken_still() {
+        let mut config = config(&[]);
+        for own in config.domains.values_mut() {
+            own.previous_names = vec!["old".to_owned()];
+        }
+        for (recipient, line) in [
+            // It was a return path: only those have tokens.
+            ("old+token@example.com", "forward to ops@elsewhere.example"),
+            ("OLD+token@plain.example", "forward to ops@elsewhere.example"),
+            // It may have been the catchall's name.
+            ("old@example.com", "webhook catch"),
+            ("Old@plain.example", "forward to ops@elsewhere.example"),
+        ] {
+            assert_eq!(lines(&config, recipient), [line], "{recipient}");
+        }
+        assert_eq!(resolve(&config, &address("older@plain.example")), Resolution::Unknown);
+    }
+
+    #[test]
+    fn groups_of_a_pattern_reach_the_target() {
+        let mut config = config(&[("ticket-7@example.com", &[target("crm")])]);
+        let pattern = "(?P<kind>ticket|order)-(?P<id>[0-9]+)(?P<rest>-x)?@example\\.com";
+        config.aliases.patterns.push(fixture::pattern(pattern, vec![target("crm")]));
+        let found = |text: &str| {
+            let groups = groups(&config, &address(text));
+            groups.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(found("Ticket-42@example.com"), "id=42 kind=ticket");
+        assert_eq!(found("order-1-x+sub@example.com"), "id=1 kind=order rest=-x");
+        assert_eq!(found("ticket-7@example.com"), "", "an alias of its own");
+        assert_eq!(found("who@example.com"), "");
+    }
+
+    #[test]
+    fn limits_are_those_of_the_alias_that_took_it() {
+        let mut config = config(&[("sales@example.com", &[target("crm")])]);
+        config.aliases.patterns.push(fixture::pattern("p[0-9]@example\\.com", vec![target("crm")]));
+        let limits = |limit| AliasLimits { limit: Some(limit), ..AliasLimits::default() };
+        config.aliases.limits.insert("sales@example.com".to_owned(), limits(7));
+        config.aliases.limits.insert("/p[0-9]@example\\.com/".to_owned(), limits(8));
+        for (recipient, limit) in
+            [("Sales+x@example.com", Some(7)), ("p1@example.com", Some(8)), ("who@example.com", None)]
+        {
+            let Resolution::Deliveries(found) = resolve(&config, &address(recipient)) else { panic!("{recipient}") };
+            assert_eq!(found[0].limits.limit, limit, "{recipient}");
+        }
+    }
+
+    #[test]
     fn says_what_limits_count() {
         let config = config(&[("sales@example.com", &[target("crm")])]);
         for (recipient, counted_as, via_catchall) in [

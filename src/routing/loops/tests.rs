@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::*;
-use crate::config::AddressOrDomain;
+use crate::config::{AddressOrDomain, OnLimit};
+use crate::message::MessageId;
 use crate::routing::fixture;
 
 const HOUR: Millis = 3_600_000;
@@ -15,12 +17,19 @@ fn address(text: &str) -> Address {
 }
 
 fn alias(text: &str) -> Inbound {
-    Inbound { address: address(text), counted_as: text.to_owned(), via_catchall: false }
+    Inbound {
+        address: address(text),
+        counted_as: text.to_owned(),
+        limits: AliasLimits::default(),
+        via: Via::Alias,
+        always: false,
+        exempt: false,
+    }
 }
 
 fn caught(text: &str) -> Inbound {
     let address = address(text);
-    Inbound { counted_as: format!("@{}", address.domain()), address, via_catchall: true }
+    Inbound { counted_as: format!("@{}", address.domain()), via: Via::Catchall, ..alias(text) }
 }
 
 fn from(sender: &str) -> String {
@@ -30,6 +39,9 @@ fn from(sender: &str) -> String {
 /// A server with a clock and a table.
 struct World {
     config: Loops,
+    hostname: Domain,
+    marks: Marks,
+    _folder: tempfile::TempDir,
     table: HashMap<Vec<u8>, Vec<u8>>,
     now: Millis,
     door: Door,
@@ -39,8 +51,12 @@ struct World {
 
 impl World {
     fn new() -> World {
+        let folder = tempfile::tempdir().unwrap();
         World {
             config: fixture::loops(),
+            hostname: Domain::parse("mail.our.example").unwrap(),
+            marks: Marks::open(folder.path()).unwrap(),
+            _folder: folder,
             table: HashMap::new(),
             now: START,
             door: Door::Mx { listener: "mx".to_owned() },
@@ -51,17 +67,31 @@ impl World {
 
     fn judge(&self, content: &str, recipients: &[Inbound]) -> Ruling {
         let headers = Headers::parse(content.as_bytes());
-        let input = Input {
+        let input = self.input(&headers, content, recipients);
+        judge(&input, |key| Ok(self.table.get(key).cloned())).unwrap()
+    }
+
+    fn input<'a>(&'a self, headers: &'a Headers<'a>, content: &'a str, recipients: &'a [Inbound]) -> Input<'a> {
+        Input {
             config: &self.config,
-            headers: &headers,
+            hostname: &self.hostname,
+            marks: &self.marks,
+            headers,
             content: content.as_bytes(),
             mail_from: &self.mail_from,
             recipients,
             door: &self.door,
             account: self.account,
             now: self.now,
-        };
-        judge(&input, |key| Ok(self.table.get(key).cloned())).unwrap()
+        }
+    }
+
+    /// Notes a message of ours as sent, on this thread.
+    fn sent(&mut self, message_id: &str, id: u64, thread: u64) {
+        let account = Some("shop".to_owned());
+        let sent = Sent { id: MessageId::from_u64(id), thread: MessageId::from_u64(thread), account };
+        let (key, value) = sent.entry(message_id, self.now);
+        self.table.insert(key, value);
     }
 
     /// One message for some recipients, committed if it is taken.
@@ -183,12 +213,20 @@ fn a_limit_of_none_takes_answers_only_and_not_for_ever() {
     let mut world = World::new();
     world.config.limit = 0;
     let text = reply(world.send("bob@far.example", "sales@our.example"));
-    assert_eq!(text, "554 5.4.6 sales@our.example takes answers only, no new messages");
+    assert_eq!(text, "554 5.4.6 sales@our.example takes answers to our messages only, no new ones");
     let answer = format!("In-Reply-To: <1@our.example>\r\n{}", from("bob@far.example"));
-    for _ in 0..ANSWERS_MAX {
+    assert!(world.send_to(&answer, &[alias("sales@our.example")]).is_err(), "we have never written that");
+    world.sent("1@our.example", 1, 1);
+    for _ in 0..90 {
         assert_eq!(world.send_to(&answer, &[alias("sales@our.example")]), Ok(vec![Action::Take]));
     }
     assert!(world.send_to(&answer, &[alias("sales@our.example")]).is_err());
+    // Also for what says that it is automatic, where nothing else is taken.
+    let automatic = format!("Auto-Submitted: auto-replied\r\nIn-Reply-To: <1@our.example>\r\n{}", from("eve@far.example"));
+    assert_eq!(world.send_to(&automatic, &[alias("sales@our.example")]), Ok(vec![Action::Take]));
+    // Postmaster, abuse and return paths take new ones all the same.
+    let role = Inbound { always: true, ..alias("postmaster@our.example") };
+    assert_eq!(world.send_to(&from("bob@far.example"), &[role]), Ok(vec![Action::Take]));
     world.config.on_limit = OnLimit::Defer;
     assert!(reply(world.send("bob@far.example", "sales@our.example")).starts_with("554 "));
 }
@@ -291,9 +329,12 @@ fn the_catchall_takes_a_message_id_once_and_a_text_once() {
     assert!(text.starts_with("554 5.4.6 the same message from bob@far.example to who@our.example again"), "{text}");
     assert_eq!(world.send_to(&message("3", "other"), &who), Ok(vec![Action::Take]));
     assert_eq!(world.send_to(&message("1", "one"), &[caught("else@our.example")]), Ok(vec![Action::Take]));
-    // An alias may get one message by way of two lists.
-    assert_eq!(world.send_to(&message("1", "one"), &[alias("sales@our.example")]), Ok(vec![Action::Take]));
-    assert_eq!(world.send_to(&message("1", "one"), &[alias("sales@our.example")]), Ok(vec![Action::Take]));
+    // An alias may get one message by way of two lists, but not the same in all twice.
+    let sales = [alias("sales@our.example")];
+    assert_eq!(world.send_to(&message("1", "one"), &sales), Ok(vec![Action::Take]));
+    assert_eq!(world.send_to(&message("1", "one\r\n-- \r\na list"), &sales), Ok(vec![Action::Take]));
+    let again = world.send_to(&format!("Received: from x\r\n{}", message("1", "one")), &sales).unwrap();
+    assert!(matches!(&again[0], Action::Discard(reason) if reason.contains("already")), "{again:?}");
     world.now += HOUR;
     assert_eq!(world.send_to(&message("1", "one"), &who), Ok(vec![Action::Take]));
 }
@@ -352,7 +393,7 @@ fn entries_expire_and_damage_counts_for_nothing() {
     assert!(!is_expired(&value, START + HOUR - 1));
     assert!(is_expired(&value, START + HOUR));
     for bad in [&b""[..], b"\x02", &value[..value.len() - 1], b"\x01"] {
-        assert!(is_expired(bad, START));
+        assert_eq!(is_expired(bad, START), bad.len() < HEAD_BYTES, "without a time nobody needs it");
         world.table.values_mut().for_each(|v| *v = bad.to_vec());
         assert_eq!(world.send("bob@far.example", "sales@our.example"), Ok(Action::Take));
     }
@@ -364,16 +405,7 @@ fn a_broken_store_is_told() {
     let content = from("bob@far.example");
     let headers = Headers::parse(content.as_bytes());
     let recipients = [alias("sales@our.example")];
-    let input = Input {
-        config: &world.config,
-        headers: &headers,
-        content: content.as_bytes(),
-        mail_from: &world.mail_from,
-        recipients: &recipients,
-        door: &world.door,
-        account: None,
-        now: START,
-    };
+    let input = world.input(&headers, &content, &recipients);
     assert!(judge(&input, |_| Err(StoreError::Damaged("loops".to_owned()))).is_err());
     let locks = lock_keys(&input);
     assert_eq!(locks.len(), 1);
@@ -390,4 +422,186 @@ fn a_refusal_fits_into_a_reply_line_and_is_ascii() {
     let mut wire = Vec::new();
     refusal.reply.write_to(&mut wire);
     assert!(wire.len() <= 512 && wire.is_ascii(), "{}", refusal.reply);
+}
+
+#[test]
+fn a_domain_as_a_whole_has_ten_times_the_room_unless_it_is_everybodys() {
+    for (domain, together) in [("far.example", 50), ("gmail.com", 60)] {
+        let mut world = World::new();
+        let taken = (0..60).filter(|n| world.send(&format!("u{n}@{domain}"), "sales@our.example").is_ok()).count();
+        assert_eq!(taken, together, "{domain}");
+        let result = world.send(&format!("new@{domain}"), "sales@our.example");
+        assert_eq!(result.is_ok(), together == 60);
+        if let Err(refusal) = result {
+            assert!(refusal.reason.starts_with("too many messages from far.example to sales@our.example: 50 within"));
+        }
+        assert_eq!(world.send("one@else.example", "sales@our.example"), Ok(Action::Take));
+    }
+    // Our own users are not counted together.
+    let mut world = World::new();
+    world.door = Door::Submission { listener: "submission".to_owned() };
+    assert!((0..60).all(|n| world.send(&format!("u{n}@our.example"), "all@our.example").is_ok()));
+}
+
+#[test]
+fn answers_on_a_thread_that_we_know_have_room_of_their_own() {
+    let mut world = World::new();
+    world.config.replies = 7;
+    world.sent("first@our.example", 1, 1);
+    world.sent("second@our.example", 2, 1);
+    world.sent("other@our.example", 3, 3);
+    let sales = [alias("sales@our.example")];
+    let answer = |sender: &str, id: &str| format!("References: <x@far.example> <{id}@our.example>\r\n{}", from(sender));
+    let ruling = world.judge(&answer("bob@far.example", "second"), &sales);
+    let answered = ruling.answers.unwrap();
+    assert_eq!((answered.id, answered.account.as_deref()), (MessageId::from_u64(2), Some("shop")));
+    // The second message goes on from the first, so both count together.
+    for n in 0..7 {
+        let id = if n % 2 == 0 { "first" } else { "second" };
+        assert_eq!(world.send_to(&answer("bob@far.example", id), &sales), Ok(vec![Action::Take]), "{n}");
+    }
+    let text = reply(world.send_to(&answer("bob@far.example", "first"), &sales));
+    assert!(text.contains("on one thread: 7 within 60 minutes"), "{text}");
+    // Others, other threads, and new messages have counters of their own.
+    assert_eq!(world.send_to(&answer("eve@far.example", "first"), &sales), Ok(vec![Action::Take]));
+    assert_eq!(world.send_to(&answer("bob@far.example", "other"), &sales), Ok(vec![Action::Take]));
+    world.fill("bob@far.example", "sales@our.example");
+    assert!(world.send("bob@far.example", "sales@our.example").is_err());
+    // An unknown id is no answer.
+    assert!(world.send_to(&answer("bob@far.example", "unknown"), &sales).is_err());
+}
+
+#[test]
+fn answers_on_ever_new_threads_end_too() {
+    let mut world = World::new();
+    world.config.replies = 7;
+    let mut taken = 0;
+    for n in 0..200 {
+        let id = format!("n{n}@our.example");
+        world.sent(&id, n, n);
+        let answer = format!("In-Reply-To: <{id}>\r\n{}", from("bob@far.example"));
+        taken += usize::from(world.send_to(&answer, &[alias("sales@our.example")]).is_ok());
+    }
+    assert_eq!(taken, 70);
+}
+
+#[test]
+fn a_machine_that_says_so_has_no_conversation() {
+    let mut world = World::new();
+    world.sent("1@our.example", 1, 1);
+    let answer = format!("Auto-Submitted: auto-replied\r\nIn-Reply-To: <1@our.example>\r\n{}", from("bob@far.example"));
+    let sales = [alias("sales@our.example")];
+    let taken = (0..20).filter(|_| world.send_to(&answer, &sales).is_ok()).count();
+    assert_eq!(taken, 5);
+}
+
+#[test]
+fn the_same_answer_on_two_threads_is_two_messages_at_the_catchall() {
+    let mut world = World::new();
+    world.sent("1@our.example", 1, 1);
+    world.sent("2@our.example", 2, 2);
+    let who = [caught("who@our.example")];
+    let thanks = |id: u32| format!("From: bob@far.example\r\nIn-Reply-To: <{id}@our.example>\r\n\r\nThanks!\r\n");
+    assert_eq!(world.send_to(&thanks(1), &who), Ok(vec![Action::Take]));
+    assert_eq!(world.send_to(&thanks(2), &who), Ok(vec![Action::Take]));
+    assert!(reply(world.send_to(&thanks(2), &who)).contains("the same message"));
+}
+
+#[test]
+fn an_answer_to_a_notice_of_ours_is_swallowed() {
+    let mut world = World::new();
+    let id = notice_id::make(&world.marks, MessageId::from_u64(9), 1, &world.hostname);
+    let answer = |field: &str| format!("{field}: <x@far.example> <{id}>\r\n{}", from("bob@far.example"));
+    for field in ["References", "In-Reply-To"] {
+        let actions = world.send_to(&answer(field), &[alias("sales@our.example")]).unwrap();
+        assert!(matches!(&actions[0], Action::Discard(reason) if reason.contains("notice")), "{actions:?}");
+    }
+    let forged = answer("References").replace("loop.", "loop.0");
+    assert_eq!(world.send_to(&forged, &[alias("sales@our.example")]), Ok(vec![Action::Take]));
+    // A person may ask the postmaster about it, a machine may not.
+    let role = [Inbound { always: true, ..alias("postmaster@our.example") }];
+    assert_eq!(world.send_to(&answer("References"), &role), Ok(vec![Action::Take]));
+    let machine = format!("Precedence: bulk\r\n{}", answer("References"));
+    assert!(matches!(world.send_to(&machine, &role).unwrap()[0], Action::Discard(_)));
+    // Our own users are not machines.
+    world.door = Door::Submission { listener: "submission".to_owned() };
+    assert_eq!(world.send_to(&answer("References"), &[alias("sales@our.example")]), Ok(vec![Action::Take]));
+}
+
+#[test]
+fn an_alias_may_have_limits_of_its_own() {
+    let mut world = World::new();
+    let limits = AliasLimits {
+        limit: Some(2),
+        period: Some(Duration::from_secs(60)),
+        automatic: Some(OnAutomatic::Discard),
+    };
+    let own = [Inbound { limits, ..alias("sales@our.example") }];
+    for _ in 0..2 {
+        for _ in 0..2 {
+            assert_eq!(world.send_to(&from("bob@far.example"), &own), Ok(vec![Action::Take]));
+        }
+        let text = reply(world.send_to(&from("bob@far.example"), &own));
+        assert!(text.contains("2 within 1 minutes are accepted"), "{text}");
+        world.now += 60_000;
+    }
+    let automatic = format!("List-Id: <l.far.example>\r\n{}", from("bob@far.example"));
+    assert!(matches!(world.send_to(&automatic, &own).unwrap()[0], Action::Discard(_)));
+    world.config.automatic = OnAutomatic::Reject;
+    let accepts = AliasLimits { automatic: Some(OnAutomatic::Accept), ..limits };
+    assert_eq!(world.send_to(&automatic, &[Inbound { limits: accepts, ..own[0].clone() }]), Ok(vec![Action::Take]));
+}
+
+#[test]
+fn what_must_be_taken_is_taken_also_where_machines_are_not_wanted() {
+    let mut world = World::new();
+    world.config.automatic = OnAutomatic::Reject;
+    world.mail_from = ReversePath::Null;
+    let bounce = Inbound { always: true, ..alias("bounce@our.example") };
+    assert_eq!(world.send_to(&from("daemon@far.example"), &[bounce]), Ok(vec![Action::Take]));
+    assert!(world.send_to(&from("daemon@far.example"), &[alias("sales@our.example")]).is_err());
+}
+
+#[test]
+fn a_bounce_that_is_understood_is_not_counted() {
+    let mut world = World::new();
+    let read = [Inbound { always: true, exempt: true, ..alias("bounce@our.example") }];
+    for _ in 0..20 {
+        assert_eq!(world.send_to(&from("daemon@far.example"), &read), Ok(vec![Action::Take]));
+    }
+    assert!(world.table.is_empty());
+}
+
+#[test]
+fn what_goes_back_to_a_writer_goes_once_and_not_without_end() {
+    let mut world = World::new();
+    let back = [Inbound { via: Via::Returned, always: true, ..alias("srs0=h=d=far.example=bob@our.example") }];
+    let bounce = |n: u32| format!("From: daemon{n}@x{n}.example\r\nMessage-ID: <{n}@x>\r\n\r\nfailed\r\n");
+    assert_eq!(world.send_to(&bounce(0), &back), Ok(vec![Action::Take]));
+    assert!(matches!(world.send_to(&bounce(0), &back).unwrap()[0], Action::Discard(_)), "the same bounce again");
+    // Whoever they say they are: somebody has seen the address.
+    let taken = (1..50).filter(|n| world.send_to(&bounce(*n), &back).is_ok()).count();
+    assert_eq!(taken, 4);
+}
+
+#[test]
+fn list_mail_is_delivered() {
+    let mut world = World::new();
+    let content = format!("List-Unsubscribe: <mailto:leave@far.example>\r\n{}", from("list@far.example"));
+    let ruling = world.judge(&content, &[alias("sales@our.example")]);
+    assert_eq!(ruling.automatic, Some("List-Unsubscribe"));
+    assert_eq!(world.send_to(&content, &[alias("sales@our.example")]), Ok(vec![Action::Take]));
+}
+
+#[test]
+fn all_counters_of_a_sender_are_under_one_lock() {
+    let world = World::new();
+    let recipients = [alias("sales@our.example")];
+    let keys = |sender: &str| {
+        let content = from(sender);
+        let headers = Headers::parse(content.as_bytes());
+        lock_keys(&world.input(&headers, &content, &recipients))
+    };
+    assert_eq!(keys("a@far.example"), keys("b@far.example"), "their domain has a counter");
+    assert_ne!(keys("a@gmail.com"), keys("b@gmail.com"));
 }
