@@ -16,7 +16,8 @@
 //! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
-//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`].
+//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
+//!   server makes for itself), [`dns`], [`clock`].
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices), [`events`] (the journal).
@@ -35,6 +36,8 @@
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
+//!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //!
 //! # What holds everywhere

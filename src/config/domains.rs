@@ -84,7 +84,8 @@ pub(super) fn check_names(
         }
         for previous in &own.previous_names {
             let Ok(address) = Address::new(previous, domain.clone()) else { continue };
-            if let Some(item) = section.item("previous_names").filter(|_| aliases.exact.contains_key(&address.lookup_key()))
+            if let Some(item) =
+                section.item("previous_names").filter(|_| aliases.exact.contains_key(&address.lookup_key()))
             {
                 let what = format!("{address} is an alias, so bounces and answers that still come go there");
                 item.problem(ProblemKind::Reference, what, "Take it out, here or there.");

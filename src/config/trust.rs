@@ -9,7 +9,9 @@ use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain};
 use super::tree::Value;
-use super::{Account, AddressOrDomain, AliasLimits, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup};
+use super::{
+    Account, AddressOrDomain, AliasLimits, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup,
+};
 
 const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;

@@ -262,10 +262,11 @@ fn leaves(delivery: &Delivery) -> bool {
     delivery.route == Route::Remote
 }
 
-fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
+fn set_up(config: &Arc<Config>, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            TargetTransport::Webhook(Box::new(Webhook::new(name, target, &config.domains, clock.clone())?))
+            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;
+            TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
     })

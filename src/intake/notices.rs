@@ -54,7 +54,8 @@ impl Intake {
     /// May the sender of a message be told about these recipients? What comes back is kept until the notice
     /// is queued. Our own users are told everything.
     pub async fn may_tell(&self, message: &Message, about: &[&Recipient]) -> Result<Leave<'_>, StoreError> {
-        let Some(sender) = message.mail_from.address().filter(|_| matches!(message.origin.door, Door::Mx { .. })) else {
+        let Some(sender) = message.mail_from.address().filter(|_| matches!(message.origin.door, Door::Mx { .. }))
+        else {
             return Ok(Leave::none());
         };
         let lock = self.notices.lock().await;

@@ -244,7 +244,8 @@ impl Planned {
             return true;
         }
         let find = |wanted: fn(&Action) -> bool| actions.iter().find(|(_, action)| wanted(action));
-        let chosen = find(|action| *action == Action::Take).or_else(|| find(|action| matches!(action, Action::Hold(_))));
+        let chosen =
+            find(|action| *action == Action::Take).or_else(|| find(|action| matches!(action, Action::Hold(_))));
         let Some((address, action)) = chosen else { return false };
         self.recipient.alias = Some((*address).clone());
         if let Action::Hold(reason) = action {

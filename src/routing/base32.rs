@@ -39,6 +39,9 @@ mod tests {
         {
             assert_eq!(encode(bytes.as_bytes()), text);
         }
-        assert_eq!((value('A'), value('a'), value('7'), value('1'), value('é')), (Some(0), Some(0), Some(31), None, None));
+        assert_eq!(
+            (value('A'), value('a'), value('7'), value('1'), value('é')),
+            (Some(0), Some(0), Some(31), None, None)
+        );
     }
 }

@@ -205,8 +205,7 @@ pub fn judge(
     let references = sent::references(input.headers);
     let answers = sent::find(&references, input.now, &read)?;
     let of_notice = references.iter().any(|id| notice_id::is_ours(input.marks, id));
-    let mut guard =
-        Guard { input, read, sender, automatic, trusted, answers, of_notice, fresh: BTreeMap::new() };
+    let mut guard = Guard { input, read, sender, automatic, trusted, answers, of_notice, fresh: BTreeMap::new() };
     let mut verdicts = Vec::with_capacity(input.recipients.len());
     for recipient in input.recipients {
         verdicts.push(guard.recipient(recipient)?);
@@ -264,7 +263,8 @@ impl<R: Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError>> Guard<'_, R> {
         if let Some(key) = copy_key(self.input, recipient) {
             let period = self.period(recipient);
             if !self.times(&key, period)?.is_empty() {
-                let what = if recipient.via == Via::Catchall { "a message with this Message-ID" } else { "this message" };
+                let what =
+                    if recipient.via == Via::Catchall { "a message with this Message-ID" } else { "this message" };
                 return Ok(Some(Verdict::Duplicate { reason: format!("{what} came for {address} already") }));
             }
             writes.push((key, entry::entry(&[], period, self.input.now)));
@@ -443,9 +443,7 @@ fn copy_key(input: &Input<'_>, recipient: &Inbound) -> Option<Vec<u8>> {
     let address = recipient.address.lookup_key();
     Some(match recipient.via {
         Via::Alias => key(KIND_COPY, &[address.as_bytes(), &sender::copy_hash(input.headers, &id)]),
-        Via::Catchall | Via::Returned => {
-            key(KIND_MESSAGE_ID, &[address.as_bytes(), &sender::message_id_hash(&id)])
-        }
+        Via::Catchall | Via::Returned => key(KIND_MESSAGE_ID, &[address.as_bytes(), &sender::message_id_hash(&id)]),
     })
 }
 

@@ -33,6 +33,10 @@ const PREFIXES: [&str; 14] = [
     "abwesend:",
 ];
 
+/// Those of them that only machines put there.
+const ANSWERS: [&str; 7] =
+    ["auto:", "autoreply:", "auto-reply:", "automatic reply:", "automatische antwort:", "out of office:", "abwesend:"];
+
 /// The one a message is counted for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sender {
@@ -140,7 +144,8 @@ pub fn fingerprint(headers: &Headers<'_>, content: &[u8], sender: &str, recipien
 /// fields and all of the body that is at hand.
 pub fn copy_hash(headers: &Headers<'_>, message_id: &str) -> [u8; 16] {
     let mut context = digest::Context::new(&digest::SHA256);
-    let fields = ["Date", "From", "Subject", "List-Id"].map(|name| headers.get(name).map_or(&b""[..], |field| field.value));
+    let fields =
+        ["Date", "From", "Subject", "List-Id"].map(|name| headers.get(name).map_or(&b""[..], |field| field.value));
     for part in fields.into_iter().chain([message_id.as_bytes(), headers.body()]) {
         context.update(&(part.len() as u64).to_be_bytes());
         context.update(part);
@@ -157,6 +162,12 @@ fn shortened(digest: digest::Digest) -> [u8; 16] {
     let mut short = [0; 16];
     short.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     short
+}
+
+/// Does a subject begin as those of automatic answers do? A guess.
+pub fn is_answer_subject(subject: &str) -> bool {
+    let lower = subject.to_lowercase();
+    ANSWERS.iter().any(|prefix| lower.trim_start().starts_with(prefix))
 }
 
 fn bare_subject(subject: &str) -> String {
@@ -275,5 +286,4 @@ mod tests {
         }
         assert_ne!(prints[0], prints[1]);
     }
-
 }

@@ -76,7 +76,9 @@ fn one(marks: &Marks, first: &str, rest: &str, at: &Domain, day: u64) -> String 
 /// Does it look like an address that somebody has sealed?
 pub fn is_sealed(address: &Address) -> bool {
     let prefix = address.local().get(..5).unwrap_or_default().to_ascii_lowercase();
-    prefix.starts_with("srs") && prefix.ends_with(['=', '+', '-']) && matches!(prefix.as_bytes().get(3), Some(b'0' | b'1'))
+    prefix.starts_with("srs")
+        && prefix.ends_with(['=', '+', '-'])
+        && matches!(prefix.as_bytes().get(3), Some(b'0' | b'1'))
 }
 
 /// Whom an address stands for that we have sealed: where a bounce goes that comes back to it.

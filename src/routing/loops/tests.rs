@@ -222,7 +222,8 @@ fn a_limit_of_none_takes_answers_only_and_not_for_ever() {
     }
     assert!(world.send_to(&answer, &[alias("sales@our.example")]).is_err());
     // Also for what says that it is automatic, where nothing else is taken.
-    let automatic = format!("Auto-Submitted: auto-replied\r\nIn-Reply-To: <1@our.example>\r\n{}", from("eve@far.example"));
+    let automatic =
+        format!("Auto-Submitted: auto-replied\r\nIn-Reply-To: <1@our.example>\r\n{}", from("eve@far.example"));
     assert_eq!(world.send_to(&automatic, &[alias("sales@our.example")]), Ok(vec![Action::Take]));
     // Postmaster, abuse and return paths take new ones all the same.
     let role = Inbound { always: true, ..alias("postmaster@our.example") };
@@ -531,11 +532,8 @@ fn an_answer_to_a_notice_of_ours_is_swallowed() {
 #[test]
 fn an_alias_may_have_limits_of_its_own() {
     let mut world = World::new();
-    let limits = AliasLimits {
-        limit: Some(2),
-        period: Some(Duration::from_secs(60)),
-        automatic: Some(OnAutomatic::Discard),
-    };
+    let limits =
+        AliasLimits { limit: Some(2), period: Some(Duration::from_secs(60)), automatic: Some(OnAutomatic::Discard) };
     let own = [Inbound { limits, ..alias("sales@our.example") }];
     for _ in 0..2 {
         for _ in 0..2 {
