@@ -12,6 +12,7 @@ mod support {
 
 use postrider::clock::Clock;
 use postrider::events::Event;
+use postrider::message::header::Headers;
 use serde_json::Value;
 use support::client::Client;
 use support::hook::Hook;
@@ -232,7 +233,7 @@ nameservers = ["{}"]
     server.stop().await;
     // What answers a notice is swallowed.
     let notice = String::from_utf8(sink.taken()[0].content.clone()).unwrap();
-    let id = notice.split("Message-ID: ").nth(1).unwrap().split("\r\n").next().unwrap().to_owned();
+    let id = Headers::parse(notice.as_bytes()).get("Message-ID").unwrap().text();
     assert!(id.starts_with("<loop."), "{notice}");
     assert!(
         notice.contains("Auto-Submitted: auto-replied\r\n") && notice.contains("X-Auto-Response-Suppress: All\r\n")

@@ -280,6 +280,27 @@ mod tests {
         assert_eq!(hosts[0].envelope.to_string(), "bounce@my.com");
     }
 
+    /// What is forwarded leaves with the path that was made for it, where the host takes that.
+    #[test]
+    fn a_return_path_of_its_own_goes_before_that_of_all_mail() {
+        let ours = "return_path = \"bounce\"\n[domains.\"my.com\"]\n";
+        let sealed = address("SRS0=h=d=other.org=app@my.com");
+        let from = address("x@other.org");
+        let client = ReversePath::Address(address("app@other.org"));
+        let choice = |removed: &str, default: &str| {
+            let config = config_with(removed, default, ours);
+            match choose_with(&config, Some(&from), &client, None, Some(&sealed)).way {
+                Way::Hosts { hosts, .. } => hosts[0].envelope.to_string(),
+                Way::Direct { envelope } => envelope.unwrap().to_string(),
+                other => unreachable!("{other:?}"),
+            }
+        };
+        assert_eq!(choice("ABCDE", "direct"), sealed.to_string());
+        assert_eq!(choice("", "smart_hosts"), sealed.to_string());
+        assert_eq!(choice("CD", "smart_hosts"), sealed.to_string(), "the host takes its domain");
+        assert_eq!(choice("CDE", "smart_hosts"), "notifications@my.com", "the host takes others only");
+    }
+
     #[test]
     fn pins_and_default_ways() {
         let direct = config("", "direct");
