@@ -16,8 +16,8 @@
 //! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
-//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`],
-//!   [`secret`] (keys the server makes for itself, and marks made with them).
+//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
+//!   server makes for itself, and marks made with them), [`dns`], [`clock`].
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices), [`events`] (the journal).
@@ -39,6 +39,8 @@
 //!   `delivery::dmarc_report` sends.
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
+//!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
 //!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.

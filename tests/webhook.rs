@@ -108,7 +108,15 @@ fn answer(status: &str, extra: &str, body: &str) -> String {
 
 fn domains() -> BTreeMap<Domain, OwnDomain> {
     let dkim = Dkim { selectors: Vec::new(), key_files: BTreeMap::new() };
-    let own = OwnDomain { catchall: Vec::new(), bounce: "bounce".into(), subaddress: Some('+'), max_size: None, dkim };
+    let bounce = "bounce".to_owned();
+    let own = OwnDomain {
+        catchall: Vec::new(),
+        bounce,
+        subaddress: Some('+'),
+        max_size: None,
+        previous_names: Vec::new(),
+        dkim,
+    };
     BTreeMap::from([(Domain::parse("example.com").unwrap(), own)])
 }
 
@@ -174,6 +182,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     };
     // Cut anywhere: the payload must not depend on the chunks.
     let chunks = content.chunks(1000).map(Bytes::copy_from_slice).collect();
@@ -227,7 +236,15 @@ async fn the_event_says_all_there_is_to_say() {
                 "helo": "client.example",
                 "tls": "TLSv1.3 TLS13_AES_256_GCM_SHA384"
             },
-            "matched": { "domain": "example.com", "alias": "sales@example.com", "subaddress": "web", "target": "crm" },
+            "matched": {
+                "domain": "example.com",
+                "alias": "sales@example.com",
+                "subaddress": "web",
+                "target": "crm",
+                "groups": {},
+                "answers": null,
+                "may_answer": false
+            },
             "from": { "address": "bob@sender.example", "name": "Böb" },
             "to": [
                 { "address": "sales+web@example.com", "name": "Sales" },

@@ -139,7 +139,10 @@ fn exact_alias(
     let address = match Address::parse(text) {
         Ok(address) => address,
         Err(error) => {
-            let remedy = "Write local-part@domain, or a regular expression between slashes.";
+            let remedy = match proposed(text) {
+                Some(address) => format!("Write \"{address}\", or a regular expression between slashes."),
+                None => "Write local-part@domain, or a regular expression between slashes.".to_owned(),
+            };
             item.problem(ProblemKind::BadValue, format!("not an address: {error}"), remedy);
             return None;
         }
@@ -162,6 +165,26 @@ fn exact_alias(
         return None;
     }
     Some(key)
+}
+
+/// By what an alias is found: the text of a pattern, the lookup key of an address.
+pub(super) fn alias_key(text: &str) -> String {
+    match Address::parse(text) {
+        Ok(address) if !text.starts_with('/') => address.lookup_key(),
+        _ => text.to_owned(),
+    }
+}
+
+/// A name that is legal in place of one that is not: `Süd & West@` → `sud-west@`.
+fn proposed(text: &str) -> Option<Address> {
+    let (local, domain) = text.rsplit_once('@')?;
+    let plain = icu_normalizer::DecomposingNormalizerBorrowed::new_nfd().normalize(local);
+    let is_mark = |c: &char| matches!(c, '\u{300}'..='\u{36f}');
+    let legal = |c: char| if c.is_ascii_alphanumeric() || "+._-".contains(c) { c.to_ascii_lowercase() } else { ' ' };
+    let words: String = plain.chars().filter(|c| !is_mark(c)).map(legal).collect();
+    let joined = words.split_whitespace().collect::<Vec<_>>().join("-");
+    let local = joined.split('.').filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
+    Address::new(&local, Domain::parse(domain).ok()?).ok()
 }
 
 /// A regular expression between slashes, for the whole address.

@@ -223,6 +223,8 @@ pub struct OwnDomain {
     pub subaddress: Option<char>,
     /// Bytes; none: only `limits.max_size`.
     pub max_size: Option<u64>,
+    /// Local parts that were the bounce or the catchall address once, in lower case.
+    pub previous_names: Vec<String>,
     pub dkim: Dkim,
 }
 
@@ -252,6 +254,16 @@ pub struct Aliases {
     pub exact: BTreeMap<String, Vec<Destination>>,
     /// In file order; matched against the whole lookup key.
     pub patterns: Vec<PatternAlias>,
+    /// Exceptions from [`Loops`], by the key of an exact alias or the text of a pattern.
+    pub limits: BTreeMap<String, AliasLimits>,
+}
+
+/// What is not as in [`Loops`] for one alias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AliasLimits {
+    pub limit: Option<u32>,
+    pub period: Option<Duration>,
+    pub automatic: Option<OnAutomatic>,
 }
 
 #[derive(Clone, Debug)]
@@ -643,6 +655,8 @@ pub enum OnAutomatic {
 pub struct Loops {
     pub period: Duration,
     pub limit: u32,
+    /// On one thread that we know.
+    pub replies: u32,
     pub key: LoopKey,
     pub on_limit: OnLimit,
     /// Received fields.
@@ -740,6 +754,17 @@ impl OwnDomain {
         address.lookup_key() == key || self.base_key(address).is_some_and(|base| base == key)
     }
 
+    /// Was this address, at this domain, the one for bounces once? A name alone may have been the
+    /// catchall's: where there is a catchall it goes there.
+    pub fn is_previous_bounce(&self, address: &Address) -> bool {
+        let is_previous = |key: &str| {
+            let local = key.rsplit_once('@').map_or(key, |(local, _)| local);
+            self.previous_names.iter().any(|name| name == local)
+        };
+        let with_token = self.base_key(address).is_some_and(|base| is_previous(&base));
+        with_token || (self.catchall.is_empty() && is_previous(&address.lookup_key()))
+    }
+
     /// `domain`: its own name.
     pub fn bounce_address(&self, domain: &Domain) -> Option<Address> {
         Address::new(&self.bounce, domain.clone()).ok()
@@ -749,11 +774,26 @@ impl OwnDomain {
 impl Aliases {
     /// What takes this lookup key: an exact alias, else the first pattern that fits it whole.
     pub fn named(&self, key: &str) -> Option<&[Destination]> {
-        if let Some(destinations) = self.exact.get(key) {
-            return Some(destinations);
+        match self.exact.get(key) {
+            Some(destinations) => Some(destinations),
+            None => self.pattern(key).map(|pattern| pattern.destinations.as_slice()),
         }
+    }
+
+    /// The pattern that takes this lookup key, if no exact alias does.
+    pub fn pattern(&self, key: &str) -> Option<&PatternAlias> {
         let whole = |regex: &regex::Regex| regex.find(key).is_some_and(|found| found.len() == key.len());
-        self.patterns.iter().find(|pattern| whole(&pattern.regex)).map(|pattern| pattern.destinations.as_slice())
+        let mut patterns = self.patterns.iter().filter(|_| !self.exact.contains_key(key));
+        patterns.find(|pattern| whole(&pattern.regex))
+    }
+
+    /// What is not as in `[loops]` for the alias that takes this lookup key.
+    pub fn limits_of(&self, key: &str) -> AliasLimits {
+        if self.limits.is_empty() {
+            return AliasLimits::default();
+        }
+        let name = self.pattern(key).map_or(key, |pattern| pattern.text.as_str());
+        self.limits.get(name).copied().unwrap_or_default()
     }
 }
 
@@ -773,8 +813,9 @@ impl Config {
 
     /// Do bounces of our mail come back to this address?
     pub fn is_bounce(&self, address: &Address) -> bool {
-        self.sender.return_path != ReturnPath::Client
-            && self.domains.get(address.domain()).is_some_and(|own| own.is_bounce(address))
+        let in_use = self.sender.return_path != ReturnPath::Client;
+        let own = self.domains.get(address.domain());
+        own.is_some_and(|own| own.is_previous_bounce(address) || (in_use && own.is_bounce(address)))
     }
 
     /// The only smart host that a stream goes by.

@@ -64,7 +64,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let tls = doors::certificate(root);
     let accounts = accounts::accounts(root);
     let domains = domains::domains(root, &names);
-    let (aliases, mut origins) = destinations::aliases(root, &names);
+    let (mut aliases, mut origins) = destinations::aliases(root, &names);
+    aliases.limits = trust::alias_limits(root);
     let targets = destinations::targets(root);
     let delivery = ways_out::delivery(root, hostname.as_ref());
     let destinations = groups::destinations(root);
@@ -74,6 +75,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let streams = streams::streams(root, &smart_hosts);
     let sender = sender::sender(root, &names, &domains);
     sender::warn_of_bounces(root, &sender, &smart_hosts, &domains);
+    domains::check_names(root, &domains, &aliases, &sender);
     if let Some(delivery) = &delivery {
         smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);
     }

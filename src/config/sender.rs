@@ -15,7 +15,7 @@ use super::{Destination, OwnDomain, ReplyTo, ReturnPath, Sender, SmartHost};
 use crate::message::{Address, Domain};
 
 /// What stands before the @ in the address that answers go to; the catchall of the domain takes it.
-const CATCHALL_LOCAL: &str = "catchall";
+pub(super) const CATCHALL_LOCAL: &str = "catchall";
 
 #[derive(Clone, Copy)]
 enum Answers {

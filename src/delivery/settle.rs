@@ -15,11 +15,13 @@ use crate::config::{Archive, ArchivePer, Config};
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
+use crate::intake::notices::Leave;
 use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::suspend::Suspension;
 use crate::queue::{Queue, Step};
+use crate::routing::notice_id;
 use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
 use crate::store::StoreError;
@@ -277,18 +279,23 @@ impl Settler {
     /// A group in one batch, its notice included.
     async fn write(&self, queue: &Queue, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Result<(), String> {
         let id = job.message.id;
+        let leave = self.leave(job, tell, group).await.map_err(|error| error.to_string())?;
         let mut telling = self.journal.begin();
         for event in &group.events {
             telling.tell(id, event.clone());
         }
+        if let (ReversePath::Address(sender), Some(reason)) = (&job.message.mail_from, leave.withheld()) {
+            telling.tell(id, Event::Discarded { recipient: sender.clone(), reason });
+        }
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        if let Some((draft, event)) = self.notice(job, tell, group, original) {
+        if let Some((draft, event)) = self.notice(job, tell, group, &leave, original) {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
             carried.append(told.take_batch());
+            carried.append(leave.batch());
             match self.intake.accept_with(draft, carried).await {
                 Ok(_) => {
                     telling.log();
@@ -305,23 +312,42 @@ impl Settler {
         Ok(())
     }
 
-    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
-    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<(Draft, Event)> {
-        let message = &job.message;
-        let ReversePath::Address(sender) = &message.mail_from else { return None };
+    fn action(&self, job: &Job, tell: Tell) -> Option<Action> {
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
-        let action = match tell {
+        Some(match tell {
             Tell::Nothing => return None,
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
-            Tell::Delayed => Action::Delayed { until: message.tried_from().saturating_add(retry_for) },
+            Tell::Delayed => Action::Delayed { until: job.message.tried_from().saturating_add(retry_for) },
             Tell::Delivered => Action::Delivered,
             Tell::Relayed => Action::Relayed,
-        };
+        })
+    }
+
+    /// Of whom in the group the sender may be told: within the budget, where it is an outsider.
+    async fn leave(&self, job: &Job, tell: Tell, group: &Group) -> Result<Leave<'_>, StoreError> {
+        let Some(action) = self.action(job, tell) else { return Ok(Leave::none()) };
+        let wanted = group.about.iter().map(|(recipient, _)| recipient);
+        let wanted: Vec<&Recipient> = wanted.filter(|one| dsn::wanted(&job.message, one, action)).collect();
+        if wanted.is_empty() { Ok(Leave::none()) } else { self.intake.may_tell(&job.message, &wanted).await }
+    }
+
+    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
+    fn notice(
+        &self,
+        job: &Job,
+        tell: Tell,
+        group: &Group,
+        leave: &Leave<'_>,
+        original: &[u8],
+    ) -> Option<(Draft, Event)> {
+        let message = &job.message;
+        let ReversePath::Address(sender) = &message.mail_from else { return None };
+        let action = self.action(job, tell)?;
         let mut wanted: Vec<(&Recipient, &Failure)> = group
             .about
             .iter()
-            .filter(|(recipient, _)| dsn::wanted(message, recipient, action))
+            .filter(|(recipient, _)| dsn::wanted(message, recipient, action) && leave.allows(recipient))
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
         if matches!(tell, Tell::Delivered | Tell::Relayed) {
@@ -332,6 +358,7 @@ impl Settler {
         if wanted.is_empty() {
             return None;
         }
+        let seed = getrandom::u64().unwrap_or_else(|_| message.id.as_u64());
         let names: Vec<String> = wanted.iter().map(|(recipient, _)| recipient.address.to_string()).collect();
         let notice = Notice {
             hostname: &self.config.hostname,
@@ -342,7 +369,8 @@ impl Settler {
             action,
             original,
             now: self.clock.now(),
-            seed: getrandom::u64().unwrap_or_else(|_| message.id.as_u64()),
+            id: &notice_id::make(self.intake.marks(), message.id, seed, &self.config.hostname),
+            seed,
         };
         let mut envelope = Envelope::new(ReversePath::Null, [sender.clone()]);
         envelope.smtputf8 = dsn::needs_smtputf8(&notice);

@@ -2,6 +2,7 @@
 //! is queued already.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::Clock;
@@ -12,6 +13,8 @@ use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
 use crate::routing::outbound::{self, Way};
+use crate::routing::srs;
+use crate::secret::Marks;
 
 use super::archive::Archive;
 use super::file::Files;
@@ -39,6 +42,8 @@ enum TargetTransport {
 #[derive(Debug)]
 pub struct Transports {
     config: Arc<Config>,
+    clock: Clock,
+    marks: Marks,
     smtp: SmtpTransport,
     smart_hosts: SmartHosts,
     files: Files,
@@ -74,6 +79,8 @@ pub enum SetUpError {
     Tokens(#[from] TokensError),
     #[error(transparent)]
     Graph(#[from] ClientError),
+    #[error("{}: the key for return paths: {source}", path.display())]
+    Marks { path: PathBuf, source: std::io::Error },
 }
 
 impl Transports {
@@ -102,7 +109,10 @@ impl Transports {
         let tokens = Arc::new(Tokens::new(config, queue.clone(), clock.clone())?);
         let graph = Graph::new(config, tokens.clone(), clock.clone())?;
         let smart_hosts = SmartHosts::new(clock.clone(), queue.clone(), tokens, graph);
-        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, tls, targets })
+        let marks = Marks::open(&config.data_dir)
+            .map_err(|source| SetUpError::Marks { path: config.data_dir.clone(), source })?;
+        let (config, clock) = (config.clone(), clock.clone());
+        Ok(Transports { config, clock, marks, smtp, smart_hosts, files, tls, targets })
     }
 
     /// Other time-outs of SMTP than those of RFC 5321.
@@ -148,7 +158,11 @@ impl Transports {
 
     /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        match outbound::choose_for(&self.config, &job.message).way {
+        let choice = match self.forward_path(job) {
+            Some(return_path) => outbound::choose_forward(&self.config, &job.message, &return_path),
+            None => outbound::choose_for(&self.config, &job.message),
+        };
+        match choice.way {
             Way::Direct { envelope: None } => self.smtp.deliver(job).await,
             Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
@@ -165,6 +179,14 @@ impl Transports {
                 all(job, &Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None })
             }
         }
+    }
+
+    /// The envelope sender of what is forwarded. All recipients of a job have one: which of our domains it names
+    /// makes no difference.
+    fn forward_path(&self, job: &Job) -> Option<Address> {
+        let now = self.clock.now();
+        let mut recipients = job.recipients.iter().map(|(_, recipient)| recipient);
+        recipients.find_map(|recipient| srs::return_path(&self.config, &self.marks, &job.message, recipient, now))
     }
 
     /// The job without the recipients that `redirect_all_to` and `allow_recipients` keep from leaving,
@@ -240,10 +262,11 @@ fn leaves(delivery: &Delivery) -> bool {
     delivery.route == Route::Remote
 }
 
-fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
+fn set_up(config: &Arc<Config>, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            TargetTransport::Webhook(Box::new(Webhook::new(name, target, &config.domains, clock.clone())?))
+            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;
+            TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
     })

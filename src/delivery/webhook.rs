@@ -30,9 +30,11 @@ use tokio::sync::Semaphore;
 use super::http::{self, ClientError, innermost};
 use super::{Delivered, Hop, Job, Outcome};
 use crate::clock::Clock;
-use crate::config::{OwnDomain, Secret, Target};
+use crate::config::{Config, OwnDomain, Secret, Target};
 use crate::message::Domain;
+use crate::message::header::Headers;
 use crate::queue::record::{Failure, Recipient};
+use crate::routing::{answerable, inbound};
 use crate::smtp::Reply;
 
 mod payload;
@@ -80,6 +82,8 @@ pub struct Webhook {
     client: Client,
     clock: Clock,
     large: Semaphore,
+    /// For its aliases.
+    config: Option<Arc<Config>>,
 }
 
 /// Without the URL's and the signature's secrets.
@@ -114,7 +118,13 @@ impl Webhook {
             separators: separators.collect(),
             clock,
             large: Semaphore::new(LARGE_AT_ONCE),
+            config: None,
         })
+    }
+
+    /// Tells the endpoint what the groups of pattern aliases have found.
+    pub fn with_aliases(self, config: Arc<Config>) -> Webhook {
+        Webhook { config: Some(config), ..self }
     }
 
     /// Tries each recipient of the job once.
@@ -139,7 +149,7 @@ impl Webhook {
                 outcomes.push((*number, outcome.clone()));
                 continue;
             }
-            let (outcome, reach) = self.post(job, *number, recipient, &shared).await;
+            let (outcome, reach) = self.post(job, *number, recipient, (&whole, &shared)).await;
             if reach == Reach::EndpointDown {
                 endpoint_down = Some(without_doubt(&outcome));
             }
@@ -148,10 +158,23 @@ impl Webhook {
         outcomes
     }
 
-    async fn post(&self, job: &Job, number: u32, recipient: &Recipient, shared: &Bytes) -> (Outcome, Reach) {
+    fn known(&self, job: &Job, recipient: &Recipient, whole: &[u8]) -> payload::Known<'_> {
+        let own = recipient.alias.as_ref().unwrap_or(&recipient.address);
+        let groups = self.config.as_ref().map(|config| inbound::groups(config, own)).unwrap_or_default();
+        payload::Known {
+            separator: self.separators.get(recipient.address.domain()).copied(),
+            target: &self.name,
+            groups,
+            may_answer: answerable::why_not(&Headers::parse(whole), &job.message.mail_from, own).is_none(),
+        }
+    }
+
+    /// `parts`: the message, and the JSON that its recipients share.
+    async fn post(&self, job: &Job, number: u32, recipient: &Recipient, parts: (&Bytes, &Bytes)) -> (Outcome, Reach) {
         let id = payload::event_id(&job.message, number);
-        let separator = self.separators.get(recipient.address.domain()).copied();
-        let head = payload::head(&job.message, &id, recipient, separator, &self.name);
+        let (whole, shared) = parts;
+        let known = self.known(job, recipient, whole);
+        let head = payload::head(&job.message, &id, recipient, &known);
         let pieces = [Bytes::from(head), shared.clone(), Bytes::from_static(payload::TAIL)];
         let timestamp = (self.clock.now() / 1000).to_string();
         let length: usize = pieces.iter().map(Bytes::len).sum();

@@ -16,6 +16,7 @@ use crate::message::header::{self, Headers};
 use crate::message::{Door, Draft, MessageId, Origin, stream};
 use crate::queue::CHUNK_BYTES_MAX;
 use crate::queue::record::Streamed;
+use crate::routing::loops::trace;
 use crate::smtp::reply::Refusal;
 
 use super::Intake;
@@ -70,12 +71,9 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     if draft.origin.door != Door::Bounce {
         top.extend_from_slice(&received(intake, draft, id, now));
     }
-    // Our own mark against loops (`routing::loops`) on what is forwarded, where it gives no second
-    // recipient away. A Maildir gets it at delivery.
-    if let [only] = plan.guarded()
-        && plan.leaves()
-    {
-        top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
+    // Our own mark against loops on what is forwarded. A Maildir gets it at delivery.
+    if plan.passes_on(&intake.config) {
+        top.extend(trace::mark(&intake.marks, plan.guarded().iter().map(|own| &own.address)));
     }
     if !checked.authentication_results.is_empty() && !is_filtered {
         top.extend_from_slice(b"Authentication-Results: ");

@@ -92,6 +92,18 @@ pub struct Message {
     /// Its sender wanted it to go then, not at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Millis>,
+    /// The message of ours that it answers, if it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answered>,
+}
+
+/// A message of ours that another answers. Who sent that one has seen ours, or guessed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    pub id: MessageId,
+    /// Who submitted it; none for a trusted network.
+    #[serde(default)]
+    pub account: Option<String>,
 }
 
 /// The end of a large message, in `body` records of its own from [`STREAMED_FROM`] on.

@@ -57,6 +57,13 @@ pub fn choose_for<'c>(config: &'c Config, message: &Message) -> Choice<'c> {
     choose(config, message.header_from.as_ref(), &message.mail_from, config.pinned(&message.stream))
 }
 
+/// As [`choose_for`], for a message that is forwarded and leaves with this envelope sender, whatever
+/// `sender.return_path` says.
+pub fn choose_forward<'c>(config: &'c Config, message: &Message, return_path: &Address) -> Choice<'c> {
+    let pinned = config.pinned(&message.stream);
+    choose_with(config, message.header_from.as_ref(), &message.mail_from, pinned, Some(return_path))
+}
+
 /// `header_from`: the one mailbox of the From field, if it can be read. `pinned`: the host of the
 /// message's stream.
 pub fn choose<'c>(
@@ -65,6 +72,17 @@ pub fn choose<'c>(
     envelope: &ReversePath,
     pinned: Option<&str>,
 ) -> Choice<'c> {
+    choose_with(config, header_from, envelope, pinned, None)
+}
+
+fn choose_with<'c>(
+    config: &'c Config,
+    header_from: Option<&Address>,
+    envelope: &ReversePath,
+    pinned: Option<&str>,
+    return_path: Option<&Address>,
+) -> Choice<'c> {
+    let bounce_for = |last: Option<&Address>| return_path.cloned().or_else(|| bounce_for(config, envelope, last));
     match config.delivery.default {
         WayOut::Capture => return Choice { way: Way::Capture, rewrite: None },
         WayOut::File => return Choice { way: Way::File, rewrite: None },
@@ -76,7 +94,7 @@ pub fn choose<'c>(
         let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
         let passes = !direct || config.sender.passes(header_from);
         let rewrite = default.filter(|default| !passes && !same(from, default));
-        let envelope = bounce_for(config, envelope, rewrite.or(from)).map(ReversePath::Address);
+        let envelope = bounce_for(rewrite.or(from)).map(ReversePath::Address);
         return Choice { way: if direct { Way::Direct { envelope } } else { Way::Nowhere }, rewrite };
     };
     let keeps = match tier {
@@ -90,7 +108,7 @@ pub fn choose<'c>(
     };
     let shown = if keeps { None } else { default };
     let last = shown.or(from);
-    let bounce = bounce_for(config, envelope, last);
+    let bounce = bounce_for(last);
     let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, bounce.as_ref(), last) };
     let way = Way::Hosts { tier, hosts: hosts.into_iter().map(candidate).collect() };
     Choice { way, rewrite: shown.filter(|default| !same(header_from, default)) }
@@ -260,6 +278,27 @@ mod tests {
             unreachable!()
         };
         assert_eq!(hosts[0].envelope.to_string(), "bounce@my.com");
+    }
+
+    /// What is forwarded leaves with the path that was made for it, where the host takes that.
+    #[test]
+    fn a_return_path_of_its_own_goes_before_that_of_all_mail() {
+        let ours = "return_path = \"bounce\"\n[domains.\"my.com\"]\n";
+        let sealed = address("SRS0=h=d=other.org=app@my.com");
+        let from = address("x@other.org");
+        let client = ReversePath::Address(address("app@other.org"));
+        let choice = |removed: &str, default: &str| {
+            let config = config_with(removed, default, ours);
+            match choose_with(&config, Some(&from), &client, None, Some(&sealed)).way {
+                Way::Hosts { hosts, .. } => hosts[0].envelope.to_string(),
+                Way::Direct { envelope } => envelope.unwrap().to_string(),
+                other => unreachable!("{other:?}"),
+            }
+        };
+        assert_eq!(choice("ABCDE", "direct"), sealed.to_string());
+        assert_eq!(choice("", "smart_hosts"), sealed.to_string());
+        assert_eq!(choice("CD", "smart_hosts"), sealed.to_string(), "the host takes its domain");
+        assert_eq!(choice("CDE", "smart_hosts"), "notifications@my.com", "the host takes others only");
     }
 
     #[test]
