@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::message::Domain;
 use crate::queue::gate::Started;
@@ -75,8 +75,8 @@ impl Waiting {
 
 /// What the dispatcher is told by what it has started.
 pub(super) enum Note {
-    /// An attempt that began then has given its place back.
-    Ended { lane: Lane, destination: Destination, began: Moment, sign: Sign },
+    /// An attempt that began then has given its place back, at this time.
+    Ended { lane: Lane, destination: Destination, began: Moment, at: Millis, sign: Sign },
     /// The servers of a domain, if they could be found out.
     Found { domain: Domain, hosts: Option<Vec<Domain>> },
     /// What was to be remembered about groups is written, or cannot be.
@@ -85,6 +85,7 @@ pub(super) enum Note {
 
 /// Gives the place among the running attempts back, at the latest when it is dropped.
 pub(super) struct TurnTaken {
+    pub clock: Clock,
     pub tell: mpsc::UnboundedSender<Note>,
     pub of: Option<(Lane, Destination, Moment)>,
     pub sign: Sign,
@@ -105,7 +106,7 @@ impl TurnTaken {
         if let Some((lane, destination, began)) = self.of.take() {
             let sign = std::mem::replace(&mut self.sign, Sign::None);
             // The dispatcher may have stopped; then nobody counts any more.
-            let _ = self.tell.send(Note::Ended { lane, destination, began, sign });
+            let _ = self.tell.send(Note::Ended { lane, destination, began, at: self.clock.now(), sign });
         }
     }
 }

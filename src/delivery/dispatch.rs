@@ -150,11 +150,11 @@ impl Dispatcher {
 
     fn hear(&mut self, note: Note) {
         match note {
-            Note::Ended { lane, destination, began, sign } => {
+            Note::Ended { lane, destination, began, at, sign } => {
                 self.turns.finish(lane.index(), &destination);
                 let connections = || self.groups.limits(&destination).connections;
                 let now = self.parts.clock.now();
-                for changed in self.throttles.hear(&destination, began, &sign, connections, now) {
+                for changed in self.throttles.hear(&destination, began, &sign, connections, at) {
                     self.throttle(changed, now);
                 }
             }
@@ -333,7 +333,8 @@ impl Dispatcher {
             let parts = self.parts.clone();
             let started = parts.queue.gates().start(lane, waiting.recipients.len());
             let of = Some((lane, destination, self.throttles.now()));
-            let turn = TurnTaken { tell: self.tell.clone(), of, sign: Sign::None, started };
+            let clock = parts.clock.clone();
+            let turn = TurnTaken { clock, tell: self.tell.clone(), of, sign: Sign::None, started };
             attempts.spawn(attempt(parts, waiting, turn));
         }
         self.keep(attempts);
