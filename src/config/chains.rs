@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::destinations::Origin;
 use super::problem::ProblemKind;
 use super::report::Report;
-use super::{Aliases, Destination, OwnDomain, ReturnPath};
+use super::{Aliases, Destination, OwnDomain};
 use crate::message::{Address, Domain};
 
 /// Most addresses of ours that one message may pass on its way to a delivery.
@@ -23,7 +23,8 @@ pub(super) struct Map<'a> {
     pub domains: &'a BTreeMap<Domain, OwnDomain>,
     pub aliases: &'a Aliases,
     pub postmaster: &'a Address,
-    pub return_path: &'a ReturnPath,
+    /// Mail for the bounce addresses is taken.
+    pub takes_bounces: bool,
 }
 
 /// What following one alias found.
@@ -59,7 +60,7 @@ pub(super) fn check(map: &Map<'_>, origins: &[Origin<'_>], report: &Report) {
 fn check_postmaster(map: &Map<'_>, report: &Report) {
     let postmaster = map.postmaster;
     // The return path leads to the postmaster in turn.
-    let is_bounce = |own: &OwnDomain| *map.return_path != ReturnPath::Client && own.is_bounce(postmaster);
+    let is_bounce = |own: &OwnDomain| map.takes_bounces && own.is_bounce(postmaster);
     if map.domains.get(postmaster.domain()).is_some_and(|own| is_bounce(own) || map.next(postmaster).is_none()) {
         report.warn(format!(
             "postmaster: no alias or catchall takes {postmaster}, so notices and mail for postmaster will wait in the queue"
@@ -142,7 +143,7 @@ impl Map<'_> {
         if let Some(found) = keys.into_iter().flatten().find_map(|key| self.aliases.named(&key)) {
             return Some(found.to_vec());
         }
-        if *self.return_path != ReturnPath::Client && own.is_bounce(address) {
+        if self.takes_bounces && own.is_bounce(address) {
             let postmaster = Address::new("postmaster", address.domain().clone()).ok()?;
             return Some(vec![Destination::Address(postmaster)]);
         }

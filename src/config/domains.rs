@@ -41,21 +41,24 @@ pub(super) fn domains(root: &Section<'_>, names: &Names) -> BTreeMap<Domain, Own
 
 fn own_domain(section: &Section<'_>, domain: Option<&Domain>, names: &Names) -> OwnDomain {
     let catchall = section.item("catchall").map(|item| destinations(&item, names)).unwrap_or_default();
-    let bounce = section.item("bounce").and_then(|item| {
-        item.read("a local part", |text| {
-            let host = domain.cloned().or_else(|| Domain::parse("domain.invalid").ok());
-            let legal = text.is_ascii() && host.is_some_and(|host| Address::new(text, host).is_ok());
-            let remedy = "Write what stands before the @, such as \"bounce\".";
-            if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a local part"), remedy)) }
-        })
-    });
+    let bounce = section.item("bounce").and_then(|item| item.read("a local part", |text| read_local(text, domain)));
+    let form = "a list of local parts such as [\"bounces\"]";
+    let previous_names = section.list("previous_names", form, |text| read_local(text, domain)).unwrap_or_default();
     let subaddress = match section.item("subaddress") {
         None => Some('+'),
         Some(item) => item.read("a character", read_separator).flatten(),
     };
     let max_size = section.item("max_size").and_then(|item| item.size(MESSAGE_BYTES_MIN));
     let dkim = dkim(&section.section("dkim"));
-    OwnDomain { catchall, bounce: bounce.unwrap_or_else(|| "bounce".to_owned()), subaddress, max_size, dkim }
+    let bounce = bounce.unwrap_or_else(|| "bounce".to_owned());
+    OwnDomain { catchall, bounce, previous_names, subaddress, max_size, dkim }
+}
+
+fn read_local(text: &str, domain: Option<&Domain>) -> Result<String, Wrong> {
+    let host = domain.cloned().or_else(|| Domain::parse("domain.invalid").ok());
+    let legal = text.is_ascii() && host.is_some_and(|host| Address::new(text, host).is_ok());
+    let remedy = "Write what stands before the @, such as \"bounce\".";
+    if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a local part"), remedy)) }
 }
 
 fn read_separator(text: &str) -> Result<Option<char>, Wrong> {

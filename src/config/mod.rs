@@ -11,6 +11,7 @@
 //! supported yet has no field.
 
 mod accounts;
+mod bounces;
 mod chains;
 mod destinations;
 mod domains;
@@ -76,6 +77,7 @@ pub struct Config {
     pub archive: Vec<Archive>,
     pub checks: Checks,
     pub loops: Loops,
+    pub bounces: Bounces,
     pub pickup: BTreeMap<String, Pickup>,
     pub queue: Queue,
     pub limits: Limits,
@@ -216,6 +218,8 @@ pub struct OwnDomain {
     pub catchall: Vec<Destination>,
     /// Local part of the return path.
     pub bounce: String,
+    /// What it was called before; mail for it is taken still.
+    pub previous_names: Vec<String>,
     /// What separates `sales` from `x` in `sales+x@`; none: no subaddresses.
     pub subaddress: Option<char>,
     /// Bytes; none: only `limits.max_size`.
@@ -353,6 +357,10 @@ pub struct Stream {
     pub block: Option<Block>,
     /// Recipients a day, UTC.
     pub daily_limit: Option<u64>,
+    /// Each recipient has a return path of its own.
+    pub verp: bool,
+    /// Addresses on the suppression list are skipped.
+    pub suppress: bool,
     /// Leaves even while sending is suspended.
     pub exempt_from_suspend: bool,
 }
@@ -367,7 +375,11 @@ pub struct Block {
 impl Stream {
     /// The stream of this name, if nothing is said about it.
     pub fn named(name: &str) -> Stream {
-        Stream { exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
+        Stream {
+            suppress: name == stream::BULK,
+            exempt_from_suspend: name == stream::SECURITY,
+            ..Stream::default()
+        }
     }
 }
 
@@ -527,6 +539,8 @@ pub enum ReturnPath {
     Client,
     /// The bounce address of the From's domain, where that is ours; of this one of ours otherwise.
     Bounce { otherwise: Domain },
+    /// As `Bounce`, with a token that names the recipient.
+    Verp { otherwise: Domain },
 }
 
 /// What a message may say it is from.
@@ -538,6 +552,8 @@ pub struct Sender {
     pub from_filter: Vec<FromEntry>,
     pub reply_to: ReplyTo,
     pub return_path: ReturnPath,
+    /// The domain of ours to which bounces come back where the From's is not ours; none if none is.
+    pub bounces_to: Option<Domain>,
 }
 
 impl Sender {
@@ -604,6 +620,21 @@ pub struct Loops {
     pub trusted: Vec<AddressOrDomain>,
     pub trusted_accounts: Vec<String>,
     pub automatic: OnAutomatic,
+}
+
+/// When an address is put on the suppression list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounces {
+    /// So many bounces …
+    pub suppress_after: u32,
+    /// … in this time …
+    pub within: Duration,
+    /// … the first and the last further apart than this.
+    pub spread: Duration,
+    /// One "no such user" of a server that we delivered to is enough.
+    pub hard_at_once: bool,
+    /// Authentic mail from the address starts the count again.
+    pub reset_on_inbound: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -681,9 +712,15 @@ impl OwnDomain {
 
     /// Is this address, at this domain, the one that bounces come back to? With a subaddress it is too.
     pub fn is_bounce(&self, address: &Address) -> bool {
-        let Some(bounce) = self.bounce_address(address.domain()) else { return false };
-        let key = bounce.lookup_key();
-        address.lookup_key() == key || self.base_key(address).is_some_and(|base| base == key)
+        let keys = [Some(address.lookup_key()), self.base_key(address)];
+        let names = std::iter::once(&self.bounce).chain(&self.previous_names);
+        let own = names.filter_map(|name| Address::new(name, address.domain().clone()).ok());
+        own.map(|own| own.lookup_key()).any(|own| keys.iter().flatten().any(|key| *key == own))
+    }
+
+    /// What stands between the bounce address and a token.
+    pub fn token_separator(&self) -> char {
+        self.subaddress.unwrap_or('+')
     }
 
     /// `domain`: its own name.
@@ -712,15 +749,32 @@ impl Config {
     /// Where bounces of mail by this author come back to, as an address at its domain or, where that is
     /// not ours, at the one for all others. None: to the envelope sender that the client gave.
     pub fn bounce_address(&self, author: Option<&Address>) -> Option<Address> {
-        let ReturnPath::Bounce { otherwise } = &self.sender.return_path else { return None };
+        if self.sender.return_path == ReturnPath::Client {
+            return None;
+        }
+        self.return_address(author)
+    }
+
+    /// The same, whatever `sender.return_path` says.
+    pub fn return_address(&self, author: Option<&Address>) -> Option<Address> {
         let at = |domain: &Domain| self.domains.get(domain)?.bounce_address(domain);
-        author.and_then(|author| at(author.domain())).or_else(|| at(otherwise))
+        author.and_then(|author| at(author.domain())).or_else(|| at(self.sender.bounces_to.as_ref()?))
+    }
+
+    /// Does mail of this stream leave with a return path of its own for each recipient?
+    pub fn uses_verp(&self, stream: &str) -> bool {
+        matches!(self.sender.return_path, ReturnPath::Verp { .. })
+            || self.streams.get(stream).is_some_and(|stream| stream.verp)
+    }
+
+    /// Does any of our mail come back to us?
+    pub fn takes_bounces(&self) -> bool {
+        self.sender.return_path != ReturnPath::Client || self.streams.values().any(|stream| stream.verp)
     }
 
     /// Do bounces of our mail come back to this address?
     pub fn is_bounce(&self, address: &Address) -> bool {
-        self.sender.return_path != ReturnPath::Client
-            && self.domains.get(address.domain()).is_some_and(|own| own.is_bounce(address))
+        self.takes_bounces() && self.domains.get(address.domain()).is_some_and(|own| own.is_bounce(address))
     }
 
     /// The only smart host that a stream goes by.

@@ -11,7 +11,8 @@ use crate::message::{Address, Domain};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
-use crate::routing::outbound::{self, Way};
+use crate::routing::outbound::{self, Choice, Way};
+use crate::secret::Marks;
 
 use super::archive::Archive;
 use super::file::Files;
@@ -44,6 +45,8 @@ pub struct Transports {
     files: Files,
     tls: TlsKnowledge,
     targets: BTreeMap<String, TargetTransport>,
+    /// For return paths of recipients; none where nobody has one.
+    marks: Option<Marks>,
 }
 
 /// What is known of TLS at other servers.
@@ -74,6 +77,8 @@ pub enum SetUpError {
     Tokens(#[from] TokensError),
     #[error(transparent)]
     Graph(#[from] ClientError),
+    #[error("the key of return paths in data_dir cannot be used: {0}")]
+    Marks(#[from] std::io::Error),
 }
 
 impl Transports {
@@ -102,7 +107,8 @@ impl Transports {
         let tokens = Arc::new(Tokens::new(config, queue.clone(), clock.clone())?);
         let graph = Graph::new(config, tokens.clone(), clock.clone())?;
         let smart_hosts = SmartHosts::new(clock.clone(), queue.clone(), tokens, graph);
-        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, tls, targets })
+        let marks = if config.takes_bounces() { Some(Marks::open(&config.data_dir)?) } else { None };
+        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, tls, targets, marks })
     }
 
     /// Other time-outs of SMTP than those of RFC 5321.
@@ -148,7 +154,7 @@ impl Transports {
 
     /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        match outbound::choose_for(&self.config, &job.message).way {
+        match self.choose(job).way {
             Way::Direct { envelope: None } => self.smtp.deliver(job).await,
             Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
@@ -164,6 +170,14 @@ impl Transports {
                 };
                 all(job, &Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None })
             }
+        }
+    }
+
+    /// Where each recipient has a return path of its own, the dispatcher gives them one by one.
+    fn choose(&self, job: &Job) -> Choice<'_> {
+        match (&self.marks, job.recipients.as_slice()) {
+            (Some(marks), [(number, _)]) => outbound::choose_for_one(&self.config, &job.message, *number, marks),
+            _ => outbound::choose_for(&self.config, &job.message),
         }
     }
 

@@ -7,6 +7,7 @@
 //! `sign`), one synced commit. Nothing is kept of a draft that is refused.
 
 mod attachments;
+mod bounces;
 mod content;
 pub mod guard;
 pub mod pickup;
@@ -15,6 +16,7 @@ mod quota;
 pub mod rewrite;
 mod rights;
 pub mod sign;
+pub mod suppress;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +31,12 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Door, Draft, Findings, MessageId, TlsWish, header, stream};
+use crate::message::{Address, Content, Door, Draft, Findings, MessageId, TlsWish, header, stream};
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
 use crate::routing::sent::Sent;
+use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 use crate::store::{Batch, StoreError, Table};
@@ -43,6 +46,7 @@ use plan::Plan;
 use quota::Quotas;
 use rewrite::Author;
 use sign::Signer;
+use suppress::Suppression;
 
 /// Locks under which loop counters are read and written.
 const LOOP_LOCKS: usize = 64;
@@ -68,6 +72,9 @@ pub struct Intake {
     signer: Signer,
     disk: DiskGuard,
     quotas: Quotas,
+    suppression: Suppression,
+    /// For return paths of recipients; none where no mail comes back to us.
+    marks: Option<Marks>,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
 }
 
@@ -89,7 +96,10 @@ impl Intake {
         let quotas = Quotas::load(&config, queue.store(), clock.now())?;
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
         let loop_locks = (0..LOOP_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect();
-        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks })
+        let suppression = Suppression::new(config.clone(), clock.clone(), queue.clone())?;
+        let marks = config.takes_bounces().then(|| Marks::open(&config.data_dir)).transpose();
+        let marks = marks.map_err(|error| StoreError::Failed(format!("marks.key in data_dir: {error}")))?;
+        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, suppression, marks, loop_locks })
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
@@ -98,6 +108,10 @@ impl Intake {
 
     pub fn disk(&self) -> guard::DiskState {
         self.disk.state()
+    }
+
+    pub fn suppression(&self) -> &Suppression {
+        &self.suppression
     }
 
     /// Do the name servers answer?
@@ -139,11 +153,15 @@ impl Intake {
         let stream = rights::stream(&self.config, &draft, &headers)?;
         self.check_attachments(&draft, &headers, id, now).await?;
         let mut plan = Plan::make(&self.config, &draft, now)?;
+        let returned = self.returned(&draft, &headers, &checked.findings, id).await?;
+        plan.leave_out(&self.config, &returned.taken);
         if let Verdict::Hold(reason) = &checked.verdict {
             plan.hold_all(reason);
         }
         self.hold_for_account(&mut plan, &draft);
         let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+
+        let suppressed = self.skip_suppressed(&mut plan, &draft, &stream)?;
 
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
         let source =
@@ -157,6 +175,10 @@ impl Intake {
         let message = Message { stream, header_from: author.shown().cloned(), ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
+        extra.append(returned.tell(&mut telling, id));
+        for (recipient, reason) in suppressed {
+            telling.tell(id, Event::Suppressed { recipient, reason });
+        }
         extra.append(telling.take_batch());
         remember_sent(&message, &draft, &plan, &mut extra);
         let counted = self.count(&draft, now, &mut extra).await?;
@@ -167,7 +189,7 @@ impl Intake {
         } else {
             self.queue.enqueue(NewMessage { message, body: stored.chunks, recipients, extra }).await
         };
-        drop(locks);
+        drop((locks, returned));
         if let (Some(counted), Err(_)) = (counted, &written) {
             counted.give_back();
         }
@@ -198,6 +220,27 @@ impl Intake {
         if self.config.accounts.get(name).is_some_and(|account| account.hold) {
             plan.hold_all(&format!("accounts.{name}.hold is set, until `postrider queue release`"));
         }
+    }
+
+    /// Takes recipients away that are on the suppression list. Nobody is told but the story.
+    fn skip_suppressed(
+        &self,
+        plan: &mut Plan,
+        draft: &Draft,
+        stream: &str,
+    ) -> Result<Vec<(Address, String)>, Refusal> {
+        let mut suppressed = Vec::new();
+        if !draft.origin.door.is_trusted() || draft.origin.door == Door::Bounce {
+            return Ok(suppressed);
+        }
+        for address in plan.remote() {
+            let listed = self.suppression.listed(stream, &address).map_err(|error| store_trouble(&error))?;
+            if let Some(listed) = listed {
+                suppressed.push((address, suppress::why(&listed)));
+            }
+        }
+        plan.skip(&suppressed);
+        Ok(suppressed)
     }
 
     /// Counts its recipients against the account's limits.

@@ -140,6 +140,31 @@ impl Plan {
         self.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
     }
 
+    /// Return paths of ours whose mail has been read and done with: nobody else gets it, unless an alias
+    /// is set for the address. They do not count against its limit.
+    pub fn leave_out(&mut self, config: &Config, taken: &[Address]) {
+        for address in taken {
+            self.own.retain(|own| own.address != *address);
+            if !inbound::has_alias(config, address) {
+                self.deliveries.retain(|planned| planned.written.as_ref() != Some(address));
+                self.routed.retain(|(written, _)| written != address);
+                self.routed.push((address.clone(), vec!["what is done with bounces".to_owned()]));
+            }
+        }
+    }
+
+    /// The addresses elsewhere.
+    pub fn remote(&self) -> Vec<Address> {
+        let remote = self.deliveries.iter().filter(|planned| planned.recipient.route == Route::Remote);
+        remote.map(|planned| planned.recipient.address.clone()).collect()
+    }
+
+    /// They get nothing.
+    pub fn skip(&mut self, suppressed: &[(Address, String)]) {
+        let skipped = |recipient: &Recipient| suppressed.iter().any(|(address, _)| *address == recipient.address);
+        self.deliveries.retain(|planned| planned.recipient.route != Route::Remote || !skipped(&planned.recipient));
+    }
+
     /// The addresses of ours that were written in RCPT, for the loop guard.
     pub fn guarded(&self) -> &[Inbound] {
         &self.own

@@ -125,6 +125,11 @@ fn alias<'c>(config: &'c Config, address: &Address) -> Option<(String, &'c [Dest
     keys.into_iter().flatten().find_map(|key| config.aliases.named(&key).map(|destinations| (key, destinations)))
 }
 
+/// Does an alias of its own take it?
+pub fn has_alias(config: &Config, address: &Address) -> bool {
+    alias(config, address).is_some()
+}
+
 fn base_key(config: &Config, address: &Address) -> Option<String> {
     config.domains.get(address.domain())?.base_key(address)
 }

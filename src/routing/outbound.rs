@@ -6,8 +6,11 @@
 //! envelope sender stands in for it. Left out: changing the header (`intake::rewrite`).
 
 use crate::config::{Config, FromEntry, SmartHost, WayOut};
-use crate::message::{Address, ReversePath};
+use crate::message::{Address, Door, ReversePath};
 use crate::queue::record::Message;
+use crate::secret::Marks;
+
+use super::return_path::{self, Token};
 
 /// Why hosts were chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +60,25 @@ pub fn choose_for<'c>(config: &'c Config, message: &Message) -> Choice<'c> {
     choose(config, message.header_from.as_ref(), &message.mail_from, config.pinned(&message.stream))
 }
 
+/// The same for one of its recipients, whose return path names it if the message is one that has such.
+pub fn choose_for_one<'c>(config: &'c Config, message: &Message, number: u32, marks: &Marks) -> Choice<'c> {
+    let token = Token { id: message.id, number };
+    let mark = |bounce: &Address| return_path::mark(config, marks, bounce, token);
+    let mark: Option<Mark<'_>> = if has_verp(config, message) { Some(&mark) } else { None };
+    let pinned = config.pinned(&message.stream);
+    choose_marked(config, message.header_from.as_ref(), &message.mail_from, pinned, mark)
+}
+
+/// Does each of its recipients have a return path of its own, and so a transaction? Mail that is only passed
+/// on does not: bounces of it belong to who sent it.
+pub fn has_verp(config: &Config, message: &Message) -> bool {
+    let is_ours = message.origin.door.is_trusted() && message.origin.door != Door::Bounce;
+    is_ours && !message.mail_from.is_null() && config.uses_verp(&message.stream)
+}
+
+/// Makes the return path of one recipient out of a bounce address.
+type Mark<'m> = &'m dyn Fn(&Address) -> Option<Address>;
+
 /// `header_from`: the one mailbox of the From field, if it can be read. `pinned`: the host of the
 /// message's stream.
 pub fn choose<'c>(
@@ -64,6 +86,16 @@ pub fn choose<'c>(
     header_from: Option<&Address>,
     envelope: &ReversePath,
     pinned: Option<&str>,
+) -> Choice<'c> {
+    choose_marked(config, header_from, envelope, pinned, None)
+}
+
+fn choose_marked<'c>(
+    config: &'c Config,
+    header_from: Option<&Address>,
+    envelope: &ReversePath,
+    pinned: Option<&str>,
+    mark: Option<Mark<'_>>,
 ) -> Choice<'c> {
     match config.delivery.default {
         WayOut::Capture => return Choice { way: Way::Capture, rewrite: None },
@@ -76,7 +108,8 @@ pub fn choose<'c>(
         let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
         let passes = !direct || config.sender.passes(header_from);
         let rewrite = default.filter(|default| !passes && !same(from, default));
-        let envelope = bounce_for(config, envelope, rewrite.or(from)).map(ReversePath::Address);
+        let back = Back::of(config, envelope, rewrite.or(from), mark);
+        let envelope = back.marked.or(back.plain).map(ReversePath::Address);
         return Choice { way: if direct { Way::Direct { envelope } } else { Way::Nowhere }, rewrite };
     };
     let keeps = match tier {
@@ -90,8 +123,8 @@ pub fn choose<'c>(
     };
     let shown = if keeps { None } else { default };
     let last = shown.or(from);
-    let bounce = bounce_for(config, envelope, last);
-    let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, bounce.as_ref(), last) };
+    let back = Back::of(config, envelope, last, mark);
+    let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, &back, last) };
     let way = Way::Hosts { tier, hosts: hosts.into_iter().map(candidate).collect() };
     Choice { way, rewrite: shown.filter(|default| !same(header_from, default)) }
 }
@@ -133,10 +166,26 @@ fn names(host: &SmartHost, address: Option<&Address>, whole: bool) -> bool {
     address.is_some_and(|address| host.from_filter.iter().filter(of_kind).any(|entry| entry.matches(address)))
 }
 
-/// What `sender.return_path` wants in place of an envelope sender, if anything. `last`: the final From.
-/// The null sender stays: nobody is told of what becomes of a notice (RFC 5321 4.5.5).
-fn bounce_for(config: &Config, envelope: &ReversePath, last: Option<&Address>) -> Option<Address> {
-    if envelope.is_null() { None } else { config.bounce_address(last) }
+/// What is wanted in place of an envelope sender, if anything.
+struct Back {
+    /// With the token of a recipient.
+    marked: Option<Address>,
+    plain: Option<Address>,
+}
+
+impl Back {
+    /// `last`: the final From. The null sender stays: nobody is told of what becomes of a notice (RFC 5321
+    /// 4.5.5).
+    fn of(config: &Config, envelope: &ReversePath, last: Option<&Address>, mark: Option<Mark<'_>>) -> Back {
+        match mark {
+            _ if envelope.is_null() => Back { marked: None, plain: None },
+            None => Back { marked: None, plain: config.bounce_address(last) },
+            Some(mark) => {
+                let plain = config.return_address(last);
+                Back { marked: plain.as_ref().and_then(mark), plain }
+            }
+        }
+    }
 }
 
 /// Providers refuse foreign envelope senders, so one that the host's filter does not name gives way: the
@@ -146,12 +195,12 @@ fn envelope_for(
     config: &Config,
     host: &SmartHost,
     envelope: &ReversePath,
-    bounce: Option<&Address>,
+    back: &Back,
     last: Option<&Address>,
 ) -> ReversePath {
     let (ReversePath::Address(client), Some(last)) = (envelope, last) else { return envelope.clone() };
-    let wanted = bounce.unwrap_or(client);
-    if host.accepts(wanted) {
+    let wanted = [back.marked.as_ref(), Some(back.plain.as_ref().unwrap_or(client))];
+    if let Some(wanted) = wanted.into_iter().flatten().find(|wanted| host.accepts(wanted)) {
         return ReversePath::Address(wanted.clone());
     }
     let other = config.bounce_address(None).filter(|other| host.accepts(other));
