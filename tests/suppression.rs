@@ -30,13 +30,7 @@ const START: u64 = 1_795_262_400_000;
 
 fn rule(within: u64) -> Bounces {
     let days = |days: u64| Duration::from_secs(days * 86_400);
-    Bounces {
-        suppress_after: 5,
-        within: days(within),
-        spread: days(7),
-        hard_at_once: false,
-        reset_on_inbound: true,
-    }
+    Bounces { suppress_after: 5, within: days(within), spread: days(7), hard_at_once: false, reset_on_inbound: true }
 }
 
 /// A bounce so many days after the start.
@@ -278,7 +272,10 @@ async fn what_is_queued_already_is_looked_at_again_when_its_turn_comes() {
     operator.suspend(Suspension::Stream("bulk".into()), false).await.unwrap();
     let story = server.wait_done(id).await;
     assert!(story.entries.iter().any(|entry| is_suppressed(&entry.event)), "{story:?}");
-    assert_eq!(setting.sink.taken().iter().map(|taken| taken.recipients.clone()).collect::<Vec<_>>(), [["eve@far.test"]]);
+    assert_eq!(
+        setting.sink.taken().iter().map(|taken| taken.recipients.clone()).collect::<Vec<_>>(),
+        [["eve@far.test"]]
+    );
     // Its time is over.
     setting.clock.advance(DAY);
     send(&server, "bulk", "later@home.test", &["bob@far.test"]).await;
@@ -311,7 +308,8 @@ async fn authentic_mail_from_an_address_starts_its_count_again() {
     let setting = Setting::new(START, VERP).await;
     let server = setting.server().await;
     send_and_bounce(&setting, &server, "first@home.test").await;
-    let counting = |known: &postrider::admin::suppress::Explained| known.bounces.iter().filter(|one| one.counts).count();
+    let counting =
+        |known: &postrider::admin::suppress::Explained| known.bounces.iter().filter(|one| one.counts).count();
     assert_eq!(counting(&explain(&server, "bob@far.test").await), 1);
     setting.clock.advance(DAY);
     let letter = |from: &str| format!("From: <{from}>\r\nTo: <postmaster@home.test>\r\n\r\nI am here\r\n");

@@ -11,7 +11,10 @@ mod support {
 
 use std::collections::BTreeSet;
 
+use postrider::admin::Backend;
+use postrider::app::upkeep;
 use postrider::events::Event;
+use postrider::store::Table;
 use support::client::Client;
 use support::returns::{Setting, come_back, explain, for_recipient, log_in, maildir, report, send};
 use support::server::queued_id;
@@ -139,7 +142,8 @@ async fn what_is_no_failure_does_not_count() {
     assert!(story.entries.iter().any(|entry| matches!(entry.event, Event::DelayReported { .. })), "{story:?}");
     assert!(setting.postmaster().is_empty());
     // An answering machine is no bounce, and goes where mail for this address goes.
-    let answer = "From: <bob@far.test>\r\nSubject: Automatic reply: news\r\nAuto-Submitted: auto-replied\r\n\r\nI am away.\r\n";
+    let answer =
+        "From: <bob@far.test>\r\nSubject: Automatic reply: news\r\nAuto-Submitted: auto-replied\r\n\r\nI am away.\r\n";
     come_back(&server, &path, answer).await;
     assert_eq!(setting.postmaster().len(), 1);
     assert!(explain(&server, "bob@far.test").await.bounces.is_empty());
@@ -162,5 +166,61 @@ async fn bounces_do_not_count_against_the_limit_of_an_alias_which_may_have_them_
     assert_eq!(explain(&server, "bob@far.test").await.bounces.len(), 20);
     assert_eq!(maildir(&setting.folder.path().join("returns")).len(), 20);
     assert!(setting.postmaster().is_empty());
+    server.stop().await;
+}
+
+/// Every sample of a bounce, sent by somebody who knows of no message of ours: nothing counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn samples_of_bounces_that_prove_nothing_never_count() {
+    let setting = Setting::new(START, &format!("{VERP}[loops]\nlimit = 1000\n")).await;
+    let server = setting.server().await;
+    send(&server, "bulk", "one@home.test", &["userx@far.test"]).await;
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let (mut sent, mut doubted) = (0, 0);
+    for folder in ["dsn/flufl-bounce", "dsn/kumomta", "arf"] {
+        for entry in std::fs::read_dir(data.join(folder)).unwrap() {
+            let text = String::from_utf8_lossy(&std::fs::read(entry.unwrap().path()).unwrap()).into_owned();
+            let lines = text.lines().enumerate().filter(|(at, line)| *at > 0 || !line.starts_with("From "));
+            let content: String =
+                lines.filter(|(_, line)| !line.starts_with('.')).map(|(_, line)| format!("{line}\r\n")).collect();
+            let mut outside = Client::connect(server.mx).await.unwrap();
+            let reply = outside.send("", &["bounce@home.test"], &content).await.unwrap();
+            if reply.starts_with("250") {
+                let story = server.wait_done(queued_id(&reply)).await;
+                doubted += usize::from(story.entries.iter().any(|entry| not_believed(&entry.event)));
+                assert!(
+                    !story
+                        .entries
+                        .iter()
+                        .any(|entry| matches!(entry.event, Event::Bounced { .. } | Event::Complained { .. }))
+                );
+            }
+            sent += 1;
+        }
+    }
+    println!("{sent} samples sent, {doubted} of them say that mail came back; none counts");
+    assert!(sent >= 124 && doubted > 100, "{sent} {doubted}");
+    let store = server.app.operator().queue.store();
+    assert_eq!(store.prefix(Table::Loops, b"B").unwrap().count(), 0);
+    assert!(server.app.operator().suppressions(None, 10).await.unwrap().is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_outlive_a_restart_and_a_restore() {
+    let setting = Setting::new(START, VERP).await;
+    let server = setting.server().await;
+    send(&server, "transactional", "one@home.test", &["bob@far.test"]).await;
+    let path = for_recipient(&setting.sink, "bob@far.test").pop().unwrap().mail_from;
+    server.stop().await;
+    let server = setting.server().await;
+    let (backup, other) = (setting.folder.path().join("backup"), tempfile::tempdir().unwrap());
+    server.app.operator().back_up(backup.clone()).await.unwrap();
+    server.stop().await;
+    upkeep::restore(&backup, other.path(), false, START, &mut |_| ()).unwrap();
+    let setting = Setting { folder: other, ..setting };
+    let server = setting.server().await;
+    come_back(&server, &path, &report("bob@far.test", "failed", "5.1.1", "other@far.test")).await;
+    assert_eq!(explain(&server, "bob@far.test").await.bounces.len(), 1);
     server.stop().await;
 }

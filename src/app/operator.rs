@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
     Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
-use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::bounce::suppression::{self, Who};
 use crate::clock::Clock;
 use crate::delivery::host_test::{Report, Wish};
@@ -334,7 +334,9 @@ fn unsuppressable(error: SuppressError) -> Complaint {
         SuppressError::Skips(stream) if stream == stream::SECURITY => "it never does".to_owned(),
         SuppressError::Skips(stream) => format!("set streams.{stream}.suppress = true"),
         SuppressError::NoneSkips => "set streams.bulk.suppress = true, or use the scope \"global\"".to_owned(),
-        SuppressError::Complained(_) => "mail to them is called spam; force it (--force) if they have asked for it".to_owned(),
+        SuppressError::Complained(_) => {
+            "mail to them is called spam; force it (--force) if they have asked for it".to_owned()
+        }
         SuppressError::Store(_) => "try again; the server's log says more".to_owned(),
     };
     Complaint::new(error.to_string(), remedy)

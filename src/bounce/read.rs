@@ -12,9 +12,9 @@ mod original;
 mod status;
 mod text;
 
+use crate::message::Address;
 use crate::message::header::{self, Headers};
 use crate::message::mime::{self, Part};
-use crate::message::Address;
 
 use super::classify::Class;
 
@@ -128,7 +128,8 @@ fn decoded(part: &Part<'_>) -> String {
 
 /// On one line, without controls, not too long.
 fn shorten(text: &str) -> String {
-    let words: Vec<&str> = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> =
+        text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
     words.join(" ").chars().take(DIAGNOSTIC_CHARS_MAX).collect()
 }
 

@@ -213,7 +213,14 @@ pub(super) async fn run(config: &Path, Args { command }: Args) -> Result<(), Fai
         }
         SuppressCommand::Add { address, scope, entry, json } => {
             let (reason, expires, scope) = (entry.reason.unwrap_or(Reason::Manual), entry.expires(), scope.name());
-            let new = |address| Suppressed { address, scope: scope.clone(), reason, since: None, expires, evidence: Vec::new() };
+            let new = |address| Suppressed {
+                address,
+                scope: scope.clone(),
+                reason,
+                since: None,
+                expires,
+                evidence: Vec::new(),
+            };
             let changed = add(&client, address.into_iter().map(new).collect()).await?;
             told(changed, json, "put on the list", "on the list already")
         }
@@ -314,7 +321,8 @@ async fn export(client: &Client, json: bool) -> Result<(), Failure> {
         }
         let time = |at: Option<Millis>| at.map(rfc3339).unwrap_or_default();
         let scope = entry.scope.clone().unwrap_or_default();
-        let columns = [entry.address.clone(), scope, entry.reason.name().to_owned(), time(entry.since), time(entry.expires)];
+        let columns =
+            [entry.address.clone(), scope, entry.reason.name().to_owned(), time(entry.since), time(entry.expires)];
         Ok(print(&columns.map(|text| csv(&text)).join(","))?)
     })
     .await
@@ -412,7 +420,9 @@ fn of_columns(columns: &[String], header: &[String]) -> Result<Suppressed, Strin
         let at = header.iter().position(|column| names.contains(&column.trim()))?;
         columns.get(at).map(|text| text.trim()).filter(|text| !text.is_empty())
     };
-    let at = |names: &[&str]| named(names).map(|text| time::parse(text).ok_or(format!("{text:?} is not a time in RFC 3339 form")));
+    let at = |names: &[&str]| {
+        named(names).map(|text| time::parse(text).ok_or(format!("{text:?} is not a time in RFC 3339 form")))
+    };
     let address = named(&["address", "email", "email address", "emailaddress"]).ok_or("there is no address")?;
     let why = named(&["reason"]).map_or(Ok(Reason::Import), |text| reason(&text.to_lowercase()))?;
     Ok(Suppressed {
@@ -447,7 +457,10 @@ fn explain(explained: &Explained) -> Vec<String> {
         let how = if bounce.direct { "refused to this server" } else { "reported" };
         let counts = if bounce.counts { "counts" } else { "does not count" };
         let at = moment(bounce.at);
-        lines.push(clean(&format!("  {at} {} {} {how}, message {}: {counts}", bounce.class, bounce.status, bounce.message)));
+        lines.push(clean(&format!(
+            "  {at} {} {} {how}, message {}: {counts}",
+            bounce.class, bounce.status, bounce.message
+        )));
     }
     if let Some(alive) = explained.alive {
         lines.push(format!("  Mail came from it, or it was taken off the list, at {} UTC.", moment(alive)));

@@ -375,11 +375,7 @@ pub struct Block {
 impl Stream {
     /// The stream of this name, if nothing is said about it.
     pub fn named(name: &str) -> Stream {
-        Stream {
-            suppress: name == stream::BULK,
-            exempt_from_suspend: name == stream::SECURITY,
-            ..Stream::default()
-        }
+        Stream { suppress: name == stream::BULK, exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
     }
 }
 

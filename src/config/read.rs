@@ -89,7 +89,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
     if let Some(postmaster) = &postmaster {
-        let map = Map { domains: &domains, aliases: &aliases, postmaster, takes_bounces: takes_bounces(&sender, &streams) };
+        let map =
+            Map { domains: &domains, aliases: &aliases, postmaster, takes_bounces: takes_bounces(&sender, &streams) };
         chains::check(&map, &origins, root.report);
     }
     warn_of_sizes(&domains, limits.max_size, root.report);

@@ -158,7 +158,8 @@ pub(super) fn check_verp(
         let own = Domain::parse(name).ok().and_then(|domain| domains.get(&domain));
         let too_long = own.is_some_and(|own| own.bounce.len() > VERP_NAME_BYTES_MAX);
         if let (true, true, Some(item)) = (verp, too_long, section.item("bounce")) {
-            let what = format!("there is no room for a token after a name of more than {VERP_NAME_BYTES_MAX} characters");
+            let what =
+                format!("there is no room for a token after a name of more than {VERP_NAME_BYTES_MAX} characters");
             item.problem(ProblemKind::BadValue, what, "Use a shorter one, or no \"verp\".");
         }
     }

@@ -101,7 +101,12 @@ impl Intake {
         addresses.filter_map(|address| Some((address.clone(), back(address)?))).collect()
     }
 
-    async fn bounced(&self, backs: &[(Address, Back)], bounce: &Bounce, id: MessageId) -> Result<Taken<'_>, StoreError> {
+    async fn bounced(
+        &self,
+        backs: &[(Address, Back)],
+        bounce: &Bounce,
+        id: MessageId,
+    ) -> Result<Taken<'_>, StoreError> {
         let mut proved: Vec<Proved<'_>> = Vec::new();
         let mut taken = Taken::default();
         for (address, back) in backs {
@@ -156,7 +161,9 @@ impl Intake {
             && let Some(address) = self.owner(token)?
         {
             // One recipient has this return path: it is the one, whatever its server calls it.
-            let names = |reported: &&Reported| reported.original.iter().chain(&reported.last).any(|named| is_same(named, &address));
+            let names = |reported: &&Reported| {
+                reported.original.iter().chain(&reported.last).any(|named| is_same(named, &address))
+            };
             let fails = |reported: &&Reported| reported.action == Action::Failed;
             let all = &bounce.recipients;
             let reported = all.iter().find(names).or_else(|| all.iter().find(fails)).or(all.first());
@@ -205,7 +212,8 @@ impl Intake {
     ) -> Result<Option<(MessageId, Address)>, StoreError> {
         // Its envelope sender, which providers show where they hide the recipient.
         let shown = complaint.original.return_path.as_ref();
-        let shown = self.marks.as_ref().zip(shown).and_then(|(marks, path)| return_path::read(&self.config, marks, path));
+        let shown =
+            self.marks.as_ref().zip(shown).and_then(|(marks, path)| return_path::read(&self.config, marks, path));
         for back in backs.iter().map(|(_, back)| *back).chain(shown) {
             if let Back::Of(token) = back
                 && let Some(address) = self.owner(token)?

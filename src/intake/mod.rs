@@ -223,12 +223,7 @@ impl Intake {
     }
 
     /// Takes recipients away that are on the suppression list. Nobody is told but the story.
-    fn skip_suppressed(
-        &self,
-        plan: &mut Plan,
-        draft: &Draft,
-        stream: &str,
-    ) -> Result<Vec<(Address, String)>, Refusal> {
+    fn skip_suppressed(&self, plan: &mut Plan, draft: &Draft, stream: &str) -> Result<Vec<(Address, String)>, Refusal> {
         let mut suppressed = Vec::new();
         if !draft.origin.door.is_trusted() || draft.origin.door == Door::Bounce {
             return Ok(suppressed);

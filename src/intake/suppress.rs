@@ -104,7 +104,9 @@ impl Suppression {
     }
 
     pub async fn lock(&self, addresses: impl IntoIterator<Item = &Address>) -> Guards<'_> {
-        let stripe = |address: &Address| address.lookup_key().bytes().fold(7usize, |sum, byte| sum.wrapping_mul(31) + usize::from(byte)) % LOCKS;
+        let stripe = |address: &Address| {
+            address.lookup_key().bytes().fold(7usize, |sum, byte| sum.wrapping_mul(31) + usize::from(byte)) % LOCKS
+        };
         // In order, so that two never wait for each other.
         let stripes: BTreeSet<usize> = addresses.into_iter().map(stripe).collect();
         let mut guards = Vec::with_capacity(stripes.len());
@@ -185,7 +187,8 @@ impl Suppression {
         failed: &[(&Address, &Failure)],
     ) -> Result<(Batch, Guards<'_>), StoreError> {
         let mut batch = Batch::new();
-        let told = |failure: &&Failure| failure.reply.is_some() || matches!(failure.status.as_str(), "5.1.2" | "5.1.10");
+        let told =
+            |failure: &&Failure| failure.reply.is_some() || matches!(failure.status.as_str(), "5.1.2" | "5.1.10");
         let failed: Vec<_> = failed.iter().filter(|(_, failure)| told(failure)).collect();
         if failed.is_empty() || !counts(&message.origin.door) {
             return Ok((batch, Vec::new()));
@@ -194,8 +197,13 @@ impl Suppression {
         for (address, failure) in failed {
             let said = failure.reply.as_ref().map_or(failure.reason.as_str(), |reply| &reply.text);
             let class = classify(&failure.status, said);
-            let event =
-                Event { at: self.clock.now(), class, message: message.id, direct: true, status: failure.status.clone() };
+            let event = Event {
+                at: self.clock.now(),
+                class,
+                message: message.id,
+                direct: true,
+                status: failure.status.clone(),
+            };
             self.note(address, event, &mut batch)?;
         }
         Ok((batch, guards))

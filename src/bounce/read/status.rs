@@ -18,8 +18,9 @@ const WORD_CHARS_MAX: usize = 100;
 
 /// None: there is no recipient in it.
 pub fn read(parts: &[Part<'_>], original: &Original) -> Option<Bounce> {
-    let is_status =
-        |part: &&Part<'_>| matches!(part.content_type.as_str(), "message/delivery-status" | "message/global-delivery-status");
+    let is_status = |part: &&Part<'_>| {
+        matches!(part.content_type.as_str(), "message/delivery-status" | "message/global-delivery-status")
+    };
     let mut original = original.clone();
     let mut recipients: Vec<Reported> = Vec::new();
     let mut explained = None;
@@ -113,7 +114,9 @@ fn recipient(group: &Group, explanation: impl FnOnce() -> String) -> Option<Repo
 
 /// `2.1.5`, and no more than that.
 fn is_status(word: &str) -> bool {
-    word == "2.0.0" || word.strip_prefix('2').is_some_and(|rest| status_in(&format!("5{rest}")).is_some()) || status_in(word) == Some(word)
+    word == "2.0.0"
+        || word.strip_prefix('2').is_some_and(|rest| status_in(&format!("5{rest}")).is_some())
+        || status_in(word) == Some(word)
 }
 
 /// The words of a diagnostic, without the type in front of them.
@@ -137,8 +140,12 @@ fn precise(status: Option<&str>, field: &str, said: &str) -> String {
 
 /// RFC 3464 2.3.3, and how it is written otherwise. None: it says nothing.
 fn action(value: Option<&str>, status: &str) -> Option<Action> {
-    let word: String =
-        value.unwrap_or_default().chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase();
+    let word: String = value
+        .unwrap_or_default()
+        .chars()
+        .take_while(char::is_ascii_alphabetic)
+        .collect::<String>()
+        .to_ascii_lowercase();
     match (word.as_str(), status.as_bytes().first()) {
         ("failed" | "failure" | "fail" | "error", _) => Some(Action::Failed),
         ("delayed", _) => Some(Action::Delayed),

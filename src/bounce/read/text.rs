@@ -136,8 +136,10 @@ pub fn read(headers: &Headers<'_>, parts: &[Part<'_>], original: Original) -> Op
     let action = if DELAYS.iter().any(|words| all.contains(words)) { Action::Delayed } else { Action::Failed };
     let mut found = found(headers, &lines);
     if !named.is_empty() {
-        let reason = |address: &Address| found.iter().find(|known| known.address == *address).map(|known| known.reason.clone());
-        found = named.into_iter().map(|address| Found { reason: reason(&address).unwrap_or_default(), address }).collect();
+        let reason =
+            |address: &Address| found.iter().find(|known| known.address == *address).map(|known| known.reason.clone());
+        found =
+            named.into_iter().map(|address| Found { reason: reason(&address).unwrap_or_default(), address }).collect();
     }
     if found.is_empty()
         && let [only] = original.to.as_slice()
@@ -188,7 +190,9 @@ fn report(parts: &[Part<'_>]) -> Vec<String> {
     let plain: Vec<String> = own().filter(|part| part.content_type == "text/plain").map(decoded).collect();
     let text = match plain.iter().any(|text| !text.trim().is_empty()) {
         true => plain.join("\n"),
-        false => own().filter(|part| part.content_type == "text/html").map(|part| without_tags(&decoded(part))).collect(),
+        false => {
+            own().filter(|part| part.content_type == "text/html").map(|part| without_tags(&decoded(part))).collect()
+        }
     };
     let shown = |line: &str| line.trim_end().chars().take(LINE_CHARS_MAX).collect::<String>();
     // Some are sent quoted-printable without saying so.
@@ -239,16 +243,20 @@ fn found(headers: &Headers<'_>, lines: &[String]) -> Vec<Found> {
     // Who gets the report, and who wrote it, are not those it is about.
     let is_other = |address: &Address| {
         let local = address.lookup_local();
-        to.iter().any(|mailbox| mailbox.address == *address) || ["postmaster", "mailer-daemon"].contains(&local.as_str())
+        to.iter().any(|mailbox| mailbox.address == *address)
+            || ["postmaster", "mailer-daemon"].contains(&local.as_str())
     };
     let places: [fn(&str) -> Vec<Address>; 2] = [before_colon, alone];
-    let is_about = |line: &str, address: &Address| places.iter().all(|place| place(line).iter().all(|one| one == address));
+    let is_about =
+        |line: &str, address: &Address| places.iter().all(|place| place(line).iter().all(|one| one == address));
     let mut found = Vec::new();
     for place in places {
         for (at, line) in lines.iter().enumerate() {
             for address in place(line).into_iter().filter(|address| !is_other(address)) {
                 let further = lines.iter().skip(at + 1).skip_while(|line| line.trim().is_empty());
-                let further = further.take_while(|line| !line.trim().is_empty() && is_about(line, &address)).take(REASON_LINES_MAX);
+                let further = further
+                    .take_while(|line| !line.trim().is_empty() && is_about(line, &address))
+                    .take(REASON_LINES_MAX);
                 let reason: Vec<&str> = std::iter::once(line).chain(further).map(String::as_str).collect();
                 add(&mut found, address, reason.join(" "));
             }
@@ -262,7 +270,8 @@ fn found(headers: &Headers<'_>, lines: &[String]) -> Vec<Found> {
             let next = lines.get(at + 1).map_or("", String::as_str);
             for address in in_sentence(line, next, phrase).into_iter().filter(|address| !is_other(address)) {
                 let further = lines.iter().skip(at + 1).filter(|line| !line.trim().is_empty());
-                let further = further.take_while(|line| !line.to_ascii_lowercase().contains(phrase)).take(REASON_LINES_MAX);
+                let further =
+                    further.take_while(|line| !line.to_ascii_lowercase().contains(phrase)).take(REASON_LINES_MAX);
                 let reason: Vec<&str> = std::iter::once(line).chain(further).map(String::as_str).collect();
                 add(&mut found, address, reason.join(" "));
             }
@@ -306,8 +315,7 @@ fn alone(line: &str) -> Vec<Address> {
     // Exchange: an X.400 address that holds ours, and when that was.
     let before_fits = marks_only(before) || before.to_ascii_lowercase().ends_with("smtp=");
     let after = after.trim_start_matches(['>', '"', '\'', ';', ' ']);
-    let after_fits = marks_only(after)
-        || ["on ", "...", "- ", "(expanded"].iter().any(|word| after.starts_with(word));
+    let after_fits = marks_only(after) || ["on ", "...", "- ", "(expanded"].iter().any(|word| after.starts_with(word));
     let is_alone = before_fits && after_fits && gaps.into_iter().all(marks_only);
     if is_alone { found.into_iter().map(|(_, _, address)| address).collect() } else { Vec::new() }
 }
@@ -333,7 +341,9 @@ fn addresses(line: &str) -> Vec<(usize, usize, Address)> {
     for (at, _) in line.match_indices('@') {
         let (before, after) = (line.get(..at).unwrap_or_default(), line.get(at + 1..).unwrap_or_default());
         let is_local = |c: char| c.is_ascii_alphanumeric() || "!#$%&*+-/=?^_`{|}~.".contains(c);
-        let mut start = before.rfind(|c| !is_local(c)).map_or(0, |last| last + before.get(last..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8));
+        let mut start = before
+            .rfind(|c| !is_local(c))
+            .map_or(0, |last| last + before.get(last..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8));
         if before.get(start..).is_some_and(|local| local.to_ascii_lowercase().starts_with("smtp=")) {
             start += "smtp=".len();
         }
