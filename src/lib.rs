@@ -16,10 +16,11 @@
 //! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
-//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`].
+//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`], [`secret`]
+//!   (keys of our own).
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
-//!   [`bounce`] (writing notices), [`events`] (the journal).
+//!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
@@ -35,6 +36,8 @@
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - Mail that comes back: `routing::return_path` has the addresses, `bounce::read` reads it, `intake::bounces` asks
+//!   for proof. Who gets no more mail because of that: `bounce::suppression` has the rule, `intake::suppress` the list.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //!
 //! # What holds everywhere

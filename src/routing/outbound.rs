@@ -327,4 +327,62 @@ mod tests {
         assert_eq!(way(&config("", "capture"), &bob, Some("B")), ("Capture".to_owned(), false));
         assert_eq!(way(&config("", "file"), &bob, None), ("File".to_owned(), false));
     }
+
+    fn queued(from: &str, mail_from: &str, door: Door) -> Message {
+        let mail_from = if mail_from.is_empty() { ReversePath::Null } else { ReversePath::Address(address(mail_from)) };
+        Message {
+            id: crate::message::MessageId::first_at(1_900_000_000_000),
+            received_at: 0,
+            origin: crate::message::Origin { door, account: None, peer: None },
+            mail_from,
+            body_type: crate::message::BodyType::SevenBit,
+            smtputf8: false,
+            dsn: crate::message::DsnRequest::default(),
+            header_from: Some(address(from)),
+            size: 0,
+            chunks: 0,
+            streamed: None,
+            message_id: String::new(),
+            subject: String::new(),
+            findings: None,
+            recipients: 1,
+            stream: "bulk".to_owned(),
+            tls: crate::message::TlsWish::Usual,
+        }
+    }
+
+    /// From, hosts not active, envelope, door → with a token at this domain, or without one this address.
+    #[test]
+    fn a_token_goes_where_the_host_takes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks::open(folder.path()).unwrap();
+        let verp = "[domains.\"my.com\"]\n[domains.\"ex.com\"]\n[streams.bulk]\nverp = true\n";
+        for (row, from, removed, envelope, door, result) in [
+            ("direct", "ann@my.com", "ABCDE", "app@other.org", Door::Admin, "+my.com"),
+            ("direct, of a foreign author", "x@other.org", "ABCDE", "app@other.org", Door::Admin, "+my.com"),
+            ("null sender", "ann@my.com", "ABCDE", "", Door::Admin, ""),
+            ("a notice of ours", "ann@my.com", "ABCDE", "app@other.org", Door::Bounce, "app@other.org"),
+            ("passed on", "ann@my.com", "ABCDE", "a@other.org", Door::Mx { listener: "mx".into() }, "a@other.org"),
+            ("the host takes the domain", "bob@ex.com", "A", "app@other.org", Door::Admin, "+ex.com"),
+            ("the host takes the From only", "alice@ex.com", "B", "app@other.org", Door::Admin, "alice@ex.com"),
+        ] {
+            let config = config_with(removed, "direct", verp);
+            let message = queued(from, envelope, door);
+            let choice = choose_for_one(&config, &message, 3, &marks);
+            let found = match choice.way {
+                Way::Hosts { hosts, .. } => hosts[0].envelope.clone(),
+                Way::Direct { envelope } => envelope.unwrap_or_else(|| message.mail_from.clone()),
+                other => unreachable!("{row}: {other:?}"),
+            };
+            match (result.strip_prefix('+'), found.address()) {
+                (Some(domain), Some(path)) => {
+                    let token = Token { id: message.id, number: 3 };
+                    assert_eq!(path.domain().as_str(), domain, "{row}");
+                    let back = return_path::read(&config, &marks, path);
+                    assert_eq!(back, Some(return_path::Back::Of(token)), "{row}");
+                }
+                _ => assert_eq!(found.to_string(), result, "{row}"),
+            }
+        }
+    }
 }
