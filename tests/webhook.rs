@@ -108,7 +108,14 @@ fn answer(status: &str, extra: &str, body: &str) -> String {
 
 fn domains() -> BTreeMap<Domain, OwnDomain> {
     let dkim = Dkim { selectors: Vec::new(), key_files: BTreeMap::new() };
-    let own = OwnDomain { catchall: Vec::new(), bounce: "bounce".into(), subaddress: Some('+'), max_size: None, dkim };
+    let own = OwnDomain {
+        catchall: Vec::new(),
+        bounce: "bounce".into(),
+        previous_names: Vec::new(),
+        subaddress: Some('+'),
+        max_size: None,
+        dkim,
+    };
     BTreeMap::from([(Domain::parse("example.com").unwrap(), own)])
 }
 

@@ -1,6 +1,8 @@
 //! `postrider suppress`: the addresses that get no more mail of some streams; who is on the list and why.
+//! Files of addresses are read in `file`.
 
-use std::io::Read;
+mod file;
+
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -11,14 +13,10 @@ use super::text::{clean, count, moment, print, table};
 use super::{Failure, client, print_json};
 use crate::admin::filter::parse_duration;
 use crate::admin::suppress::{ENTRIES_MAX, Explained, Suppressed};
-use crate::admin::view::time;
 use crate::bounce::suppression::{GLOBAL, Reason, Who};
 use crate::clock::{Clock, Millis, rfc3339};
+use file::{Given, content, csv, read};
 
-/// Bytes of a file that is imported.
-const FILE_BYTES_MAX: u64 = 1 << 30;
-/// Wrong lines that are named.
-const WRONG_MAX: usize = 10;
 /// The columns of an export.
 const COLUMNS: [&str; 5] = ["address", "scope", "reason", "since", "expires"];
 
@@ -328,113 +326,6 @@ async fn export(client: &Client, json: bool) -> Result<(), Failure> {
     .await
 }
 
-/// RFC 4180 2.
-fn csv(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
-}
-
-/// The columns of a line; None: a quote is not closed.
-fn columns(line: &str) -> Option<Vec<String>> {
-    let (mut columns, mut column, mut quoted) = (Vec::new(), String::new(), false);
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                column.push('"');
-            }
-            '"' => quoted = !quoted,
-            ',' if !quoted => columns.push(std::mem::take(&mut column)),
-            c => column.push(c),
-        }
-    }
-    columns.push(column);
-    (!quoted).then_some(columns)
-}
-
-fn content(file: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = match file.to_str() {
-        Some("-") => std::io::stdin().lock().take(FILE_BYTES_MAX).read_to_string(&mut text),
-        _ => std::fs::File::open(file).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text)),
-    };
-    read.map_err(|error| Failure::usage(format!("{}: {error}", file.display())).remedy("name a file of text"))?;
-    Ok(text)
-}
-
-/// What holds for lines that do not say otherwise.
-struct Given {
-    scope: Option<String>,
-    reason: Option<Reason>,
-    expires: Option<Millis>,
-}
-
-/// All lines, or the first that are wrong.
-fn read(text: &str, given: &Given) -> Result<Vec<Suppressed>, Failure> {
-    let (mut entries, mut wrong, mut header) = (Vec::new(), Vec::new(), None);
-    for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        if header.is_none() && entries.is_empty() && !line.contains('@') && !line.starts_with('{') {
-            header = Some(columns(&line.to_lowercase()).unwrap_or_default());
-            continue;
-        }
-        match read_line(line, header.as_deref(), given) {
-            Ok(entry) => entries.push(entry),
-            Err(what) if wrong.len() < WRONG_MAX => wrong.push(format!("  line {}: {what}", number + 1)),
-            Err(_) => {}
-        }
-    }
-    if wrong.is_empty() {
-        return Ok(entries);
-    }
-    Err(Failure::usage(format!("lines that cannot be read\n{}", wrong.join("\n")))
-        .remedy("correct them or take them out; nothing was imported"))
-}
-
-fn read_line(line: &str, header: Option<&[String]>, given: &Given) -> Result<Suppressed, String> {
-    let mut entry = match header {
-        _ if line.starts_with('{') => serde_json::from_str(line).map_err(|error| error.to_string())?,
-        Some(header) => of_columns(&columns(line).ok_or("a quote is not closed")?, header)?,
-        None => Suppressed {
-            address: line.to_owned(),
-            scope: None,
-            reason: Reason::Import,
-            since: None,
-            expires: None,
-            evidence: Vec::new(),
-        },
-    };
-    entry.address = Who::parse(&entry.address).map_err(|error| error.to_string())?.key();
-    entry.scope = given.scope.clone().or(entry.scope).filter(|scope| !scope.is_empty());
-    entry.reason = given.reason.unwrap_or(entry.reason);
-    entry.expires = given.expires.or(entry.expires);
-    entry.evidence.clear();
-    Ok(entry)
-}
-
-fn of_columns(columns: &[String], header: &[String]) -> Result<Suppressed, String> {
-    let named = |names: &[&str]| {
-        let at = header.iter().position(|column| names.contains(&column.trim()))?;
-        columns.get(at).map(|text| text.trim()).filter(|text| !text.is_empty())
-    };
-    let at = |names: &[&str]| {
-        named(names).map(|text| time::parse(text).ok_or(format!("{text:?} is not a time in RFC 3339 form")))
-    };
-    let address = named(&["address", "email", "email address", "emailaddress"]).ok_or("there is no address")?;
-    let why = named(&["reason"]).map_or(Ok(Reason::Import), |text| reason(&text.to_lowercase()))?;
-    Ok(Suppressed {
-        address: address.to_owned(),
-        scope: named(&["scope"]).map(str::to_owned),
-        reason: why,
-        since: at(&["since"]).transpose()?,
-        expires: at(&["expires"]).transpose()?,
-        evidence: Vec::new(),
-    })
-}
-
 fn explain(explained: &Explained) -> Vec<String> {
     let mut lines = vec![clean(&explained.address)];
     for entry in &explained.listed {
@@ -467,48 +358,4 @@ fn explain(explained: &Explained) -> Vec<String> {
     }
     lines.extend(explained.rule.as_ref().map(|rule| format!("  The rule: {}.", clean(rule))));
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn given() -> Given {
-        Given { scope: None, reason: None, expires: None }
-    }
-
-    #[test]
-    fn files_of_every_form_are_read() {
-        let plain = "# ours\nBob@Example.net\n\n@gone.example\n";
-        let read_ = read(plain, &given()).unwrap();
-        let addresses: Vec<&str> = read_.iter().map(|entry| entry.address.as_str()).collect();
-        assert_eq!(addresses, ["bob@example.net", "@gone.example"]);
-        assert!(read_.iter().all(|entry| entry.reason == Reason::Import && entry.scope.is_none()));
-
-        let table = "Email,created_at,Reason\nbob@example.net,x,unsubscribe\n\"\"\"a,b\"\"@example.net\",,\n";
-        let read_ = read(table, &given()).unwrap();
-        assert_eq!(read_[0].reason, Reason::Unsubscribe);
-        assert_eq!(read_[1].address, "\"a,b\"@example.net");
-
-        let json = "{\"address\":\"bob@example.net\",\"scope\":\"bulk\",\"reason\":\"complaint\",\"since\":\"2026-11-21T22:26:57.000Z\"}\n";
-        let read_ = read(json, &given()).unwrap();
-        assert_eq!((read_[0].scope.as_deref(), read_[0].since), (Some("bulk"), Some(1_795_300_017_000)));
-    }
-
-    #[test]
-    fn wrong_lines_are_named() {
-        let failure = read("bob@example.net\nnobody\n@\n{}\n", &given()).unwrap_err().to_string();
-        for line in ["line 2", "line 3", "line 4"] {
-            assert!(failure.contains(line), "{failure}");
-        }
-    }
-
-    #[test]
-    fn an_export_is_read_as_what_it_was() {
-        for text in ["plain", "a,b", "say \"x\"", ""] {
-            assert_eq!(columns(&format!("{},x", csv(text))).unwrap(), [text, "x"]);
-        }
-        assert_eq!(columns("\"open"), None);
-    }
 }

@@ -23,9 +23,9 @@ const VERP_NAME_BYTES_MAX: usize = LOCAL_PART_BYTES_MAX - 38;
 
 #[derive(Clone, Copy)]
 enum Back {
-    ToClient,
-    ToUs,
-    ToUsMarked,
+    Client,
+    Bounce,
+    Verp,
 }
 
 #[derive(Clone, Copy)]
@@ -102,12 +102,12 @@ fn catchall(
 }
 
 fn return_path(section: &Section<'_>, bounces_to: Option<&Domain>) -> ReturnPath {
-    let choices = [("client", Back::ToClient), ("bounce", Back::ToUs), ("verp", Back::ToUsMarked)];
+    let choices = [("client", Back::Client), ("bounce", Back::Bounce), ("verp", Back::Verp)];
     let Some(item) = section.item("return_path") else { return ReturnPath::Client };
     match (item.choice(&choices, &[]), bounces_to.cloned()) {
-        (None | Some(Back::ToClient), _) => ReturnPath::Client,
-        (Some(Back::ToUs), Some(otherwise)) => ReturnPath::Bounce { otherwise },
-        (Some(Back::ToUsMarked), Some(otherwise)) => ReturnPath::Verp { otherwise },
+        (None | Some(Back::Client), _) => ReturnPath::Client,
+        (Some(Back::Bounce), Some(otherwise)) => ReturnPath::Bounce { otherwise },
+        (Some(Back::Verp), Some(otherwise)) => ReturnPath::Verp { otherwise },
         (Some(_), None) => {
             let what = "bounces would come back to a domain of ours, and there is none";
             item.problem(ProblemKind::Reference, what, "Add [domains.\"example.com\"], or use \"client\".");

@@ -26,7 +26,7 @@ pub fn read(parts: &[Part<'_>], original: &Original) -> Option<Bounce> {
     let mut explained = None;
     for part in parts.iter().filter(is_status) {
         for group in groups(&decoded(part)) {
-            let envelope_id = group.get("original-envelope-id").map(|id| shorten(id));
+            let envelope_id = group.get("original-envelope-id").map(shorten);
             original.envelope_id = original.envelope_id.or(envelope_id);
             let Some(reported) = recipient(&group, || explained.get_or_insert_with(|| explanation(parts)).clone())
             else {
