@@ -20,6 +20,7 @@ use postrider::events::Event as Told;
 use postrider::intake::suppress::NewEntry;
 use postrider::message::{Address, MessageId};
 use postrider::queue::suspend::Suspension;
+use postrider::store::Table;
 use support::client::Client;
 use support::returns::{Setting, come_back, explain, for_recipient, log_in, report, send};
 use support::server::{TestServer, queued_id};
@@ -280,6 +281,10 @@ async fn what_is_queued_already_is_looked_at_again_when_its_turn_comes() {
     setting.clock.advance(DAY);
     send(&server, "bulk", "later@home.test", &["bob@far.test"]).await;
     assert_eq!(setting.sink.count(), 2);
+    let kept = || operator.queue.store().prefix(Table::Meta, b"suppress/").unwrap().count();
+    assert_eq!(kept(), 1);
+    operator.intake.suppression().forget_expired().await.unwrap();
+    assert_eq!(kept(), 0);
     server.stop().await;
 }
 

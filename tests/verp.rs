@@ -129,6 +129,27 @@ async fn without_tokens_the_id_of_a_message_that_went_there_is_the_proof() {
     server.stop().await;
 }
 
+/// An old name may have been that of the catchall.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_an_old_name_bounces_are_read_and_answers_go_to_the_catchall() {
+    let old = "[domains.\"old.test\"]\nprevious_names = [\"back\"]\ncatchall = \"box\"\n[domains.\"bare.test\"]\nprevious_names = [\"back\"]\n";
+    let setting = Setting::new(START, &format!("{VERP}{old}")).await;
+    let server = setting.server().await;
+    send(&server, "transactional", "one@home.test", &["bob@far.test"]).await;
+    let path = for_recipient(&setting.sink, "bob@far.test").pop().unwrap().mail_from;
+    let token = path.trim_start_matches("bounce+").trim_end_matches("@home.test");
+    come_back(&server, &format!("back+{token}@old.test"), &report("bob@far.test", "failed", "5.1.1", "")).await;
+    assert_eq!(explain(&server, "bob@far.test").await.bounces.len(), 1);
+    assert!(setting.postmaster().is_empty());
+    come_back(&server, "back@old.test", "From: <ann@far.test>\r\nSubject: Re: news\r\n\r\nThank you.\r\n").await;
+    assert!(setting.postmaster()[0].contains("Delivered-To: back@old.test"));
+    let mut outside = Client::connect(server.mx).await.unwrap();
+    outside.command("MAIL FROM:<>", "250").await.unwrap();
+    outside.command("RCPT TO:<back@bare.test>", "250").await.unwrap();
+    outside.command("RCPT TO:<back@home.test>", "550 5.1.1").await.unwrap();
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_failure_does_not_count() {
     let setting = Setting::new(START, VERP).await;

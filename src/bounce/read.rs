@@ -13,6 +13,8 @@ mod status;
 mod text;
 
 use crate::message::Address;
+use std::borrow::Cow;
+
 use crate::message::header::{self, Headers};
 use crate::message::mime::{self, Part};
 
@@ -137,5 +139,43 @@ fn shorten(text: &str) -> String {
 fn address(text: &str) -> Option<Address> {
     let text = text.trim();
     let inner = text.strip_prefix('<').and_then(|rest| rest.split('>').next()).unwrap_or(text);
-    Address::parse(inner.trim()).ok()
+    Address::parse(&embedded(inner.trim())).ok()
+}
+
+/// Characters beyond ASCII as RFC 6533 3 writes them where only ASCII may stand: `\x{E9}`.
+fn embedded(text: &str) -> Cow<'_, str> {
+    let mut pieces = text.split("\\x{");
+    let first = pieces.next().unwrap_or_default();
+    let mut decoded = first.to_owned();
+    for piece in pieces {
+        let point =
+            piece.split_once('}').and_then(|(digits, rest)| Some((u32::from_str_radix(digits, 16).ok()?, rest)));
+        let Some((Some(c), rest)) = point.map(|(point, rest)| (char::from_u32(point), rest)) else {
+            return Cow::Borrowed(text);
+        };
+        decoded.push(c);
+        decoded.push_str(rest);
+    }
+    Cow::Owned(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_in_every_dress() {
+        for (text, wanted) in [
+            ("a@b.example", Some("a@b.example")),
+            (" <a@b.example> (Ann)", Some("a@b.example")),
+            ("r\\x{E9}mi@b.example", Some("r\u{e9}mi@b.example")),
+            ("<r\u{e9}mi@b.example>", Some("r\u{e9}mi@b.example")),
+            ("r\\x{110000}@b.example", None),
+            ("r\\x{E9@b.example", None),
+            ("/S=a/C=GB/", None),
+            ("", None),
+        ] {
+            assert_eq!(address(text).map(|address| address.to_string()).as_deref(), wanted, "{text}");
+        }
+    }
 }

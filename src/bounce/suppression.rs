@@ -186,6 +186,11 @@ pub fn read_entry(key: &[u8], value: &[u8], now: Millis) -> Option<Listed> {
     entry.holds(now).then(|| Listed { address: address.to_owned(), scope: scope.to_owned(), entry })
 }
 
+/// Has the time of an entry passed? One that cannot be read is left for people to look at.
+pub fn is_over(value: &[u8], now: Millis) -> bool {
+    rmp_serde::from_slice(value).is_ok_and(|entry: Entry| !entry.holds(now))
+}
+
 pub fn put_entry(batch: &mut Batch, who: &str, scope: &str, entry: &Entry) {
     if let Ok(value) = rmp_serde::to_vec_named(entry) {
         batch.put(Table::Meta, entry_key(who, scope), value);

@@ -708,8 +708,18 @@ impl OwnDomain {
 
     /// Is this address, at this domain, the one that bounces come back to? With a subaddress it is too.
     pub fn is_bounce(&self, address: &Address) -> bool {
+        // Under an old name it may as well be an answer, which is for the catchall.
+        let previous = self.previous_names.iter().filter(|_| self.catchall.is_empty());
+        self.has_name(address, std::iter::once(&self.bounce).chain(previous))
+    }
+
+    /// The same, or one under a name from before.
+    pub fn was_bounce(&self, address: &Address) -> bool {
+        self.has_name(address, std::iter::once(&self.bounce).chain(&self.previous_names))
+    }
+
+    fn has_name<'n>(&self, address: &Address, names: impl Iterator<Item = &'n String>) -> bool {
         let keys = [Some(address.lookup_key()), self.base_key(address)];
-        let names = std::iter::once(&self.bounce).chain(&self.previous_names);
         let own = names.filter_map(|name| Address::new(name, address.domain().clone()).ok());
         own.map(|own| own.lookup_key()).any(|own| keys.iter().flatten().any(|key| *key == own))
     }

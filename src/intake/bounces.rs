@@ -255,7 +255,7 @@ impl Intake {
                 addresses.push(address.clone());
             }
         };
-        for entry in journal::story(self.queue.store(), message)? {
+        for entry in or_nothing(journal::story(self.queue.store(), message))? {
             if let Event::Delivered { recipient, .. }
             | Event::Unsure { recipient, .. }
             | Event::Deferred { recipient, .. } = &entry.event
@@ -263,13 +263,14 @@ impl Intake {
                 add(recipient);
             }
         }
-        self.queue.recipients(message)?.iter().for_each(|(_, recipient)| add(&recipient.address));
+        or_nothing(self.queue.recipients(message))?.iter().for_each(|(_, recipient)| add(&recipient.address));
         Ok(addresses)
     }
 
     /// Whose return path it is: of a recipient that is queued still, or was sent to.
     fn owner(&self, token: Token) -> Result<Option<Address>, StoreError> {
-        let queued = self.queue.recipients(token.id)?.into_iter().find(|(number, _)| *number == token.number);
+        let queued =
+            or_nothing(self.queue.recipients(token.id))?.into_iter().find(|(number, _)| *number == token.number);
         if let Some((_, Recipient { address, .. })) = queued {
             return Ok(Some(address));
         }
@@ -308,6 +309,14 @@ impl Intake {
             self.suppression.alive(&author, &mut taken.batch)?;
         }
         Ok(taken)
+    }
+}
+
+/// A record that cannot be read proves nothing, and will not get better by waiting.
+fn or_nothing<T>(read: Result<Vec<T>, StoreError>) -> Result<Vec<T>, StoreError> {
+    match read {
+        Err(StoreError::Damaged(_)) => Ok(Vec::new()),
+        other => other,
     }
 }
 

@@ -22,6 +22,8 @@ use crate::store::{Batch, StoreError, Table};
 
 /// Locks of addresses.
 const LOCKS: usize = 64;
+/// Entries looked at in one go.
+const SLICE: usize = 1000;
 
 #[derive(Debug)]
 pub struct Suppression {
@@ -311,6 +313,30 @@ impl Suppression {
             self.queue.commit(batch, true).await?;
         }
         Ok(removed)
+    }
+
+    /// Takes away what has held for a time that is over, a slice at a time.
+    pub async fn forget_expired(&self) -> Result<(), StoreError> {
+        let mut from = suppression::entries_from("");
+        let end = [from.as_slice(), &[0xff]].concat();
+        loop {
+            let (mut batch, mut seen) = (Batch::new(), 0);
+            for entry in self.queue.store().range(Table::Meta, &from, &end)?.take(SLICE) {
+                let (key, value) = entry?;
+                if suppression::is_over(&value, self.clock.now()) {
+                    batch.delete(Table::Meta, key.clone());
+                }
+                from = [&key, [0].as_slice()].concat();
+                seen += 1;
+            }
+            if !batch.is_empty() {
+                self.queue.commit(batch, false).await?;
+            }
+            if seen < SLICE {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// What is known of an address: its entries (also those of its domain), what came back, and what the

@@ -86,7 +86,7 @@ pub fn read(config: &Config, marks: &Marks, address: &Address) -> Option<Back> {
     });
     match token {
         Some(token) => Some(token.map_or(Back::Forged, Back::Of)),
-        None => config.is_bounce(address).then_some(Back::Plain),
+        None => own.was_bounce(address).then_some(Back::Plain),
     }
 }
 
