@@ -305,6 +305,12 @@ async fn refusals_that_we_are_told_ourselves_count_at_once_where_that_is_wanted(
     assert_eq!(server.app.operator().unsuppress(whom, None, false).await, Ok(1));
     let known = explain(&server, to).await;
     assert!(known.listed.is_empty() && !known.bounces[0].counts, "{known:?}");
+    // What a server says of the sender is not about the recipient.
+    let letter = "From: <a@home.test>\r\n\r\nhello\r\n";
+    let reply = log_in(&server).await.send("refused@home.test", &["ann@far.test"], letter).await.unwrap();
+    let story = server.wait_done(queued_id(&reply)).await;
+    assert!(story.entries.iter().any(|entry| matches!(entry.event, Told::Failed { .. })), "{story:?}");
+    assert!(explain(&server, "ann@far.test").await.bounces.is_empty());
     server.stop().await;
 }
 

@@ -189,9 +189,10 @@ impl Suppression {
         failed: &[(&Address, &Failure)],
     ) -> Result<(Batch, Guards<'_>), StoreError> {
         let mut batch = Batch::new();
-        let told =
-            |failure: &&Failure| failure.reply.is_some() || matches!(failure.status.as_str(), "5.1.2" | "5.1.10");
-        let failed: Vec<_> = failed.iter().filter(|(_, failure)| told(failure)).collect();
+        let is_told =
+            |failure: &Failure| failure.reply.is_some() || matches!(failure.status.as_str(), "5.1.2" | "5.1.10");
+        let about = |(_, failure): &&(&Address, &Failure)| is_told(failure) && !failure.of_sender;
+        let failed: Vec<_> = failed.iter().filter(about).collect();
         if failed.is_empty() || !counts(&message.origin.door) {
             return Ok((batch, Vec::new()));
         }
