@@ -200,7 +200,7 @@ impl App {
         app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
-        app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));
+        app.doors.spawn(sweep(intake.clone(), clock, app.stop.clone()));
         app.doors.spawn(space::give_back(intake, app.queue.clone(), app.stop.clone()));
         Ok(app)
     }
@@ -365,15 +365,19 @@ async fn finish_lifting(operator: Arc<Operator>) {
 }
 
 /// Forgets what is old, once in a while.
-async fn sweep(queue: Arc<Queue>, clock: Clock, stop: CancellationToken) {
+async fn sweep(intake: Arc<Intake>, clock: Clock, stop: CancellationToken) {
+    let queue = intake.queue();
     loop {
         let now = clock.now();
         let before = now.saturating_sub(STORIES_KEPT.as_millis() as u64);
-        if let Err(error) = forget_stories(&queue, before).await {
+        if let Err(error) = forget_stories(queue, before).await {
             tracing::warn!(%error, "old stories could not be removed");
         }
-        if let Err(error) = forget_counters(&queue, now).await {
+        if let Err(error) = forget_counters(queue, now).await {
             tracing::warn!(%error, "old counters of the loop guard could not be removed");
+        }
+        if let Err(error) = intake.suppression().forget_expired().await {
+            tracing::warn!(%error, "old entries of the suppression list could not be removed");
         }
         tokio::select! {
             () = stop.cancelled() => return,

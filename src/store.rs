@@ -48,7 +48,7 @@ const WITNESS_KEY: &[u8] = b"witness";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
     /// `store`: format version. `queue`: highest id. `delivery::shelf`: what is known of TLS elsewhere (`tls/` ‖ a
-    /// letter ‖ what it is about).
+    /// letter ‖ what it is about). `bounce::suppression`: its list (`suppress/` ‖ address ‖ 0 ‖ scope).
     Meta,
     /// `queue`: message id → envelope and origin.
     Message,
@@ -60,7 +60,8 @@ pub enum Table {
     Due,
     /// `events`: message id ‖ time ‖ count → event.
     Journal,
-    /// `routing::loops`: counters and seen messages; `routing::sent`: Message-IDs of ours.
+    /// `routing::loops`: counters and seen messages; `routing::sent`: Message-IDs of ours. `bounce::suppression`:
+    /// bounces (`B`) and signs of life (`G`) of addresses; `intake::bounces`: whose a return path is (`V`).
     Loops,
     /// `intake::pickup`: claims of files.
     Pickup,

@@ -43,7 +43,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 31] = [
         &[],
         &["serve"],
         &["demo"],
@@ -64,6 +64,13 @@ fn every_command_has_help_with_examples() {
         &["store", "backup"],
         &["store", "restore"],
         &["store", "compact"],
+        &["suppress"],
+        &["suppress", "list"],
+        &["suppress", "add"],
+        &["suppress", "remove"],
+        &["suppress", "import"],
+        &["suppress", "export"],
+        &["suppress", "explain"],
         &["smart-host"],
         &["smart-host", "test"],
         &["account"],

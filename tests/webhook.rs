@@ -108,13 +108,12 @@ fn answer(status: &str, extra: &str, body: &str) -> String {
 
 fn domains() -> BTreeMap<Domain, OwnDomain> {
     let dkim = Dkim { selectors: Vec::new(), key_files: BTreeMap::new() };
-    let bounce = "bounce".to_owned();
     let own = OwnDomain {
         catchall: Vec::new(),
-        bounce,
+        bounce: "bounce".into(),
+        previous_names: Vec::new(),
         subaddress: Some('+'),
         max_size: None,
-        previous_names: Vec::new(),
         dkim,
     };
     BTreeMap::from([(Domain::parse("example.com").unwrap(), own)])

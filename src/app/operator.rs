@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
     Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
+use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
 use crate::delivery::host_test::{Report, Wish};
@@ -18,8 +20,9 @@ use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::idempotency::Key;
+use crate::intake::suppress::{NewEntry, SuppressError};
 use crate::intake::{Intake, Once};
-use crate::message::{Address, Draft, MessageId, ReversePath};
+use crate::message::{Address, Draft, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Message, Recipient, Status};
@@ -217,6 +220,37 @@ impl Backend for Operator {
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
     }
 
+    async fn suppressions(
+        &self,
+        after: Option<(String, String)>,
+        limit: usize,
+    ) -> Result<Vec<suppression::Listed>, Trouble> {
+        let intake = self.intake.clone();
+        let read = move || {
+            let after = after.as_ref().map(|(address, scope)| (address.as_str(), scope.as_str()));
+            intake.suppression().list(after, limit)
+        };
+        blocking(read).await
+    }
+
+    async fn suppress(&self, entries: Vec<NewEntry>) -> Result<usize, Complaint> {
+        self.intake.suppression().add(entries).await.map_err(unsuppressable)
+    }
+
+    async fn unsuppress(&self, whom: Vec<Who>, scope: Option<String>, force: bool) -> Result<usize, Complaint> {
+        self.intake.suppression().remove(&whom, scope.as_deref(), force).await.map_err(unsuppressable)
+    }
+
+    async fn explain_suppression(&self, who: Who) -> Result<Explained, Complaint> {
+        let (listed, known, weighed) =
+            self.intake.suppression().explain(&who).map_err(|error| unsuppressable(error.into()))?;
+        let counts = |event: &_| weighed.as_ref().is_some_and(|weighed| weighed.counted.contains(event));
+        let bounces = known.events.iter().map(|event| Bounced::new(event, counts(event))).collect();
+        let listed = listed.into_iter().map(Suppressed::from).collect();
+        let rule = weighed.as_ref().map(|weighed| weighed.why.clone());
+        Ok(Explained { address: who.key(), listed, bounces, alive: known.alive, rule })
+    }
+
     async fn readiness(&self) -> Option<Readiness> {
         Some(self.watch.readiness())
     }
@@ -339,6 +373,21 @@ fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> 
         recipient.kept_back = recipient.due.and_then(why);
     }
     listed
+}
+
+/// Why the suppression list stays as it is.
+fn unsuppressable(error: SuppressError) -> Complaint {
+    let remedy = match &error {
+        SuppressError::NoScope(_) => "name a stream of the configuration, or leave it out".to_owned(),
+        SuppressError::Skips(stream) if stream == stream::SECURITY => "it never does".to_owned(),
+        SuppressError::Skips(stream) => format!("set streams.{stream}.suppress = true"),
+        SuppressError::NoneSkips => "set streams.bulk.suppress = true, or use the scope \"global\"".to_owned(),
+        SuppressError::Complained(_) => {
+            "mail to them is called spam; force it (--force) if they have asked for it".to_owned()
+        }
+        SuppressError::Store(_) => "try again; the server's log says more".to_owned(),
+    };
+    Complaint::new(error.to_string(), remedy)
 }
 
 /// What is suspended, for people.

@@ -33,6 +33,7 @@ mod serve;
 mod smart_host;
 mod store;
 mod story;
+mod suppress;
 mod suspend;
 mod text;
 mod transfer;
@@ -51,6 +52,7 @@ Examples:
   postrider queue list                            what waits, and why
   postrider smart-host test relay                 does that server take our mail?
   postrider suspend                               let nothing leave, until `postrider resume`
+  postrider suppress explain bob@example.net      why does bob get no newsletter?
   postrider store backup /var/backups/mail        while the server runs
 
 `postrider help COMMAND` tells more about a command, with examples.
@@ -119,6 +121,8 @@ enum Command {
     /// Send again what `suspend` has stopped
     #[command(after_help = suspend::RESUME_EXAMPLES)]
     Resume(suspend::Args),
+    /// The addresses that get no more mail
+    Suppress(suppress::Args),
     /// Try the servers that mail goes by
     SmartHost(smart_host::Args),
     /// Check, back up, restore or compact what is on disk
@@ -161,6 +165,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
+        Command::Suppress(args) => block_on(Threads::One, suppress::run(config, args)),
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::destinations::Origin;
 use super::problem::ProblemKind;
 use super::report::Report;
-use super::{Aliases, Destination, OwnDomain, ReturnPath};
+use super::{Aliases, Destination, OwnDomain};
 use crate::message::{Address, Domain};
 
 /// Most addresses of ours that one message may pass on its way to a delivery.
@@ -23,7 +23,8 @@ pub(super) struct Map<'a> {
     pub domains: &'a BTreeMap<Domain, OwnDomain>,
     pub aliases: &'a Aliases,
     pub postmaster: &'a Address,
-    pub return_path: &'a ReturnPath,
+    /// Mail for the bounce addresses is taken.
+    pub takes_bounces: bool,
 }
 
 /// What following one alias found.
@@ -162,7 +163,6 @@ impl Map<'_> {
     }
 
     fn is_bounce(&self, own: &OwnDomain, address: &Address) -> bool {
-        let in_use = *self.return_path != ReturnPath::Client;
-        own.is_previous_bounce(address) || (in_use && own.is_bounce(address))
+        own.is_previous_bounce(address) || (self.takes_bounces && own.is_bounce(address))
     }
 }

@@ -8,7 +8,7 @@ use super::problem::ProblemKind;
 use super::section::{Section, Wrong, read_domain};
 use super::sender::CATCHALL_LOCAL;
 use super::tree::join;
-use super::{Aliases, Dkim, OwnDomain, ReturnPath, Sender};
+use super::{Aliases, Dkim, OwnDomain, Sender};
 use crate::message::{Address, Domain};
 
 /// Smallest limit for a message, in bytes. RFC 5321 4.5.3.1.7 wants 64 KiB of a public server; a gateway for
@@ -43,15 +43,10 @@ pub(super) fn domains(root: &Section<'_>, names: &Names) -> BTreeMap<Domain, Own
 
 fn own_domain(section: &Section<'_>, domain: Option<&Domain>, names: &Names) -> OwnDomain {
     let catchall = section.item("catchall").map(|item| destinations(&item, names)).unwrap_or_default();
-    let read_local = |text: &str| {
-        let host = domain.cloned().or_else(|| Domain::parse("domain.invalid").ok());
-        let legal = text.is_ascii() && host.is_some_and(|host| Address::new(text, host).is_ok());
-        let remedy = "Write what stands before the @, such as \"bounce\".";
-        if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a local part"), remedy)) }
-    };
-    let bounce = section.item("bounce").and_then(|item| item.read("a local part", read_local));
-    let previous = section.list("previous_names", "a list of local parts such as [\"old-bounce\"]", read_local);
-    let previous_names = previous.unwrap_or_default().iter().map(|name| name.to_ascii_lowercase()).collect();
+    let bounce = section.item("bounce").and_then(|item| item.read("a local part", |text| read_local(text, domain)));
+    let form = "a list of local parts such as [\"old-bounce\"]";
+    let previous = section.list("previous_names", form, |text| read_local(text, domain)).unwrap_or_default();
+    let previous_names = previous.iter().map(|name| name.to_ascii_lowercase()).collect();
     let subaddress = match section.item("subaddress") {
         None => Some('+'),
         Some(item) => item.read("a character", read_separator).flatten(),
@@ -59,7 +54,7 @@ fn own_domain(section: &Section<'_>, domain: Option<&Domain>, names: &Names) -> 
     let max_size = section.item("max_size").and_then(|item| item.size(MESSAGE_BYTES_MIN));
     let dkim = dkim(&section.section("dkim"));
     let bounce = bounce.unwrap_or_else(|| "bounce".to_owned());
-    OwnDomain { catchall, bounce, subaddress, max_size, previous_names, dkim }
+    OwnDomain { catchall, bounce, previous_names, subaddress, max_size, dkim }
 }
 
 /// An address has one meaning: what comes back to it as a bounce is nothing else's.
@@ -68,12 +63,13 @@ pub(super) fn check_names(
     domains: &BTreeMap<Domain, OwnDomain>,
     aliases: &Aliases,
     sender: &Sender,
+    takes_bounces: bool,
 ) {
     for (name, section) in root.section("domains").named() {
         let own = read_domain(name).ok().and_then(|domain| domains.get_key_value(&domain));
         let Some((domain, own)) = own else { continue };
         let item = section.item("bounce");
-        let in_use = item.is_some() || sender.return_path != ReturnPath::Client;
+        let in_use = item.is_some() || takes_bounces;
         if let Some(bounce) = own.bounce_address(domain).filter(|_| in_use)
             && let Some(other) = other_meaning(&bounce, aliases, sender)
         {
@@ -105,6 +101,13 @@ fn other_meaning(bounce: &Address, aliases: &Aliases, sender: &Sender) -> Option
         }
         _ => None,
     }
+}
+
+fn read_local(text: &str, domain: Option<&Domain>) -> Result<String, Wrong> {
+    let host = domain.cloned().or_else(|| Domain::parse("domain.invalid").ok());
+    let legal = text.is_ascii() && host.is_some_and(|host| Address::new(text, host).is_ok());
+    let remedy = "Write what stands before the @, such as \"bounce\".";
+    if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a local part"), remedy)) }
 }
 
 fn read_separator(text: &str) -> Result<Option<char>, Wrong> {

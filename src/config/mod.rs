@@ -11,6 +11,7 @@
 //! supported yet has no field.
 
 mod accounts;
+mod bounces;
 mod chains;
 mod destinations;
 mod domains;
@@ -77,6 +78,7 @@ pub struct Config {
     pub archive: Vec<Archive>,
     pub checks: Checks,
     pub loops: Loops,
+    pub bounces: Bounces,
     pub pickup: BTreeMap<String, Pickup>,
     pub queue: Queue,
     pub limits: Limits,
@@ -219,12 +221,12 @@ pub struct OwnDomain {
     pub catchall: Vec<Destination>,
     /// Local part of the return path.
     pub bounce: String,
+    /// Local parts that were the bounce or the catchall address once, in lower case: mail for them is taken still.
+    pub previous_names: Vec<String>,
     /// What separates `sales` from `x` in `sales+x@`; none: no subaddresses.
     pub subaddress: Option<char>,
     /// Bytes; none: only `limits.max_size`.
     pub max_size: Option<u64>,
-    /// Local parts that were the bounce or the catchall address once, in lower case.
-    pub previous_names: Vec<String>,
     pub dkim: Dkim,
 }
 
@@ -368,6 +370,10 @@ pub struct Stream {
     pub block: Option<Block>,
     /// Recipients a day, UTC.
     pub daily_limit: Option<u64>,
+    /// Each recipient has a return path of its own.
+    pub verp: bool,
+    /// Addresses on the suppression list are skipped.
+    pub suppress: bool,
     /// Leaves even while sending is suspended.
     pub exempt_from_suspend: bool,
 }
@@ -382,7 +388,7 @@ pub struct Block {
 impl Stream {
     /// The stream of this name, if nothing is said about it.
     pub fn named(name: &str) -> Stream {
-        Stream { exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
+        Stream { suppress: name == stream::BULK, exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
     }
 }
 
@@ -542,6 +548,8 @@ pub enum ReturnPath {
     Client,
     /// The bounce address of the From's domain, where that is ours; of this one of ours otherwise.
     Bounce { otherwise: Domain },
+    /// As `Bounce`, with a token that names the recipient.
+    Verp { otherwise: Domain },
 }
 
 /// What a message may say it is from.
@@ -553,6 +561,8 @@ pub struct Sender {
     pub from_filter: Vec<FromEntry>,
     pub reply_to: ReplyTo,
     pub return_path: ReturnPath,
+    /// The domain of ours to which bounces come back where the From's is not ours; none if none is.
+    pub bounces_to: Option<Domain>,
 }
 
 impl Sender {
@@ -667,6 +677,21 @@ pub struct Loops {
     pub automatic: OnAutomatic,
 }
 
+/// When an address is put on the suppression list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounces {
+    /// So many bounces …
+    pub suppress_after: u32,
+    /// … in this time …
+    pub within: Duration,
+    /// … the first and the last further apart than this.
+    pub spread: Duration,
+    /// One "no such user" of a server that we delivered to is enough.
+    pub hard_at_once: bool,
+    /// Authentic mail from the address starts the count again.
+    pub reset_on_inbound: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct Pickup {
     pub path: PathBuf,
@@ -749,9 +774,23 @@ impl OwnDomain {
 
     /// Is this address, at this domain, the one that bounces come back to? With a subaddress it is too.
     pub fn is_bounce(&self, address: &Address) -> bool {
-        let Some(bounce) = self.bounce_address(address.domain()) else { return false };
-        let key = bounce.lookup_key();
-        address.lookup_key() == key || self.base_key(address).is_some_and(|base| base == key)
+        self.has_name(address, std::iter::once(&self.bounce))
+    }
+
+    /// The same, or one under a name from before.
+    pub fn was_bounce(&self, address: &Address) -> bool {
+        self.has_name(address, std::iter::once(&self.bounce).chain(&self.previous_names))
+    }
+
+    fn has_name<'n>(&self, address: &Address, names: impl Iterator<Item = &'n String>) -> bool {
+        let keys = [Some(address.lookup_key()), self.base_key(address)];
+        let own = names.filter_map(|name| Address::new(name, address.domain().clone()).ok());
+        own.map(|own| own.lookup_key()).any(|own| keys.iter().flatten().any(|key| *key == own))
+    }
+
+    /// What stands between the bounce address and a token.
+    pub fn token_separator(&self) -> char {
+        self.subaddress.unwrap_or('+')
     }
 
     /// Was this address, at this domain, the one for bounces once? A name alone may have been the
@@ -806,16 +845,33 @@ impl Config {
     /// Where bounces of mail by this author come back to, as an address at its domain or, where that is
     /// not ours, at the one for all others. None: to the envelope sender that the client gave.
     pub fn bounce_address(&self, author: Option<&Address>) -> Option<Address> {
-        let ReturnPath::Bounce { otherwise } = &self.sender.return_path else { return None };
+        if self.sender.return_path == ReturnPath::Client {
+            return None;
+        }
+        self.return_address(author)
+    }
+
+    /// The same, whatever `sender.return_path` says.
+    pub fn return_address(&self, author: Option<&Address>) -> Option<Address> {
         let at = |domain: &Domain| self.domains.get(domain)?.bounce_address(domain);
-        author.and_then(|author| at(author.domain())).or_else(|| at(otherwise))
+        author.and_then(|author| at(author.domain())).or_else(|| at(self.sender.bounces_to.as_ref()?))
+    }
+
+    /// Does mail of this stream leave with a return path of its own for each recipient?
+    pub fn uses_verp(&self, stream: &str) -> bool {
+        matches!(self.sender.return_path, ReturnPath::Verp { .. })
+            || self.streams.get(stream).is_some_and(|stream| stream.verp)
+    }
+
+    /// Does any of our mail come back to us?
+    pub fn takes_bounces(&self) -> bool {
+        self.sender.return_path != ReturnPath::Client || self.streams.values().any(|stream| stream.verp)
     }
 
     /// Do bounces of our mail come back to this address?
     pub fn is_bounce(&self, address: &Address) -> bool {
-        let in_use = self.sender.return_path != ReturnPath::Client;
         let own = self.domains.get(address.domain());
-        own.is_some_and(|own| own.is_previous_bounce(address) || (in_use && own.is_bounce(address)))
+        own.is_some_and(|own| own.is_previous_bounce(address) || (self.takes_bounces() && own.is_bounce(address)))
     }
 
     /// The only smart host that a stream goes by.

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::message::Domain;
 use crate::queue::gate::Started;
 use crate::queue::lane::Lane;
-use crate::queue::record::{Failure, Message, Recipient};
+use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{FreshBody, Queue};
 use crate::store::StoreError;
 
@@ -175,11 +175,37 @@ async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
 /// waits for its next turn like any other that failed: neither the claim nor the place among the
 /// running attempts is lost.
 async fn deliver(parts: &Parts, job: &Job) -> Vec<(u32, Outcome)> {
-    unless_it_panics(parts.transports.deliver(job)).await.unwrap_or_else(|| {
+    let (rest, mut outcomes) = skip(parts, job);
+    let job = rest.as_ref().unwrap_or(job);
+    let tried = unless_it_panics(parts.transports.deliver(job)).await.unwrap_or_else(|| {
         tracing::error!(id = %job.message.id, "an attempt ended in a panic; please report this");
         let why = Failure::local("4.3.0", "", "the attempt was broken off by a fault of this server");
         job.recipients.iter().map(|(number, _)| (*number, defer(&why))).collect()
-    })
+    });
+    outcomes.extend(tried);
+    outcomes
+}
+
+/// The job without recipients that are on the suppression list by now, if there are such, and what becomes
+/// of those.
+fn skip(parts: &Parts, job: &Job) -> (Option<Job>, Vec<(u32, Outcome)>) {
+    let suppression = parts.settler.intake.suppression();
+    let (mut rest, mut outcomes) = (Vec::new(), Vec::new());
+    for (number, recipient) in &job.recipients {
+        let skipped = match recipient.route {
+            Route::Remote => suppression.skips(&job.message, &recipient.address),
+            Route::Target(_) => Ok(None),
+        };
+        match skipped {
+            Ok(None) => rest.push((*number, recipient.clone())),
+            Ok(Some(reason)) => outcomes.push((*number, Outcome::Suppressed(reason))),
+            Err(error) => {
+                let why = Failure::local("4.3.0", "", format!("the suppression list cannot be read: {error}"));
+                outcomes.push((*number, defer(&why)));
+            }
+        }
+    }
+    if outcomes.is_empty() { (None, outcomes) } else { (Some(Job { recipients: rest, ..job.clone() }), outcomes) }
 }
 
 /// None if the future panics. It is not polled again then.

@@ -315,7 +315,10 @@ impl Dispatcher {
             self.look_at_gates();
             let Some((destination, mut waiting)) = self.turns.next(self.open) else { break };
             let (lane, _) = waiting.claim;
-            if let Some(rest) = waiting.split(self.parts.queue.gates().room(lane)) {
+            let room = self.parts.queue.gates().room(lane);
+            // Each recipient's return path is its own, and so is its transaction.
+            let most = if outbound::has_verp(&self.parts.config, &waiting.message) { 1 } else { room };
+            if let Some(rest) = waiting.split(most.min(room)) {
                 let now = self.parts.clock.now();
                 let Dispatcher { turns, groups, throttles, .. } = self;
                 let allow = |destination: &Destination| allowance(groups, throttles, destination, now);

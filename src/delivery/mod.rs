@@ -59,6 +59,8 @@ pub enum Outcome {
     Captured,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
     Held(String),
+    /// Not sent: the address is on the suppression list. Nobody is told.
+    Suppressed(String),
     /// Try again: on the schedule, or not before the given number of seconds from now
     /// (Retry-After of a webhook).
     Defer {

@@ -16,15 +16,16 @@ use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
 use crate::intake::notices::Leave;
+use crate::intake::suppress::Guards;
 use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::suspend::Suspension;
 use crate::queue::{Queue, Step};
-use crate::routing::notice_id;
+use crate::routing::{notice_id, outbound};
 use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
-use crate::store::StoreError;
+use crate::store::{Batch, StoreError};
 
 use super::{Delivered, Hop, Job, Outcome};
 
@@ -201,6 +202,7 @@ impl Settler {
                 let status = Status::Held { reason: reason.clone() };
                 untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
             }
+            Outcome::Suppressed(reason) => untold(Event::Suppressed { recipient: address, reason }, None),
             Outcome::Captured => {
                 let status = Status::Captured { at: now };
                 let after = Recipient { status, attempts: attempt, ..recipient.clone() };
@@ -290,6 +292,8 @@ impl Settler {
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
+        let counted = self.count(&job.message, group, &mut batch).await;
+        let _guards = counted.map_err(|error| error.to_string())?;
         if let Some((draft, event)) = self.notice(job, tell, group, &leave, original) {
             let mut told = self.journal.begin();
             told.tell(id, event);
@@ -310,6 +314,23 @@ impl Settler {
         queue.commit(batch, false).await.map_err(|error| error.to_string())?;
         telling.log();
         Ok(())
+    }
+
+    /// What the suppression list has to know of a group, and bounces that come back later.
+    async fn count(&self, message: &Message, group: &Group, batch: &mut Batch) -> Result<Guards<'_>, StoreError> {
+        let steps = || group.steps.iter().zip(&group.events).filter(|(step, _)| step.before.route == Route::Remote);
+        if outbound::has_verp(&self.config, message) {
+            let sent = steps().filter(|(_, event)| matches!(event, Event::Delivered { .. }));
+            let sent = sent.map(|(step, _)| (step.number, &step.before.address));
+            self.intake.remember_tokens(message.id, sent, batch);
+        }
+        let failed = steps().filter_map(|(_, event)| match event {
+            Event::Failed { recipient, why, .. } | Event::Expired { recipient, why, .. } => Some((recipient, why)),
+            _ => None,
+        });
+        let (counted, guards) = self.intake.suppression().refused(message, &failed.collect::<Vec<_>>()).await?;
+        batch.append(counted);
+        Ok(guards)
     }
 
     fn action(&self, job: &Job, tell: Tell) -> Option<Action> {

@@ -12,7 +12,7 @@ use crate::message::{Address, Domain};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
-use crate::routing::outbound::{self, Way};
+use crate::routing::outbound::{self, Choice, Way};
 use crate::routing::srs;
 use crate::secret::Marks;
 
@@ -158,11 +158,7 @@ impl Transports {
 
     /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        let choice = match self.forward_path(job) {
-            Some(return_path) => outbound::choose_forward(&self.config, &job.message, &return_path),
-            None => outbound::choose_for(&self.config, &job.message),
-        };
-        match choice.way {
+        match self.choose(job).way {
             Way::Direct { envelope: None } => self.smtp.deliver(job).await,
             Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
@@ -187,6 +183,15 @@ impl Transports {
         let now = self.clock.now();
         let mut recipients = job.recipients.iter().map(|(_, recipient)| recipient);
         recipients.find_map(|recipient| srs::return_path(&self.config, &self.marks, &job.message, recipient, now))
+    }
+
+    /// Where each recipient has a return path of its own, the dispatcher gives them one by one.
+    fn choose(&self, job: &Job) -> Choice<'_> {
+        match (self.forward_path(job), job.recipients.as_slice()) {
+            (Some(path), _) => outbound::choose_forward(&self.config, &job.message, &path),
+            (None, [(number, _)]) => outbound::choose_for_one(&self.config, &job.message, *number, &self.marks),
+            _ => outbound::choose_for(&self.config, &job.message),
+        }
     }
 
     /// The job without the recipients that `redirect_all_to` and `allow_recipients` keep from leaving,

@@ -59,12 +59,22 @@ pub struct Telling<'a> {
 
 impl Telling<'_> {
     pub fn tell(&mut self, id: MessageId, event: Event) {
+        let event = self.write(id, event);
+        self.events.push((id, event));
+    }
+
+    /// What is told already, in one more story. It is neither logged nor counted again.
+    pub fn tell_also(&mut self, id: MessageId, event: Event) {
+        self.write(id, event);
+    }
+
+    fn write(&mut self, id: MessageId, event: Event) -> Event {
         let entry = Entry { at: self.journal.clock.now(), event };
         match serde_json::to_vec(&entry) {
             Ok(value) => self.batch.put(Table::Journal, self.journal.key(id, entry.at), value),
             Err(error) => tracing::error!(%id, %error, "an event could not be written to the journal"),
         }
-        self.events.push((id, entry.event));
+        entry.event
     }
 
     /// What to write together with the step.
@@ -146,6 +156,17 @@ fn log(id: MessageId, event: &Event) {
         Event::Released { recipient } => tracing::info!(%id, %recipient, "released"),
         Event::Cancelled { recipient } => tracing::info!(%id, %recipient, "cancelled"),
         Event::Discarded { recipient, reason } => tracing::info!(%id, %recipient, reason, "discarded"),
+        Event::Bounced { recipient, class, status, diagnostic, report, counted, .. } => {
+            tracing::info!(%id, %recipient, class, status, diagnostic, %report, counted, "bounced");
+        }
+        Event::DelayReported { recipient, status, diagnostic, report, .. } => {
+            tracing::info!(%id, %recipient, status, diagnostic, %report, "reported late");
+        }
+        Event::Complained { recipient, kind, agent, report, .. } => {
+            tracing::info!(%id, %recipient, kind, agent, %report, "complained");
+        }
+        Event::Suppressed { recipient, reason } => tracing::info!(%id, %recipient, reason, "suppressed"),
+        Event::NotBelieved { about, why } => tracing::info!(%id, about = about.join(", "), why, "not believed"),
         Event::NoticeSent { sender, about } => tracing::info!(%id, %sender, about, "notice sent"),
     }
 }

@@ -7,6 +7,7 @@
 //! `sign`, `seal`), one synced commit. Nothing is kept of a draft that is refused.
 
 mod attachments;
+mod bounces;
 mod content;
 pub mod guard;
 pub mod idempotency;
@@ -19,6 +20,7 @@ pub mod rewrite;
 mod rights;
 mod seal;
 pub mod sign;
+pub mod suppress;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +37,7 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
+use crate::message::{Address, Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
 use crate::queue::record::{Answered, Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops::{self, Ruling};
@@ -51,6 +53,7 @@ use plan::Plan;
 use quota::Quotas;
 use rewrite::Author;
 use sign::Signer;
+use suppress::Suppression;
 
 /// Locks under which loop counters are read and written.
 const LOOP_LOCKS: usize = 64;
@@ -87,6 +90,7 @@ pub struct Intake {
     marks: Marks,
     disk: DiskGuard,
     quotas: Quotas,
+    suppression: Suppression,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
     key_locks: Vec<tokio::sync::Mutex<()>>,
     /// What domains want to hear of mail in their name.
@@ -117,6 +121,7 @@ impl Intake {
         let locks = |count| (0..count).map(|_| tokio::sync::Mutex::new(())).collect();
         let (loop_locks, key_locks) = (locks(LOOP_LOCKS), locks(KEY_LOCKS));
         let (feedback, told) = (Tally::default(), Mutex::default());
+        let suppression = Suppression::new(config.clone(), clock.clone(), queue.clone())?;
         let marks = Marks::open(&config.data_dir).map_err(|error| {
             StoreError::Failed(format!("the key for return paths, in {}: {error}", config.data_dir.display()))
         })?;
@@ -131,6 +136,7 @@ impl Intake {
             marks,
             disk,
             quotas,
+            suppression,
             loop_locks,
             key_locks,
             feedback,
@@ -155,6 +161,10 @@ impl Intake {
 
     pub fn disk(&self) -> guard::DiskState {
         self.disk.state()
+    }
+
+    pub fn suppression(&self) -> &Suppression {
+        &self.suppression
     }
 
     /// Do the name servers answer?
@@ -243,6 +253,8 @@ impl Intake {
         self.check_attachments(&draft, &headers, id, now).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
         let mut plan = Plan::make(&self.config, &self.marks, &draft, &headers, begin)?;
+        let returned = self.returned(&draft, &headers, &checked.findings, id).await?;
+        plan.leave_out(&self.config, &returned.taken);
         let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
         let headers = match &passed.header {
             Some(section) => Headers::apart(section, headers.body()),
@@ -251,6 +263,8 @@ impl Intake {
         plan.obey(&checked.verdict, &passed);
         self.hold_for_account(&mut plan, &draft);
         let (ruling, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+
+        let suppressed = self.skip_suppressed(&mut plan, &draft, &stream)?;
 
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
         let is_filtered = passed.header.is_some();
@@ -273,6 +287,10 @@ impl Intake {
         let message = Message { stream, header_from: author.shown().cloned(), answers, ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
+        extra.append(returned.tell(&mut telling, id));
+        for (recipient, reason) in suppressed {
+            telling.tell(id, Event::Suppressed { recipient, reason });
+        }
         extra.append(telling.take_batch());
         self.remember_sent(&message, &draft, &headers, &plan, &mut extra)?;
         if let Some(key) = key {
@@ -286,7 +304,7 @@ impl Intake {
         } else {
             self.queue.enqueue(NewMessage { message, body: stored.chunks, recipients, extra }).await
         };
-        drop(locks);
+        drop((locks, returned));
         if let (Some(counted), Err(_)) = (counted, &written) {
             counted.give_back();
         }
@@ -317,6 +335,22 @@ impl Intake {
         if self.config.accounts.get(name).is_some_and(|account| account.hold) {
             plan.hold_all(&format!("accounts.{name}.hold is set, until `postrider queue release`"));
         }
+    }
+
+    /// Takes recipients away that are on the suppression list. Nobody is told but the story.
+    fn skip_suppressed(&self, plan: &mut Plan, draft: &Draft, stream: &str) -> Result<Vec<(Address, String)>, Refusal> {
+        let mut suppressed = Vec::new();
+        if !draft.origin.door.is_trusted() || draft.origin.door == Door::Bounce {
+            return Ok(suppressed);
+        }
+        for address in plan.remote() {
+            let listed = self.suppression.listed(stream, &address).map_err(|error| store_trouble(&error))?;
+            if let Some(listed) = listed {
+                suppressed.push((address, suppress::why(&listed)));
+            }
+        }
+        plan.skip(&suppressed);
+        Ok(suppressed)
     }
 
     /// Counts its recipients against the account's limits.

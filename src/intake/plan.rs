@@ -226,6 +226,31 @@ impl Plan {
         self.deliveries.iter().find(forwarded)?.written.first().map(Address::domain)
     }
 
+    /// Return paths of ours whose mail has been read and done with: nobody else gets it, unless an alias
+    /// is set for the address. They do not count against its limit.
+    pub fn leave_out(&mut self, config: &Config, taken: &[Address]) {
+        for address in taken {
+            self.own.retain(|own| own.address != *address);
+            if !inbound::has_alias(config, address) {
+                self.deliveries.retain_mut(|planned| !planned.was_only_for(address));
+                self.routed.retain(|(written, _)| written != address);
+                self.routed.push((address.clone(), vec!["what is done with bounces".to_owned()]));
+            }
+        }
+    }
+
+    /// The addresses elsewhere.
+    pub fn remote(&self) -> Vec<Address> {
+        let remote = self.deliveries.iter().filter(|planned| planned.recipient.route == Route::Remote);
+        remote.map(|planned| planned.recipient.address.clone()).collect()
+    }
+
+    /// They get nothing.
+    pub fn skip(&mut self, suppressed: &[(Address, String)]) {
+        let skipped = |recipient: &Recipient| suppressed.iter().any(|(address, _)| *address == recipient.address);
+        self.deliveries.retain(|planned| planned.recipient.route != Route::Remote || !skipped(&planned.recipient));
+    }
+
     /// The addresses of ours that were written in RCPT, for the loop guard.
     pub fn guarded(&self) -> &[Inbound] {
         &self.own
@@ -265,6 +290,13 @@ impl Planned {
             self.recipient.status = other.recipient.status;
         }
         self.written.extend(other.written);
+    }
+
+    /// Takes an address away; true if it had no other.
+    fn was_only_for(&mut self, address: &Address) -> bool {
+        let had = self.written.len();
+        self.written.retain(|written| written != address);
+        self.written.is_empty() && had > 0
     }
 
     /// False if none of its addresses takes the message. Where one does, the place gets it.

@@ -38,6 +38,10 @@ impl Intake {
     }
 
     fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
+        if self.is_forged(recipient) {
+            let text = format!("<{recipient}>: this return path is not one that was given out here");
+            return Err(Refusal::plain(Reply::new(550, (1, 1), text)));
+        }
         match resolve(&self.config, recipient) {
             Resolution::Deliveries(_) => Ok(()),
             Resolution::NotOurs if role == Role::Submission => Ok(()),

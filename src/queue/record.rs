@@ -214,12 +214,22 @@ pub struct Failure {
     pub status: String,
     /// The connection was lost after the final dot: the message may have arrived.
     pub unsure: bool,
+    /// The far end has refused the sender (its answer to MAIL): it says nothing of the recipients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_sender: bool,
 }
 
 impl Failure {
     /// A failure without a reply of the far end.
     pub fn local(status: &str, host: impl Into<String>, reason: impl Into<String>) -> Failure {
-        Failure { reply: None, host: host.into(), reason: reason.into(), status: status.to_owned(), unsure: false }
+        Failure {
+            reply: None,
+            host: host.into(),
+            reason: reason.into(),
+            status: status.to_owned(),
+            unsure: false,
+            of_sender: false,
+        }
     }
 
     /// A refusal by the far end.
@@ -231,6 +241,7 @@ impl Failure {
             reply: Some(reply),
             host,
             unsure: false,
+            of_sender: false,
         }
     }
 }

@@ -391,7 +391,7 @@ impl Client {
                     return Step::Over(self.abandon(transaction, failure));
                 }
                 transaction.mail_refused = true;
-                transaction.decide_open(|| self.refusal(&reply));
+                transaction.decide_open(|| of_sender(self.refusal(&reply)));
             }
             Command::Mail => {}
             Command::Rcpt(at) => self.on_rcpt(&mut transaction, at, &reply),
@@ -486,6 +486,13 @@ impl Client {
     fn desync(&self) -> String {
         format!("the replies of {} do not fit the commands", self.peer)
     }
+}
+
+fn of_sender(mut outcome: Outcome) -> Outcome {
+    if let Outcome::Fail(why) | Outcome::Defer { why, .. } = &mut outcome {
+        why.of_sender = true;
+    }
+    outcome
 }
 
 /// 452, and 552 where old servers mean 452 (RFC 5321 4.5.3.1.10): too many recipients for one transaction.
