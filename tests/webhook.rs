@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use postrider::clock::Clock;
+use postrider::config::targets::WebhookFormat;
 use postrider::config::{Dkim, OwnDomain, Secret, Target};
 use postrider::delivery::webhook::{Webhook, WebhookError};
 use postrider::delivery::{Body, Job, Outcome};
@@ -114,7 +115,7 @@ fn domains() -> BTreeMap<Domain, OwnDomain> {
 
 fn target(url: &str, secret: Option<&str>) -> Target {
     let secret = secret.map(|s| Secret(s.to_owned()));
-    Target::Webhook { url: url.to_owned(), secret, timeout: Duration::from_secs(30) }
+    Target::Webhook { url: url.to_owned(), secret, format: WebhookFormat::Json, timeout: Duration::from_secs(30) }
 }
 
 fn webhook(url: &str, secret: Option<&str>) -> Webhook {
@@ -327,9 +328,7 @@ async fn only_406_and_422_are_final() {
         assert_eq!(why.status, code);
         assert!(why.reason.ends_with(": no such [31mticket"), "{}", why.reason);
     }
-    for status in
-        ["400 Bad Request", "401 Unauthorized", "404 Not Found", "408 Timeout", "410 Gone", "500 Oops", "599 X"]
-    {
+    for status in ["400 Bad Request", "401 Unauthorized", "404 Not Found", "408 Timeout", "500 Oops", "599 X"] {
         let server = Server::answering(&[&answer(status, "", "")]).await;
         let outcomes = webhook(&server.url, None).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
         let (why, not_before) = deferred(&outcomes);
@@ -371,7 +370,8 @@ async fn redirects_are_not_followed() {
 #[tokio::test]
 async fn silence_and_lost_connections_are_tried_again_as_unsure() {
     let mute = Server::answering(&[]).await;
-    let target = Target::Webhook { url: mute.url.clone(), secret: None, timeout: Duration::from_millis(300) };
+    let (url, format, timeout) = (mute.url.clone(), WebhookFormat::Json, Duration::from_millis(300));
+    let target = Target::Webhook { url, secret: None, format, timeout };
     let webhook = Webhook::new("crm", &target, &domains(), Clock::manual(NOW)).unwrap();
     let outcomes = webhook.deliver(&job(MAIL.as_bytes(), &["a@example.com", "b@example.com"])).await;
     assert!(deferred(&outcomes).0.unsure && deferred(&outcomes).0.reason.contains("no answer within"), "{outcomes:?}");

@@ -1,3 +1,4 @@
 //! Bounces: writing delivery status notifications.
 
+pub mod backscatter;
 pub mod dsn;

@@ -101,6 +101,7 @@ fn sentence(event: &Event) -> String {
         Event::Cancelled { recipient } => format!("cancelled for {recipient}; the sender is not told"),
         Event::Discarded { recipient, reason } => format!("discarded for {recipient}: {reason}"),
         Event::NoticeSent { sender, about } => format!("told {sender} about {about}"),
+        Event::NoticeWithheld { sender, about, why } => format!("did not tell {sender} about {about}: {why}"),
     }
 }
 

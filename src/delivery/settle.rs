@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::bounce::backscatter;
 use crate::bounce::dsn::{self, Action, Notice};
 use crate::clock::{Clock, Millis};
 use crate::config::{Archive, ArchivePer, Config};
@@ -29,6 +30,9 @@ use super::{Delivered, Hop, Job, Outcome};
 /// Wait between tries to write a result down. Until it is written the claim stays, so nothing is
 /// delivered twice because the disk was full.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How the reason begins for which mail is held that a target has not taken in time.
+pub const DEAD_LETTER: &str = "dead letter";
 
 fn place(address: &Address, route: &Route) -> String {
     match route {
@@ -79,6 +83,13 @@ struct Group {
     sent: Vec<Recipient>,
 }
 
+/// What becomes of a notice that is wanted.
+enum Told {
+    Notice(Draft, Event),
+    /// Nobody is told; the story says why.
+    Withheld(Event),
+}
+
 impl Settler {
     /// Records the outcomes and gives the claims back.
     pub async fn settle(&self, queue: &Queue, job: Job, outcomes: Vec<(u32, Outcome)>) {
@@ -95,7 +106,7 @@ impl Settler {
                 tokio::time::sleep(WRITE_AGAIN).await;
             }
             queue.release(&job.message, &group.steps, &group.added);
-            suspended.extend(group.steps.iter().filter(|step| waits_for_a_host(step)).map(|step| step.number));
+            suspended.extend(group.steps.iter().filter(|step| waits_for_a_way(step)).map(|step| step.number));
         }
         drop(lock);
         for number in suspended {
@@ -103,15 +114,19 @@ impl Settler {
         }
     }
 
-    /// Who resumes a smart host releases what is held for it: what was written after that has to be
-    /// released here.
+    /// Who resumes a smart host or a target releases what is held for it: what was written after that has
+    /// to be released here.
     async fn unless_resumed(&self, queue: &Queue, message: &Message, number: u32) {
         let mut telling = self.journal.begin();
         let now = self.clock.now();
         let changed = queue.change(message.id, number, |message, before| {
             let Status::Held { reason } = &before.status else { return None };
-            let host = Suspension::host_of(reason)?;
-            if queue.gates().is_host_suspended(host, &message.stream) {
+            let is_still = match Suspension::of_reason(reason)? {
+                Suspension::SmartHost(host) => queue.gates().is_host_suspended(&host, &message.stream),
+                Suspension::Target(name) => queue.gates().is_target_paused(&name),
+                Suspension::All | Suspension::Stream(_) | Suspension::Fetch => true,
+            };
+            if is_still {
                 return None;
             }
             telling.tell(message.id, Event::Released { recipient: before.address.clone() });
@@ -123,7 +138,7 @@ impl Settler {
             Ok(false) => {}
             Err(error) => {
                 let id = message.id;
-                tracing::error!(%id, %error, "what was held for a smart host that is resumed could not be released; release it");
+                tracing::error!(%id, %error, "what was held for a way out that is resumed could not be released; release it");
             }
         }
     }
@@ -228,6 +243,7 @@ impl Settler {
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
                 let counted = if recipient.by_hand.is_some() { recipient.attempts.max(1) } else { attempt };
                 match schedule::next(retry, message.received_at, counted, now, not_before, (message.id, number)) {
+                    Next::GiveUp if is_target(recipient) => dead_letter(recipient, why, attempt),
                     Next::GiveUp => {
                         let event = Event::Expired { recipient: address, why: why.clone(), attempt };
                         Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
@@ -284,7 +300,11 @@ impl Settler {
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        if let Some((draft, event)) = self.notice(job, tell, group, original) {
+        let notice = self.notice(job, tell, group, original);
+        if let Some(Told::Withheld(event)) = notice {
+            telling.tell(id, event);
+            batch.append(telling.take_batch());
+        } else if let Some(Told::Notice(draft, event)) = notice {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
@@ -306,7 +326,7 @@ impl Settler {
     }
 
     /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
-    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<(Draft, Event)> {
+    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<Told> {
         let message = &job.message;
         let ReversePath::Address(sender) = &message.mail_from else { return None };
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
@@ -333,6 +353,13 @@ impl Settler {
             return None;
         }
         let names: Vec<String> = wanted.iter().map(|(recipient, _)| recipient.address.to_string()).collect();
+        if let Some(why) = backscatter::refusal(message) {
+            return Some(Told::Withheld(Event::NoticeWithheld {
+                sender: sender.clone(),
+                about: names.join(", "),
+                why,
+            }));
+        }
         let notice = Notice {
             hostname: &self.config.hostname,
             from: &self.mailer_daemon(sender),
@@ -348,7 +375,7 @@ impl Settler {
         envelope.smtputf8 = dsn::needs_smtputf8(&notice);
         let origin = Origin { door: Door::Bounce, account: None, peer: None };
         let draft = Draft { envelope, content: dsn::write(&notice).into(), origin };
-        Some((draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") }))
+        Some(Told::Notice(draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") }))
     }
 
     /// From a domain of ours, so that the notice is signed: the sender's own where that is ours.
@@ -417,9 +444,24 @@ fn delivered(recipient: &Recipient, done: Delivered, attempt: u32) -> Decided {
     Decided { tell, why, ..untold(event, None) }
 }
 
-fn waits_for_a_host(step: &Step) -> bool {
+fn is_target(recipient: &Recipient) -> bool {
+    matches!(recipient.route, Route::Target(_)) && !recipient.route.is_archive()
+}
+
+/// What a target of ours has not taken in time is nobody's fault but ours: it is kept for a person, who lets it
+/// be tried again (`postrider queue retry`) when the target is well, and the sender is not told that it is lost.
+fn dead_letter(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
+    let tries = if attempt == 1 { "1 try".to_owned() } else { format!("{attempt} tries") };
+    let reason = format!("{DEAD_LETTER}: given up after {tries} (delivery.retry); the last one: {}", why.reason);
+    let status = Status::Held { reason: reason.clone() };
+    let event = Event::Held { recipient: recipient.address.clone(), reason };
+    let after = Recipient { status, attempts: attempt, last_failure: Some(why), by_hand: None, ..recipient.clone() };
+    untold(event, Some(after))
+}
+
+fn waits_for_a_way(step: &Step) -> bool {
     let status = step.after.as_ref().map(|after| &after.status);
-    matches!(status, Some(Status::Held { reason }) if Suspension::host_of(reason).is_some())
+    matches!(status, Some(Status::Held { reason }) if Suspension::of_reason(reason).is_some())
 }
 
 /// A step of which the sender is not told.

@@ -39,7 +39,7 @@ impl Counters {
             Event::Accepted { origin, .. } => &self.accepted[door(&origin.door)],
             Event::Imported { .. } => &self.imported,
             Event::NoticeSent { .. } => &self.notices,
-            Event::Routed { .. } => return,
+            Event::Routed { .. } | Event::NoticeWithheld { .. } => return,
             Event::Unsure { .. } => {
                 self.unsure.fetch_add(1, Ordering::Relaxed);
                 &self.outcomes[2]

@@ -147,5 +147,6 @@ fn log(id: MessageId, event: &Event) {
         Event::Cancelled { recipient } => tracing::info!(%id, %recipient, "cancelled"),
         Event::Discarded { recipient, reason } => tracing::info!(%id, %recipient, reason, "discarded"),
         Event::NoticeSent { sender, about } => tracing::info!(%id, %sender, about, "notice sent"),
+        Event::NoticeWithheld { sender, about, why } => tracing::info!(%id, %sender, about, why, "no notice sent"),
     }
 }

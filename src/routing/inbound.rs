@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
-use crate::config::{Config, Destination, Target};
+use crate::config::{Config, Destination};
 use crate::message::Address;
 use crate::queue::record::Route;
 
@@ -89,8 +89,7 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
         _ if delivery.discard => "discard".to_owned(),
         Route::Remote => format!("forward to {}", delivery.address),
         Route::Target(name) => match config.targets.get(name) {
-            Some(Target::Webhook { .. }) => format!("webhook {name}"),
-            Some(Target::Maildir { .. }) => format!("maildir {name}"),
+            Some(target) => format!("{} {name}", target.kind()),
             None => format!("target {name}, which the configuration does not have"),
         },
     };

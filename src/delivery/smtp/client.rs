@@ -10,8 +10,8 @@
 //!                └→ Helo (RFC 5321 3.2)                         └→ EmptyDot (RFC 2920 3.1) ┘
 //! ```
 //!
-//! Under implicit TLS the handshake comes first of all. How the content goes is decided in `content`. Leaves
-//! out: LMTP.
+//! Under implicit TLS the handshake comes first of all. How the content goes is decided in `content`, what is
+//! different in LMTP in `lmtp`.
 
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ pub struct Client {
     /// `mx1.example.com [192.0.2.1]:25`
     peer: String,
     helo: Domain,
+    is_lmtp: bool,
     tls: Tls,
     timeouts: Timeouts,
     /// Version and cipher, once under TLS.
@@ -74,7 +75,8 @@ impl Client {
     pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
         let offers = Extensions::default();
         let (demanded, state) = (By::Nobody, State::Greeting);
-        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, demanded, trail: None, state }
+        let (is_lmtp, secured, account, trail) = (false, None, None, None);
+        Client { peer, helo, is_lmtp, tls, timeouts, secured, offers, account, demanded, trail, state }
     }
 
     /// For a server that somebody has named, with what was agreed with it.
@@ -138,6 +140,7 @@ impl Client {
             State::StartTls => self.on_starttls(raw),
             State::Login(exchange) => self.on_login(exchange, &raw),
             State::Envelope(transaction) => self.on_envelope(transaction, raw.parsed()),
+            State::End(transaction) if self.is_lmtp => self.on_end_of_one(transaction, raw.parsed()),
             State::End(transaction) => self.on_end(transaction, raw.parsed()),
             State::EmptyDot(transaction) => self.finish(transaction, false),
             // Nothing was asked.
@@ -157,7 +160,7 @@ impl Client {
 
     fn hello(&mut self) -> Step {
         self.state = State::Ehlo;
-        self.talk(format!("EHLO {}\r\n", self.helo))
+        self.talk(format!("{} {}\r\n", if self.is_lmtp { "LHLO" } else { "EHLO" }, self.helo))
     }
 
     fn talk(&self, command: String) -> Step {
@@ -167,10 +170,10 @@ impl Client {
     fn on_ehlo(&mut self, raw: RawReply) -> Step {
         match raw.code {
             250 => {
-                self.offers = Extensions::parse(raw.lines.iter().map(String::as_str));
+                self.offers = self.usable(Extensions::parse(raw.lines.iter().map(String::as_str)));
                 self.after_hello()
             }
-            500..=599 => {
+            500..=599 if !self.is_lmtp => {
                 self.state = State::Helo;
                 self.talk(format!("HELO {}\r\n", self.helo))
             }
@@ -495,6 +498,7 @@ fn is_too_many(reply: &Reply) -> bool {
 }
 
 mod content;
+mod lmtp;
 mod login;
 mod losses;
 

@@ -18,7 +18,7 @@ use serde::{Serialize, Serializer};
 use crate::clock::rfc3339;
 use crate::message::header::{Headers, message_id, unfold};
 use crate::message::mime::{self, Content, Part};
-use crate::message::{Findings, ReversePath};
+use crate::message::{Address, Findings, ReversePath};
 use crate::queue::record::{Message, Recipient};
 
 /// How a recipient is known in webhooks: the same in every attempt, for receivers that drop copies.
@@ -65,10 +65,7 @@ struct Matched<'a> {
 pub fn head(message: &Message, id: &str, recipient: &Recipient, separator: Option<char>, target: &str) -> Vec<u8> {
     let address = &recipient.address;
     let peer = message.origin.peer.as_ref();
-    let (local, subaddress) = match separator.and_then(|separator| address.local().split_once(separator)) {
-        Some((local, detail)) if !local.is_empty() && !address.local().starts_with('"') => (local, Some(detail)),
-        _ => (address.local(), None),
-    };
+    let (alias, subaddress) = matched(address, separator);
     let event = Event {
         r#type: "inbound.received",
         id,
@@ -84,12 +81,7 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, separator: Optio
                 helo: peer.map(|peer| peer.helo.as_str()),
                 tls: peer.and_then(|peer| peer.tls.as_deref()),
             },
-            matched: Matched {
-                domain: address.domain().as_str(),
-                alias: format!("{local}@{}", address.domain()),
-                subaddress,
-                target,
-            },
+            matched: Matched { domain: address.domain().as_str(), alias, subaddress, target },
         },
     };
     let mut json = serde_json::to_vec(&event).unwrap_or_default();
@@ -97,6 +89,15 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, separator: Optio
     json.truncate(json.len().saturating_sub(2));
     json.push(b',');
     json
+}
+
+/// The address without its subaddress, and that.
+pub fn matched(address: &Address, separator: Option<char>) -> (String, Option<&str>) {
+    let (local, subaddress) = match separator.and_then(|separator| address.local().split_once(separator)) {
+        Some((local, detail)) if !local.is_empty() && !address.local().starts_with('"') => (local, Some(detail)),
+        _ => (address.local(), None),
+    };
+    (format!("{local}@{}", address.domain()), subaddress)
 }
 
 /// Closes the event; `data` has been closed by [`shared`].
