@@ -160,7 +160,7 @@ impl Client {
 
     fn hello(&mut self) -> Step {
         self.state = State::Ehlo;
-        self.talk(format!("{} {}\r\n", if self.is_lmtp { "LHLO" } else { "EHLO" }, self.helo))
+        self.talk(format!("{} {}\r\n", self.hello_word(), self.helo))
     }
 
     fn talk(&self, command: String) -> Step {
@@ -177,8 +177,11 @@ impl Client {
                 self.state = State::Helo;
                 self.talk(format!("HELO {}\r\n", self.helo))
             }
-            400.. => self.refused_by_host(Stage::Hello, "answered EHLO with", &raw.parsed()),
-            _ => self.nonsense(Stage::Hello, "answered EHLO with", &raw.plain()),
+            400.. => {
+                let did = format!("answered {} with", self.hello_word());
+                self.refused_by_host(Stage::Hello, &did, &raw.parsed())
+            }
+            _ => self.nonsense(Stage::Hello, &format!("answered {} with", self.hello_word()), &raw.plain()),
         }
     }
 

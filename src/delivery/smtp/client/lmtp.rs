@@ -17,6 +17,10 @@ impl Client {
         Client { is_lmtp: true, ..self }
     }
 
+    pub(super) fn hello_word(&self) -> &'static str {
+        if self.is_lmtp { "LHLO" } else { "EHLO" }
+    }
+
     /// What of an offer is used.
     pub(super) fn usable(&self, offers: Extensions) -> Extensions {
         if self.is_lmtp { Extensions { dsn: false, chunking: false, ..offers } } else { offers }
