@@ -65,6 +65,11 @@ impl std::fmt::Display for LmtpAddress {
 }
 
 impl Target {
+    /// Is it a server to which it matters for which address mail is?
+    pub fn has_mailboxes(&self) -> bool {
+        matches!(self, Target::Lmtp { .. } | Target::Smtp { .. })
+    }
+
     /// The word in `kind`.
     pub fn kind(&self) -> &'static str {
         match self {

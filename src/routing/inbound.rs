@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
-use crate::config::{Config, Destination};
+use crate::config::{Config, Destination, Target};
 use crate::message::Address;
 use crate::queue::record::Route;
 
@@ -37,7 +37,8 @@ pub enum Resolution {
 /// One place to which a recipient leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The address elsewhere for [`Route::Remote`], else the address it came in for.
+    /// The address elsewhere for [`Route::Remote`]; for a target the address it came in for, or, where the target
+    /// has mailboxes of its own, the last one of ours on the way.
     pub address: Address,
     /// The address it came in for.
     pub alias: Address,
@@ -71,7 +72,7 @@ pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
         None => Resolution::Unknown,
         Some(entry) => {
             let mut walk = Walk::new(config, recipient, &entry);
-            walk.follow(&entry.destinations, &mut vec![recipient.lookup_key()]);
+            walk.follow(&entry.destinations, recipient, &mut vec![recipient.lookup_key()]);
             walk.finish()
         }
     };
@@ -194,12 +195,18 @@ impl<'c> Walk<'c> {
     }
 
     /// `path`: the addresses that led here, so that a circle ends.
-    fn follow(&mut self, destinations: &[Destination], path: &mut Vec<String>) {
+    /// `at`: the address that these are the destinations of.
+    fn follow(&mut self, destinations: &[Destination], at: &Address, path: &mut Vec<String>) {
         for destination in destinations {
             match destination {
                 Destination::Discard => self.discard = true,
                 Destination::Reject => self.rejected = true,
-                Destination::Target(name) => self.push(self.recipient.clone(), Route::Target(name.clone())),
+                Destination::Target(name) => {
+                    // A server with mailboxes of its own knows those, and not what we call all of them.
+                    let has_mailboxes = self.config.targets.get(name).is_some_and(Target::has_mailboxes);
+                    let address = if has_mailboxes { at } else { self.recipient };
+                    self.push(address.clone(), Route::Target(name.clone()));
+                }
                 Destination::Address(address) if self.config.is_own(address.domain()) => self.own(address, path),
                 Destination::Address(address) => self.push(address.clone(), Route::Remote),
             }
@@ -222,7 +229,7 @@ impl<'c> Walk<'c> {
         }
         path.push(key);
         match entry(self.config, address) {
-            Some(entry) => self.follow(&entry.destinations, path),
+            Some(entry) => self.follow(&entry.destinations, address, path),
             None => {
                 self.lost.insert(format!("an alias leads to {address}, which does not exist"));
             }
@@ -290,6 +297,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use crate::config::ReturnPath;
+    use crate::config::targets::LmtpAddress;
     use crate::routing::fixture;
 
     fn address(text: &str) -> Address {
@@ -321,6 +329,27 @@ mod tests {
             }
             other => panic!("{recipient}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_server_with_mailboxes_is_told_which_they_are() {
+        let mut config = config(&[
+            ("all@example.com", &[to("ann@example.com"), to("bob@example.com")]),
+            ("ann@example.com", &[target("box"), target("mailboxes")]),
+            ("bob@example.com", &[target("box"), target("mailboxes")]),
+        ]);
+        let address = LmtpAddress::Unix("/run/lmtp".into());
+        config.targets.insert("mailboxes".into(), Target::Lmtp { address });
+        config.targets.insert("box".into(), Target::Maildir { path: "/var/mail/box".into() });
+        let Resolution::Deliveries(found) = resolve(&config, &self::address("all@example.com")) else { panic!() };
+        let found: Vec<(String, String)> =
+            found.iter().map(|one| (one.address.to_string(), describe(&config, one))).collect();
+        let wanted = [
+            ("all@example.com", "maildir box"),
+            ("ann@example.com", "lmtp mailboxes"),
+            ("bob@example.com", "lmtp mailboxes"),
+        ];
+        assert_eq!(found, wanted.map(|(address, place)| (address.to_owned(), place.to_owned())));
     }
 
     #[test]
