@@ -20,7 +20,7 @@ use crate::intake::Intake;
 use crate::message::{Address, Draft, MessageId, ReversePath};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
-use crate::queue::record::{Message, Recipient, Status};
+use crate::queue::record::{Message, Recipient, Route, Status};
 use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
 use crate::store::{Store, StoreError};
@@ -328,9 +328,16 @@ fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> 
     let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
     for recipient in &mut listed.recipients {
         let why = |due| queue.gates().why(&message.stream, recipient.attempts, due);
-        recipient.kept_back = recipient.due.and_then(why);
+        recipient.kept_back = recipient.due.and_then(|due| why(due).or_else(|| paused(queue, &recipient.route)));
     }
     listed
+}
+
+/// Why nothing goes to a target, if that is so.
+fn paused(queue: &Queue, route: &Route) -> Option<String> {
+    let Route::Target(name) = route else { return None };
+    let what = Suspension::Target(name.clone());
+    what.held_because().filter(|_| queue.gates().is_target_paused(name))
 }
 
 /// What is suspended, for people.
@@ -397,7 +404,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::message::Notify;
-    use crate::queue::record::Route;
 
     #[test]
     fn a_try_by_hand_keeps_the_time_of_the_one_it_is_before() {

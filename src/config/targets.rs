@@ -208,7 +208,34 @@ fn read_url(text: &str) -> Result<Url, Wrong> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Wrong::value("a URL may not hold a user or password, since URLs are shown", "Use the key secret."));
     }
+    if url.fragment().is_some() {
+        return Err(Wrong::value("what follows the # is never sent", form));
+    }
+    if url.port() == Some(SMTP_PORT) {
+        return Err(Wrong::value("port 25 is for SMTP, not for HTTP", form));
+    }
+    check_host(text, &url)?;
     Ok(url)
+}
+
+/// The host has to be written as it is understood: what only looks like one thing was not meant so.
+fn check_host(text: &str, url: &Url) -> Result<(), Wrong> {
+    let behind = text.split_once("://").map_or("", |(_, rest)| rest);
+    let place = behind.split(['/', '?']).next().unwrap_or_default();
+    let written = match url.port_or_known_default().map(|port| format!(":{port}")) {
+        Some(port) => place.strip_suffix(port.as_str()).unwrap_or(place).to_lowercase(),
+        None => place.to_lowercase(),
+    };
+    let host = url.host_str().unwrap_or_default();
+    let (is_address, is_unicode_name) = (host.starts_with('['), host.contains("xn--") && !written.is_ascii());
+    if written != host && !is_address && !is_unicode_name {
+        return Err(Wrong::value(format!("{written:?} is read as {host}"), format!("Write {host}, if that is meant.")));
+    }
+    let bare = host.trim_matches(['[', ']']);
+    if bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(Wrong::value(format!("{host} is no address of anybody"), "Write the address of the receiver."));
+    }
+    Ok(())
 }
 
 pub(super) fn is_loopback(url: &Url) -> bool {
