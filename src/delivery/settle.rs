@@ -83,13 +83,6 @@ struct Group {
     sent: Vec<Recipient>,
 }
 
-/// What becomes of a notice that is wanted.
-enum Told {
-    Notice(Draft, Event),
-    /// Nobody is told; the story says why.
-    Withheld(Event),
-}
-
 impl Settler {
     /// Records the outcomes and gives the claims back.
     pub async fn settle(&self, queue: &Queue, job: Job, outcomes: Vec<(u32, Outcome)>) {
@@ -297,14 +290,14 @@ impl Settler {
         for event in &group.events {
             telling.tell(id, event.clone());
         }
+        let withheld = self.withheld(job, tell, group);
+        if let Some(event) = &withheld {
+            telling.tell(id, event.clone());
+        }
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        let notice = self.notice(job, tell, group, original);
-        if let Some(Told::Withheld(event)) = notice {
-            telling.tell(id, event);
-            batch.append(telling.take_batch());
-        } else if let Some(Told::Notice(draft, event)) = notice {
+        if let (None, Some((draft, event))) = (withheld, self.notice(job, tell, group, original)) {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
@@ -325,19 +318,33 @@ impl Settler {
         Ok(())
     }
 
-    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
-    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<Told> {
-        let message = &job.message;
-        let ReversePath::Address(sender) = &message.mail_from else { return None };
+    fn action(&self, job: &Job, tell: Tell) -> Option<Action> {
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
-        let action = match tell {
+        Some(match tell {
             Tell::Nothing => return None,
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
-            Tell::Delayed => Action::Delayed { until: message.received_at.saturating_add(retry_for) },
+            Tell::Delayed => Action::Delayed { until: job.message.received_at.saturating_add(retry_for) },
             Tell::Delivered => Action::Delivered,
             Tell::Relayed => Action::Relayed,
-        };
+        })
+    }
+
+    /// The line of the story where the sender would be told, and may not be who wrote.
+    fn withheld(&self, job: &Job, tell: Tell, group: &Group) -> Option<Event> {
+        let action = self.action(job, tell)?;
+        let wanted = group.about.iter().filter(|(recipient, _)| dsn::wanted(&job.message, recipient, action));
+        let names: Vec<String> = wanted.map(|(recipient, _)| recipient.address.to_string()).collect();
+        let sender = job.message.mail_from.address().filter(|_| !names.is_empty())?.clone();
+        let why = backscatter::refusal(&job.message)?;
+        Some(Event::NoticeWithheld { sender, about: names.join(", "), why })
+    }
+
+    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
+    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<(Draft, Event)> {
+        let message = &job.message;
+        let ReversePath::Address(sender) = &message.mail_from else { return None };
+        let action = self.action(job, tell)?;
         let mut wanted: Vec<(&Recipient, &Failure)> = group
             .about
             .iter()
@@ -353,13 +360,6 @@ impl Settler {
             return None;
         }
         let names: Vec<String> = wanted.iter().map(|(recipient, _)| recipient.address.to_string()).collect();
-        if let Some(why) = backscatter::refusal(message) {
-            return Some(Told::Withheld(Event::NoticeWithheld {
-                sender: sender.clone(),
-                about: names.join(", "),
-                why,
-            }));
-        }
         let notice = Notice {
             hostname: &self.config.hostname,
             from: &self.mailer_daemon(sender),
@@ -375,7 +375,7 @@ impl Settler {
         envelope.smtputf8 = dsn::needs_smtputf8(&notice);
         let origin = Origin { door: Door::Bounce, account: None, peer: None };
         let draft = Draft { envelope, content: dsn::write(&notice).into(), origin };
-        Some(Told::Notice(draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") }))
+        Some((draft, Event::NoticeSent { sender: sender.clone(), about: names.join(", ") }))
     }
 
     /// From a domain of ours, so that the notice is signed: the sender's own where that is ours.
