@@ -194,6 +194,26 @@ async fn domains_that_share_their_servers_share_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn recipients_at_domains_that_share_their_servers_share_a_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let (far, zone) = (Far::start().await, zone().serve().await);
+    let server = TestServer::start(folder.path(), &conf(&far, &zone, "")).await;
+    // From here on it is known where their mail goes.
+    for to in ["x@a.test", "x@b.test"] {
+        server.wait_done(send(&server, &[to]).await).await;
+    }
+    let to = ["x@a.test", "x@other.test", "y@b.test", "z@a.test"];
+    let story = server.wait_done(send(&server, &to).await).await;
+    let delivered = story.entries.iter().filter(|entry| matches!(entry.event, Event::Delivered { .. })).count();
+    assert_eq!(delivered, to.len());
+    let mut taken = far.seen(|seen| seen.taken[2..].to_vec());
+    taken.iter_mut().for_each(|recipients| recipients.sort());
+    taken.sort_by_key(Vec::len);
+    assert_eq!(taken, [vec!["x@other.test"], vec!["x@a.test", "y@b.test", "z@a.test"]]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_many_recipients_and_messages_at_once_as_are_configured() {
     let folder = tempfile::tempdir().unwrap();
     let (far, zone) = (Far::start().await, zone().serve().await);

@@ -53,6 +53,16 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Takes the recipients of another job in, if that is of the same message and claim; else gives it back.
+    pub fn join(&mut self, other: Waiting) -> Option<Waiting> {
+        if (other.message.id, other.claim) != (self.message.id, self.claim) {
+            return Some(other);
+        }
+        self.recipients.extend(other.recipients);
+        self.fresh = self.fresh.take().or(other.fresh);
+        None
+    }
+
     /// Leaves at most so many recipients, and gives the rest as a job of its own, if there is one.
     pub fn split(&mut self, most: usize) -> Option<Waiting> {
         if self.recipients.len() <= most {

@@ -261,6 +261,13 @@ impl Dispatcher {
         }
         let Dispatcher { turns, groups, throttles, .. } = self;
         let lane = waiting.claim.0.index();
+        // Recipients at several domains of these servers come one domain after the other.
+        let Some(waiting) = (match turns.last(lane, &destination) {
+            Some(last) => last.join(waiting),
+            None => Some(waiting),
+        }) else {
+            return;
+        };
         turns.push(lane, destination, waiting, |destination| allowance(groups, throttles, destination, now));
     }
 

@@ -148,6 +148,11 @@ impl<J> Turns<J> {
         self.push(lane, destination.clone(), job, allowance);
     }
 
+    /// The one of a lane that comes last for this destination.
+    pub fn last(&mut self, lane: usize, destination: &Destination) -> Option<&mut J> {
+        self.destinations.get_mut(destination)?.lanes.get_mut(&lane)?.jobs.back_mut()
+    }
+
     /// The jobs that wait in these lanes.
     pub fn in_lanes(&mut self, lanes: Lanes) -> impl Iterator<Item = &mut J> {
         let queues = self.destinations.values_mut().flat_map(|waits| &mut waits.lanes);

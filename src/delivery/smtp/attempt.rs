@@ -1,5 +1,5 @@
 //! One attempt at one job: host after host until every recipient's fate is known or nobody is left
-//! to ask. What TLS policies demand of a host is known before it is connected to.
+//! to ask, for each of its `parts`. What TLS policies demand of a host is known before it is connected to.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::connection::Io;
 use super::pool::{Channel, Way};
 use super::step::{Stage, Tls, Trouble};
-use super::tls_policy::{Certificate, DomainPolicy, HostPolicy};
+use super::tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
 use super::trail::{Leg, Trail};
 use super::{SmtpTransport, mx, tls};
 use crate::config::GroupLimits;
@@ -30,22 +30,35 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(60 * 60);
 /// A TCP connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 mod lmtp;
+mod parts;
 mod probe;
 mod through;
 
 pub use lmtp::run_lmtp;
+use parts::{Part, Parts};
 pub use probe::probe;
 pub use through::run_through;
 
 pub async fn run(transport: &SmtpTransport, job: &Job, mail_from: &ReversePath) -> Vec<(u32, Outcome)> {
-    let mut attempt = match Attempt::new(transport, job).await {
-        Ok(attempt) => Attempt { mail_from, ..attempt },
-        Err(outcomes) => return outcomes,
-    };
-    if let Some((_, first)) = job.recipients.first() {
-        attempt.at_domain(first.address.domain()).await;
+    let deadline = Instant::now() + ATTEMPT_MAX;
+    let Parts { parts, decided: mut outcomes } = Parts::of(transport, job, deadline).await;
+    for part in parts {
+        let job = part.of_job(job);
+        let Part { hosts, limits, policies, .. } = part;
+        match Attempt::new(transport, &job).await {
+            Ok(attempt) => {
+                let mut attempt = Attempt { mail_from, deadline, limits, servers: hosts.into(), ..attempt };
+                attempt.at_servers(&policies).await;
+                outcomes.extend(attempt.finish());
+            }
+            Err(unreadable) => outcomes.extend(unreadable),
+        }
     }
-    attempt.finish()
+    outcomes
+}
+
+fn too_long() -> Failure {
+    Failure::local("4.4.7", "", "the attempt took too long and was given up")
 }
 
 struct Attempt<'a> {
@@ -63,8 +76,8 @@ struct Attempt<'a> {
     worst: Option<Trouble>,
     /// Connections tried in vain.
     tries: usize,
-    /// What holds for the host that is tried; none for a named one.
-    policy: Option<HostPolicy>,
+    /// What holds for the host that is tried, one per domain of the recipients; none for a named one.
+    policies: Vec<HostPolicy>,
     /// Where its way is noted; none but for a test.
     trail: Option<Trail>,
     /// A server did not know BDAT: from here on all goes by DATA.
@@ -92,33 +105,27 @@ impl<'a> Attempt<'a> {
             deadline: Instant::now() + ATTEMPT_MAX,
             worst: None,
             tries: 0,
-            policy: None,
+            policies: Vec::new(),
             trail: None,
             without_bdat: false,
             is_final: false,
         })
     }
 
-    async fn at_domain(&mut self, domain: &Domain) {
-        let wish = self.job.message.tls;
-        let (hosts, policy) = match timeout_at(self.deadline, self.transport.hosts(domain, wish)).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(outcome)) => return self.decide_rest(&outcome),
-            // The attempt's time was used up by the name servers; `finish` says so.
-            Err(_) => return,
-        };
-        self.limits = self.transport.destinations.of(domain, &hosts);
-        let hosts: Arc<[Domain]> = hosts.into();
-        self.servers = hosts.clone();
+    /// `policies`: of the recipients' domains, whose servers these are.
+    async fn at_servers(&mut self, policies: &[DomainPolicy]) {
+        let hosts = self.servers.clone();
         let mut forbidden = None;
         for host in &*hosts {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
                 return;
             }
-            self.at_host(host, &policy, &mut forbidden).await;
+            self.at_host(host, policies, &mut forbidden).await;
         }
         // Nothing was tried, for reasons that will not pass.
-        if self.worst.is_none() {
+        if self.worst.is_none()
+            && let Some(DomainPolicy { domain, .. }) = policies.first()
+        {
             let outcome = match forbidden {
                 Some((host, ip, reason)) => mx::all_refused(domain, &host, ip, reason),
                 None => mx::no_addresses(domain, &hosts),
@@ -130,17 +137,23 @@ impl<'a> Attempt<'a> {
     async fn at_host(
         &mut self,
         host: &Domain,
-        policy: &DomainPolicy,
+        policies: &[DomainPolicy],
         forbidden: &mut Option<(Domain, IpAddr, Refused)>,
     ) {
-        let policy = match timeout_at(self.deadline, self.transport.policies.of_host(policy, host)).await {
-            Ok(Ok(policy)) => policy,
-            Ok(Err(unused)) => {
-                self.transport.tell_unused(&unused.policy, host);
-                return self.note(unused.trouble);
+        let mut found = Vec::with_capacity(policies.len());
+        for policy in policies {
+            match timeout_at(self.deadline, self.transport.policies.of_host(policy, host)).await {
+                Ok(Ok(policy)) => found.push(policy),
+                Ok(Err(unused)) => {
+                    self.transport.tell_unused(&unused.policy, host);
+                    return self.note(unused.trouble);
+                }
+                Err(_) => return,
             }
-            Err(_) => return,
-        };
+        }
+        // The same for all of them, as they share transactions.
+        let Some(terms) = found.first().map(|policy| policy.terms.clone()) else { return };
+        self.policies = found;
         let found = match timeout_at(
             self.deadline,
             self.transport.addresses(host, &self.servers, self.transport.settings.allow_private_addresses),
@@ -163,14 +176,13 @@ impl<'a> Attempt<'a> {
             if self.undecided().is_empty() || Instant::now() >= self.deadline {
                 return;
             }
-            self.policy = Some(policy.clone());
-            self.at_address(host, ip, &policy).await;
+            self.at_address(host, ip, &terms).await;
         }
     }
 
     /// With TLS as the policy has it; where that is broken and nothing demands it, once more without.
-    async fn at_address(&mut self, host: &Domain, ip: IpAddr, policy: &HostPolicy) {
-        let (first, terms) = (policy.terms.tls(), policy.terms.clone());
+    async fn at_address(&mut self, host: &Domain, ip: IpAddr, terms: &Terms) {
+        let (first, terms) = (terms.tls(), terms.clone());
         let address = SocketAddr::new(ip, self.transport.settings.mx_port);
         let mut way = Way { host: host.clone(), address, tls: first, terms, agreed: None, channel: Channel::Smtp };
         let Err(trouble) = self.by_way(&way).await else { return };
@@ -266,8 +278,10 @@ impl<'a> Attempt<'a> {
         let name = tls::server_name(host, address.ip());
         let opened = Connection::open(stream, client, connector, name, &judge, self.deadline).await;
         let flaw = super::flaw(&opened).filter(|_| *mode != Tls::Never);
-        if let (Some(policy), Some(flaw)) = (&self.policy, flaw) {
-            transport.tell(policy, host, address.ip(), flaw).await;
+        if let Some(flaw) = flaw {
+            for policy in &self.policies {
+                transport.tell(policy, host, address.ip(), flaw.clone()).await;
+            }
         }
         opened
     }
@@ -366,7 +380,7 @@ impl<'a> Attempt<'a> {
         let for_want_of_tls = self.worst.as_ref().is_some_and(|worst| worst.stage == Stage::Tls);
         let mut why = match self.worst.take() {
             Some(trouble) => trouble.failure,
-            None => Failure::local("4.4.7", "", "the attempt took too long and was given up"),
+            None => too_long(),
         };
         match self.tries {
             0 | 1 => {}

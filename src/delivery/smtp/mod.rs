@@ -163,7 +163,8 @@ impl SmtpTransport {
         Ok(SmtpTransport { verifying, authorities, ..self })
     }
 
-    /// Tries the job once. All its recipients are at one domain. One outcome per recipient.
+    /// Tries the job once: recipients at domains that have the same servers share transactions. One outcome
+    /// per recipient.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
         attempt::run(self, job, &job.message.mail_from).await
     }

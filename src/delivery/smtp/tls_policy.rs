@@ -149,6 +149,15 @@ pub struct DomainPolicy {
     is_signed: bool,
 }
 
+impl DomainPolicy {
+    /// May mail for both share a transaction? Not where one of them has demands or reports of its own.
+    pub fn goes_with(&self, other: &DomainPolicy) -> bool {
+        let is_plain =
+            |policy: &DomainPolicy| !policy.is_signed && policy.sts.kept.is_none() && policy.sts.flaw.is_none();
+        is_plain(self) && is_plain(other) && (self.wish, self.sts.is_given_up) == (other.wish, other.sts.is_given_up)
+    }
+}
+
 /// What holds for one host of a domain.
 #[derive(Clone, Debug)]
 pub struct HostPolicy {
