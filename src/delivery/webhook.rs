@@ -208,7 +208,7 @@ impl Webhook {
             StatusCode::NOT_ACCEPTABLE => (Outcome::Fail(failure("5.7.1", said)), Reach::Answered),
             StatusCode::UNPROCESSABLE_ENTITY => (Outcome::Fail(failure("5.6.0", said)), Reach::Answered),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                (Outcome::Defer { why: failure("4.3.2", said), not_before_secs }, Reach::EndpointDown)
+                (Outcome::Defer { why: failure("4.4.5", said), not_before_secs }, Reach::EndpointDown)
             }
             StatusCode::GONE => {
                 tracing::warn!(answer = said, "a webhook wants nothing more");
