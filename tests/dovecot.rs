@@ -90,7 +90,9 @@ async fn dovecot_answers_for_each_recipient() {
     let folder = tempfile::tempdir().unwrap();
     let server = TestServer::start(folder.path(), &conf(&dovecot.lmtp.to_string())).await;
     let id = send(&server, &["ann@home.test", "full@home.test", "gone@home.test"], "three").await;
-    let story = server.wait_for(id, |event| matches!(event, Event::Deferred { .. })).await;
+    server.wait_for(id, |event| matches!(event, Event::Deferred { .. })).await;
+    server.wait_for(id, |event| matches!(event, Event::Failed { .. })).await;
+    let story = server.wait_for(id, |event| matches!(event, Event::Delivered { .. })).await;
     let why = |wanted: &str| -> Failure {
         let found = story.entries.iter().find_map(|entry| match &entry.event {
             Event::Failed { recipient, why, .. } | Event::Deferred { recipient, why, .. }
