@@ -37,6 +37,7 @@ use crate::events::journal::{self, Journal};
 use crate::intake::sign::{SignError, Signer};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
+use crate::queue::suspend::Suspension;
 use crate::routing::loops;
 use crate::server::accounts::AccountsError;
 use crate::server::listener::{BindError, BoundListener, Listener};
@@ -154,6 +155,9 @@ impl App {
             upkeep: Arc::default(),
         });
 
+        if let Err(error) = transports.pauses().lift_outdated().await {
+            tracing::warn!(%error, "whether paused targets have another configuration cannot be seen");
+        }
         tell_suspended(&queue);
         let mut app = App {
             operator: operator.clone(),
@@ -348,10 +352,11 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<
 /// Nobody shall wonder why nothing leaves.
 fn tell_suspended(queue: &Queue) {
     for (what, since) in queue.gates().suspended() {
-        tracing::warn!(
-            since = rfc3339(since),
-            "{what} is suspended: mail for it is taken and waits until `postrider resume`"
-        );
+        let since = rfc3339(since);
+        match (&what, what.held_because()) {
+            (Suspension::Target(_), Some(because)) => tracing::warn!(since, "mail is held: {because}"),
+            _ => tracing::warn!(since, "{what} is suspended: mail for it is taken and waits until `postrider resume`"),
+        }
     }
 }
 

@@ -175,7 +175,7 @@ async fn what_is_no_failure_does_not_count() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bounces_do_not_count_against_the_limit_of_an_alias_which_may_have_them_too() {
     let more = format!("{VERP}[targets.returns]\nkind = \"maildir\"\npath = \"DATA_DIR/returns\"\n");
-    let aliases = "\"bounce@home.test\" = \"returns\"\n".to_owned();
+    let aliases = "'/^bounce(\\+.*)?@home\\.test$/' = \"returns\"\n".to_owned();
     let setting = Setting { aliases, ..Setting::new(START, &more).await };
     let server = setting.server().await;
     for number in 0..20 {

@@ -1,5 +1,6 @@
 //! What people can do to the running server over the admin socket.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use crate::intake::{Intake, Once};
 use crate::message::{Address, Draft, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
-use crate::queue::record::{Message, Recipient, Status};
+use crate::queue::record::{Message, Recipient, Route, Status};
 use crate::queue::suspend::Suspension;
 use crate::server::accounts::{Accounts, Verified};
 use crate::server::connection::AUTH_FAILURE_DELAY;
@@ -101,30 +102,13 @@ impl Backend for Operator {
     }
 
     async fn change(&self, action: Action, selection: Selection) -> Result<usize, Trouble> {
-        match selection.pick {
-            Pick::Ids(ids, filter) => {
-                let mut changed = 0;
-                for id in ids {
-                    let before = MessageId::from_u64(id.as_u64().saturating_sub(1));
-                    let page = Page { limit: 1, after: Some(before) };
-                    let mut found = self.list_of(Filter::default(), page).await?;
-                    found.retain(|listed| listed.id == id);
-                    let chosen =
-                        found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
-                    changed += self.change_all(action, chosen, selection.dry_run).await?;
-                }
-                Ok(changed)
-            }
-            Pick::Matching(filter) => {
-                let (mut changed, mut after) = (0, None);
-                loop {
-                    let slice = self.list_of(filter.clone(), Page { limit: SLICE_MESSAGES, after }).await?;
-                    let Some(last) = slice.last() else { return Ok(changed) };
-                    after = Some(last.id);
-                    changed += self.change_all(action, slice, selection.dry_run).await?;
-                }
-            }
+        let mut resumed = BTreeSet::new();
+        let changed = self.change_selected(action, selection, &mut resumed).await;
+        for what in resumed {
+            tracing::info!("{what} is tried again, and what was held for it is released");
+            self.release_for(&what).await?;
         }
+        changed
     }
 
     async fn submit(&self, draft: Draft, key: Option<Key>) -> Result<Once, Refusal> {
@@ -299,10 +283,9 @@ impl Operator {
         }
     }
 
-    /// Releases what was put aside, one by one, because a smart host was suspended.
+    /// Releases what was put aside, one by one, because a smart host or a target was suspended.
     pub(super) async fn release_for(&self, what: &Suspension) -> Result<(), Trouble> {
-        let Suspension::SmartHost(name) = what else { return Ok(()) };
-        let because = Suspension::held_because(name);
+        let Some(because) = what.held_because() else { return Ok(()) };
         let mut after = None;
         loop {
             let filter = Filter { status: Some(view::Status::Held), ..Filter::default() };
@@ -315,6 +298,63 @@ impl Operator {
             self.change_all(Action::Release, slice, false).await?;
         }
         self.queue.lifted(what).await.map_err(Trouble::new)
+    }
+
+    async fn change_selected(
+        &self,
+        action: Action,
+        selection: Selection,
+        resumed: &mut BTreeSet<Suspension>,
+    ) -> Result<usize, Trouble> {
+        match selection.pick {
+            Pick::Ids(ids, filter) => {
+                let mut changed = 0;
+                for id in ids {
+                    let before = MessageId::from_u64(id.as_u64().saturating_sub(1));
+                    let page = Page { limit: 1, after: Some(before) };
+                    let mut found = self.list_of(Filter::default(), page).await?;
+                    found.retain(|listed| listed.id == id);
+                    let chosen: Vec<Listed> =
+                        found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
+                    self.resume_targets(action, &chosen, selection.dry_run, resumed).await?;
+                    changed += self.change_all(action, chosen, selection.dry_run).await?;
+                }
+                Ok(changed)
+            }
+            Pick::Matching(filter) => {
+                let (mut changed, mut after) = (0, None);
+                loop {
+                    let slice = self.list_of(filter.clone(), Page { limit: SLICE_MESSAGES, after }).await?;
+                    let Some(last) = slice.last() else { return Ok(changed) };
+                    after = Some(last.id);
+                    self.resume_targets(action, &slice, selection.dry_run, resumed).await?;
+                    changed += self.change_all(action, slice, selection.dry_run).await?;
+                }
+            }
+        }
+    }
+
+    /// Who releases a message that waits for a paused target wants the target to be tried again. What else
+    /// waits for it is released when the change is made.
+    async fn resume_targets(
+        &self,
+        action: Action,
+        chosen: &[Listed],
+        dry_run: bool,
+        resumed: &mut BTreeSet<Suspension>,
+    ) -> Result<(), Trouble> {
+        if dry_run || !matches!(action, Action::Retry | Action::Release) {
+            return Ok(());
+        }
+        for recipient in chosen.iter().flat_map(|listed| &listed.recipients) {
+            let held_for = recipient.held_because.as_deref().and_then(Suspension::of_reason);
+            if let Some(what @ Suspension::Target(_)) = held_for
+                && self.queue.lift(&what).await.map_err(Trouble::new)?
+            {
+                resumed.insert(what);
+            }
+        }
+        Ok(())
     }
 
     async fn list_of(&self, filter: Filter, page: Page) -> Result<Vec<Listed>, Trouble> {
@@ -370,7 +410,7 @@ fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> 
     let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
     for recipient in &mut listed.recipients {
         let why = |due| queue.gates().why(&message.stream, recipient.attempts, due);
-        recipient.kept_back = recipient.due.and_then(why);
+        recipient.kept_back = recipient.due.and_then(|due| why(due).or_else(|| paused(queue, &recipient.route)));
     }
     listed
 }
@@ -388,6 +428,13 @@ fn unsuppressable(error: SuppressError) -> Complaint {
         SuppressError::Store(_) => "try again; the server's log says more".to_owned(),
     };
     Complaint::new(error.to_string(), remedy)
+}
+
+/// Why nothing goes to a target, if that is so.
+fn paused(queue: &Queue, route: &Route) -> Option<String> {
+    let Route::Target(name) = route else { return None };
+    let what = Suspension::Target(name.clone());
+    what.held_because().filter(|_| queue.gates().is_target_paused(name))
 }
 
 /// What is suspended, for people.
@@ -454,7 +501,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::message::Notify;
-    use crate::queue::record::Route;
 
     #[test]
     fn a_try_by_hand_keeps_the_time_of_the_one_it_is_before() {

@@ -120,6 +120,7 @@ fn sentence(event: &Event) -> String {
             format!("it says that mail came back from {}, and counts for nothing: {why}", about.join(", "))
         }
         Event::NoticeSent { sender, about } => format!("told {sender} about {about}"),
+        Event::NoticeWithheld { sender, about, why } => format!("did not tell {sender} about {about}: {why}"),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
-//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
+//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
 //! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one
 //! `report`, and `problem` says it.
@@ -13,6 +13,7 @@
 mod accounts;
 mod bounces;
 mod chains;
+mod command;
 mod destinations;
 mod domains;
 mod doors;
@@ -33,6 +34,7 @@ mod section;
 mod sender;
 mod smart_hosts;
 mod streams;
+pub mod targets;
 mod tree;
 mod trust;
 pub mod value;
@@ -53,6 +55,7 @@ pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
+pub use targets::Target;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -274,12 +277,6 @@ pub struct PatternAlias {
     pub text: String,
     pub regex: regex::Regex,
     pub destinations: Vec<Destination>,
-}
-
-#[derive(Clone, Debug)]
-pub enum Target {
-    Webhook { url: String, secret: Option<Secret>, timeout: Duration },
-    Maildir { path: PathBuf },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
 use super::{accounts, domains, doors, fetch, files, groups, keys};
-use super::{running, sender, smart_hosts, streams, trust, ways_out};
+use super::{running, sender, smart_hosts, streams, targets, trust, ways_out};
 use crate::message::{Address, Domain};
 
 /// Reads and checks the configuration in a file, and the files that it includes and names.
@@ -66,7 +66,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let domains = domains::domains(root, &names);
     let (mut aliases, mut origins) = destinations::aliases(root, &names);
     aliases.limits = trust::alias_limits(root);
-    let targets = destinations::targets(root);
+    let targets = targets::targets(root);
     let delivery = ways_out::delivery(root, hostname.as_ref());
     let destinations = groups::destinations(root);
     let mailboxes = fetch::mailboxes(root);

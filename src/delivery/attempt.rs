@@ -94,11 +94,9 @@ pub(super) struct TurnTaken {
 }
 
 impl TurnTaken {
-    /// What the attempt says of the servers. Targets are no servers of others.
+    /// What the attempt says of the servers, or of the target.
     fn learn(&mut self, outcomes: &[(u32, Outcome)]) {
-        if !matches!(self.of, Some((_, Destination::Target(_), _))) {
-            self.sign = Sign::of(outcomes.iter().map(|(_, outcome)| outcome));
-        }
+        self.sign = Sign::of(outcomes.iter().map(|(_, outcome)| outcome));
     }
 
     fn finish(&mut self) {

@@ -1,7 +1,7 @@
 //! From the queue to the far end: one job at a time, whatever the transport.
 //!
-//! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, `webhook`,
-//! `maildir`, `file`, `archive`, `graph`) tries one job and answers with an [`Outcome`] per recipient; what an
+//! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, which speaks LMTP too,
+//! `webhook`, `maildir`, `file`, `pipe`, `archive`, `graph`) tries one job and answers with an [`Outcome`] per recipient; what an
 //! outcome means for the queue is decided in `dispatch` alone. `oauth` has the tokens that some hosts take
 //! instead of a password.
 
@@ -24,9 +24,12 @@ pub mod host_test;
 mod http;
 pub mod https;
 mod kept;
+mod local_form;
 pub mod maildir;
 pub mod oauth;
 mod on_disk;
+mod paused;
+pub mod pipe;
 mod put_off;
 pub mod settle;
 pub mod shelf;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::config::{Config, Target};
+use crate::config::targets::LmtpAddress;
+use crate::config::{Config, SmartHostTls, Target};
 use crate::dns::Resolver;
 use crate::message::{Address, Domain};
 use crate::queue::Queue;
@@ -24,9 +25,11 @@ use super::http::ClientError;
 use super::https::Https;
 use super::maildir::Maildir;
 use super::oauth::{Tokens, TokensError};
+use super::paused::Pauses;
+use super::pipe::Pipe;
 use super::shelf::Shelf;
-use super::smart_hosts::SmartHosts;
-use super::smtp::{SetupError, SmtpTransport, Timeouts, TlsPolicies};
+use super::smart_hosts::{SmartHosts, tls_mode};
+use super::smtp::{HostTarget, SetupError, SmtpTransport, Timeouts, TlsPolicies};
 use super::tls_report::Tally;
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
@@ -36,6 +39,10 @@ use super::{Job, Outcome};
 enum TargetTransport {
     Webhook(Box<Webhook>),
     Maildir(Maildir),
+    Lmtp(LmtpAddress),
+    Pipe(Pipe),
+    File(Files),
+    Smtp(Box<HostTarget>),
     Archive(Archive),
 }
 
@@ -49,6 +56,7 @@ pub struct Transports {
     files: Files,
     tls: TlsKnowledge,
     targets: BTreeMap<String, TargetTransport>,
+    pauses: Pauses,
 }
 
 /// What is known of TLS at other servers.
@@ -111,8 +119,9 @@ impl Transports {
         let smart_hosts = SmartHosts::new(clock.clone(), queue.clone(), tokens, graph);
         let marks = Marks::open(&config.data_dir)
             .map_err(|source| SetUpError::Marks { path: config.data_dir.clone(), source })?;
+        let pauses = Pauses::new(config.clone(), queue.clone());
         let (config, clock) = (config.clone(), clock.clone());
-        Ok(Transports { config, clock, marks, smtp, smart_hosts, files, tls, targets })
+        Ok(Transports { config, clock, marks, smtp, smart_hosts, files, tls, targets, pauses })
     }
 
     /// Other time-outs of SMTP than those of RFC 5321.
@@ -131,26 +140,48 @@ impl Transports {
                 outcomes.extend(if allowed.recipients.is_empty() { Vec::new() } else { self.send(&allowed).await });
                 outcomes
             }
-            Some(Route::Target(name)) => match self.targets.get(name) {
-                Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
-                Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
-                Some(TargetTransport::Archive(archive)) => archive.deliver(job).await,
-                None if Route::Target(name.clone()).is_archive() => {
-                    let why = Failure::local("5.3.5", name, "this [[archive]] is not in the configuration any more");
-                    all(job, &Outcome::Fail(why))
-                }
-                None => {
-                    let reason = format!(
-                        "there is no target {name} in the configuration any more; add [targets.{name}] or cancel"
-                    );
-                    all(job, &Outcome::Defer { why: Failure::local("4.3.5", name, reason), not_before_secs: None })
-                }
-            },
+            Some(Route::Target(name)) => self.hand_over(name, job).await,
         }
     }
 }
 
 impl Transports {
+    /// To a target.
+    async fn hand_over(&self, name: &str, job: &Job) -> Vec<(u32, Outcome)> {
+        match self.targets.get(name) {
+            Some(TargetTransport::Webhook(webhook)) => {
+                if let Some(held) = self.pauses.held(name, job) {
+                    return held;
+                }
+                let mut outcomes = webhook.deliver(job).await;
+                self.pauses.heed(name, &mut outcomes).await;
+                outcomes
+            }
+            Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
+            Some(TargetTransport::Lmtp(address)) => self.smtp.deliver_lmtp(job, address).await,
+            Some(TargetTransport::Pipe(pipe)) => pipe.deliver(job).await,
+            Some(TargetTransport::File(files)) => files.deliver(job).await,
+            Some(TargetTransport::Smtp(host)) => {
+                self.smtp.deliver_through(job, std::slice::from_ref(host)).await.outcomes
+            }
+            Some(TargetTransport::Archive(archive)) => archive.deliver(job).await,
+            None if Route::Target(name.to_owned()).is_archive() => {
+                let why = Failure::local("5.3.5", name, "this [[archive]] is not in the configuration any more");
+                all(job, &Outcome::Fail(why))
+            }
+            None => {
+                let reason =
+                    format!("there is no target {name} in the configuration any more; add [targets.{name}] or cancel");
+                all(job, &Outcome::Defer { why: Failure::local("4.3.5", name, reason), not_before_secs: None })
+            }
+        }
+    }
+
+    /// Targets that are paused.
+    pub fn pauses(&self) -> &Pauses {
+        &self.pauses
+    }
+
     /// The servers that take mail for a domain, in no order; none if that cannot be found out now.
     pub async fn exchangers(&self, domain: &Domain) -> Option<Vec<Domain>> {
         self.smtp.exchangers(domain).await
@@ -274,6 +305,19 @@ fn set_up(config: &Arc<Config>, name: &str, target: &Target, clock: &Clock) -> R
             TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
+        Target::Lmtp { address } => TargetTransport::Lmtp(address.clone()),
+        Target::Pipe { command, timeout } => TargetTransport::Pipe(Pipe::new(name, command, *timeout)),
+        Target::File { path } => TargetTransport::File(Files::target(name, path)),
+        Target::Smtp { host, port, tls } => TargetTransport::Smtp(Box::new(HostTarget {
+            host: host.clone(),
+            port: *port,
+            tls: tls_mode(*tls),
+            // Who asks for no more than "opportunistic" takes what is there.
+            verify_certificate: matches!(tls, SmartHostTls::Required | SmartHostTls::Implicit),
+            login: None,
+            mail_from: None,
+            debug: false,
+        })),
     })
 }
 

@@ -42,7 +42,10 @@ impl Counters {
             Event::Accepted { origin, .. } => &self.accepted[door(&origin.door)],
             Event::Imported { .. } => &self.imported,
             Event::NoticeSent { .. } => &self.notices,
-            Event::Routed { .. } | Event::DelayReported { .. } | Event::NotBelieved { .. } => return,
+            Event::Routed { .. }
+            | Event::DelayReported { .. }
+            | Event::NotBelieved { .. }
+            | Event::NoticeWithheld { .. } => return,
             Event::Unsure { .. } => {
                 self.unsure.fetch_add(1, Ordering::Relaxed);
                 &self.outcomes[2]

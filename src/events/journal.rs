@@ -168,5 +168,6 @@ fn log(id: MessageId, event: &Event) {
         Event::Suppressed { recipient, reason } => tracing::info!(%id, %recipient, reason, "suppressed"),
         Event::NotBelieved { about, why } => tracing::info!(%id, about = about.join(", "), why, "not believed"),
         Event::NoticeSent { sender, about } => tracing::info!(%id, %sender, about, "notice sent"),
+        Event::NoticeWithheld { sender, about, why } => tracing::info!(%id, %sender, about, why, "no notice sent"),
     }
 }

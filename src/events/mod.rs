@@ -158,4 +158,10 @@ pub enum Event {
         sender: Address,
         about: String,
     },
+    /// The sender is not told, because it may not be who wrote.
+    NoticeWithheld {
+        sender: Address,
+        about: String,
+        why: String,
+    },
 }

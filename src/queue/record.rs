@@ -137,7 +137,8 @@ pub fn streamed_numbers(chunks: u32) -> std::ops::Range<u32> {
 /// The `recipient` record: one delivery to one place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipient {
-    /// Where it goes: for a remote route the address in RCPT, for a target the address it came in for.
+    /// Where it goes: for a remote route the address in RCPT, for a target the address it came in for, or the
+    /// one of ours to which that leads, where the target has mailboxes of its own.
     pub address: Address,
     /// The address that was written in RCPT, if an alias or `delivery.redirect_all_to` led from there to
     /// here.

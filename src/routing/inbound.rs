@@ -38,7 +38,8 @@ pub enum Resolution {
 /// One place to which a recipient leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The address elsewhere for [`Route::Remote`], else the address it came in for.
+    /// The address elsewhere for [`Route::Remote`]; for a target the address it came in for, or, where the target
+    /// has mailboxes of its own, the last one of ours on the way.
     pub address: Address,
     /// The address it came in for.
     pub alias: Address,
@@ -75,7 +76,7 @@ pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
         None => Resolution::Unknown,
         Some(entry) => {
             let mut walk = Walk::new(config, recipient, &entry);
-            walk.follow(&entry.destinations, &mut vec![recipient.lookup_key()]);
+            walk.follow(&entry.destinations, recipient, &mut vec![recipient.lookup_key()]);
             walk.finish()
         }
     };
@@ -93,8 +94,7 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
         _ if delivery.discard => "discard".to_owned(),
         Route::Remote => format!("forward to {}", delivery.address),
         Route::Target(name) => match config.targets.get(name) {
-            Some(Target::Webhook { .. }) => format!("webhook {name}"),
-            Some(Target::Maildir { .. }) => format!("maildir {name}"),
+            Some(target) => format!("{} {name}", target.kind()),
             None => format!("target {name}, which the configuration does not have"),
         },
     };
@@ -109,7 +109,10 @@ pub fn passes_on(config: &Config, route: &Route) -> bool {
     match route {
         Route::Remote => true,
         Route::Target(name) => match config.targets.get(name) {
-            Some(Target::Webhook { .. } | Target::Maildir { .. }) | None => false,
+            Some(Target::Lmtp { .. } | Target::Smtp { .. }) => true,
+            // What a program does with it is its own affair, and it may well pass it on.
+            Some(Target::Pipe { .. }) => true,
+            Some(Target::Webhook { .. } | Target::Maildir { .. } | Target::File { .. }) | None => false,
         },
     }
 }
@@ -248,12 +251,18 @@ impl<'c> Walk<'c> {
     }
 
     /// `path`: the addresses that led here, so that a circle ends.
-    fn follow(&mut self, destinations: &[Destination], path: &mut Vec<String>) {
+    /// `at`: the address that these are the destinations of.
+    fn follow(&mut self, destinations: &[Destination], at: &Address, path: &mut Vec<String>) {
         for destination in destinations {
             match destination {
                 Destination::Discard => self.discard = true,
                 Destination::Reject => self.rejected = true,
-                Destination::Target(name) => self.push(self.recipient.clone(), Route::Target(name.clone())),
+                Destination::Target(name) => {
+                    // A server with mailboxes of its own knows those, and not what we call all of them.
+                    let has_mailboxes = self.config.targets.get(name).is_some_and(Target::has_mailboxes);
+                    let address = if has_mailboxes { at } else { self.recipient };
+                    self.push(address.clone(), Route::Target(name.clone()));
+                }
                 Destination::Address(address) if self.config.is_own(address.domain()) => self.own(address, path),
                 Destination::Address(address) => self.push(address.clone(), Route::Remote),
             }
@@ -276,7 +285,7 @@ impl<'c> Walk<'c> {
         }
         path.push(key);
         match entry(self.config, address) {
-            Some(entry) => self.follow(&entry.destinations, path),
+            Some(entry) => self.follow(&entry.destinations, address, path),
             None => {
                 self.lost.insert(format!("an alias leads to {address}, which does not exist"));
             }

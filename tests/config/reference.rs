@@ -213,7 +213,13 @@ fn every_supported_key_is_read() {
             }
         }
         if path.starts_with("targets") && !path.ends_with("kind") {
-            let kind = if path.ends_with("path") { "maildir" } else { "webhook" };
+            let kind = match path.rsplit('.').next().unwrap() {
+                "path" => "maildir",
+                "address" => "lmtp",
+                "command" => "pipe",
+                "host" | "port" | "tls" => "smtp",
+                _ => "webhook",
+            };
             text += &format!("targets.\"a.example\".kind = \"{kind}\"\n");
         }
         if path.starts_with("smart_hosts") && !path.ends_with("host") {

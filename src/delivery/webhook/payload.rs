@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use crate::clock::rfc3339;
 use crate::message::header::{Headers, message_id, unfold};
 use crate::message::mime::{self, Content, Part};
-use crate::message::{Findings, ReversePath};
+use crate::message::{Address, Findings, ReversePath};
 use crate::queue::record::{Answered, Message, Recipient};
 
 /// How a recipient is known in webhooks: the same in every attempt, for receivers that drop copies.
@@ -81,10 +81,7 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, known: &Known<'_
     let Known { separator, target, groups, may_answer } = known;
     let address = &recipient.address;
     let peer = message.origin.peer.as_ref();
-    let (local, subaddress) = match separator.and_then(|separator| address.local().split_once(separator)) {
-        Some((local, detail)) if !local.is_empty() && !address.local().starts_with('"') => (local, Some(detail)),
-        _ => (address.local(), None),
-    };
+    let (alias, subaddress) = matched(address, *separator);
     let event = Event {
         r#type: "inbound.received",
         id,
@@ -102,7 +99,7 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, known: &Known<'_
             },
             matched: Matched {
                 domain: address.domain().as_str(),
-                alias: format!("{local}@{}", address.domain()),
+                alias,
                 subaddress,
                 target,
                 groups,
@@ -116,6 +113,15 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, known: &Known<'_
     json.truncate(json.len().saturating_sub(2));
     json.push(b',');
     json
+}
+
+/// The address without its subaddress, and that.
+pub fn matched(address: &Address, separator: Option<char>) -> (String, Option<&str>) {
+    let (local, subaddress) = match separator.and_then(|separator| address.local().split_once(separator)) {
+        Some((local, detail)) if !local.is_empty() && !address.local().starts_with('"') => (local, Some(detail)),
+        _ => (address.local(), None),
+    };
+    (format!("{local}@{}", address.domain()), subaddress)
 }
 
 /// Closes the event; `data` has been closed by [`shared`].

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
 use crate::config::ReturnPath;
+use crate::config::targets::LmtpAddress;
 use crate::routing::fixture;
 
 fn address(text: &str) -> Address {
@@ -33,6 +34,27 @@ fn lines(config: &Config, recipient: &str) -> Vec<String> {
         }
         other => panic!("{recipient}: {other:?}"),
     }
+}
+
+#[test]
+fn a_server_with_mailboxes_is_told_which_they_are() {
+    let mut config = config(&[
+        ("all@example.com", &[to("ann@example.com"), to("bob@example.com")]),
+        ("ann@example.com", &[target("box"), target("mailboxes")]),
+        ("bob@example.com", &[target("box"), target("mailboxes")]),
+    ]);
+    let address = LmtpAddress::Unix("/run/lmtp".into());
+    config.targets.insert("mailboxes".into(), Target::Lmtp { address });
+    config.targets.insert("box".into(), Target::Maildir { path: "/var/mail/box".into() });
+    let Resolution::Deliveries(found) = resolve(&config, &self::address("all@example.com")) else { panic!() };
+    let found: Vec<(String, String)> =
+        found.iter().map(|one| (one.address.to_string(), describe(&config, one))).collect();
+    let wanted = [
+        ("all@example.com", "maildir box"),
+        ("ann@example.com", "lmtp mailboxes"),
+        ("bob@example.com", "lmtp mailboxes"),
+    ];
+    assert_eq!(found, wanted.map(|(address, place)| (address.to_owned(), place.to_owned())));
 }
 
 #[test]
