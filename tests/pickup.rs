@@ -12,8 +12,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use postrider::clock::Clock;
 use postrider::config;
-use postrider::intake::pickup::{Door, Watcher, run};
-use postrider::message::{Door as CameBy, Draft, MessageId};
+use postrider::intake::pickup::notice::{self, About};
+use postrider::intake::pickup::{Door, Folder, Task, Watcher};
+use postrider::message::{Address, Door as CameBy, Draft, MessageId};
 use postrider::smtp::Reply;
 use postrider::smtp::reply::Refusal;
 use postrider::store::{Batch, Entry, Store, StoreError, Table};
@@ -24,9 +25,22 @@ use tokio_util::sync::CancellationToken;
 const NOW: u64 = 1_795_300_017_000;
 const SETTLE: u64 = 2_000;
 const MAX_SIZE: u64 = 10_000;
+const CONF: &str = r#"
+hostname = "mail.example.com"
+data_dir = "/nonexistent"
+[domains."example.com"]
+[accounts.shop]
+password = "secret"
+streams = ["bulk"]
+max_recipients = 10
+[pickup.main]
+path = "FOLDER"
+account = "shop"
+"#;
 
 /// The server as the folder sees it. `crash_at`: the call of this number never returns.
 struct Desk {
+    config: config::Config,
     store: Store,
     accepted: Mutex<Vec<Draft>>,
     refuse: Mutex<Option<Refusal>>,
@@ -73,6 +87,17 @@ impl Door for Desk {
         .await
     }
 
+    fn recipient(&self, recipient: &Address) -> Result<(), Refusal> {
+        match recipient.local() {
+            "nobody" => Err(Refusal::plain(Reply::new(550, (1, 1), "there is no such address here"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn notice(&self, about: &About<'_>) -> Option<Draft> {
+        notice::write(&self.config, about, NOW)
+    }
+
     async fn write(&self, batch: Batch) -> Result<(), StoreError> {
         self.call(|| self.store.write(&[batch], false)).await
     }
@@ -91,10 +116,18 @@ struct Yard {
 
 impl Yard {
     fn new() -> Yard {
+        Yard::with("")
+    }
+
+    /// `more`: keys of the folder.
+    fn with(more: &str) -> Yard {
         let base = tempfile::tempdir().unwrap();
         let folder = base.path().join("pickup");
         fs::create_dir(&folder).unwrap();
+        let text = CONF.replace("FOLDER", folder.to_str().unwrap()) + more;
+        let config = config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}"));
         let desk = Desk {
+            config,
             store: Store::open(&base.path().join("store")).unwrap(),
             accepted: Mutex::default(),
             refuse: Mutex::default(),
@@ -105,10 +138,12 @@ impl Yard {
         Yard { base, folder, desk: Arc::new(desk), clock: Clock::manual(NOW) }
     }
 
+    fn folder(&self) -> Folder {
+        Folder { max_size: MAX_SIZE, ..Folder::of(&self.desk.config, "main").unwrap() }
+    }
+
     fn watcher(&self) -> Watcher<Desk> {
-        let pickup =
-            config::Pickup { path: self.folder.clone(), account: "shop".into(), settle: Duration::from_millis(SETTLE) };
-        Watcher::new("main".into(), pickup, MAX_SIZE, Arc::clone(&self.desk), self.clock.clone())
+        Watcher::new(self.folder(), Arc::clone(&self.desk), self.clock.clone())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -141,6 +176,10 @@ impl Yard {
     fn refuse(&self, refusal: Option<Reply>) {
         *self.desk.refuse.lock().unwrap() = refusal.map(Refusal::plain);
     }
+}
+
+fn me() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 fn set_modified(path: &Path, millis: u64) {
@@ -181,7 +220,7 @@ async fn a_settled_file_is_queued_and_removed() {
     assert_eq!(draft.envelope.mail_from.to_string(), "a@example.com");
     assert_eq!(draft.envelope.recipients.len(), 2);
     assert_eq!(draft.origin.account.as_deref(), Some("shop"));
-    assert_eq!(draft.origin.door, CameBy::Pickup { folder: "main".into(), file: "Some Mail.EML".into() });
+    assert_eq!(draft.origin.door, CameBy::Pickup { folder: "main".into(), file: "Some Mail.EML".into(), owner: Some(me()) });
 }
 
 #[tokio::test]
@@ -526,17 +565,9 @@ async fn the_task_takes_files_until_it_is_told_to_stop() {
     yard.put("x.eml", &mail("x"), 5_000);
     crash(&yard, Crash { call: 1, after: false }).await;
     assert_eq!(yard.names(), ["x.tmp"]);
-    let pickup =
-        config::Pickup { path: yard.folder.clone(), account: "shop".into(), settle: Duration::from_millis(SETTLE) };
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(run(
-        "main".into(),
-        pickup,
-        MAX_SIZE,
-        Arc::clone(&yard.desk),
-        yard.clock.clone(),
-        shutdown.clone(),
-    ));
+    let (task, _handle) = Task::new(yard.folder(), Arc::clone(&yard.desk), yard.clock.clone());
+    let task = tokio::spawn(task.run(shutdown.clone()));
     while yard.accepted().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

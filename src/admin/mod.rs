@@ -15,7 +15,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::delivery::host_test::{Report, Wish};
+use crate::delivery::host_test::{self, Wish};
+use crate::intake::pickup::Report;
 use crate::message::{Draft, MessageId};
 use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
@@ -24,6 +25,7 @@ pub(crate) mod api;
 pub mod filter;
 pub mod metrics;
 pub mod socket;
+pub(crate) mod pickup;
 pub(crate) mod suspend;
 pub mod transfer;
 pub(crate) mod upkeep;
@@ -96,7 +98,12 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Tests a smart host with what this server knows of it.
-    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<Report, Complaint>> + Send {
+    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<host_test::Report, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Takes what is ready in this pickup folder, or in all, and tells what became of it.
+    fn pick_up(&self, _folder: Option<String>) -> impl Future<Output = Result<Vec<Report>, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

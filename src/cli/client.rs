@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer, SubmitAnswer};
 use crate::admin::filter::SelectionBody;
+use crate::admin::pickup::{PickupAnswer, PickupBody};
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
@@ -134,6 +135,11 @@ impl Client {
         let path = if on { "/api/v1/suspend" } else { "/api/v1/resume" };
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
         self.post(path, "application/json", body.into()).await
+    }
+
+    pub(super) async fn pick_up(&self, body: &PickupBody) -> Result<PickupAnswer, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        self.work("/api/v1/pickup/once", body.into()).await
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

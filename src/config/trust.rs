@@ -8,6 +8,7 @@ use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain};
 use super::{Account, AddressOrDomain, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup};
+use super::{PickupDone, PickupFormat};
 
 const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;
@@ -93,6 +94,18 @@ fn no_account(text: &str, names: &Names) -> Wrong {
     Wrong::reference(format!("there is no account named {text:?}"), remedy)
 }
 
+/// Files a minute that `max_per_minute` may allow.
+const FILES_PER_MINUTE_MAX: i64 = 1_000_000;
+
+const FORMATS: [(&str, PickupFormat); 4] = [
+    ("auto", PickupFormat::Auto),
+    ("exchange", PickupFormat::Exchange),
+    ("iis", PickupFormat::Iis),
+    ("replay", PickupFormat::Replay),
+];
+
+const DONE: [(&str, PickupDone); 2] = [("delete", PickupDone::Delete), ("archive", PickupDone::Archive)];
+
 pub(super) fn pickup(
     root: &Section<'_>,
     accounts: &BTreeMap<String, Account>,
@@ -113,7 +126,10 @@ pub(super) fn pickup(
         if !paths.insert(path.clone()) {
             item.problem(ProblemKind::Duplicate, "another pickup uses this folder", "Give each a folder of its own.");
         }
-        folders.insert(name.to_owned(), Pickup { path, account, settle });
+        let format = section.choice("format", &FORMATS, PickupFormat::Auto);
+        let done = section.choice("done", &DONE, PickupDone::Delete);
+        let max_per_minute = section.count("max_per_minute", 0..=FILES_PER_MINUTE_MAX, 0);
+        folders.insert(name.to_owned(), Pickup { path, account, settle, format, done, max_per_minute });
     }
     folders
 }

@@ -26,7 +26,7 @@ impl Intake {
         account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
 
-    fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
+    pub(super) fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
         match resolve(&self.config, recipient) {
             Resolution::Deliveries(_) => Ok(()),
             Resolution::NotOurs if role == Role::Submission => Ok(()),
