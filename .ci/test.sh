@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole suite: a Python and a Postfix, the other implementations that ours is tested against,
+# The whole suite: a Python, a Node and a Postfix, the other implementations that ours is tested against,
 # then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,8 +24,29 @@ if cmp -s "$wanted" "$venv/requirements.txt"; then
     # The tests take this Python, and fail if it cannot do what they need.
     export POSTRIDER_TEST_PYTHON="$venv/bin/python"
 else
-    skipped="WARNING: dkimpy could not be installed from PyPI; tests against it are SKIPPED."
+    skipped="WARNING: dkimpy and Django could not be installed from PyPI; tests with them are SKIPPED."
     echo "$skipped" >&2
+fi
+
+# The same for Nodemailer, where there is a Node.
+node=$CARGO_TARGET_DIR/node
+wanted=tests/interop/package.json
+if command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; then
+    if ! cmp -s "$wanted" "$node/installed.json"; then
+        echo "Installing $wanted into $node"
+        mkdir -p "$node"
+        cp "$wanted" "$node/package.json"
+        if npm install --prefix "$node" --silent --no-audit --no-fund --no-package-lock --ignore-scripts; then
+            cp "$wanted" "$node/installed.json"
+        fi
+    fi
+fi
+if cmp -s "$wanted" "$node/installed.json"; then
+    export POSTRIDER_TEST_NODE="$node"
+else
+    more="WARNING: there is no Node, or Nodemailer could not be installed from npm; tests with it are SKIPPED."
+    echo "$more" >&2
+    skipped="$skipped${skipped:+ }$more"
 fi
 
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.

@@ -292,7 +292,9 @@ async fn files_of_every_client_give_the_right_envelope_and_body_and_hide_blind_c
             assert!(header.contains(kept), "{}: {kept} is not in\n{header}", case.name);
         }
         let lower = header.to_ascii_lowercase();
-        assert!(!lower.contains("blind@") && !lower.contains("\nbcc:"), "{}\n{header}", case.name);
+        // Who is the only one may read its own address in Received.
+        let told = if case.to.len() == 1 { lower.replace("for <blind@far.test>;", "") } else { lower.clone() };
+        assert!(!told.contains("blind@") && !told.contains("\nbcc:"), "{}\n{header}", case.name);
         assert!(!lower.contains("x-createdby") && !lower.contains("x-postrider-stream"), "{}\n{header}", case.name);
         assert!(lower.contains("with pickup id") && lower.contains("\ndkim-signature:"), "{}\n{header}", case.name);
     }
