@@ -33,7 +33,9 @@ struct Case {
 }
 
 fn stuffed(body: &str) -> String {
-    body.split_inclusive("\r\n").map(|line| if line.starts_with('.') { format!(".{line}") } else { line.into() }).collect()
+    body.split_inclusive("\r\n")
+        .map(|line| if line.starts_with('.') { format!(".{line}") } else { line.into() })
+        .collect()
 }
 
 /// System.Net.Mail: one X-Receiver for each To, Cc and Bcc, no Bcc field, header in the order of its
@@ -69,7 +71,11 @@ fn dot_nets() -> Vec<Case> {
     vec![
         // .NET Framework: SpecifiedPickupDirectory and PickupDirectoryFromIis; dots as in SMTP.
         case("net-framework", "auto", dot_net("net-framework", &stuffed(BODY))),
-        case("net-framework-iis", "iis", [dot_net("net-framework-iis", &stuffed(BODY)), b".\r\nnot sent\r\n".into()].concat()),
+        case(
+            "net-framework-iis",
+            "iis",
+            [dot_net("net-framework-iis", &stuffed(BODY)), b".\r\nnot sent\r\n".into()].concat(),
+        ),
         // .NET Core 3 and later: no doubled dots.
         case("net-core", "auto", dot_net("net-core", BODY)),
     ]
@@ -154,7 +160,8 @@ fn exchange_replay() -> Vec<Case> {
         from: "bounces@home.test",
         to: vec!["blind@far.test", "to@far.test"],
         // Every line with a dot has two: the old habit is seen where none was. `replay` says better.
-        body: if folder == "replay" { "..a body that nobody stuffed\r\n" } else { ".a body that nobody stuffed\r\n" }.into(),
+        body: if folder == "replay" { "..a body that nobody stuffed\r\n" } else { ".a body that nobody stuffed\r\n" }
+            .into(),
         kept: vec!["Received: from EX01.home.test", "To: list@far.test"],
     };
     vec![case("exchange-replay", "replay"), case("exchange-replay-auto", "auto")]

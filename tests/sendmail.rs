@@ -157,7 +157,8 @@ async fn php_sends_as_its_mail_function_writes() {
     let post = Post::new(TRUSTED).await;
     let headers = "X-PHP-Originating-Script: 33:order.php";
     for (count, end) in ["\n", "\r\n"].into_iter().enumerate() {
-        let more = ["From: Shop <shop@home.test>", "Cc: cc@far.test", "Bcc: blind@far.test", "MIME-Version: 1.0"].join(end);
+        let more =
+            ["From: Shop <shop@home.test>", "Cc: cc@far.test", "Bcc: blind@far.test", "MIME-Version: 1.0"].join(end);
         let input = format!(
             "To: you@far.test{end}Subject: Order {count}{end}{headers}{end}{more}{end}{end}Line one\n.\nLine three\r\n{end}"
         );
@@ -196,7 +197,9 @@ async fn pythons_email_package_sends_by_sendmail() {
     let taken = post.arrived(1).await.remove(0);
     assert_eq!(taken.recipients, ["you@far.test", "blind@far.test"]);
     let text = text(&taken);
-    assert!(text.contains("=?utf-8?") && text.contains("\r\nContent-Type: multipart/mixed") && !text.contains("blind@"));
+    assert!(
+        text.contains("=?utf-8?") && text.contains("\r\nContent-Type: multipart/mixed") && !text.contains("blind@")
+    );
 }
 
 fn interop(name: &str) -> PathBuf {
@@ -217,7 +220,11 @@ async fn djangos_smtp_back_end_sends_without_special_settings() {
     let with_parts = taken.iter().find(|taken| text(taken).contains("multipart/alternative")).unwrap();
     assert_eq!(with_parts.recipients, ["you@far.test", "cc@far.test", "blind@far.test"]);
     assert!(!text(with_parts).contains("blind@"));
-    assert!(taken.iter().any(|taken| text(taken).contains("\r\n\r\nGr=C3=BC=C3=9Fe") || text(taken).contains("\r\n\r\nGrüße")));
+    assert!(
+        taken
+            .iter()
+            .any(|taken| text(taken).contains("\r\n\r\nGr=C3=BC=C3=9Fe") || text(taken).contains("\r\n\r\nGrüße"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,7 +323,8 @@ async fn who_is_not_trusted_is_told_at_once_with_and_without_a_server() {
         assert!(post.maildrop().is_empty());
     }
     let conf = post.base.path().join("postrider.toml");
-    std::fs::write(&conf, format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n", post.data().display())).unwrap();
+    std::fs::write(&conf, format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n", post.data().display()))
+        .unwrap();
     let output = post.call(&["--config", conf.to_str().unwrap(), "you@far.test"], b"hi\n").await;
     assert_eq!(output.status.code(), Some(NOPERM));
     assert!(show(&output).contains("networks.trusted"), "{}", show(&output));
@@ -392,7 +400,8 @@ async fn a_user_without_rights_sends_and_leaves_messages() {
 async fn mailq_lists_the_queue() {
     let mut post = Post::new(TRUSTED).await;
     let conf = post.base.path().join("postrider.toml");
-    std::fs::write(&conf, format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n", post.data().display())).unwrap();
+    std::fs::write(&conf, format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n", post.data().display()))
+        .unwrap();
     symlink(BINARY, post.base.path().join("mailq")).unwrap();
     let mut mailq = Command::new(post.base.path().join("mailq"));
     let output = run(mailq.arg("--config").arg(&conf), b"").await;

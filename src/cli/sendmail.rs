@@ -88,9 +88,8 @@ pub(super) fn run(words: &[OsString], config: Option<&Path>) -> ExitCode {
 }
 
 fn act(options: &Options) -> Result<(), Trouble> {
-    let say = |text: &str| {
-        super::text::print(text).map_err(|error| Trouble::new(EX_IOERR, format!("cannot write: {error}")))
-    };
+    let say =
+        |text: &str| super::text::print(text).map_err(|error| Trouble::new(EX_IOERR, format!("cannot write: {error}")));
     match options.mode {
         Mode::Help => say(options::HELP),
         Mode::Nothing => Ok(()),

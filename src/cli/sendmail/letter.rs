@@ -11,7 +11,16 @@ use crate::message::{Address, ReversePath};
 
 /// Fields whose addresses may lack their domain.
 const WITH_ADDRESSES: [&str; 11] = [
-    "From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc",
+    "From",
+    "Sender",
+    "Reply-To",
+    "To",
+    "Cc",
+    "Bcc",
+    "Resent-From",
+    "Resent-Sender",
+    "Resent-To",
+    "Resent-Cc",
     "Resent-Bcc",
 ];
 
@@ -269,7 +278,9 @@ mod tests {
         assert_eq!(to(&letter), ["b@x.test", "root@my.test", "c@x.test", "d@x.test"]);
         assert_eq!(letter.sender.to_string(), "ann@my.test");
         let text = String::from_utf8(letter.content).unwrap();
-        assert!(text.starts_with("To: b@x.test\r\nCc: root@my.test\r\nSubject: hi\r\nFrom: Ann Example <ann@my.test>\r\n"));
+        assert!(
+            text.starts_with("To: b@x.test\r\nCc: root@my.test\r\nSubject: hi\r\nFrom: Ann Example <ann@my.test>\r\n")
+        );
         assert!(text.contains("\r\nDate: ") && text.contains("@my.test>\r\n\r\nhello\r\n"), "{text}");
         assert!(!text.contains("Bcc") && !text.contains("c@x.test"));
     }
@@ -280,7 +291,9 @@ mod tests {
         let letter = written("just text\nmore: text\n", options).unwrap();
         assert!(letter.sender.is_null());
         let text = String::from_utf8(letter.content).unwrap();
-        assert!(text.starts_with("From: ann@my.test\r\nDate: ") && text.ends_with("\r\n\r\njust text\r\nmore: text\r\n"));
+        assert!(
+            text.starts_with("From: ann@my.test\r\nDate: ") && text.ends_with("\r\n\r\njust text\r\nmore: text\r\n")
+        );
         let options = Options { recipients: vec!["a, b@x.test".into()], ..Options::default() };
         let letter = written("From x Mon Jan 1\nFrom: a@x.test\nSubject: s\nno field\n", options).unwrap();
         assert_eq!(to(&letter), ["a@my.test", "b@x.test"]);

@@ -116,7 +116,8 @@ mod tests {
             ..Options::default()
         };
         put(folder.path(), &letter(), &options).unwrap();
-        let [path] = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>().try_into().unwrap();
+        let [path] =
+            fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>().try_into().unwrap();
         assert!(path.extension().is_some_and(|ending| ending == "eml"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         let eml = read_eml(&fs::read(path).unwrap(), PickupFormat::Replay, None).unwrap();

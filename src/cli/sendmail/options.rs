@@ -186,7 +186,10 @@ mod tests {
         assert_eq!(parsed("-bs").mode, Mode::Smtp);
         assert_eq!(parsed("-bp").mode, Mode::List);
         assert_eq!(parsed("-q30m").mode, Mode::Nothing);
-        assert_eq!(parsed("-X /etc/passwd -O QueueDirectory=/tmp -C /x -d8.1 -G -U a@x.example").recipients, ["a@x.example"]);
+        assert_eq!(
+            parsed("-X /etc/passwd -O QueueDirectory=/tmp -C /x -d8.1 -G -U a@x.example").recipients,
+            ["a@x.example"]
+        );
         assert_eq!(parsed("-N success,Delay a").notify.as_deref(), Some("SUCCESS,DELAY"));
     }
 

@@ -74,3 +74,55 @@ fn something_came(fd: &OwnedFd) -> bool {
     }
     came
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    /// The bound only turns a hang into a failure.
+    async fn hears(changes: &mut Changes) {
+        tokio::time::timeout(Duration::from_secs(30), changes.heard()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn new_files_are_heard_of_also_in_a_folder_that_was_made_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("pickup");
+        let mut changes = Changes::new();
+        for _ in 0..2 {
+            fs::create_dir_all(folder.join("bulk")).unwrap();
+            assert!(changes.follow(&folder, &["bulk".to_owned()]));
+            fs::write(folder.join("a.eml"), "x").unwrap();
+            hears(&mut changes).await;
+            fs::write(folder.join("b.part"), "x").unwrap();
+            fs::rename(folder.join("b.part"), folder.join("b.eml")).unwrap();
+            hears(&mut changes).await;
+            fs::write(folder.join("bulk/c.eml"), "x").unwrap();
+            hears(&mut changes).await;
+            fs::create_dir(folder.join("new")).unwrap();
+            hears(&mut changes).await;
+            fs::remove_dir_all(&folder).unwrap();
+            hears(&mut changes).await;
+            assert!(!changes.follow(&folder, &[]));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_concerns_no_message_is_not_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut changes = Changes::new();
+        assert!(changes.follow(folder.path(), &[]));
+        for name in ["x.tmp", "x.part", ".x.eml"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        assert!(!something_came(changes.0.as_ref().unwrap().get_ref()));
+        // A file in the making: heard of when it is closed.
+        let file = fs::File::create(folder.path().join("x.eml")).unwrap();
+        assert!(!something_came(changes.0.as_ref().unwrap().get_ref()));
+        drop(file);
+        assert!(something_came(changes.0.as_ref().unwrap().get_ref()));
+    }
+}

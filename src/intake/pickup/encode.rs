@@ -10,9 +10,8 @@ use crate::message::header::{Field, unfold};
 /// Bytes of text in one encoded-word, so that it stays within 75 characters (RFC 2047 2).
 const WORD_TEXT_BYTES_MAX: usize = 42;
 
-const OF_ADDRESSES: [&str; 9] = [
-    "From", "Sender", "Reply-To", "To", "Cc", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc",
-];
+const OF_ADDRESSES: [&str; 9] =
+    ["From", "Sender", "Reply-To", "To", "Cc", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc"];
 const OF_TEXT: [&str; 4] = ["Subject", "Comments", "Keywords", "Organization"];
 
 /// The field as it can be sent, with its CRLF.
@@ -130,7 +129,10 @@ mod tests {
         for (raw, wanted) in [
             ("Subject: Grüße", "Subject: =?utf-8?B?R3LDvMOfZQ==?=\r\n"),
             ("Subject: a ü b ö c", "Subject: a =?utf-8?B?w7wgYiDDtg==?= c\r\n"),
-            ("To: Jürgen <j@x.example>, b@bücher.example", "To: =?utf-8?B?SsO8cmdlbg==?= <j@x.example>, b@bücher.example\r\n"),
+            (
+                "To: Jürgen <j@x.example>, b@bücher.example",
+                "To: =?utf-8?B?SsO8cmdlbg==?= <j@x.example>, b@bücher.example\r\n",
+            ),
             ("To: \"Ü, A\" <a@x.example>", "To: =?utf-8?B?w5wsIEE=?= <a@x.example>\r\n"),
             ("To: a@x.example (Ärger)", "To: a@x.example (=?utf-8?B?w4RyZ2Vy?=)\r\n"),
             ("Content-Disposition: attachment; filename=\"ü\"", "Content-Disposition: attachment; filename=\"ü\"\r\n"),

@@ -291,9 +291,8 @@ fn assemble(
     (format, stream, smtputf8): (PickupFormat, Option<&str>, bool),
 ) -> Result<Vec<u8>, Bad> {
     // Exchange takes away all that speaks of sending it again.
-    let resent = |field: &Field<'_>| {
-        format == PickupFormat::Exchange && field.name.to_ascii_lowercase().starts_with(b"resent-")
-    };
+    let resent =
+        |field: &Field<'_>| format == PickupFormat::Exchange && field.name.to_ascii_lowercase().starts_with(b"resent-");
     let hidden = |field: &Field<'_>| {
         field.is("Bcc") || field.is("Resent-Bcc") || resent(field) || (stream.is_some() && field.is(stream::FIELD))
     };
@@ -321,6 +320,7 @@ fn assemble(
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
     use super::*;
+    use proptest::prelude::*;
 
     fn read(text: &str) -> Eml {
         read_eml(text.as_bytes(), PickupFormat::Auto, None).unwrap_or_else(|bad| unreachable!("{text:?}: {bad}"))
@@ -416,7 +416,9 @@ mod tests {
 
     #[test]
     fn line_ends_and_marks_are_made_right() {
-        let eml = read_eml(b"\xef\xbb\xbfFrom: a@x.example\rTo: b@x.example\n\r\na\r\rb\n\nc\r\n", PickupFormat::Auto, None).unwrap();
+        let eml =
+            read_eml(b"\xef\xbb\xbfFrom: a@x.example\rTo: b@x.example\n\r\na\r\rb\n\nc\r\n", PickupFormat::Auto, None)
+                .unwrap();
         assert_eq!(eml.content, b"From: a@x.example\r\nTo: b@x.example\r\n\r\na\r\n\r\nb\r\n\r\nc\r\n");
     }
 
@@ -450,5 +452,105 @@ mod tests {
         assert!(bad(format!("From: a@x.example\nTo: {many}\n\n").as_bytes()).contains("many"));
         let folded = "X: 1\n".repeat(2000);
         assert!(bad(format!("From: a@x.example\n{folded}\n").as_bytes()).contains("fields"));
+    }
+
+    #[test]
+    fn formats_decide_what_the_envelope_is() {
+        let file = b"X-Sender: <s@x.example>\nX-Receiver: <r@x.example>\nFrom: a@x.example\nSender: b@x.example\n\
+                     To: t@x.example\nResent-To: old@x.example\n\n..dot\n";
+        let read = |file: &[u8], format| read_eml(file, format, None);
+        for (format, from, recipient, body) in [
+            (PickupFormat::Auto, "s@x.example", "r@x.example", ".dot\r\n"),
+            (PickupFormat::Replay, "s@x.example", "r@x.example", "..dot\r\n"),
+            (PickupFormat::Iis, "s@x.example", "r@x.example", ".dot\r\n"),
+            (PickupFormat::Exchange, "a@x.example", "t@x.example", "..dot\r\n"),
+        ] {
+            let eml = read(file, format).unwrap();
+            assert_eq!(eml.envelope.mail_from.to_string(), from, "{format:?}");
+            assert_eq!(to(&eml), [recipient], "{format:?}");
+            let text = String::from_utf8(eml.content).unwrap();
+            assert!(text.ends_with(&format!("\r\n\r\n{body}")), "{format:?}: {text}");
+            assert!(!text.contains("X-Receiver") && !text.contains("X-Sender"), "{text}");
+            assert_eq!(text.contains("Resent-To"), format != PickupFormat::Exchange, "{format:?}");
+        }
+        let plain = b"From: a@x.example\nSender: b@x.example\nTo: t@x.example\n\nx\n";
+        assert_eq!(read(plain, PickupFormat::Iis).unwrap().envelope.mail_from.to_string(), "b@x.example");
+        assert_eq!(read(plain, PickupFormat::Auto).unwrap().envelope.mail_from.to_string(), "a@x.example");
+        assert!(read(plain, PickupFormat::Replay).unwrap_err().reason.contains("X-Receiver"));
+    }
+
+    #[test]
+    fn what_is_too_much_names_its_sender() {
+        let list = |from: usize| (from..from + 500).map(|n| format!("{n}@x.example,")).collect::<String>();
+        let many: String = (0..=RECIPIENTS_MAX / 500).map(|n| format!("To: {}\n", list(n * 500))).collect();
+        let file = format!("From: a@x.example\n{many}\n");
+        let bad = read_eml(file.as_bytes(), PickupFormat::Auto, None).unwrap_err();
+        assert_eq!(bad.envelope.unwrap().mail_from.to_string(), "a@x.example");
+    }
+
+    const FORMATS: [PickupFormat; 4] =
+        [PickupFormat::Auto, PickupFormat::Exchange, PickupFormat::Iis, PickupFormat::Replay];
+
+    /// Lines that files of this kind are made of, whole and broken.
+    fn line() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "(X-Sender|X-Receiver|x-receiver|From|Sender|To|Cc|Bcc|Resent-Bcc|Subject): ?(\"?[a-zü ,<@]{0,8}\"? ?)?<?[a-z]{0,3}@?x.example>?;?( NOTIFY=[A-Z,]{0,9})?( ORCPT=rfc822;[a-z+4]{0,5})?",
+            "X-Receiver: <[a-z]{1,4}@x.example>",
+            "(From|To|Bcc): [a-z]{1,4}@x.example",
+            "[ \t]?[a-z.:<>@\"(),;=\\\\]{0,20}",
+            Just(String::new()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_or_refused(
+            lines in proptest::collection::vec((line(), prop_oneof![Just("\n"), Just("\r\n"), Just("\r")]), 0..14)
+        ) {
+            let file: String = lines.iter().map(|(line, end)| format!("{line}{end}")).collect();
+            for format in FORMATS {
+                let Ok(eml) = read_eml(file.as_bytes(), format, Some("bulk")) else { continue };
+                prop_assert!(!eml.envelope.recipients.is_empty());
+                let headers = Headers::parse(&eml.content);
+                prop_assert!(headers.has_empty_line());
+                prop_assert!(headers.get("bcc").is_none() && headers.get("resent-bcc").is_none());
+                prop_assert_eq!(headers.all(stream::FIELD).count(), 1);
+                prop_assert_eq!(text::with_crlf(&eml.content), eml.content);
+                let mut seen = std::collections::HashSet::new();
+                prop_assert!(eml.envelope.recipients.iter().all(|recipient| seen.insert(&recipient.address)));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(file in proptest::collection::vec(any::<u8>(), 0..200), mark in 0usize..4) {
+            let marks: [&[u8]; 4] = [b"", b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf"];
+            for format in FORMATS {
+                let _ = read_eml(&[marks[mark], &file].concat(), format, None);
+            }
+        }
+
+        /// What a writer of blocks means is what we read.
+        #[test]
+        fn a_block_reads_back(
+            from in "[a-z]{1,8}",
+            to in proptest::collection::btree_set("[a-z]{1,8}", 1..20),
+            body in proptest::collection::vec("[a-z.]{0,6}", 0..10),
+            stuffs in any::<bool>(),
+        ) {
+            let text: String = body.iter().map(|line| format!("{line}\r\n")).collect();
+            let written: String = body.iter().map(|line| match stuffs && line.starts_with('.') {
+                true => format!(".{line}\r\n"),
+                false => format!("{line}\r\n"),
+            }).collect();
+            let receivers: String = to.iter().map(|to| format!("X-Receiver: {to}@x.example\r\n")).collect();
+            let file = format!("X-Sender: {from}@x.example\r\n{receivers}From: z@x.example\r\nBcc: q@x.example\r\n\r\n{written}");
+            let format = if stuffs { PickupFormat::Auto } else { PickupFormat::Replay };
+            let eml = read_eml(file.as_bytes(), format, None).unwrap();
+            prop_assert_eq!(eml.envelope.mail_from.to_string(), format!("{from}@x.example"));
+            let read: Vec<String> = eml.envelope.recipients.iter().map(|r| r.address.local().to_owned()).collect();
+            prop_assert_eq!(read, to.into_iter().collect::<Vec<_>>());
+            let wanted = format!("\r\n\r\n{text}");
+            prop_assert!(String::from_utf8(eml.content).unwrap().ends_with(&wanted));
+        }
     }
 }

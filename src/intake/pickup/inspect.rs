@@ -56,11 +56,8 @@ pub struct Prospect {
 
 /// Looks at the folder; `unique` names a file for trying out its rights.
 pub fn inspect(folder: &Folder, now: Millis, unique: &str) -> Inspected {
-    let mut told = Inspected {
-        folder: folder.name.clone(),
-        path: folder.path.display().to_string(),
-        ..Inspected::default()
-    };
+    let mut told =
+        Inspected { folder: folder.name.clone(), path: folder.path.display().to_string(), ..Inspected::default() };
     let dir = match Dir::open(&folder.path) {
         Ok(dir) => Arc::new(dir),
         Err(error) => {

@@ -300,13 +300,7 @@ impl<D: Door> Shared<D> {
     }
 
     /// Removes or keeps a file whose message is queued.
-    fn finish(
-        &self,
-        dirs: &mut Dirs,
-        path: &[u8],
-        claim: &Claim,
-        is_ours: impl Fn(&Stamp) -> bool,
-    ) -> io::Result<()> {
+    fn finish(&self, dirs: &mut Dirs, path: &[u8], claim: &Claim, is_ours: impl Fn(&Stamp) -> bool) -> io::Result<()> {
         let (sub, name) = split(path);
         // Without its folder it is gone too.
         let Some(dir) = dirs.sub(sub)? else { return Ok(()) };
