@@ -41,13 +41,14 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 25] = [
         &[],
         &["serve"],
         &["demo"],
         &["check"],
         &["dns"],
         &["send"],
+        &["pickup"],
         &["queue"],
         &["queue", "list"],
         &["queue", "show"],

@@ -413,3 +413,31 @@ async fn mailq_lists_the_queue() {
     let mut mailq = Command::new(post.base.path().join("mailq"));
     assert_eq!(run(mailq.arg("--config").arg(&conf), b"").await.status.code(), Some(69));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_nothing_now_gets_it_later() {
+    let post = Post::new(TRUSTED).await;
+    for (number, (greeting, mail)) in
+        [("421 4.3.2 busy\r\n", ""), ("220 here\r\n", "452 4.3.1 no room\r\n"), ("nonsense\r\n", "")]
+            .into_iter()
+            .enumerate()
+    {
+        let full = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = full.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = full.accept().await.unwrap();
+            stream.write_all(format!("{greeting}250 here\r\n{mail}").as_bytes()).await.unwrap();
+            // Until the client goes.
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        });
+        let mut command = Command::new(post.sendmail());
+        post.environment(&mut command);
+        command.env("POSTRIDER_SENDMAIL_SERVER", address).args(["-v", "-i", "you@far.test"]);
+        let output = run(&mut command, b"Subject: later\n\nhi\n").await;
+        good(&output);
+        assert!(show(&output).contains("the message waits in"), "{}", show(&output));
+        serving.await.unwrap();
+        // The real one takes it from the folder.
+        assert_eq!(post.arrived(number + 1).await.len(), number + 1);
+    }
+}

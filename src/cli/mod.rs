@@ -53,6 +53,7 @@ Examples:
   postrider queue list                            what waits, and why
   postrider smart-host test relay                 does that server take our mail?
   postrider suspend                               let nothing leave, until `postrider resume`
+  postrider pickup check                          what would become of the files dropped there?
   postrider store backup /var/backups/mail        while the server runs
 
 `postrider help COMMAND` tells more about a command, with examples.

@@ -12,6 +12,10 @@
 //! folder `/var/lib/postrider/maildrop`, or where `POSTRIDER_SENDMAIL_SERVER` and
 //! `POSTRIDER_SENDMAIL_MAILDROP` say.
 //!
+//! What it cannot do: reach that folder where `data_dir` may not be entered by others (mode 0711 is enough).
+//! A connection that is lost after the last line of a message leaves open whether the server has it; then the
+//! folder gets it, and it may go twice, under the same Message-ID, rather than not at all.
+//!
 //! Left out: the modes of a daemon (-bd, -q does nothing), rewriting by tables, `.forward`.
 
 mod letter;

@@ -118,6 +118,9 @@ pub(super) fn pickup(
             continue;
         }
         let settle = section.duration("settle", Duration::ZERO..=SETTLE_MAX, SETTLE);
+        let format = section.choice("format", &FORMATS, PickupFormat::Auto);
+        let done = section.choice("done", &DONE, PickupDone::Delete);
+        let max_per_minute = section.count("max_per_minute", 0..=FILES_PER_MINUTE_MAX, 0);
         let path = section.required("path", "Add the folder, such as path = \"/var/spool/postrider/pickup\".");
         let path = path.and_then(|item| item.absolute_path().map(|path| (item, path)));
         let account = section.required("account", "Name the account whose rights apply.");
@@ -126,9 +129,6 @@ pub(super) fn pickup(
         if !paths.insert(path.clone()) {
             item.problem(ProblemKind::Duplicate, "another pickup uses this folder", "Give each a folder of its own.");
         }
-        let format = section.choice("format", &FORMATS, PickupFormat::Auto);
-        let done = section.choice("done", &DONE, PickupDone::Delete);
-        let max_per_minute = section.count("max_per_minute", 0..=FILES_PER_MINUTE_MAX, 0);
         folders.insert(name.to_owned(), Pickup { path, account, settle, format, done, max_per_minute });
     }
     folders

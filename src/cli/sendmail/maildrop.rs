@@ -11,6 +11,7 @@ use super::options::Options;
 use super::submit::xtext;
 use crate::cli::send::random_name;
 use crate::clock::{Clock, Millis};
+use crate::intake::pickup::envelope::END_OF_BLOCK;
 use crate::message::Ret;
 
 /// The server's user reads it; see above.
@@ -86,6 +87,8 @@ fn head(letter: &Letter, options: &Options) -> String {
     for recipient in &letter.recipients {
         head += &format!("X-Receiver: <{recipient}>{notify}\r\n");
     }
+    // The message may begin with fields of these names itself.
+    head += &format!("{END_OF_BLOCK}: 0\r\n");
     head
 }
 
@@ -101,7 +104,7 @@ mod tests {
         Letter {
             sender: ReversePath::Address(Address::parse("a@x.test").unwrap()),
             recipients: vec![Address::parse("b@x.test").unwrap(), Address::parse("\"c d\"@x.test").unwrap()],
-            content: b"From: a@x.test\r\nTo: x@x.test\r\n\r\n.\r\n..x\r\n".to_vec(),
+            content: b"X-Receiver: c@x.test\r\nFrom: a@x.test\r\nTo: x@x.test\r\n\r\n.\r\n..x\r\n".to_vec(),
         }
     }
 

@@ -19,8 +19,11 @@ use crate::smtp::command::decode_xtext;
 /// Recipients of one file; the account's own limit is checked when it is taken.
 pub const RECIPIENTS_MAX: usize = 10_000;
 
+/// The field that ends a block, for writers that want to be sure.
+pub const END_OF_BLOCK: &str = "X-EndOfInjectedXHeaders";
 /// Fields that the block at the beginning of a file may have.
 const BLOCK: [&str; 9] = [
+    END_OF_BLOCK,
     "X-Sender",
     "X-Receiver",
     "X-CreatedBy",
@@ -29,7 +32,6 @@ const BLOCK: [&str; 9] = [
     "X-ExtendedProps",
     "X-Source",
     "X-SourceIPAddress",
-    "X-EndOfInjectedXHeaders",
 ];
 /// And any that begins like this.
 const BLOCK_PREFIX: &[u8] = b"x-relay-";
@@ -126,6 +128,9 @@ fn block_len(headers: &Headers<'_>) -> (usize, bool) {
     let in_block = |field: &Field<'_>| BLOCK.iter().any(|name| field.is(name)) || has_prefix(field.name);
     let fields = headers.fields();
     let len = fields.iter().position(|field| !in_block(field)).unwrap_or(fields.len());
+    // Whatever follows the mark is the message's own.
+    let marked = fields.iter().take(len).position(|field| field.is(END_OF_BLOCK));
+    let len = marked.map_or(len, |at| at + 1);
     (len, fields.iter().take(len).any(|field| field.is("X-Receiver")))
 }
 
@@ -396,6 +401,15 @@ mod tests {
         assert!(null.envelope.mail_from.is_null());
         let none = read("X-Receiver: <b@x.example>\nFrom: a@x.example\n\n");
         assert_eq!(none.envelope.mail_from.to_string(), "a@x.example");
+    }
+
+    #[test]
+    fn a_block_ends_at_its_mark() {
+        let eml = read(
+            "X-Receiver: b@x.example\nX-EndOfInjectedXHeaders: 1\nX-Receiver: c@x.example\nFrom: a@x.example\n\nhi\n",
+        );
+        assert_eq!(to(&eml), ["b@x.example"]);
+        assert!(eml.content.starts_with(b"X-Receiver: c@x.example\r\nFrom: "));
     }
 
     #[test]

@@ -136,12 +136,8 @@ fn read(folder: &Folder, found: &Found) -> io::Result<Result<Eml, String>> {
     if let Some(reason) = folder.why_bad(found)? {
         return Ok(Err(reason));
     }
-    let file = match files::open(&found.dir, &found.name) {
-        Ok(file) => file,
-        Err(error) => return Err(error),
-    };
     let mut bytes = Vec::new();
-    file.take(folder.max_size.saturating_add(1)).read_to_end(&mut bytes)?;
+    files::open(&found.dir, &found.name)?.take(folder.max_size.saturating_add(1)).read_to_end(&mut bytes)?;
     let read = read_eml(&bytes, folder.format, found.stream.as_deref());
     Ok(read.map_err(|Bad { reason, .. }| reason))
 }

@@ -419,7 +419,7 @@ impl Dirs {
 
     /// What was moved is in its new place before it is gone from the old one.
     fn sync(&self) -> io::Result<()> {
-        let all = self.archive.iter().chain([&self.root]).chain(self.subs.values());
-        all.map(|dir| dir.sync()).collect()
+        let mut all = self.archive.iter().chain([&self.root]).chain(self.subs.values());
+        all.try_for_each(|dir| dir.sync())
     }
 }

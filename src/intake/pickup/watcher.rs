@@ -197,6 +197,8 @@ impl<D: Door> Watcher<D> {
         while let Some(ended) = tasks.join_next().await {
             self.note(Some(ended), now, &mut round);
         }
+        // Whatever keeps files from being taken is not over at once.
+        self.has_more &= round.put_off == 0;
         self.settle(round.queued).await;
         true
     }
