@@ -188,3 +188,33 @@ async fn the_maildrop_is_open_only_where_local_programs_are_trusted() {
         server.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_of_ours_gets_back_what_may_not_be_sent() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = made(base.path());
+    let more = format!(
+        "{}\n[aliases]\n\"a@home.test\" = \"box\"\n[targets.box]\nkind = \"maildir\"\npath = \"DATA_DIR/box\"\n",
+        conf(&folder, "0s").replace("hold = true", "senders = [\"other@home.test\"]")
+    );
+    let server = TestServer::start(&base.path().join("data"), &more).await;
+    // Not among the account's senders, but at a domain of ours; and one that is not.
+    fs::write(folder.join("ours.eml"), mail("ours")).unwrap();
+    fs::write(folder.join("theirs.eml"), mail("theirs").replace("a@home.test", "victim@far.test")).unwrap();
+    let new = base.path().join("data/box/new");
+    let arrived = || fs::read_dir(&new).map_or(0, Iterator::count);
+    while arrived() == 0 || !folder.join("theirs.bad.log").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let notice = fs::read_dir(&new).unwrap().next().unwrap().unwrap().path();
+    let notice = fs::read_to_string(notice).unwrap();
+    assert!(notice.contains("Return-Path: <>") && notice.contains("Subject: ours"), "{notice}");
+    assert!(notice.contains("may not send as") && notice.contains("multipart/report"), "{notice}");
+    assert!(fs::read_to_string(folder.join("theirs.bad.log")).unwrap().contains("victim@far.test"));
+    while folder.join("ours.tmp").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(!folder.join("ours.bad").exists());
+    assert_eq!(arrived(), 1);
+    server.stop().await;
+}

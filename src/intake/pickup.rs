@@ -100,7 +100,10 @@ impl Door for Intake {
     }
 
     fn notice(&self, about: &notice::About<'_>) -> Option<Draft> {
-        notice::write(&self.config, about, self.clock.now())
+        let id = self.queue().new_id();
+        let notice = notice::write(&self.config, about, id, self.clock.now())?;
+        tracing::info!(%id, sender = %about.envelope.mail_from, "the sender of a file is told that it is not sent");
+        Some(notice)
     }
 
     async fn write(&self, batch: Batch) -> Result<(), StoreError> {

@@ -239,6 +239,10 @@ pub fn list(root: &Arc<Dir>, keep: usize, skip: &HashSet<OsString>) -> io::Resul
     for name in std::mem::take(&mut listing.subs) {
         // A link, or gone since; or one that we may not read, which `check` tells of.
         let Ok(dir) = root.sub(OsStr::new(&name)).map(Arc::new) else { continue };
+        if let Some(why) = dir.rights()?.trouble() {
+            listing.odd.push((name.into(), why));
+            continue;
+        }
         dirs.push((dir.clone(), Some(name.clone())));
         if look(&dir, Some((dirs.len() - 1, &name)), &mut listing, &mut oldest, (keep, skip)).is_ok() {
             listing.subs.push(name);

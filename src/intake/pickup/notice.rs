@@ -26,14 +26,15 @@ pub struct About<'a> {
 }
 
 /// None: the sender is nobody, or somebody else's, or does not want to know.
-pub fn write(config: &Config, about: &About<'_>, now: Millis) -> Option<Draft> {
+/// `id`: by what people may find it in the log.
+pub fn write(config: &Config, about: &About<'_>, id: MessageId, now: Millis) -> Option<Draft> {
     let ReversePath::Address(sender) = &about.envelope.mail_from else { return None };
     let too_long = about.in_its_place && about.content.len() > FULL_BYTES_MAX;
     if !config.is_own(sender.domain()) || too_long {
         return None;
     }
     let seed = getrandom::u64().unwrap_or(now);
-    let message = message(about, now);
+    let message = record::Message { id, ..message(about, now) };
     let refused = about.refused.iter().take(NAMED_MAX);
     let recipients: Vec<_> = refused.map(|(recipient, refusal)| failed(recipient, refusal)).collect();
     let wanted: Vec<_> = recipients
