@@ -49,6 +49,12 @@ else
     skipped="$skipped${skipped:+ }$more"
 fi
 
+# Where PHP cannot be had, the script says so, and the test with it is left out.
+.ci/php.sh "$CARGO_TARGET_DIR/php"
+if [ -x "$CARGO_TARGET_DIR/php/php" ]; then
+    export POSTRIDER_TEST_PHP="$CARGO_TARGET_DIR/php/php"
+fi
+
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.
 .ci/postfix.sh "$CARGO_TARGET_DIR/bench/postfix"
 if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
