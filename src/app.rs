@@ -68,6 +68,8 @@ pub enum Error {
     DataDir { path: PathBuf, source: std::io::Error },
     #[error("{}: {source}", path.display())]
     Store { path: PathBuf, source: StoreError },
+    #[error("pickup.{name}: {}: {why}", path.display())]
+    Pickup { name: String, path: PathBuf, why: String },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
@@ -111,6 +113,7 @@ impl App {
     pub async fn start(config: Config, clock: Clock) -> Result<App, Error> {
         let config = Arc::new(config);
         let store = open_store(&config)?;
+        let folders = pickup_folders(&config)?;
         let signer = Signer::load(&config)?;
         let tls = ServerTls::load(&config)?;
         let resolver = Resolver::new(&config.dns)?;
@@ -142,6 +145,8 @@ impl App {
         let shared = Shared::new(config.clone(), tls, behind, clock_there)?;
         let logins =
             Logins { accounts: shared.accounts.clone(), limits: shared.limits.clone(), config: config.clone() };
+        let made = folders.into_iter().map(|folder| pickup::Task::new(folder, intake.clone(), clock.clone()));
+        let (pickup_tasks, pickups): (Vec<_>, Vec<_>) = made.unzip();
         let operator = Arc::new(Operator {
             logins,
             clock: clock.clone(),
@@ -152,6 +157,7 @@ impl App {
             transfer: Transfer::new(clock.clone(), queue.clone(), journal.clone()),
             watch: watch.clone(),
             transports: transports.clone(),
+            pickups,
             upkeep: Arc::default(),
         });
 
@@ -177,9 +183,8 @@ impl App {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
         app.sessions = shared.sessions.clone();
-        for (name, folder) in config.pickup.clone() {
-            let max_size = config.limits.max_size;
-            app.doors.spawn(pickup::run(name, folder, max_size, intake.clone(), clock.clone(), app.stop.clone()));
+        for task in pickup_tasks {
+            app.doors.spawn(task.run(app.stop.clone()));
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(finish_lifting(operator.clone()));
@@ -254,6 +259,18 @@ fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
         tracing::error!(place = damage.place, what = damage.what, "the store is damaged");
     }
     Ok(Arc::new(store))
+}
+
+/// Refused where anybody could replace what others have dropped.
+fn pickup_folders(config: &Config) -> Result<Vec<pickup::Folder>, Error> {
+    pickup::make_maildrop(config)
+        .map_err(|source| Error::DataDir { path: config.data_dir.join(pickup::MAILDROP), source })?;
+    let named = config.pickup.keys().filter_map(|name| pickup::Folder::of(config, name));
+    let folders: Vec<_> = named.chain(pickup::Folder::maildrop(config)).collect();
+    match folders.iter().find_map(|folder| Some((folder, folder.refusal()?))) {
+        None => Ok(folders),
+        Some((folder, why)) => Err(Error::Pickup { name: folder.name.clone(), path: folder.path.clone(), why }),
+    }
 }
 
 fn role_name(role: Role) -> &'static str {

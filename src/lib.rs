@@ -30,6 +30,8 @@
 //!
 //! - Streams (kinds of mail with a share of the way out and perhaps a host of their own): `config::streams`,
 //!   `queue::shares`. Suspending them, or a host, or all that leaves: `queue::suspend`, `queue::gate`.
+//! - What programs drop as files: `intake::pickup`. What they give to `sendmail`: `cli::sendmail`, by SMTP or
+//!   through a folder of the same kind.
 //! - Smart hosts (named servers in place of those in DNS): `routing::outbound` chooses, `delivery::smart_hosts`
 //!   goes from one to the next, `delivery::host_test` tests one for a person. Their tokens: `delivery::oauth`;
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.

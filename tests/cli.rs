@@ -43,13 +43,14 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 31] = [
+    let commands: [&[&str]; 32] = [
         &[],
         &["serve"],
         &["demo"],
         &["check"],
         &["dns"],
         &["send"],
+        &["pickup"],
         &["queue"],
         &["queue", "list"],
         &["queue", "show"],

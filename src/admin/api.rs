@@ -20,6 +20,7 @@
 //! | `POST /api/v1/suppressions` with `{"suppressions": [{"address", "scope", "reason", "expires"}]}` | `{"changed"}` |
 //! | `POST /api/v1/suppressions/remove` with `{"addresses": […], "scope", "force"}` | `{"changed"}` |
 //! | `GET /api/v1/suppressions/explain?address=` | what came back from it, and what the rule says |
+//! | `POST /api/v1/pickup/once` with `{}` or `{"name": "…"}` | `{"folders": [{"queued": […], "bad": […], …}]}` |
 //! | `POST /api/v1/smart-hosts/test` with `{"name", "from", "to", "send"}` | the report of a test, good or not |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
 //! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
@@ -65,6 +66,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
         .merge(super::submit::routes::<B>())
+        .merge(super::pickup::routes::<B>())
         .merge(super::suspend::routes::<B>())
         .merge(super::suppress::routes::<B>())
         .merge(super::upkeep::routes::<B>());

@@ -18,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::bounce::suppression::{self, Who};
 use crate::clock::Millis;
 use crate::config::Secret;
-use crate::delivery::host_test::{Report, Wish};
+use crate::delivery::host_test::{self, Wish};
 use crate::intake::Once;
 use crate::intake::idempotency::Key;
+use crate::intake::pickup::Report;
 use crate::intake::suppress::NewEntry;
 use crate::message::{Draft, MessageId};
 use crate::queue::suspend::Suspension;
@@ -32,6 +33,7 @@ mod compose;
 pub mod filter;
 pub mod http;
 pub mod metrics;
+pub(crate) mod pickup;
 pub mod socket;
 pub(crate) mod submit;
 pub mod suppress;
@@ -131,7 +133,12 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Tests a smart host with what this server knows of it.
-    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<Report, Complaint>> + Send {
+    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<host_test::Report, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Takes what is ready in this pickup folder, or in all, and tells what became of it.
+    fn pick_up(&self, _folder: Option<String>) -> impl Future<Output = Result<Vec<Report>, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

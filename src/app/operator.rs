@@ -22,7 +22,7 @@ use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::idempotency::Key;
 use crate::intake::suppress::{NewEntry, SuppressError};
-use crate::intake::{Intake, Once};
+use crate::intake::{Intake, Once, pickup};
 use crate::message::{Address, Draft, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
@@ -68,6 +68,7 @@ pub struct Operator {
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
     pub logins: Logins,
+    pub pickups: Vec<pickup::Handle>,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
 }
@@ -197,6 +198,22 @@ impl Backend for Operator {
         }
         let (suspended, exempt) = (suspended(&self.queue), self.queue.gates().exempt());
         Ok(SuspendAnswer { changed, suspended, exempt })
+    }
+
+    async fn pick_up(&self, folder: Option<String>) -> Result<Vec<pickup::Report>, Complaint> {
+        let wanted = |handle: &&pickup::Handle| folder.as_ref().is_none_or(|name| *name == handle.name);
+        let handles: Vec<_> = self.pickups.iter().filter(wanted).collect();
+        if let (Some(name), []) = (&folder, handles.as_slice()) {
+            let known: Vec<_> = self.pickups.iter().map(|handle| handle.name.as_str()).collect();
+            let what = format!("the running server has no pickup folder {name:?}");
+            return Err(Complaint::new(what, format!("name one of: {}", known.join(", "))));
+        }
+        let mut reports = Vec::new();
+        for handle in handles {
+            let stopping = || Complaint::new("the server is stopping", "start it again");
+            reports.push(handle.look_now().await.ok_or_else(stopping)?);
+        }
+        Ok(reports)
     }
 
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {

@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer};
 use crate::admin::filter::SelectionBody;
+use crate::admin::pickup::{PickupAnswer, PickupBody};
 use crate::admin::submit::SubmitAnswer;
 use crate::admin::suppress::{self, Suppressed};
 use crate::admin::suspend::SuspendBody;
@@ -169,6 +170,11 @@ impl Client {
     pub(super) async fn explain_suppression(&self, address: &str) -> Result<suppress::Explained, Failure> {
         let query = query(std::iter::once(("address", address)));
         self.get(&format!("/api/v1/suppressions/explain?{query}")).await
+    }
+
+    pub(super) async fn pick_up(&self, body: &PickupBody) -> Result<PickupAnswer, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        self.work("/api/v1/pickup/once", body.into()).await
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

@@ -26,9 +26,11 @@ mod demo;
 mod dkim;
 pub mod dns;
 mod log;
+mod pickup;
 mod progress;
 mod queue;
 mod send;
+mod sendmail;
 mod serve;
 mod smart_host;
 mod store;
@@ -53,6 +55,7 @@ Examples:
   postrider smart-host test relay                 does that server take our mail?
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider suppress explain bob@example.net      why does bob get no newsletter?
+  postrider pickup check                          what would become of the files dropped there?
   postrider store backup /var/backups/mail        while the server runs
 
 `postrider help COMMAND` tells more about a command, with examples.
@@ -113,6 +116,15 @@ enum Command {
     Dkim(dkim::Args),
     /// Submit a message to the running server
     Send(send::Args),
+    /// What programs call that know no SMTP; see `postrider sendmail --help`
+    #[command(disable_help_flag = true)]
+    Sendmail {
+        /// Flags of sendmail, and recipients
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
+    /// Look into the folders that programs drop files in
+    Pickup(pickup::Args),
     /// See and change what is queued
     Queue(queue::Args),
     /// Send nothing more until `resume`: mail is taken and waits
@@ -133,6 +145,10 @@ enum Command {
 
 /// Parses these arguments (the first is the program's name) and does what they say.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(done) = sendmail::called(&arguments) {
+        return done;
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
@@ -162,6 +178,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
+        Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
+        Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),

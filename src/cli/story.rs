@@ -152,7 +152,7 @@ fn origin_text(origin: &Origin) -> String {
             Some(account) => format!("from {account} over {listener}{tls}"),
             None => format!("from {peer}, a trusted network, over {listener}{tls}"),
         },
-        Door::Pickup { folder, file } => {
+        Door::Pickup { folder, file, .. } => {
             let account = who.map_or(String::new(), |account| format!(" as {account}"));
             format!("from the pickup folder {folder}{account} (file {file})")
         }

@@ -176,10 +176,10 @@ const KEYS: &[(&str, Support)] = &[
     // more doors
     ("pickup.*.path", Now),
     ("pickup.*.account", Now),
-    ("pickup.*.format", Later(&["\"auto\""])),
+    ("pickup.*.format", Now),
     ("pickup.*.settle", Now),
-    ("pickup.*.done", Later(&["\"delete\""])),
-    ("pickup.*.max_per_minute", Later(&["0"])),
+    ("pickup.*.done", Now),
+    ("pickup.*.max_per_minute", Now),
     ("fetch.*.protocol", Now),
     ("fetch.*.host", Now),
     ("fetch.*.port", Now),

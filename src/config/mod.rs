@@ -695,6 +695,33 @@ pub struct Pickup {
     pub account: String,
     /// A file is taken once it has not changed for this long.
     pub settle: Duration,
+    pub format: PickupFormat,
+    pub done: PickupDone,
+    /// Files; 0: as many as there are.
+    pub max_per_minute: u32,
+}
+
+/// How the files of a pickup folder name their envelope, and what was done to their dots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PickupFormat {
+    /// By the block of `X-Receiver` fields at the beginning if there is one, else by From, To, Cc and Bcc.
+    #[default]
+    Auto,
+    /// By From, To, Cc and Bcc, always.
+    Exchange,
+    /// As `Auto`, but Sender comes before From, and dots are doubled as in SMTP.
+    Iis,
+    /// By the block, always.
+    Replay,
+}
+
+/// What becomes of a file whose message is queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PickupDone {
+    #[default]
+    Delete,
+    /// It goes into the sub-folder `archive`.
+    Archive,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -835,6 +862,12 @@ impl Aliases {
 
 impl Config {
     /// True if mail for this domain is ours to take.
+    /// May programs on this machine send without an account?
+    pub fn trusts_loopback(&self) -> bool {
+        let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+        self.networks.trusted.iter().any(|network| loopback.iter().any(|address| network.contains(address)))
+    }
+
     pub fn is_own(&self, domain: &Domain) -> bool {
         self.domains.contains_key(domain)
     }

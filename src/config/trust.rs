@@ -12,7 +12,7 @@ use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
 use super::tree::Value;
 use super::{
     Account, AddressOrDomain, AliasLimits, ArcMode, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit,
-    Pickup,
+    Pickup, PickupDone, PickupFormat,
 };
 use crate::message::Domain;
 
@@ -180,6 +180,18 @@ fn no_account(text: &str, names: &Names) -> Wrong {
     Wrong::reference(format!("there is no account named {text:?}"), remedy)
 }
 
+/// Files a minute that `max_per_minute` may allow.
+const FILES_PER_MINUTE_MAX: i64 = 1_000_000;
+
+const FORMATS: [(&str, PickupFormat); 4] = [
+    ("auto", PickupFormat::Auto),
+    ("exchange", PickupFormat::Exchange),
+    ("iis", PickupFormat::Iis),
+    ("replay", PickupFormat::Replay),
+];
+
+const DONE: [(&str, PickupDone); 2] = [("delete", PickupDone::Delete), ("archive", PickupDone::Archive)];
+
 pub(super) fn pickup(
     root: &Section<'_>,
     accounts: &BTreeMap<String, Account>,
@@ -192,6 +204,9 @@ pub(super) fn pickup(
             continue;
         }
         let settle = section.duration("settle", Duration::ZERO..=SETTLE_MAX, SETTLE);
+        let format = section.choice("format", &FORMATS, PickupFormat::Auto);
+        let done = section.choice("done", &DONE, PickupDone::Delete);
+        let max_per_minute = section.count("max_per_minute", 0..=FILES_PER_MINUTE_MAX, 0);
         let path = section.required("path", "Add the folder, such as path = \"/var/spool/postrider/pickup\".");
         let path = path.and_then(|item| item.absolute_path().map(|path| (item, path)));
         let account = section.required("account", "Name the account whose rights apply.");
@@ -200,7 +215,7 @@ pub(super) fn pickup(
         if !paths.insert(path.clone()) {
             item.problem(ProblemKind::Duplicate, "another pickup uses this folder", "Give each a folder of its own.");
         }
-        folders.insert(name.to_owned(), Pickup { path, account, settle });
+        folders.insert(name.to_owned(), Pickup { path, account, settle, format, done, max_per_minute });
     }
     folders
 }

@@ -236,8 +236,17 @@ fn received(intake: &Intake, draft: &Draft, id: MessageId, now: Millis) -> Vec<u
         _ => String::new(),
     };
     let with = protocol(&draft.origin, draft.envelope.smtputf8);
-    let text = format!("{from}by {hostname} (postrider) with {with} id {id}{tls}{recipient}; {}", rfc5322(now));
+    let user = from_file(&draft.origin.door);
+    let text = format!("{from}by {hostname} (postrider{user}) with {with} id {id}{tls}{recipient}; {}", rfc5322(now));
     header::field("Received", &text)
+}
+
+/// Whose file it was. Its name would tell readers how names are given here.
+fn from_file(door: &Door) -> String {
+    match door {
+        Door::Pickup { owner: Some(owner), .. } => format!(", from userid {owner}"),
+        _ => String::new(),
+    }
 }
 
 fn protocol(origin: &Origin, smtputf8: bool) -> String {

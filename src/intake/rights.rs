@@ -37,7 +37,7 @@ impl Intake {
         account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
 
-    fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
+    pub(super) fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
         if self.is_forged(recipient) {
             let text = format!("<{recipient}>: this return path is not one that was given out here");
             return Err(Refusal::plain(Reply::new(550, (1, 1), text)));
