@@ -309,7 +309,10 @@ async fn a_server_that_stops_ends_its_programs_and_the_next_one_tries_again() {
     );
     let server = Served::start(folder.path(), &conf, 1).await;
     let mut client = Client::connect(server.door("mx")).await.unwrap();
-    let reply = client.send("ann@known.test", &["info@home.test"], "Subject: x\r\n\r\ntext\r\n").await.unwrap();
+    let reply = client
+        .send("ann@known.test", &["info@home.test"], "From: ann@known.test\r\nSubject: x\r\n\r\ntext\r\n")
+        .await
+        .unwrap();
     assert!(reply.starts_with("250"), "{reply}");
     let pids = async |count: usize| {
         loop {

@@ -235,7 +235,16 @@ async fn readyz_and_metrics_tell_how_it_stands() {
     assert_eq!(ready["signing"][0], "home.test");
     assert_eq!(ready["resolver"], "unknown");
 
-    let (status, text) = get(folder.path(), "/metrics").await;
+    // What has happened is counted once it is written down, and a story is read from there.
+    let is_counted = |text: &str| text.lines().any(|line| line == "postrider_recipients_total{outcome=\"captured\"} 1");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let (status, text) = loop {
+        let (status, text) = get(folder.path(), "/metrics").await;
+        if is_counted(&text) || std::time::Instant::now() > deadline {
+            break (status, text);
+        }
+        tokio::task::yield_now().await;
+    };
     assert_eq!(status, 200);
     for line in [
         "postrider_messages_accepted_total{door=\"submission\"} 1",

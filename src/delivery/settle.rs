@@ -307,7 +307,8 @@ impl Settler {
         batch.append(telling.take_batch());
         let counted = self.count(&job.message, group, &mut batch).await;
         let _guards = counted.map_err(|error| error.to_string())?;
-        if let Some((draft, event)) = self.notice(job, tell, group, &leave, original) {
+        let notice = withheld.is_none().then(|| self.notice(job, tell, group, &leave, original)).flatten();
+        if let Some((draft, event)) = notice {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
@@ -368,8 +369,8 @@ impl Settler {
         Some(Event::NoticeWithheld { sender, about: names.join(", "), why })
     }
 
-    /// Of whom in the group the sender may be told: within the budget, where it is an outsider; never one who
-    /// may not be who wrote.
+    /// Of whom in the group the sender may be told: within the budget, where it is an outsider. One who is not told
+    /// at all (`withheld`) uses nothing up.
     async fn leave(&self, job: &Job, tell: Tell, group: &Group) -> Result<Leave<'_>, StoreError> {
         let Some(action) = self.action(job, tell) else { return Ok(Leave::none()) };
         let wanted = group.about.iter().map(|(recipient, _)| recipient);
