@@ -17,6 +17,7 @@ done
 
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 export SOURCE_DATE_EPOCH
+maintainer="${DEBFULLNAME:-The postrider authors} <${DEBEMAIL:-postrider@localhost}>"
 architecture=$(dpkg --print-architecture)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -52,7 +53,7 @@ postrider ($version) unstable; urgency=medium
 
   * Built from the sources of this version; what changed is in their history.
 
- -- The postrider authors <postrider@localhost>  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
+ -- $maintainer  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
 END
 put 644 "$work/changelog" /usr/share/doc/postrider/changelog.Debian
 gzip -9n "$root/usr/share/doc/postrider/changelog.Debian" "$root"/usr/share/man/man1/*.1
@@ -71,16 +72,17 @@ cat >"$root/DEBIAN/control" <<END
 Package: postrider
 Version: $version
 Architecture: $architecture
-Maintainer: The postrider authors <postrider@localhost>
+Maintainer: $maintainer
 Installed-Size: $(du -k -s --apparent-size "$root" | cut -f 1)
 Depends: $libraries, systemd | systemd-standalone-sysusers | systemd-sysusers, systemd | systemd-standalone-tmpfiles | systemd-tmpfiles
 Recommends: ca-certificates
 Section: mail
 Priority: optional
 Description: mail server for applications: SMTP relay and inbound MX
- One binary and one file of configuration. Applications submit, mail leaves signed,
- straight to the recipients' servers or by smart hosts. Mail for your domains comes
- in, is checked, and goes by alias or catchall to a web hook, a Maildir or elsewhere.
+ One binary and one file of configuration. Applications submit, mail leaves
+ signed, straight to the recipients' servers or by smart hosts. Mail for your
+ domains comes in, is checked, and goes by alias or catchall to a web hook, a
+ Maildir or elsewhere.
  .
  What was acknowledged is on disk, and every message has a story.
 END
