@@ -121,12 +121,25 @@ install_package() {
 owner() { inside stat -c "%U:%G %a" "$1"; }
 same() { [ "$1" = "$2" ] || fail "$3: $1, not $2"; }
 
-# As the unit says, as far as this can be had without systemd: its line, its user, its one capability.
+# As the unit says, as far as this can be had without systemd: its line, its user, its one capability, and
+# nothing that can be written but its own folders (which is also how a container runs it). Its system calls are
+# noted.
 start() {
-    local line
+    local line tracer=
     line=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/postrider.service")
-    # shellcheck disable=SC2086 # words of a command line
-    inside setpriv --reuid postrider --regid postrider --clear-groups --no-new-privs \
+    ! command -v strace >/dev/null || tracer="strace -D -f -qq -e signal=none -o $folder/calls.txt"
+    # shellcheck disable=SC2016,SC2086 # for the inner shell; words of command lines
+    unshare --mount bash -euo pipefail -c '
+        root=$1
+        shift
+        mount --rbind "$root" "$root"
+        for writable in /var/lib/postrider /var/spool/postrider; do
+            mount --bind "$root$writable" "$root$writable"
+        done
+        mount -t tmpfs tmpfs "$root/tmp"
+        mount -o remount,bind,ro "$root"
+        exec "$@"' start "$root" $tracer chroot "$root" \
+        setpriv --reuid postrider --regid postrider --clear-groups --no-new-privs \
         --inh-caps=-all,+net_bind_service --ambient-caps=-all,+net_bind_service --bounding-set=-all,+net_bind_service \
         $line >>"$root/var/log/serve.log" 2>&1 &
     server=$!
@@ -163,6 +176,25 @@ expect 354; say 'From: shop@example.com' 'To: someone@example.net' "Subject: $1"
 expect 250; say QUIT
 expect 221
 END
+}
+# The names of the calls in groups like @system-service, and in the groups that they name.
+calls_in() {
+    local name
+    inside systemd-analyze syscall-filter --no-pager "$@" | sed -n 's/^    //p' | grep -v '^#' | while read -r name; do
+        case $name in @*) calls_in "$name" ;; *) echo "$name" ;; esac
+    done
+}
+# Every call of the server, after those that gave up its rights, is one that the unit lets it make.
+check_calls() {
+    local refused
+    calls_in @system-service | sort -u >"$folder/allowed.txt"
+    calls_in @privileged @resources | sort -u >"$folder/forbidden.txt"
+    comm -23 "$folder/allowed.txt" "$folder/forbidden.txt" >"$folder/permitted.txt"
+    grep -q '^read$' "$folder/permitted.txt" || fail "the calls in @system-service cannot be told"
+    sed -n '/execve("\/usr\/bin\/postrider"/,$p' "$folder/calls.txt" | sed -n 's/^[0-9]* *\([a-z_0-9]*\)(.*/\1/p' | sort -u >"$folder/made.txt"
+    grep -q '^fdatasync$' "$folder/made.txt" || fail "no calls were noted"
+    refused=$(comm -23 "$folder/made.txt" "$folder/permitted.txt" | paste -s -d ' ')
+    [ -z "$refused" ] || fail "SystemCallFilter= refuses what the server does: $refused"
 }
 kept() { inside postrider queue list --status captured --json | grep -c '"id"' || true; }
 
@@ -220,6 +252,10 @@ install_package "$second"
 kill -0 "$server" || fail "the server has ended during the upgrade"
 send "while the old version goes on"
 stop
+if command -v strace >/dev/null; then
+    step "system calls"
+    check_calls
+fi
 start
 same "$(kept)" 2 "messages kept"
 send "the third"
@@ -227,8 +263,9 @@ same "$(kept)" 3 "messages kept"
 tail -n 1 "$root/etc/postrider/postrider.toml" | grep -qx '# mine' || fail "the configuration was written over"
 same "$(owner /etc/postrider/postrider.toml)" "root:postrider 640" postrider.toml
 # Scripts may run again.
-inside dpkg-reconfigure -fnoninteractive postrider 2>/dev/null || inside /var/lib/dpkg/info/postrider.postinst configure "$(dpkg-deb -f "$second" Version)"
-inside /var/lib/dpkg/info/postrider.postinst configure "" || fail "postinst again"
+script() { inside env DPKG_MAINTSCRIPT_PACKAGE=postrider "/var/lib/dpkg/info/postrider.$1" "${@:2}" || fail "$* again"; }
+script postinst configure "$(dpkg-deb -f "$second" Version)"
+script postinst configure ""
 stop
 
 step "remove"
@@ -243,6 +280,41 @@ install_package "$second"
 start
 same "$(kept)" 3 "messages kept"
 stop
+
+# Other than what its tools are told there is no systemd in here to watch. `systemctl` notes it; `systemd-run`
+# only runs the command.
+step "what systemd is told"
+mkdir -p "$root/run/systemd/system" "$root/usr/local/bin"
+cat >"$root/usr/local/bin/systemctl" <<'END'
+#!/bin/sh
+echo "$*" >>/var/log/told
+case " $* " in *" is-enabled "*) echo enabled ;; esac
+END
+cat >"$root/usr/local/bin/systemd-run" <<'END'
+#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+END
+chmod 755 "$root/usr/local/bin/systemctl" "$root/usr/local/bin/systemd-run"
+told() {
+    sed 's/--[a-z]* //g' "$root/var/log/told" | grep -E '^(start|restart|stop) ' | paste -s -d ' ' || true
+    : >"$root/var/log/told"
+}
+with_systemd=("env" "PATH=/usr/local/bin:$PATH" "dpkg")
+: >"$root/var/log/told"
+inside "${with_systemd[@]}" --remove postrider >/dev/null 2>&1 || fail "remove"
+same "$(told)" "stop postrider.service" "told at removal"
+inside dpkg --purge postrider >/dev/null 2>&1 || fail "purge"
+cp "$first" "$root/tmp/first.deb"
+inside "${with_systemd[@]}" -i /tmp/first.deb >/dev/null 2>&1 || fail "install"
+same "$(told)" "start postrider.service" "told at installation"
+inside "${with_systemd[@]}" -i /tmp/postrider.deb >/dev/null 2>&1 || fail "upgrade"
+same "$(told)" "restart postrider.service" "told at an upgrade"
+echo "hostnaem = 1" >>"$root/etc/postrider/postrider.toml"
+inside "${with_systemd[@]}" -i /tmp/postrider.deb >"$folder/dpkg.log" 2>&1 || fail "upgrade with a wrong configuration"
+same "$(told)" "" "told at an upgrade whose version does not take the configuration"
+grep -q "not restarted" "$folder/dpkg.log" || fail "nobody was told that there was no restart"
+rm -rf "$root/run/systemd/system" "$root/usr/local/bin/systemctl" "$root/usr/local/bin/systemd-run" "$root/var/log/told"
 
 step "purge"
 inside dpkg --purge postrider >"$folder/dpkg.log" 2>&1 || fail "$(cat "$folder/dpkg.log")"
