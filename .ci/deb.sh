@@ -56,7 +56,9 @@ postrider ($version) unstable; urgency=medium
  -- $maintainer  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
 END
 put 644 "$work/changelog" /usr/share/doc/postrider/changelog.Debian
-gzip -9n "$root/usr/share/doc/postrider/changelog.Debian" "$root"/usr/share/man/man1/*.1
+.ci/licences.sh >"$work/third-party"
+put 644 "$work/third-party" /usr/share/doc/postrider/third-party
+gzip -9n "$root/usr/share/doc/postrider/third-party" "$root/usr/share/doc/postrider/changelog.Debian" "$root"/usr/share/man/man1/*.1
 
 # It wants a source package around it.
 mkdir "$work/debian"

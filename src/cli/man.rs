@@ -16,7 +16,7 @@ Examples:
   postrider man queue list | man -l -             of one command
   postrider man --out /usr/local/share/man/man1   a file for each: postrider.1, postrider-queue-list.1, …";
 
-/// Who serves mail is of interest to more people than the administrator, and so are these commands.
+/// User commands: an application's developer needs them as much as an administrator.
 const SECTION: &str = "1";
 
 #[derive(Debug, clap::Args)]
