@@ -66,6 +66,7 @@ if [ "${3:-}" != inside ]; then
     [ "$(id -u)" -eq 0 ] || without "it takes root"
     unshare --net --mount --pid --fork true 2>/dev/null || without "this machine lets nobody have a network of their own (unshare)"
     command -v dpkg-shlibdeps >/dev/null || without "dpkg-shlibdeps is missing (apt-get install dpkg-dev)"
+    export DPKG_DEB_COMPRESSOR_TYPE=gzip
     first=$("$here/deb.sh" "$binary" "$folder")
     version=$(dpkg-deb -f "$first" Version)
     second=$("$here/deb.sh" "$binary" "$folder" "$version+next")

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the Debian package of a built binary, with dpkg-deb; dpkg-shlibdeps says which libraries it
-# depends on. The same input gives the same file.
+# depends on. The same input gives the same file. DPKG_DEB_COMPRESSOR_TYPE=gzip is quicker than xz.
 #   .ci/deb.sh BINARY FOLDER [VERSION]     → FOLDER/postrider_VERSION_ARCHITECTURE.deb, whose name it prints
 set -eu
 binary=$(realpath "$1")
@@ -98,5 +98,5 @@ put 644 "$work/md5sums" /DEBIAN/md5sums
 
 find "$root" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 package=$folder/postrider_${version}_$architecture.deb
-dpkg-deb --root-owner-group -Zxz -b "$root" "$package" >/dev/null
+dpkg-deb --root-owner-group -Z"${DPKG_DEB_COMPRESSOR_TYPE:-xz}" -b "$root" "$package" >/dev/null
 echo "$package"

@@ -8,7 +8,7 @@ sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cargo tree --locked --edges normal --prefix none --no-dedupe --format '{p} | {l}' |
+cargo tree --quiet --locked --edges normal --prefix none --no-dedupe --format '{p} | {l}' |
     sed 's/^\([^ ]*\) v\([^ ]*\).* | \(.*\)$/\1 \2 \3/' | grep -v '^postrider ' | LC_ALL=C sort -u >"$work/crates"
 [ -s "$work/crates" ]
 
