@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build bench bench-million bench-paths faults fmt lint
+.PHONY: run test setup build deb deb-test bench bench-million bench-paths faults fmt lint
 
 run: setup
 	cargo build --locked
@@ -25,6 +25,14 @@ setup:
 build: setup
 	cargo build --release --locked
 	@echo "built $(CARGO_TARGET_DIR)/release/postrider"
+
+# A Debian package of the release binary, or of BINARY, and a test of it in a fresh Debian (as root; fetches that
+# Debian once). Both under $(CARGO_TARGET_DIR)/deb.
+deb: $(if $(BINARY),,build)
+	.ci/deb.sh "$(or $(BINARY),$(CARGO_TARGET_DIR)/release/postrider)" "$(CARGO_TARGET_DIR)/deb"
+
+deb-test: $(if $(BINARY),,build)
+	.ci/deb-test.sh "$(or $(BINARY),$(CARGO_TARGET_DIR)/release/postrider)" "$(CARGO_TARGET_DIR)/deb"
 
 # Speed on loopback, beside Debian's Postfix where that can be had: about ten minutes. Figures and a
 # plot under $(CARGO_TARGET_DIR)/bench. The environment makes it shorter or longer: benches/relay.rs.

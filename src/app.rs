@@ -5,6 +5,7 @@
 //! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once; the queue
 //! on disk is what it was (see the table in `queue::record`).
 
+mod alive;
 pub mod dkim;
 mod dmarc;
 pub mod operator;
@@ -286,6 +287,7 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let warnings = config.warnings.clone();
     let (hostname, data_dir) = (config.hostname.to_string(), config.data_dir.display().to_string());
     let app = App::start(config, Clock::System).await?;
+    let ended = CancellationToken::new();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), hostname, data_dir, "started");
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -295,10 +297,15 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     }
     // Not under systemd: nobody to tell, and no harm.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(every) = alive::wanted() {
+        // While attempts under way end it goes on telling: that takes up to `DRAIN_TIME`.
+        tokio::spawn(alive::tell(every, app.queue.clone(), ended.clone()));
+    }
     signals.next().await;
     tracing::info!("stopping: no new mail is taken, attempts under way may end; a second signal stops at once");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     app.stop(signals.next()).await;
+    ended.cancel();
     Ok(())
 }
 

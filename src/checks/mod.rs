@@ -158,7 +158,7 @@ async fn gather(
         },
     );
     let dmarc = match (&spf, with_dmarc) {
-        (Some(spf), true) => Some(dmarc::evaluate(resolver, &headers, spf, &dkim, deadline).await),
+        (Some(spf), true) => Some(dmarc::evaluate(resolver, headers, spf, &dkim, deadline).await),
         _ => None,
     };
     Evidence { iprev, lists, spf, dkim, arc, dmarc }

@@ -21,7 +21,9 @@ use crate::admin::suppress::{self, Suppressed};
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
-use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
+use crate::admin::{
+    Action, BackedUp, Compacted, Filter, Page, Readiness, SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
+};
 use crate::delivery::host_test::{Report, Wish};
 use crate::message::MessageId;
 
@@ -29,6 +31,8 @@ use crate::message::MessageId;
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// The longest wait for an answer; an action on a long queue takes a while.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// The same for the question whether it is well: who asks wants to know soon.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same for work on the whole store.
 const WORK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
@@ -191,6 +195,12 @@ impl Client {
 
     pub(super) async fn status(&self) -> Result<ServerStatus, Failure> {
         self.get("/api/v1/status").await
+    }
+
+    /// Whether mail can be taken. A 503 is an answer, too.
+    pub(super) async fn readiness(&self) -> Result<Readiness, Failure> {
+        let (status, body) = self.talk(Method::GET, "/readyz", None, Bytes::new(), HEALTH_TIMEOUT).await?;
+        serde_json::from_slice(&body).map_err(|_| self.refused(status, &body))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {

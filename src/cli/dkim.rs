@@ -20,6 +20,21 @@ Publish what is printed. A new key signs once its record is seen; the old one ke
 nothing that is queued needs it: `postrider dns example.com` says when it may be taken away.
 Run it as the user who runs the server.";
 
+const NEW_EXAMPLES: &str = "\
+Examples:
+  postrider dkim new example.com
+  postrider dkim new example.com --selector 2027-ed
+  postrider dkim new example.com --json
+
+It signs once its record, which is printed, is seen in DNS.";
+
+const ROTATE_EXAMPLES: &str = "\
+Examples:
+  postrider dkim rotate example.com
+  postrider dkim rotate example.com --json | jq -r .value
+
+The old keys sign until the records of the new ones, which are printed, are seen in DNS.";
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -29,7 +44,8 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum DkimCommand {
-    /// Make one key more; Ed25519 if the selector ends in \"ed\", else RSA
+    /// Make one key more; Ed25519 if the selector ends in "ed", else RSA
+    #[command(after_help = NEW_EXAMPLES)]
     New {
         /// One of [domains]
         domain: String,
@@ -41,6 +57,7 @@ enum DkimCommand {
         json: bool,
     },
     /// Make a successor for each key that signs
+    #[command(after_help = ROTATE_EXAMPLES)]
     Rotate {
         /// One of [domains]
         domain: String,

@@ -1,5 +1,5 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim` and `account` need none, `store`, `smart-host test` and `queue export|import` do with
+//! `check`, `dns`, `dkim`, `account`, `completions` and `man` need none, `store`, `smart-host test` and `queue export|import` do with
 //! one and without,
 //! everything else speaks to the running server over its
 //! admin socket (`client`).
@@ -22,10 +22,13 @@ use crate::config::{self, Config};
 mod account;
 pub mod check;
 mod client;
+mod completions;
 mod demo;
 mod dkim;
 pub mod dns;
+mod health;
 mod log;
+mod man;
 mod pickup;
 mod progress;
 mod queue;
@@ -66,6 +69,7 @@ Examples:
   postrider check
   postrider check --config ./postrider.toml --json
   postrider check --explain-retry                 when is a message that keeps failing tried again?
+  postrider check --health                        does the running server take mail? 0 if so, else 1
 
 Every problem is named with its line and what to do; then the exit status is 2.";
 
@@ -102,6 +106,9 @@ enum Command {
         /// Print when a message that keeps failing is tried, told of and given up
         #[arg(long)]
         explain_retry: bool,
+        /// Ask the running server whether it takes mail, as /readyz does
+        #[arg(long, conflicts_with = "explain_retry")]
+        health: bool,
     },
     /// The DNS records to publish for a domain
     #[command(after_help = DNS_EXAMPLES)]
@@ -141,6 +148,10 @@ enum Command {
     Store(store::Args),
     /// Password hashes for the accounts of the configuration
     Account(account::Args),
+    /// Write what a shell needs to complete these commands
+    Completions(completions::Args),
+    /// Write manual pages
+    Man(man::Args),
 }
 
 /// Parses these arguments (the first is the program's name) and does what they say.
@@ -174,7 +185,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
-        Command::Check { json, explain_retry } => return Ok(check::run(config, json, explain_retry)),
+        Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),
+        Command::Check { json, explain_retry, .. } => return Ok(check::run(config, json, explain_retry)),
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
@@ -187,6 +199,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -240,30 +240,90 @@ fn every_supported_key_is_read() {
     }
 }
 
+/// An example, with the secrets that its user brings along in the place of where they come from.
+fn example(name: &str) -> config::Config {
+    let mut text = conf(name);
+    for source in ["{ env = ", "{ file = "] {
+        while let Some(start) = text.find(source) {
+            let end = start + text[start..].find('}').unwrap() + 1;
+            text.replace_range(start..end, "\"hush\"");
+        }
+    }
+    load(&text)
+}
+
 #[test]
 fn the_examples_load() {
-    let minimal = load(&conf("minimal.toml"));
+    let minimal = example("minimal.toml");
     assert_eq!(minimal.postmaster.to_string(), "postmaster@example.com");
     assert_eq!(minimal.warnings.len(), 1, "{:?}", minimal.warnings);
 
-    let relay = load(&conf("relay.toml"));
+    let relay = example("relay.toml");
     assert_eq!(relay.listeners.len(), 2);
     assert_eq!(relay.accounts["shop"].max_recipients, 50);
 
-    let inbound = load(&conf("inbound.toml"));
+    let inbound = example("inbound.toml");
     assert_eq!(inbound.aliases.exact.len(), 5);
     assert_eq!(inbound.loops.limit, 10);
 
-    let development = load(&conf("development.toml"));
+    let development = example("development.toml");
     assert_eq!(development.delivery.default, config::WayOut::Capture);
-    let all_loopback = development.listeners.values().flat_map(|l| &l.bind).all(|address| address.ip().is_loopback());
-    assert!(all_loopback);
+    assert!(only_loopback(&development));
+}
+
+fn only_loopback(config: &config::Config) -> bool {
+    config.listeners.values().flat_map(|listener| &listener.bind).all(|address| address.ip().is_loopback())
+}
+
+#[test]
+fn a_staging_server_writes_to_testers_only() {
+    let staging = example("staging.toml");
+    assert_eq!(staging.delivery.allow_recipients.len(), 2);
+    let guard = "delivery.allow_recipients: only mail for example.com, tester@partner.example leaves, the rest is held";
+    assert!(staging.warnings.iter().any(|warning| warning == guard), "{:?}", staging.warnings);
+}
+
+#[test]
+fn microsoft_365_takes_mail_from_the_mailbox_that_logs_in() {
+    let office = example("microsoft365.toml");
+    assert_eq!(office.delivery.default, config::WayOut::SmartHosts);
+    assert!(office.smart_hosts.iter().all(|host| host.oauth.is_some()));
+    assert!(office.warnings.iter().all(|warning| warning.starts_with("tls:")), "{:?}", office.warnings);
+}
+
+#[test]
+fn a_postfix_told_again_asks_the_host_for_some_senders_first() {
+    let moved = example("from-postfix.toml");
+    let order: Vec<(&str, bool)> =
+        moved.smart_hosts.iter().map(|host| (host.name.as_str(), host.from_filter.is_empty())).collect();
+    assert_eq!(order, [("newsletter", false), ("provider", true)]);
+    assert!(moved.warnings.iter().all(|warning| warning.starts_with("tls:")), "{:?}", moved.warnings);
+}
+
+/// It runs as soon as it is installed, on whatever machine that is.
+#[test]
+fn a_fresh_package_is_open_to_its_own_machine_only_and_sends_nothing() {
+    let package = example("package.toml");
+    assert!(only_loopback(&package));
+    assert_eq!(package.delivery.default, config::WayOut::Capture);
+    assert!(package.accounts.is_empty() && package.warnings.len() == 1, "{:?}", package.warnings);
 }
 
 #[test]
 fn every_file_in_conf_is_tested() {
-    let entries = std::fs::read_dir(super::folder("conf")).unwrap();
-    let names: BTreeSet<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let tested = ["postrider.toml", "minimal.toml", "relay.toml", "inbound.toml", "development.toml"];
+    let entries = std::fs::read_dir(super::folder("conf")).unwrap().map(|entry| entry.unwrap());
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    let names: BTreeSet<String> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let tested = [
+        "postrider.toml",
+        "minimal.toml",
+        "relay.toml",
+        "inbound.toml",
+        "development.toml",
+        "staging.toml",
+        "microsoft365.toml",
+        "from-postfix.toml",
+        "package.toml",
+    ];
     assert_eq!(names, tested.into_iter().map(str::to_owned).collect());
 }
