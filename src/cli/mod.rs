@@ -124,7 +124,7 @@ enum Command {
     /// Submit a message to the running server
     Send(send::Args),
     /// What programs call that know no SMTP; see `postrider sendmail --help`
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, after_help = sendmail::EXAMPLES)]
     Sendmail {
         /// Flags of sendmail, and recipients
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -24,6 +24,8 @@ mod options;
 mod place;
 mod submit;
 
+pub(super) use options::EXAMPLES;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -95,7 +97,7 @@ fn act(options: &Options) -> Result<(), Trouble> {
     let say =
         |text: &str| super::text::print(text).map_err(|error| Trouble::new(EX_IOERR, format!("cannot write: {error}")));
     match options.mode {
-        Mode::Help => say(options::HELP),
+        Mode::Help => say(&format!("{}\n\n{EXAMPLES}", options::HELP)),
         Mode::Nothing => Ok(()),
         Mode::List => list(options),
         Mode::Smtp => submit::relay(&Place::find(options)?),

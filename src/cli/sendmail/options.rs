@@ -27,6 +27,12 @@ Other flags of sendmail are taken and ignored. Without a readable configuration 
 where POSTRIDER_SENDMAIL_SERVER says. Exit status as in sysexits.h: 0 it is queued or safely kept until the server
 takes it, 64 usage, 65 the message, 67 no such recipient, 69 refused, 75 try again later, 77 not allowed.";
 
+pub(in crate::cli) const EXAMPLES: &str = "\
+Examples:
+  postrider sendmail -t -i < message.eml             to whom the message itself names
+  postrider sendmail -f shop@example.com you@example.net < message.eml
+  postrider sendmail -bp                             what waits";
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Mode {
     #[default]
