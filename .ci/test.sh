@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole suite: a Python and a Postfix, the other implementations that ours is tested against,
-# then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
+# The whole suite: a Python, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
+# tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -33,6 +33,12 @@ fi
 .ci/postfix.sh "$CARGO_TARGET_DIR/bench/postfix"
 if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
     export POSTRIDER_TEST_POSTFIX="$CARGO_TARGET_DIR/bench/postfix"
+fi
+
+# The same of Dovecot and rspamd.
+.ci/dovecot.sh "$CARGO_TARGET_DIR/peers/dovecot"
+if [ -e "$CARGO_TARGET_DIR/peers/dovecot/unpacked" ]; then
+    export POSTRIDER_TEST_DOVECOT="$CARGO_TARGET_DIR/peers/dovecot"
 fi
 
 status=0
