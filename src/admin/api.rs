@@ -16,6 +16,8 @@
 //! | `POST /api/v1/store/backup` with `{"to": "/…"}` | `{"to", "bytes", "files"}` once it is on disk |
 //! | `POST /api/v1/store/compact`              | `{"before", "after"}`, bytes                       |
 //! | `POST /api/v1/suspend`, `…/resume` with `{}`, `{"stream": "…"}`, `{"smart_host": "…"}` or `{"fetch": true}` | `{"changed", "suspended": […], "exempt": […]}` |
+//! | `GET /api/v1/fetch`                       | `{"accounts": […]}`, how each mailbox elsewhere is doing |
+//! | `POST /api/v1/fetch/run` with `{"account", "dry_run"}` | what a run at once has done, or would do |
 //! | `POST /api/v1/smart-hosts/test` with `{"name", "from", "to", "send"}` | the report of a test, good or not |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
 //! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
@@ -62,6 +64,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/healthz", get(healthz))
         .merge(super::submit::routes::<B>())
         .merge(super::suspend::routes::<B>())
+        .merge(super::fetch::routes::<B>())
         .merge(super::upkeep::routes::<B>());
     for action in Action::ALL {
         let handler = move |state, body| change::<B>(action, state, body);

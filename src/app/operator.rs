@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
-    Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, FetchStatus, Filter, Imported, Listed,
+    Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
@@ -17,6 +17,7 @@ use crate::delivery::host_test::{Report, Wish};
 use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
+use crate::intake::fetch::{Fetcher, NotRun, Ran};
 use crate::intake::idempotency::Key;
 use crate::intake::{Intake, Once};
 use crate::message::{Address, Draft, MessageId, ReversePath};
@@ -63,6 +64,7 @@ pub struct Operator {
     pub transfer: Transfer,
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
+    pub fetcher: Arc<Fetcher>,
     pub logins: Logins,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
@@ -203,6 +205,9 @@ impl Backend for Operator {
             self.release_for(&what).await.map_err(|trouble| Complaint::new(trouble.0, "resume it again"))?;
             lifted
         };
+        if what == Suspension::Fetch && !on {
+            self.fetcher.wake();
+        }
         match (changed, on) {
             (true, true) => tracing::warn!("{what} is suspended; mail for it is taken and waits"),
             (true, false) => tracing::info!("{what} is resumed"),
@@ -215,6 +220,25 @@ impl Backend for Operator {
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
         let tested = self.transports.test_host(&wish).await;
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
+    }
+
+    async fn fetch_list(&self) -> Vec<FetchStatus> {
+        self.fetcher.list().into_iter().map(FetchStatus::from).collect()
+    }
+
+    async fn fetch_run(&self, name: String, dry_run: bool) -> Result<Ran, Complaint> {
+        let ran = self.fetcher.run_now(&name, dry_run).await;
+        ran.map_err(|not_run| {
+            let remedy = match &not_run {
+                NotRun::Unknown(_) => match self.fetcher.names().is_empty() {
+                    true => "there is none; add [fetch.NAME] to the configuration".to_owned(),
+                    false => format!("there are: {}", self.fetcher.names().join(", ")),
+                },
+                NotRun::UnderWay(_) => "see `postrider fetch list`, and try again when it is done".to_owned(),
+                NotRun::Suspended => "`postrider resume --fetch` lets it go on".to_owned(),
+            };
+            Complaint::new(not_run.to_string(), remedy)
+        })
     }
 
     async fn readiness(&self) -> Option<Readiness> {

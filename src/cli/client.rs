@@ -14,13 +14,17 @@ use tokio::net::UnixStream;
 
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer};
+use crate::admin::fetch::{FetchAnswer, FetchBody};
 use crate::admin::filter::SelectionBody;
 use crate::admin::submit::SubmitAnswer;
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
-use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
+use crate::admin::{
+    Action, BackedUp, Compacted, FetchStatus, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
+};
 use crate::delivery::host_test::{Report, Wish};
+use crate::intake::fetch::Ran;
 use crate::message::MessageId;
 
 /// Bytes of an answer that are read at most: a full page of messages with many recipients.
@@ -135,6 +139,18 @@ impl Client {
         let path = if on { "/api/v1/suspend" } else { "/api/v1/resume" };
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
         self.post(path, "application/json", body.into()).await
+    }
+
+    pub(super) async fn fetch_list(&self) -> Result<Vec<FetchStatus>, Failure> {
+        let FetchAnswer { accounts } = self.get("/api/v1/fetch").await?;
+        Ok(accounts)
+    }
+
+    pub(super) async fn fetch_run(&self, body: &FetchBody) -> Result<Ran, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        let kind = Some("application/json");
+        let answer = self.talk(Method::POST, "/api/v1/fetch/run", kind, body.into(), WORK_TIMEOUT).await?;
+        self.understand(answer)
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

@@ -25,6 +25,7 @@ mod client;
 mod demo;
 mod dkim;
 pub mod dns;
+mod fetch;
 mod log;
 mod progress;
 mod queue;
@@ -50,6 +51,7 @@ Examples:
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
   postrider smart-host test relay                 does that server take our mail?
+  postrider fetch list                            mailboxes elsewhere that mail comes from
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider store backup /var/backups/mail        while the server runs
 
@@ -121,6 +123,8 @@ enum Command {
     Resume(suspend::Args),
     /// Try the servers that mail goes by
     SmartHost(smart_host::Args),
+    /// Mailboxes elsewhere that mail is brought in from
+    Fetch(fetch::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
     /// Password hashes for the accounts of the configuration
@@ -162,6 +166,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
+        Command::Fetch(args) => block_on(Threads::One, fetch::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),
     };

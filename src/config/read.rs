@@ -70,7 +70,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let destinations = groups::destinations(root);
     let mailboxes = fetch::mailboxes(root);
     let smart_hosts = smart_hosts::smart_hosts(root, &mailboxes);
-    fetch::check_use(root);
+    let fetch = fetch::fetched(root, mailboxes, &names);
     let streams = streams::streams(root, &smart_hosts);
     let sender = sender::sender(root, &names, &domains);
     sender::warn_of_bounces(root, &sender, &smart_hosts, &domains);
@@ -113,6 +113,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         checks,
         loops,
         pickup,
+        fetch,
         queue,
         limits,
         dns,

@@ -8,6 +8,7 @@
 
 mod attachments;
 mod content;
+pub mod fetch;
 pub mod guard;
 pub mod idempotency;
 pub mod pickup;
@@ -36,7 +37,7 @@ use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
 use crate::routing::sent::Sent;
 use crate::smtp::Reply;
-use crate::smtp::reply::Refusal;
+use crate::smtp::reply::{Refusal, Severity};
 use crate::store::{Batch, StoreError, Table};
 
 use guard::DiskGuard;
@@ -191,8 +192,9 @@ impl Intake {
         let id = self.queue.id_for(&draft.content);
         let headers = Headers::parse(draft.content.head());
         headers.within_limits().map_err(|error| Refusal::plain(Reply::new(552, (3, 4), error.to_string())))?;
+        let mut reservation = None;
         if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
-            return Err(refusal);
+            reservation = Some(held_instead(&draft, refusal)?);
         }
         let checked = self.check(&draft, &headers).await?;
         let stream = rights::stream(&self.config, &draft, &headers)?;
@@ -201,6 +203,9 @@ impl Intake {
         let mut plan = Plan::make(&self.config, &draft, begin)?;
         if let Verdict::Hold(reason) = &checked.verdict {
             plan.hold_all(reason);
+        }
+        if let Some(reason) = reservation {
+            plan.hold_all(&reason);
         }
         self.hold_for_account(&mut plan, &draft);
         let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
@@ -242,7 +247,7 @@ impl Intake {
     /// A draft whose bytes count against `queue.memory`. Those that come in by SMTP do already; a notice
     /// of ours is small, and must not wait for others.
     async fn paid(&self, draft: Draft) -> Result<Draft, Refusal> {
-        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin | Door::Http) {
+        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin | Door::Http | Door::Fetch { .. }) {
             return Ok(draft);
         }
         let Draft { envelope, content, origin } = draft;
@@ -282,10 +287,13 @@ impl Intake {
     /// Who it is from: rights for those who have shown who they are, checks for all others.
     async fn check(&self, draft: &Draft, headers: &Headers<'_>) -> Result<Checked, Refusal> {
         match &draft.origin.door {
-            Door::Mx { .. } => {
+            Door::Mx { .. } | Door::Fetch { .. } => {
                 let checked = checks::check(&self.resolver, &self.config, draft).await;
                 match checked.verdict {
-                    Verdict::Reject(refusal) => Err(refusal),
+                    Verdict::Reject(refusal) => {
+                        let verdict = Verdict::Hold(held_instead(draft, refusal)?);
+                        Ok(Checked { verdict, ..checked })
+                    }
                     _ => Ok(checked),
                 }
             }
@@ -322,7 +330,13 @@ impl Intake {
         let locks = self.lock(loops::lock_keys(&input)).await;
         let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
         let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
-        plan.apply_loops(&self.config.loops, &ruling)?;
+        if let Err(refusal) = plan.apply_loops(&self.config.loops, &ruling) {
+            // A limit holds back what was fetched even where others are to come again later.
+            match &draft.origin.door {
+                Door::Fetch { .. } => plan.hold_all(&refusal.reason),
+                _ => return Err(refusal),
+            }
+        }
         Ok((ruling.writes, locks))
     }
 
@@ -336,6 +350,15 @@ impl Intake {
             locks.push(lock.lock().await);
         }
         locks
+    }
+}
+
+/// Mail that was fetched has nobody left who could be told that it is refused: a person decides. What may
+/// be taken later is refused, and fetched again then.
+fn held_instead(draft: &Draft, refusal: Refusal) -> Result<String, Refusal> {
+    match &draft.origin.door {
+        Door::Fetch { .. } if refusal.reply.severity() == Severity::Permanent => Ok(refusal.reason),
+        _ => Err(refusal),
     }
 }
 
@@ -374,7 +397,7 @@ fn message_record(
         streamed: stored.streamed,
         message_id: stored.message_id.clone(),
         subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),
-        findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),
+        findings: draft.origin.door.is_outside().then_some(findings),
         recipients: plan.deliveries.len() as u32,
         stream: stream::default_name(),
         tls: wish(draft, headers),
