@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!  SMTP ──► server (listener, connection, session) ─┐                        ┌─► smtp (MX), smart_hosts (smtp, graph)
-//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, file, archive
+//!  folder ─► intake::pickup ────────────────────────┤
+//!  mailboxes elsewhere ─► intake::fetch ────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, file, archive
 //!  socket ─► admin ─────────────────────────────────┘   │ checks   ▲        │
 //!                                                       │ routing  │        └─► settle ─► events
 //!                                                       │ sign     └── bounce (a notice comes back in
@@ -33,6 +34,7 @@
 //! - Smart hosts (named servers in place of those in DNS): `routing::outbound` chooses, `delivery::smart_hosts`
 //!   goes from one to the next, `delivery::host_test` tests one for a person. Their tokens: `delivery::oauth`;
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.
+//! - Mailboxes elsewhere: `intake::fetch` (its `run` has what a crash leaves, `imap` and `pop3` the clients).
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.

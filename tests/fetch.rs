@@ -142,7 +142,9 @@ impl House {
 }
 
 fn message(subject: &str) -> String {
-    format!("Subject: {subject}\r\nFrom: a@far.test\r\nTo: sales@own.test\r\nMessage-ID: <{subject}@far.test>\r\n\r\nHello.\r\n")
+    format!(
+        "Subject: {subject}\r\nFrom: a@far.test\r\nTo: sales@own.test\r\nMessage-ID: <{subject}@far.test>\r\n\r\nHello.\r\n"
+    )
 }
 
 /// A script's line that sends these bytes.
@@ -213,7 +215,8 @@ async fn unread_messages_come_in_once_and_are_marked() {
         &out(10),
     ]
     .concat();
-    let two = [IMAP_IN, "C: p2 SELECT \"INBOX\"\nS: * 0 EXISTS\nS: * OK [UIDVALIDITY 7] v\nS: p2 OK done\n", &out(3)].concat();
+    let two = [IMAP_IN, "C: p2 SELECT \"INBOX\"\nS: * 0 EXISTS\nS: * OK [UIDVALIDITY 7] v\nS: p2 OK done\n", &out(3)]
+        .concat();
     let remotes = Remotes::play(&[&format!("{one}---\n{two}")]).await;
     let site = imap_site(TO_SALES);
     let house = site.open(&remotes, START).await;
@@ -240,10 +243,15 @@ async fn a_connection_that_breaks_anywhere_loses_nothing_and_doubles_nothing() {
     let opened = [IMAP_IN, &select(7, 5, &[3, 4])].concat();
     let listed = [opened.as_str(), &sizes(4, "3:4", &[3, 4])].concat();
     let content = message("one");
-    let half = format!("{}{}drop\n", asked(5, 3), bytes(&format!("* 1 FETCH (UID 3 BODY[] {{{}}}\r\nSubject: o", content.len())));
+    let half = format!(
+        "{}{}drop\n",
+        asked(5, 3),
+        bytes(&format!("* 1 FETCH (UID 3 BODY[] {{{}}}\r\nSubject: o", content.len()))
+    );
     let read = [listed.as_str(), &fetched(5, 3, &content)].concat();
     let whole = |from: u32| {
-        [fetched(from, 3, &content), seen(from + 1, 3), fetched(from + 2, 4, &message("two")), seen(from + 3, 4)].concat()
+        [fetched(from, 3, &content), seen(from + 1, 3), fetched(from + 2, 4, &message("two")), seen(from + 3, 4)]
+            .concat()
     };
     let again = [&listed, &whole(5)].map(String::as_str).concat() + &pruned(9, "3:4", &[3, 4]) + &out(10);
     // The one that the connection broke at comes last.
@@ -427,9 +435,16 @@ async fn without_uidplus_and_move_only_our_own_messages_are_touched() {
     let selected = select(7, 5, &[3]).replace("p3 ", "p4 ").replace("p2 ", "p3 ");
     let copied = "C: p7 UID COPY 3 \"Done\"\nS: p7 NO [TRYCREATE] no folder\nC: p8 CREATE \"Done\"\nS: p8 OK\nC: p9 UID COPY 3 \"Done\"\nS: p9 OK\n\
         C: p10 UID STORE 3 +FLAGS.SILENT (\\Seen \\Deleted)\nS: p10 OK\n";
-    let script =
-        [greeting, &selected, &sizes(5, "3", &[3]), &fetched(6, 3, &message("one")), copied, &pruned(11, "3", &[3]), &out(12)]
-            .concat();
+    let script = [
+        greeting,
+        &selected,
+        &sizes(5, "3", &[3]),
+        &fetched(6, 3, &message("one")),
+        copied,
+        &pruned(11, "3", &[3]),
+        &out(12),
+    ]
+    .concat();
     let remotes = Remotes::play(&[&script]).await;
     let house = imap_site(&format!("{TO_SALES}after = \"move:Done\"\n")).open(&remotes, START).await;
     assert_eq!(house.run().await, Ran { found: 1, fetched: 1, ..Ran::default() });
@@ -527,7 +542,8 @@ async fn pop3_deletes_what_is_queued_and_reads_nothing_twice() {
 
 #[tokio::test]
 async fn a_pop3_server_without_uidl_is_read_by_header_and_size() {
-    let list = "C: LIST\nS: +OK\nS: 1 200\nS: .\nC: UIDL\nS: -ERR no\nC: TOP 1 0\nS: +OK\nS: Subject: one\nS> \\r\\n\nS: .\n";
+    let list =
+        "C: LIST\nS: +OK\nS: 1 200\nS: .\nC: UIDL\nS: -ERR no\nC: TOP 1 0\nS: +OK\nS: Subject: one\nS> \\r\\n\nS: .\n";
     let first = [POP_IN, list, &retr(1, &message("one")), "C: QUIT\nS: +OK\ngone\n"].concat();
     let second = [POP_IN, list, "C: QUIT\nS: +OK\ngone\n"].concat();
     let remotes = Remotes::play(&[&format!("{first}---\n{second}")]).await;
@@ -566,14 +582,47 @@ async fn pop3_servers_that_break_off_or_talk_nonsense_are_given_up() {
 async fn tls_is_checked_before_the_password_is_said() {
     let imap = "C: p2 LOGIN \"box\" \"hunter2\"\nS: p2 NO no\ngone\n";
     for (protocol, tls, host, script, wanted) in [
-        ("imap", "implicit", CERTIFIED, format!("starttls\nS: * OK [CAPABILITY X] hi\n{}", imap.replace("p2", "p1")), "login"),
-        ("imap", "required", CERTIFIED, format!("S: * OK [CAPABILITY X] hi\nC: p1 STARTTLS\nS: p1 OK go\nstarttls\nC: p2 CAPABILITY\nS: * CAPABILITY X\nS: p2 OK\n{}", imap.replace("p2", "p3")), "login"),
+        (
+            "imap",
+            "implicit",
+            CERTIFIED,
+            format!("starttls\nS: * OK [CAPABILITY X] hi\n{}", imap.replace("p2", "p1")),
+            "login",
+        ),
+        (
+            "imap",
+            "required",
+            CERTIFIED,
+            format!(
+                "S: * OK [CAPABILITY X] hi\nC: p1 STARTTLS\nS: p1 OK go\nstarttls\nC: p2 CAPABILITY\nS: * CAPABILITY X\nS: p2 OK\n{}",
+                imap.replace("p2", "p3")
+            ),
+            "login",
+        ),
         ("imap", "implicit", "other.test", "unfinished\n".to_owned(), "no TLS that can be trusted"),
         ("imap", "required", CERTIFIED, "S: * PREAUTH [CAPABILITY X] in\ngone\n".to_owned(), "skips STARTTLS"),
-        ("imap", "required", CERTIFIED, "S: * OK [CAPABILITY X] hi\nC: p1 STARTTLS\nS: p1 OK go\nS: * OK more\ngone\n".to_owned(), "in clear"),
-        ("imap", "required", CERTIFIED, "S: * OK [CAPABILITY X] hi\nC: p1 STARTTLS\nS: p1 BAD no\ngone\n".to_owned(), "STARTTLS"),
+        (
+            "imap",
+            "required",
+            CERTIFIED,
+            "S: * OK [CAPABILITY X] hi\nC: p1 STARTTLS\nS: p1 OK go\nS: * OK more\ngone\n".to_owned(),
+            "in clear",
+        ),
+        (
+            "imap",
+            "required",
+            CERTIFIED,
+            "S: * OK [CAPABILITY X] hi\nC: p1 STARTTLS\nS: p1 BAD no\ngone\n".to_owned(),
+            "STARTTLS",
+        ),
         ("pop3", "implicit", CERTIFIED, "starttls\nS: +OK hi\nC: USER box\nS: -ERR no\ngone\n".to_owned(), "login"),
-        ("pop3", "required", CERTIFIED, "S: +OK hi\nC: STLS\nS: +OK go\nstarttls\nC: USER box\nS: -ERR no\ngone\n".to_owned(), "login"),
+        (
+            "pop3",
+            "required",
+            CERTIFIED,
+            "S: +OK hi\nC: STLS\nS: +OK go\nstarttls\nC: USER box\nS: -ERR no\ngone\n".to_owned(),
+            "login",
+        ),
         ("pop3", "required", CERTIFIED, "S: +OK hi\nC: STLS\nS: -ERR no\ngone\n".to_owned(), "STLS"),
         ("pop3", "required", "other.test", "S: +OK hi\nC: STLS\nS: +OK go\nunfinished\n".to_owned(), "no TLS"),
     ] {
@@ -588,8 +637,7 @@ async fn tls_is_checked_before_the_password_is_said() {
 /// No configuration asks for tokens yet; the clients know how.
 #[tokio::test]
 async fn tokens_are_shown_by_xoauth2() {
-    let credential =
-        Credential::Token { username: "box".to_owned(), token: config::Secret("tok".to_owned()) };
+    let credential = Credential::Token { username: "box".to_owned(), token: config::Secret("tok".to_owned()) };
     let response = "dXNlcj1ib3gBYXV0aD1CZWFyZXIgdG9rAQE=";
     let script = format!(
         "S: * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2] hi\nC: p1 AUTHENTICATE XOAUTH2\nS: + \nC: {response}\nS: + eyJzdGF0dXMiOiI0MDAifQ==\nC: \nS: p1 NO tok is over\ngone\n\
@@ -597,10 +645,7 @@ async fn tokens_are_shown_by_xoauth2() {
     );
     let remotes = Remotes::play(&[&script]).await;
     let site = imap_site(TO_SALES);
-    let ways = Ways {
-        resolver: Resolver::new(&site.config(1).dns).unwrap(),
-        tls: Err("not needed".to_owned()),
-    };
+    let ways = Ways { resolver: Resolver::new(&site.config(1).dns).unwrap(), tls: Err("not needed".to_owned()) };
     let account = site.config(remotes.port).fetch.remove("box").unwrap();
     let open = || wire::connect(&ways, &account);
     let refused = imap::Imap::open(open().await.unwrap(), &ways, "x", account.tls, &credential).await;

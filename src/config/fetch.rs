@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::destinations::Names;
+use super::destinations::{Names, Origin};
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address};
 use super::smart_hosts::{is_loopback, read_host, read_username};
 use super::tree::Value;
-use super::{After, Fetch, FetchProtocol, Login, PopAccount, PopTls};
+use super::{After, Destination, Fetch, FetchProtocol, Login, PopAccount, PopTls};
 use crate::message::Address;
 
 /// RFC 1939 3 and RFC 9051 2.1, and RFC 8314 7.2 and 7.3 for implicit TLS.
@@ -201,6 +201,16 @@ fn check_recipient(section: &Section<'_>, deliver_to: Option<&Address>, names: &
         )),
         _ => {}
     }
+}
+
+/// Addresses to follow: one that nothing takes is warned about.
+pub(super) fn origins<'a>(root: &Section<'a>, fetched: &BTreeMap<String, Fetch>) -> Vec<Origin<'a>> {
+    let origin = |(name, account): (&String, &Fetch)| {
+        let item = root.section("fetch").section(name).item("deliver_to")?;
+        let destinations = vec![Destination::Address(account.deliver_to.clone()?)];
+        Some(Origin { item, address: None, destinations })
+    };
+    fetched.iter().filter_map(origin).collect()
 }
 
 /// Each of two accounts for one mailbox would bring in everything.

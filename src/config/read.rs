@@ -87,6 +87,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let admin = running::admin(root);
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
+    origins.extend(fetch::origins(root, &fetch));
     if let Some(postmaster) = &postmaster {
         let map = Map { domains: &domains, aliases: &aliases, postmaster, return_path: &sender.return_path };
         chains::check(&map, &origins, root.report);

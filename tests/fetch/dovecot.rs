@@ -118,7 +118,8 @@ impl Dovecot {
 
     /// How many of them are marked as read.
     pub fn seen(&self, folder: &str) -> usize {
-        let flags = |path: &PathBuf| path.to_str().unwrap().split(":2,").nth(1).is_some_and(|flags| flags.contains('S'));
+        let flags =
+            |path: &PathBuf| path.to_str().unwrap().split(":2,").nth(1).is_some_and(|flags| flags.contains('S'));
         self.messages(folder).iter().filter(|path| flags(path)).count()
     }
 

@@ -81,7 +81,36 @@ impl Mailbox {
         }
     }
 
-    /// The same with their sizes, but for those that are gone. At most [`imap::AT_ONCE`].
+    /// Messages that are queued and were to go from the folder, but are there still: a crash may have come
+    /// between marking one as deleted and removing it, and then no list has it.
+    pub async fn unfinished(&mut self, notes: &Notes<'_>) -> Result<Vec<Found>, Trouble> {
+        let Mailbox::Imap { imap, folder } = self else { return Ok(Vec::new()) };
+        let ours = |error: StoreError| Trouble::Ours(error.to_string());
+        let (mut last, mut found) = (Vec::new(), Vec::new());
+        loop {
+            let ids = notes.ids(&last, NOTES_AT_ONCE).map_err(ours)?;
+            let Some(end) = ids.last() else { return Ok(found) };
+            last.clone_from(end);
+            let mut uids = Vec::new();
+            for id in &ids {
+                if notes.get(id).map_err(ours)? == Some(Note::Taken { applied: false }) {
+                    uids.extend(uid_of(id));
+                }
+            }
+            if uids.is_empty() {
+                continue;
+            }
+            let there = imap.still_there(&uids).await?.into_iter().filter(|uid| uids.contains(uid));
+            found.extend(
+                there.map(|uid| Found {
+                    listed: Listed { number: uid, size: None },
+                    id: imap::key(folder.validity, uid),
+                }),
+            );
+        }
+    }
+
+    /// What was listed with sizes, but for those that are gone. At most [`imap::AT_ONCE`].
     pub async fn sized(&mut self, found: &[Found]) -> Result<Vec<Found>, Trouble> {
         match self {
             Mailbox::Imap { imap, folder } => {
@@ -133,8 +162,7 @@ impl Mailbox {
             last.clone_from(end);
             let kept: HashSet<Vec<u8>> = match self {
                 Mailbox::Imap { imap, folder } => {
-                    let uid = |id: &Vec<u8>| Some(u32::from_be_bytes(id.get(4..)?.try_into().ok()?));
-                    let uids: Vec<u32> = ids.iter().filter_map(uid).collect();
+                    let uids: Vec<u32> = ids.iter().filter_map(|id| uid_of(id)).collect();
                     let there = imap.still_there(&uids).await?.into_iter();
                     there.map(|uid| imap::key(folder.validity, uid).to_vec()).collect()
                 }
@@ -159,6 +187,11 @@ impl Mailbox {
             Mailbox::Pop3 { pop, .. } => pop.close().await,
         }
     }
+}
+
+/// In a key of [`imap::key`].
+fn uid_of(id: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(id.get(4..)?.try_into().ok()?))
 }
 
 /// How long after the last look notes of what is gone are looked for again, where messages stay in the

@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::Intake;
 use super::collect::{Collected, Collector, Unfit};
@@ -101,7 +101,10 @@ impl Account<'_> {
             notes::save(&mut batch, self.name, state);
             self.commit(batch, true).await?;
         }
-        let (unmarked, fresh, again) = self.sort(mailbox.list(&self.settings.after).await?)?;
+        let (mut unmarked, fresh, again) = self.sort(mailbox.list(&self.settings.after).await?)?;
+        if self.goes() && self.settings.protocol == FetchProtocol::Imap {
+            unmarked = mailbox.unfinished(&notes).await?;
+        }
         ran.found = (fresh.len() + again.len()) as u64;
         for found in unmarked {
             if self.is_stopped() {
@@ -139,6 +142,11 @@ impl Account<'_> {
             }
         };
         mailbox.close().await
+    }
+
+    /// Does what was fetched leave the folder?
+    fn goes(&self) -> bool {
+        matches!(self.settings.after, After::Delete | After::Move(_))
     }
 
     fn is_stopped(&self) -> bool {
@@ -258,7 +266,7 @@ impl Account<'_> {
         }
         match self.intake.accept_with(draft, extra).await {
             Ok(accepted) => {
-                info!(account = self.name, id = %accepted.id, "fetched");
+                debug!(account = self.name, id = %accepted.id, "fetched");
                 self.apply(mailbox, found).await?;
                 Ok(Fate::Taken)
             }
@@ -342,8 +350,7 @@ impl Account<'_> {
 
     async fn prune(&self, mailbox: &mut Mailbox, state: &mut State) -> Result<(), Trouble> {
         let now = self.clock.now();
-        let goes = matches!(self.settings.after, After::Delete | After::Move(_));
-        if self.is_stopped() || (!goes && now < state.pruned_at.saturating_add(PRUNE_EVERY)) {
+        if self.is_stopped() || (!self.goes() && now < state.pruned_at.saturating_add(PRUNE_EVERY)) {
             return Ok(());
         }
         let mut batch = Batch::new();
