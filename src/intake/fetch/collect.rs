@@ -11,7 +11,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 
 use crate::message::Content;
-use crate::message::header::{HEADER_BYTES_MAX, Headers};
+use crate::message::header::{Field, HEADER_BYTES_MAX, Headers};
 use crate::queue::body::BodyWriter;
 use crate::queue::{CHUNK_BYTES_MAX, Queue};
 use crate::store::StoreError;
@@ -177,15 +177,14 @@ fn without_last_hop(head: &Bytes) -> Bytes {
     let fields = headers.fields();
     let top = fields.iter().position(|field| field.is("received")).unwrap_or(fields.len());
     let top = fields.get(..top).unwrap_or_default();
-    let is_last_hop = |name: &&str| top.iter().any(|field| field.is(name));
+    let is_last_hop = |field: &Field<'_>| LAST_HOP_FIELDS.iter().any(|name| field.is(name));
     // One with too many fields is refused with all of them.
-    if headers.within_limits().is_err() || !LAST_HOP_FIELDS.iter().any(|name| is_last_hop(&name)) {
+    if headers.within_limits().is_err() || !top.iter().any(is_last_hop) {
         return head.clone();
     }
     let mut kept = Vec::with_capacity(head.len());
     for (index, field) in fields.iter().enumerate() {
-        let is_dropped = index < top.len() && LAST_HOP_FIELDS.iter().any(|name| field.is(name));
-        if !is_dropped {
+        if index >= top.len() || !is_last_hop(field) {
             kept.extend_from_slice(field.raw);
         }
     }

@@ -82,6 +82,16 @@ enum Fate {
     Left(String),
 }
 
+/// Messages of a mailbox, by their notes.
+#[derive(Default)]
+struct Sorted {
+    /// Queued, and not marked there yet.
+    unmarked: Vec<Found>,
+    fresh: Vec<Found>,
+    /// To be tried again.
+    again: Vec<Found>,
+}
+
 fn ours(error: &StoreError) -> Trouble {
     Trouble::Ours(format!("the store: {error}"))
 }
@@ -101,7 +111,7 @@ impl Account<'_> {
             notes::save(&mut batch, self.name, state);
             self.commit(batch, true).await?;
         }
-        let (mut unmarked, fresh, again) = self.sort(mailbox.list(&self.settings.after).await?)?;
+        let Sorted { mut unmarked, fresh, again } = self.sort(mailbox.list(&self.settings.after).await?)?;
         if self.goes() && self.settings.protocol == FetchProtocol::Imap {
             unmarked = mailbox.unfinished(&notes).await?;
         }
@@ -137,7 +147,7 @@ impl Account<'_> {
         ran.found = match is_new {
             true => listed.len() as u64,
             false => {
-                let (_, fresh, again) = self.sort(listed)?;
+                let Sorted { fresh, again, .. } = self.sort(listed)?;
                 (fresh.len() + again.len()) as u64
             }
         };
@@ -173,21 +183,20 @@ impl Account<'_> {
         self.commit(batch, false).await
     }
 
-    /// By their notes: taken but not marked yet; new; to be tried again.
-    fn sort(&self, listed: Vec<Found>) -> Result<(Vec<Found>, Vec<Found>, Vec<Found>), Trouble> {
+    fn sort(&self, listed: Vec<Found>) -> Result<Sorted, Trouble> {
         let now = self.clock.now();
         let notes = self.notes();
-        let (mut unmarked, mut fresh, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        let mut sorted = Sorted::default();
         for found in listed {
             match notes.get(&found.id).map_err(|error| ours(&error))? {
-                None => fresh.push(found),
-                Some(Note::Taken { applied: false }) => unmarked.push(found),
-                Some(Note::Failed { not_before, .. }) if self.by_hand || not_before <= now => again.push(found),
-                Some(Note::Left { .. }) if self.by_hand => again.push(found),
+                None => sorted.fresh.push(found),
+                Some(Note::Taken { applied: false }) => sorted.unmarked.push(found),
+                Some(Note::Failed { not_before, .. }) if self.by_hand || not_before <= now => sorted.again.push(found),
+                Some(Note::Left { .. }) if self.by_hand => sorted.again.push(found),
                 Some(_) => {}
             }
         }
-        Ok((unmarked, fresh, again))
+        Ok(sorted)
     }
 
     fn count(&self, state: &mut State, ran: &mut Ran, fate: Fate) {
