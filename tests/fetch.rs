@@ -7,13 +7,16 @@ mod remote;
 #[path = "support/zone.rs"]
 mod zone;
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use postrider::clock::{Clock, Millis};
 use postrider::config::{self, Config};
 use postrider::dns::Resolver;
 use postrider::events::journal::Journal;
 use postrider::intake::Intake;
+use postrider::intake::fetch::collect::Collector;
 use postrider::intake::fetch::{Credential, Fetcher, NotRun, Ran, Status, Ways, imap, pop3, wire};
 use postrider::intake::sign::Signer;
 use postrider::message::Door;
@@ -23,6 +26,7 @@ use postrider::queue::suspend::Suspension;
 use postrider::store::Store;
 use remote::{Received, Remotes};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -59,14 +63,18 @@ impl Site {
     }
 
     fn config(&self, port: u16) -> Config {
-        let text = format!(
+        let text = self.text(port);
+        config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}\n{text}"))
+    }
+
+    fn text(&self, port: u16) -> String {
+        format!(
             "hostname = \"mail.own.test\"\ndata_dir = \"{}\"\n[domains.\"own.test\"]\n[queue]\nmin_free = \"1MiB\"\n\
              [limits]\nmax_size = \"1MiB\"\n[aliases]\n\"sales@own.test\" = \"post\"\n\"ann@own.test\" = \"post\"\n\
              [targets.post]\nkind = \"maildir\"\npath = \"/nowhere\"\n[fetch.box]\nusername = \"box\"\npassword = \"hunter2\"\nport = {port}\n{}",
             self.folder.path().display(),
             self.more
-        );
-        config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}\n{text}"))
+        )
     }
 
     /// Starts, or starts again, at this time.
@@ -734,4 +742,103 @@ async fn what_others_would_be_refused_is_held() {
     held.sort_unstable();
     assert_eq!(held, [("good".to_owned(), false), ("hops".to_owned(), true), ("loop".to_owned(), true)]);
     remotes.finish().await;
+}
+
+/// A server that says all of this whatever it hears, so many bytes at a time.
+fn talking(words: &'static str, at_once: usize) -> wire::Wire {
+    let (ours, theirs) = tokio::io::duplex(at_once);
+    let (mut heard, mut said) = tokio::io::split(theirs);
+    tokio::spawn(async move { tokio::io::copy(&mut heard, &mut tokio::io::sink()).await });
+    tokio::spawn(async move {
+        said.write_all(words.as_bytes()).await.unwrap();
+        said.shutdown().await.unwrap();
+    });
+    wire::Wire::new(ours)
+}
+
+#[tokio::test]
+async fn it_is_the_same_however_the_words_of_a_server_are_cut() {
+    const CONTENT: &str = "Subject: cut\r\n\r\n.\r\n..two\r\n";
+    const IMAP: &str = "* OK [CAPABILITY X] hi {4}\r\np1 OK [CAPABILITY X] in\r\n* 1 EXISTS\r\n* OK [UIDVALIDITY 7] v\r\np2 OK done\r\n\
+        * LIST () \"/\" {3}\r\nabc\r\n* SEARCH 3\r\np3 OK done\r\n* 1 FETCH (BODY[] {26}\r\nSubject: cut\r\n\r\n.\r\n..two\r\n UID 3)\r\np4 OK done\r\n";
+    const POP: &str = "+OK hi\r\n+OK\r\n+OK in\r\n+OK\r\nSubject: cut\r\n\r\n..\r\n...two\r\n.\r\n";
+    let remotes = Remotes::play(&[]).await;
+    let site = imap_site(TO_SALES);
+    let house = site.open(&remotes, START).await;
+    let config = site.config(1);
+    let account = &config.fetch["box"];
+    let ways = Ways { resolver: Resolver::new(&config.dns).unwrap(), tls: Err("not needed".to_owned()) };
+    let credential = Credential::of(&account.login);
+    let mut found = Vec::new();
+    for at_once in [1, 2, 3, 5, 7, 11, 64, 4096] {
+        let mut collector = Collector::new(house.queue.clone(), 1000);
+        let mut imap = imap::Imap::open(talking(IMAP, at_once), &ways, "x", account.tls, &credential).await.unwrap();
+        let folder = imap.select("INBOX").await.unwrap();
+        assert_eq!(imap.search(folder, true).await.unwrap(), (vec![3], true));
+        assert!(imap.read(3, &mut collector).await.unwrap());
+        found.push(collector.finish().await.unwrap());
+    }
+    // POP3 servers answer one command at a time; what is too early is no answer.
+    let mut collector = Collector::new(house.queue.clone(), 1000);
+    let mut pop = pop3::Pop3::open(talking(POP, 1), &ways, "x", account.tls, &credential).await.unwrap();
+    pop.read(1, &mut collector).await.unwrap();
+    found.push(collector.finish().await.unwrap());
+    for collected in found {
+        assert_eq!((collected.size, &**collected.content.head()), (CONTENT.len() as u64, CONTENT.as_bytes()));
+        assert_eq!(collected.original_header, "Subject: cut\r\n");
+    }
+}
+
+fn postrider(site: &Site, arguments: &[&str]) -> (bool, String) {
+    let config = site.folder.path().join("postrider.toml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
+    let output = command.args(arguments).arg("--config").arg(config).output().unwrap();
+    (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_shows_the_mailboxes_and_reads_one() {
+    let first = [POP_IN, &pop_list(&["a"]), &retr(1, &message("one")), "C: QUIT\nS: +OK\ngone\n"].concat();
+    let second = [POP_IN, &pop_list(&["a", "b"]), &retr(2, &message("two")), "C: QUIT\nS: +OK\ngone\n"].concat();
+    let third = [POP_IN, &pop_list(&["a", "b", "c"]), "C: QUIT\nS: +OK\ngone\n"].concat();
+    let remotes = Remotes::play(&[&[first, second, third].join("---\n")]).await;
+    let site = pop_site(TO_SALES);
+    let text = format!(
+        "{}\n[listeners.mx]\nrole = \"mx\"\nbind = [\"127.0.0.1:0\"]\n[checks]\nspf = \"off\"\ndkim = \"off\"\ndmarc = \"off\"\n",
+        site.text(remotes.port)
+    );
+    std::fs::write(site.folder.path().join("postrider.toml"), text).unwrap();
+    let mut server = tokio::process::Command::new(env!("CARGO_BIN_EXE_postrider"));
+    server.arg("serve").arg("--config").arg(site.folder.path().join("postrider.toml"));
+    let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let list = loop {
+        // There is nothing else to wait for from outside.
+        let (_, list) = postrider(&site, &["fetch", "list", "--json"]);
+        if list.contains("\"last_success\":\"") {
+            break list;
+        }
+        assert!(Instant::now() < deadline, "{list}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(list.contains("\"name\":\"box\"") && list.contains("\"fetched\":1"), "{list}");
+    assert_eq!(postrider(&site, &["fetch", "run", "box"]), (true, "1 message fetched.\n".to_owned()));
+    assert_eq!(
+        postrider(&site, &["fetch", "run", "box", "--dry-run"]),
+        (true, "1 message would be fetched.\n".to_owned())
+    );
+    remotes.finish().await;
+    let (good, failed) = postrider(&site, &["fetch", "run", "box"]);
+    assert!(!good && failed.contains("cannot be connected to"), "{failed}");
+    let (_, list) = postrider(&site, &["fetch", "list"]);
+    assert!(list.contains("box failing pop3 box at 127.0.0.1") && list.contains("2 fetched, 0 left"), "{list}");
+    let (good, unknown) = postrider(&site, &["fetch", "run", "bax"]);
+    assert!(
+        !good && unknown.contains("no [fetch] account named \"bax\"") && unknown.contains("there are: box"),
+        "{unknown}"
+    );
+    assert!(postrider(&site, &["suspend", "--fetch"]).0);
+    let (good, suspended) = postrider(&site, &["fetch", "run", "box"]);
+    assert!(!good && suspended.contains("postrider resume --fetch"), "{suspended}");
+    server.kill().await.unwrap();
 }

@@ -160,6 +160,7 @@ impl Mailbox {
             let ids = notes.ids(&last, NOTES_AT_ONCE).map_err(ours)?;
             let Some(end) = ids.last() else { return Ok(forgotten) };
             last.clone_from(end);
+            tokio::task::yield_now().await;
             let kept: HashSet<Vec<u8>> = match self {
                 Mailbox::Imap { imap, folder } => {
                     let uids: Vec<u32> = ids.iter().filter_map(|id| uid_of(id)).collect();

@@ -79,7 +79,14 @@ impl<'a> Notes<'a> {
 
     pub fn get(&self, id: &[u8]) -> Result<Option<Note>, StoreError> {
         let bytes = self.store.get(Table::Meta, &self.key(id))?;
-        bytes.map(|bytes| decode(&bytes)).transpose()
+        Ok(bytes.map(|bytes| read(&bytes)))
+    }
+
+    /// As [`Notes::get`], of many at once.
+    pub fn get_many<'i>(&self, ids: impl Iterator<Item = &'i [u8]>) -> Result<Vec<Option<Note>>, StoreError> {
+        let keys: Vec<Vec<u8>> = ids.map(|id| self.key(id)).collect();
+        let found = self.store.get_many(Table::Meta, &keys).into_iter();
+        found.map(|bytes| Ok(bytes?.map(|bytes| read(&bytes)))).collect()
     }
 
     pub fn put(&self, batch: &mut Batch, id: &[u8], note: &Note) {
@@ -151,6 +158,11 @@ pub fn load(store: &Store, account: &str) -> Result<State, StoreError> {
 
 pub fn save(batch: &mut Batch, account: &str, state: &State) {
     batch.put(Table::Meta, account_key(account), encode(state));
+}
+
+/// One that is damaged says that there was something: better left than twice.
+fn read(bytes: &[u8]) -> Note {
+    decode(bytes).unwrap_or_else(|error| Note::Left { why: error.to_string() })
 }
 
 fn encode<T: Serialize>(record: &T) -> Vec<u8> {

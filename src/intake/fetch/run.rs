@@ -34,6 +34,8 @@ use crate::store::{Batch, StoreError};
 pub const TRIES_MAX: u32 = 3;
 /// Messages taken in one run; the next one follows at once.
 const MESSAGES_MAX: u32 = 1000;
+/// Notes looked at in one go.
+const NOTES_AT_ONCE: usize = 500;
 /// First and longest wait before a message is tried again that may be taken later; it doubles in between.
 const AGAIN: Millis = 5 * 60 * 1000;
 const AGAIN_MAX: Millis = 3600 * 1000;
@@ -111,7 +113,7 @@ impl Account<'_> {
             notes::save(&mut batch, self.name, state);
             self.commit(batch, true).await?;
         }
-        let Sorted { mut unmarked, fresh, again } = self.sort(mailbox.list(&self.settings.after).await?)?;
+        let Sorted { mut unmarked, fresh, again } = self.sort(mailbox.list(&self.settings.after).await?).await?;
         if self.goes() && self.settings.protocol == FetchProtocol::Imap {
             unmarked = mailbox.unfinished(&notes).await?;
         }
@@ -147,7 +149,7 @@ impl Account<'_> {
         ran.found = match is_new {
             true => listed.len() as u64,
             false => {
-                let Sorted { fresh, again, .. } = self.sort(listed)?;
+                let Sorted { fresh, again, .. } = self.sort(listed).await?;
                 (fresh.len() + again.len()) as u64
             }
         };
@@ -183,18 +185,26 @@ impl Account<'_> {
         self.commit(batch, false).await
     }
 
-    fn sort(&self, listed: Vec<Found>) -> Result<Sorted, Trouble> {
+    async fn sort(&self, listed: Vec<Found>) -> Result<Sorted, Trouble> {
         let now = self.clock.now();
         let notes = self.notes();
         let mut sorted = Sorted::default();
-        for found in listed {
-            match notes.get(&found.id).map_err(|error| ours(&error))? {
-                None => sorted.fresh.push(found),
-                Some(Note::Taken { applied: false }) => sorted.unmarked.push(found),
-                Some(Note::Failed { not_before, .. }) if self.by_hand || not_before <= now => sorted.again.push(found),
-                Some(Note::Left { .. }) if self.by_hand => sorted.again.push(found),
-                Some(_) => {}
+        let mut listed = listed.into_iter().peekable();
+        while listed.peek().is_some() {
+            let some: Vec<Found> = listed.by_ref().take(NOTES_AT_ONCE).collect();
+            let known = notes.get_many(some.iter().map(|found| &*found.id)).map_err(|error| ours(&error))?;
+            for (found, note) in some.into_iter().zip(known) {
+                match note {
+                    None => sorted.fresh.push(found),
+                    Some(Note::Taken { applied: false }) => sorted.unmarked.push(found),
+                    Some(Note::Failed { not_before, .. }) if self.by_hand || not_before <= now => {
+                        sorted.again.push(found);
+                    }
+                    Some(Note::Left { .. }) if self.by_hand => sorted.again.push(found),
+                    Some(_) => {}
+                }
             }
+            tokio::task::yield_now().await;
         }
         Ok(sorted)
     }
