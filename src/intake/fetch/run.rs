@@ -280,6 +280,8 @@ impl Account<'_> {
         let draft = Draft { envelope, content: collected.content, origin: Origin { door, account: None, peer: None } };
         let mut extra = Batch::new();
         notes.put(&mut extra, &found.id, &taken);
+        // So that the count is right after a crash, too.
+        notes::save(&mut extra, self.name, &State { fetched: state.fetched + 1, ..state.clone() });
         if self.settings.protocol == FetchProtocol::Imap {
             notes.put_content(&mut extra, &print, now);
         }
