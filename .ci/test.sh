@@ -40,6 +40,10 @@ fi
 if [ -e "$CARGO_TARGET_DIR/peers/dovecot/unpacked" ]; then
     export POSTRIDER_TEST_DOVECOT="$CARGO_TARGET_DIR/peers/dovecot"
 fi
+.ci/rspamd.sh "$CARGO_TARGET_DIR/peers/rspamd"
+if [ -e "$CARGO_TARGET_DIR/peers/rspamd/unpacked" ]; then
+    export POSTRIDER_TEST_RSPAMD="$CARGO_TARGET_DIR/peers/rspamd"
+fi
 
 status=0
 cargo test --locked --no-fail-fast "$@" </dev/null || status=$?

@@ -1,9 +1,10 @@
-# Read by the scripts that bring a server of Debian's into a folder of its own, to talk to in tests.
+# Read by the scripts that bring a server of Debian's into a folder of its own, to talk to in tests
+# and to measure against.
 # Nothing is installed and nothing is started: packages are only unpacked.
 # shellcheck shell=sh
 # shellcheck disable=SC2154 # $name and $folder are theirs
 
-# Says why it cannot be had. Tests leave out what needs it, so that is no failure.
+# Says why it cannot be had. Tests and benches leave out what needs it, so that is no failure.
 without() {
     echo "WARNING: $name cannot be had ($1); what needs it is SKIPPED." >&2
     exit 0
@@ -24,7 +25,7 @@ is_installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok ins
 fetch_libraries() {
     dpkg-deb -f "$1" Depends Pre-Depends | sed 's/^[A-Za-z-]*: //' | tr ',' '\n' | sed 's/([^)]*)//g; s/:any//g; s/|/ /g' |
         while read -r choices; do
-            case $choices in lib*) ;; *) continue ;; esac
+            case $choices in lib* | zlib*) ;; *) continue ;; esac
             wanted=
             for choice in $choices; do
                 if is_installed "$choice" || ls "${choice}"_*.deb >/dev/null 2>&1; then
@@ -54,6 +55,8 @@ unpack() {
     for file in *.deb; do
         dpkg-deb -x "$file" "$folder"
     done
+    # In the system these two are one; here all libraries lie in one place as well.
+    [ ! -d "$folder/lib" ] || cp -a "$folder/lib/." "$folder/usr/lib/"
 }
 
 # Where the libraries of the packages lie.

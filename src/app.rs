@@ -6,6 +6,7 @@
 //! on disk is what it was (see the table in `queue::record`).
 
 pub mod dkim;
+mod dmarc;
 pub mod operator;
 mod outside;
 mod space;
@@ -27,6 +28,7 @@ use crate::admin::{AdminSocket, Http, HttpError, ListenerStatus, ServerStatus, S
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Config, Durability, PopTls, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
+use crate::delivery::dmarc_report;
 use crate::delivery::settle::Settler;
 use crate::delivery::smtp::tls as smtp_tls;
 use crate::delivery::tls_report::Reports;
@@ -203,6 +205,8 @@ impl App {
             intake: intake.clone(),
         };
         app.doors.spawn(tls::look_after(reports, app.transports.tls().policies.clone(), app.stop.clone()));
+        let reports = dmarc_report::Reports::new(config.clone(), clock.clone(), resolver.clone(), intake.clone());
+        app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
         app.doors.spawn(sweep(app.queue.clone(), clock, app.stop.clone()));

@@ -9,6 +9,8 @@ use mail_parser::DateTime;
 /// Milliseconds since 1970, UTC. What the store keeps.
 pub type Millis = u64;
 
+pub const DAY: Millis = 24 * 3600 * 1000;
+
 #[derive(Clone, Debug)]
 pub enum Clock {
     System,

@@ -9,7 +9,7 @@
 //! be connected to (delivery). What is signed is told apart in `secure`; `records` has them as they are,
 //! for checks that may not miss any.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -165,6 +165,16 @@ impl Resolver {
             Some(error) if addresses.is_empty() => Err(error),
             _ => Ok(addresses),
         }
+    }
+
+    /// A records of a name that may be no host's; empty if there are none.
+    pub async fn a(&self, name: &str) -> Result<Vec<Ipv4Addr>, DnsError> {
+        let Some(lookup) = self.lookup(name, RecordType::A).await? else { return Ok(Vec::new()) };
+        let addresses = lookup.answers().iter().filter_map(|record| match &record.data {
+            RData::A(a) => Some(a.0),
+            _ => None,
+        });
+        Ok(addresses.take(ADDRESSES_MAX).collect())
     }
 
     /// TXT records, each with its strings joined (RFC 7208 3.3); empty if there are none.

@@ -19,7 +19,7 @@
 //!   [`events`]' enum, which are data only.
 //! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`],
 //!   [`secret`] (keys the server makes for itself, and marks made with them).
-//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC),
+//! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices), [`events`] (the journal).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
@@ -37,8 +37,13 @@
 //! - Mailboxes elsewhere: `intake::fetch` (its `run` has what a crash leaves, `imap` and `pop3` the clients).
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
+//! - The DMARC policy of a sender's domain: `checks::dmarc`; what is told to it: `checks::feedback` counts,
+//!   `delivery::dmarc_report` sends.
+//! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
+//! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
+//!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.
 //!
 //! # What holds everywhere
 //!

@@ -423,7 +423,7 @@ async fn what_the_checks_found_reaches_maildir_webhook_and_forward() {
             headers.get("authentication-results").unwrap().text()
         };
         let boxed = maildir_messages(&folder.path().join("box")).join("").replace('\n', "\r\n");
-        assert_eq!(boxed.matches("Authentication-Results").count(), number + 1);
+        assert_eq!(boxed.matches("\nAuthentication-Results: ").count(), number + 1);
         let forwarded = String::from_utf8(sink.taken().remove(number).content).unwrap();
         let found = results(&forwarded);
         assert!(found.starts_with(HOSTNAME) && found.contains(spf) && found.contains(dkim), "{found}");

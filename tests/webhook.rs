@@ -168,6 +168,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
                 policy: "reject".into(),
                 domain: "sender.example".into(),
             }),
+            ..Findings::default()
         }),
         recipients: recipients.len() as u32,
         stream: postrider::message::stream::default_name(),
@@ -253,7 +254,8 @@ async fn the_event_says_all_there_is_to_say() {
             "auth": {
                 "spf": { "result": "pass", "domain": "sender.example" },
                 "dkim": [{ "result": "pass", "domain": "sender.example", "selector": "s1" }],
-                "dmarc": { "result": "pass", "policy": "reject", "domain": "sender.example" }
+                "dmarc": { "result": "pass", "policy": "reject", "domain": "sender.example" },
+                "arc": null
             },
             "loop": { "hops": 2, "auto_submitted": "auto-replied" },
             "raw": { "size": MAIL.len() }

@@ -1,23 +1,34 @@
 //! DMARC (RFC 9989): does the domain in From stand behind the message, and what does it ask for if not?
 //!
-//! mail-auth walks the tree, picks the policy and compares the domains. Ours are the rules on From:
-//! a message has exactly one author, or DMARC cannot be evaluated (a permanent error). Left out:
-//! reports, and `pct`, which RFC 9989 has dropped.
+//! A message has exactly one author, or DMARC cannot be evaluated (a permanent error). The policy is
+//! that of the author's domain, or else what the tree walk finds (`walk`, `record`); SPF and DKIM are
+//! proof where they pass for a domain of the same organization. Promises: DNS trouble ends in a
+//! temporary error wherever another answer could have made a difference; look-ups are bounded.
+//! `destinations` tells where a domain's reports may go. Left out: failure reports.
 
-use mail_auth::dkim::Signature;
-use mail_auth::dmarc::verify::DmarcParameters;
-use mail_auth::{AuthenticatedMessage, DkimOutput, DmarcResult, DnsError, Error, dmarc};
+mod destinations;
+mod record;
+mod walk;
+
 use tokio::time::{Instant, timeout_at};
 
 use super::dkim::Dkim;
+use super::feedback::Published;
 use super::spf::Spf;
 use crate::dns::Resolver;
+use crate::message::Domain;
 use crate::message::findings::DmarcFinding;
 use crate::message::header::{HeaderError, Headers};
 
-/// What the domain asks receivers to do with mail that fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Policy {
+pub use destinations::{NotNow, report_addresses};
+pub use record::Destination;
+
+use record::{Policies, Record};
+use walk::{Lost, Walker};
+
+/// What the domain asks receivers to do with mail that fails; the strictest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Policy {
     /// It has no DMARC record.
     NoRecord,
     /// It could not be found out.
@@ -36,16 +47,39 @@ impl Policy {
             Policy::Reject => "reject",
         }
     }
+
+    /// What t=y makes of it (RFC 9989 4.7): one step less.
+    fn tried_out(self) -> Policy {
+        match self {
+            Policy::Reject => Policy::Quarantine,
+            Policy::Quarantine => Policy::None,
+            other => other,
+        }
+    }
 }
 
 pub(super) struct Dmarc {
     /// In the words of RFC 8601 2.7 and the IANA registry.
     pub result: &'static str,
+    /// What is asked for, t=y taken into account.
     pub policy: Policy,
     /// Domain of the author; empty if there is not one author.
     pub domain: String,
     /// Why, in words of our own; may be empty.
     pub comment: &'static str,
+    /// What a report tells, if the domain wants any.
+    pub reported: Option<Reported>,
+}
+
+/// What a report needs of an evaluation besides its result.
+pub(super) struct Reported {
+    /// Where the record was found.
+    pub policy_domain: Domain,
+    pub published: Published,
+    /// The policy is weaker than published, because it is only tried out.
+    pub is_lowered: bool,
+    pub spf_aligned: bool,
+    pub dkim_aligned: bool,
 }
 
 impl Dmarc {
@@ -65,52 +99,179 @@ pub(super) async fn evaluate(
     dkim: &[Dkim],
     deadline: Instant,
 ) -> Dmarc {
-    let author = headers.within_limits().and_then(|()| headers.author());
-    let domain = match author {
+    let author = match headers.within_limits().and_then(|()| headers.author()) {
         Ok(author) => author.address.domain().clone(),
         Err(error) => {
-            let comment = why_no_author(error);
-            return Dmarc { result: "permerror", policy: Policy::NoRecord, domain: String::new(), comment };
+            let judged = Judged::without_record("permerror", Policy::NoRecord, why_no_author(error));
+            return judged.of(String::new());
         }
     };
-    let answer = |result, policy, comment| Dmarc { result, policy, domain: domain.to_string(), comment };
+    let domain = author.to_string();
     // A domain literal cannot publish a policy.
-    if domain.literal().is_some() {
-        return answer("none", Policy::NoRecord, "");
+    if author.literal().is_some() {
+        return Judged::without_record("none", Policy::NoRecord, "").of(domain);
     }
-    let message = AuthenticatedMessage { from: vec![format!("author@{domain}")], ..AuthenticatedMessage::default() };
-    let signatures: Vec<(&Dkim, Signature)> = dkim
-        .iter()
-        .filter(|outcome| matches!(outcome.result, "pass" | "temperror"))
-        .map(|outcome| (outcome, Signature { d: outcome.domain.clone(), ..Signature::default() }))
-        .collect();
-    let outputs: Vec<DkimOutput<'_>> = signatures
-        .iter()
-        .map(|(outcome, signature)| match outcome.result {
-            "pass" => DkimOutput::pass().with_signature(signature),
-            _ => DkimOutput::temp_err(Error::Dns(DnsError::Resolver(String::new()))).with_signature(signature),
-        })
-        .collect();
-    let asked = DmarcParameters::new(&message, &outputs, spf.domain(), &spf.output);
-    let Ok(output) = timeout_at(deadline, resolver.authenticator().verify_dmarc(asked)).await else {
-        return answer("temperror", Policy::Unknown, "not evaluated in time");
+    let signatures = dkim.iter().filter_map(|one| Proof::of(one.result, &one.domain));
+    let proofs = Proofs { spf: Proof::of(spf.result(), spf.domain()), dkim: signatures.collect() };
+    let mut walker = Walker::new(resolver);
+    match timeout_at(deadline, judge(&mut walker, &author, &proofs)).await {
+        Ok(judged) => judged.of(domain),
+        Err(_) => Judged::without_record("temperror", Policy::Unknown, "not evaluated in time").of(domain),
+    }
+}
+
+/// An identifier that SPF or DKIM has shown to be real.
+struct Proof {
+    domain: Domain,
+    /// A temporary error: it may be real.
+    in_doubt: bool,
+}
+
+impl Proof {
+    /// `result`: in the words of RFC 8601.
+    fn of(result: &str, domain: &str) -> Option<Proof> {
+        let in_doubt = match result {
+            "pass" => false,
+            "temperror" => true,
+            _ => return None,
+        };
+        Some(Proof { domain: super::legal_domain(domain)?, in_doubt })
+    }
+}
+
+struct Proofs {
+    spf: Option<Proof>,
+    dkim: Vec<Proof>,
+}
+
+/// All but the author.
+struct Judged {
+    result: &'static str,
+    policy: Policy,
+    comment: &'static str,
+    reported: Option<Reported>,
+}
+
+impl Judged {
+    fn without_record(result: &'static str, policy: Policy, comment: &'static str) -> Judged {
+        Judged { result, policy, comment, reported: None }
+    }
+
+    fn of(self, domain: String) -> Dmarc {
+        let Judged { result, policy, comment, reported } = self;
+        Dmarc { result, policy, domain, comment, reported }
+    }
+}
+
+/// RFC 9989 4.10.1, 5.3.
+async fn judge(walker: &mut Walker<'_>, author: &Domain, proofs: &Proofs) -> Judged {
+    let no_policy = |comment| Judged::without_record("none", Policy::NoRecord, comment);
+    let (policy_domain, record) = match discover(walker, author).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return no_policy(""),
+        Err(_) => return Judged::without_record("temperror", Policy::Unknown, "policy could not be looked up"),
     };
-    let policy = match (output.dmarc_record(), output.policy()) {
-        (None, _) => Policy::NoRecord,
-        (_, dmarc::Policy::Reject) => Policy::Reject,
-        (_, dmarc::Policy::Quarantine) => Policy::Quarantine,
-        (_, dmarc::Policy::None | dmarc::Policy::Unspecified) => Policy::None,
+    // Nothing that could be enforced, and nothing the author can be blamed for.
+    let Some(policies) = record.policies() else { return no_policy("record cannot be used") };
+    let (asked, is_sure) = asked(walker, author, policies, policy_domain == author.as_str()).await;
+    let policy = if record.testing { asked.tried_out() } else { asked };
+
+    let spf = match &proofs.spf {
+        Some(proof) => supports(walker, author, proof, record.aspf_strict).await,
+        None => Support::No,
     };
-    match output.result() {
-        DmarcResult::Pass => answer("pass", policy, ""),
-        DmarcResult::Fail(_) => answer("fail", policy, ""),
-        DmarcResult::None => answer("none", policy, ""),
-        DmarcResult::TempError(_) if policy == Policy::NoRecord => {
-            answer("temperror", Policy::Unknown, "policy could not be looked up")
+    let mut dkim = Support::No;
+    for proof in &proofs.dkim {
+        dkim = dkim.max(supports(walker, author, proof, record.adkim_strict).await);
+        if dkim == Support::Yes {
+            break;
         }
-        DmarcResult::TempError(_) => answer("temperror", policy, "not all look-ups succeeded"),
-        // A record that cannot be read: no policy to enforce, and nothing the author can be blamed for.
-        DmarcResult::PermError(_) => answer("none", Policy::NoRecord, "record cannot be used"),
+    }
+    let (result, comment) = match spf.max(dkim) {
+        Support::Yes => ("pass", ""),
+        // Neither passed nor failed for good (RFC 9989 5.3.6).
+        Support::InDoubt => ("temperror", "not all look-ups succeeded"),
+        Support::No if !is_sure => ("temperror", "policy could not be looked up"),
+        Support::No => ("fail", ""),
+    };
+    let reported = Domain::parse(&policy_domain).ok().filter(|_| record.wants_reports).map(|policy_domain| Reported {
+        policy_domain,
+        published: published(&record, policies),
+        is_lowered: policy != asked,
+        spf_aligned: spf == Support::Yes,
+        dkim_aligned: dkim == Support::Yes,
+    });
+    Judged { result, policy, comment, reported }
+}
+
+/// The record that applies, and where it is.
+async fn discover(walker: &mut Walker<'_>, author: &Domain) -> Result<Option<(String, Record)>, Lost> {
+    if let Some(own) = walker.record(author.as_str()).await? {
+        return Ok(Some((author.to_string(), own)));
+    }
+    Ok(walker.walk(author).await?.applying().cloned())
+}
+
+/// The policy for this author, and whether that is sure; if not, the stricter of those that it could be.
+async fn asked(walker: &mut Walker<'_>, author: &Domain, policies: Policies, is_own: bool) -> (Policy, bool) {
+    if is_own {
+        return (policies.p, true);
+    }
+    if policies.sp == policies.np {
+        return (policies.sp, true);
+    }
+    match walker.exists(author).await {
+        Ok(true) => (policies.sp, true),
+        Ok(false) => (policies.np, true),
+        Err(_) => (policies.sp.max(policies.np), false),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Support {
+    No,
+    InDoubt,
+    Yes,
+}
+
+/// Does this proof speak for the author?
+async fn supports(walker: &mut Walker<'_>, author: &Domain, proof: &Proof, strict: bool) -> Support {
+    match is_aligned(walker, author, &proof.domain, strict).await {
+        Ok(true) if proof.in_doubt => Support::InDoubt,
+        Ok(true) => Support::Yes,
+        // More names than anybody needs prove nothing.
+        Ok(false) | Err(Lost::TooFar) => Support::No,
+        Err(Lost::Temporary) => Support::InDoubt,
+    }
+}
+
+/// The same domain, or, where that is enough, one of the same organization (RFC 9989 4.4).
+async fn is_aligned(walker: &mut Walker<'_>, author: &Domain, proven: &Domain, strict: bool) -> Result<bool, Lost> {
+    let (author_name, proven_name) = (author.as_str(), proven.as_str());
+    if strict || author_name == proven_name {
+        return Ok(author_name == proven_name);
+    }
+    // What has not even the top in common costs no look-ups.
+    if author_name.rsplit('.').next() != proven_name.rsplit('.').next() {
+        return Ok(false);
+    }
+    let organization = walker.organization(author).await?;
+    let is_within = match proven_name.strip_suffix(organization.as_str()) {
+        Some(rest) => rest.is_empty() || rest.ends_with('.'),
+        None => false,
+    };
+    Ok(is_within && walker.organization(proven).await? == organization)
+}
+
+fn published(record: &Record, policies: Policies) -> Published {
+    Published {
+        p: policies.p.text().to_owned(),
+        sp: policies.sp.text().to_owned(),
+        np: policies.np.text().to_owned(),
+        adkim_strict: record.adkim_strict,
+        aspf_strict: record.aspf_strict,
+        fo: record.fo.clone().unwrap_or_else(|| "0".to_owned()),
+        testing: record.testing,
     }
 }
 

@@ -1,25 +1,33 @@
-//! What an inbound message can prove about its sender: SPF, DKIM and DMARC, as findings, an
-//! Authentication-Results value and a verdict.
+//! What an inbound message can prove about its sender: SPF, DKIM, DMARC, the client's reverse DNS and
+//! what DNS lists say of it, as findings, an Authentication-Results value and a verdict.
 //!
 //! Promises: bounded work for one message, whatever it holds (signatures, key look-ups, time); trouble
 //! with DNS is never a pass and never a final refusal; nothing that came over the wire gets into the
 //! Authentication-Results field except checked domain names, addresses and base64.
 //!
-//! `spf` evaluates RFC 7208 itself. For the rest mail-auth does the cryptography and the policy rules;
-//! `dkim` and `dmarc` hold what we do better than leave to it. `results` writes and recognises
-//! Authentication-Results. Left out: ARC, reverse DNS, DNS lists, milters; reports.
+//! `dkim` and `arc` verify signatures, `spf` and `dmarc` judge by them and by DNS; `results` writes and
+//! recognises Authentication-Results; `identity` has the rules on header fields, `feedback` what reports
+//! are made of. `milter` is asked afterwards, for what these let in.
 
+mod arc;
 mod dkim;
-mod dmarc;
+pub mod dmarc;
+mod dnsbl;
+pub mod feedback;
+pub mod identity;
+mod iprev;
+pub mod milter;
 mod results;
 pub mod spf;
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{CheckMode, Config, DmarcMode};
+use crate::clock::Clock;
+use crate::config::{ArcMode, CheckMode, Config, DmarcMode};
 use crate::dns::Resolver;
 use crate::message::header::Headers;
 use crate::message::{Domain, Draft, Findings};
@@ -39,6 +47,26 @@ pub struct Checked {
     /// all checks are off.
     pub authentication_results: String,
     pub verdict: Verdict,
+    /// What a DMARC report tells of it.
+    pub evaluated: Option<feedback::Evaluated>,
+    /// What the administrator should look at, each about one thing: what, and the trouble.
+    pub troubles: Vec<(Domain, String)>,
+    /// The number that an ARC set of ours would have; none if the chain is not to be gone on with.
+    pub next_seal: Option<usize>,
+}
+
+impl Checked {
+    /// Of a message that is not checked.
+    pub fn unchecked() -> Checked {
+        Checked {
+            findings: Findings::default(),
+            authentication_results: String::new(),
+            verdict: Verdict::Accept,
+            evaluated: None,
+            troubles: Vec::new(),
+            next_seal: None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,23 +80,64 @@ pub enum Verdict {
 /// Checks a message that came in from outside. `draft.origin.peer` has to be there for SPF; without
 /// it SPF has no result.
 pub async fn check(resolver: &Resolver, config: &Config, draft: &Draft) -> Checked {
-    let modes = &config.checks;
-    if (modes.spf, modes.dkim, modes.dmarc) == (CheckMode::Off, CheckMode::Off, DmarcMode::Off) {
-        return Checked {
-            findings: Findings::default(),
-            authentication_results: String::new(),
-            verdict: Verdict::Accept,
-        };
-    }
-    evaluate(resolver, config, draft, Instant::now() + DEADLINE).await
+    check_at(resolver, config, draft, Clock::System.now() / 1000).await
 }
 
-async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline: Instant) -> Checked {
+/// As [`check`], for signatures that expire: at this time, in seconds since 1970.
+pub async fn check_at(resolver: &Resolver, config: &Config, draft: &Draft, now: u64) -> Checked {
+    evaluate(resolver, config, draft, now, Instant::now() + DEADLINE).await
+}
+
+/// The client, unless it is of a network that is trusted, or of this machine, or has logged in: what
+/// DNS says of those is no news.
+fn stranger(config: &Config, draft: &Draft) -> Option<IpAddr> {
+    let ip = draft.origin.peer.as_ref()?.ip.to_canonical();
+    let known = ip.is_loopback() || config.networks.trusted.iter().any(|network| network.contains(&ip));
+    (!known && draft.origin.account.is_none()).then_some(ip)
+}
+
+/// Reverse DNS and DNS lists, side by side.
+async fn of_the_client(
+    resolver: &Resolver,
+    config: &Config,
+    draft: &Draft,
+    deadline: Instant,
+) -> (Option<iprev::Iprev>, Vec<dnsbl::Dnsbl>) {
+    let Some(client) = stranger(config, draft) else { return (None, Vec::new()) };
+    let iprev = async {
+        match config.checks.rdns {
+            CheckMode::Off => None,
+            _ => Some(iprev::evaluate(resolver, client, deadline).await),
+        }
+    };
+    tokio::join!(iprev, dnsbl::evaluate(resolver, &config.checks.dnsbl, client, deadline))
+}
+
+/// What was found out, also for the checks that are not to be shown.
+struct Evidence {
+    iprev: Option<iprev::Iprev>,
+    lists: Vec<dnsbl::Dnsbl>,
+    spf: Option<spf::Spf>,
+    dkim: Vec<dkim::Dkim>,
+    arc: Option<arc::Arc>,
+    dmarc: Option<dmarc::Dmarc>,
+}
+
+async fn gather(
+    resolver: &Resolver,
+    config: &Config,
+    draft: &Draft,
+    headers: &Headers<'_>,
+    (now, deadline): (u64, Instant),
+) -> Evidence {
     let modes = &config.checks;
     let with_dmarc = modes.dmarc != DmarcMode::Off;
-    let headers = Headers::parse(draft.content.head());
-    // DMARC builds on both, so with it they are evaluated even when they are not to be shown.
-    let (spf, dkim) = tokio::join!(
+    let bodies = dkim::Bodies::new(&draft.content, headers);
+    let verifier = dkim::Verifier { resolver, headers, now, deadline };
+    // DMARC builds on SPF and DKIM, and our own seal on the chain before it: then they are evaluated even
+    // when they are not to be shown.
+    let ((iprev, lists), spf, dkim, arc) = tokio::join!(
+        of_the_client(resolver, config, draft, deadline),
         async {
             match modes.spf != CheckMode::Off || with_dmarc {
                 true => Some(spf::evaluate(resolver, &config.hostname, draft, deadline).await),
@@ -77,8 +146,14 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         },
         async {
             match modes.dkim != CheckMode::Off || with_dmarc {
-                true => dkim::evaluate(resolver, &headers, &draft.content, deadline).await,
+                true => dkim::evaluate(&verifier, &bodies).await,
                 false => Vec::new(),
+            }
+        },
+        async {
+            match modes.arc != ArcMode::Off || modes.seal_forwards {
+                true => Some(arc::evaluate(&verifier, &bodies).await),
+                false => None,
             }
         },
     );
@@ -86,26 +161,72 @@ async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, deadline:
         (Some(spf), true) => Some(dmarc::evaluate(resolver, &headers, spf, &dkim, deadline).await),
         _ => None,
     };
-    let verdict = verdict(config, spf.as_ref(), &dkim, dmarc.as_ref());
+    Evidence { iprev, lists, spf, dkim, arc, dmarc }
+}
+
+async fn evaluate(resolver: &Resolver, config: &Config, draft: &Draft, now: u64, deadline: Instant) -> Checked {
+    let modes = &config.checks;
+    let headers = Headers::parse(draft.content.head());
+    let Evidence { iprev, lists, spf, dkim, arc, dmarc } =
+        gather(resolver, config, draft, &headers, (now, deadline)).await;
+    let next_seal = arc.as_ref().filter(|_| modes.seal_forwards).and_then(arc::Arc::next_instance);
+    let arc = arc.filter(|_| modes.arc != ArcMode::Off);
+    let excuse = excuse(config, arc.as_ref(), dmarc.as_ref());
+    let answers = [
+        Some(lists_verdict(&lists, draft)),
+        iprev.as_ref().filter(|_| modes.rdns == CheckMode::Reject).map(iprev_verdict),
+        spf.as_ref().filter(|_| modes.spf == CheckMode::Reject).map(spf_verdict),
+        Some(dkim.as_slice()).filter(|_| modes.dkim == CheckMode::Reject).map(dkim_verdict),
+        dmarc
+            .as_ref()
+            .filter(|_| modes.dmarc == DmarcMode::Enforce)
+            .map(|dmarc| excused(dmarc_verdict(dmarc), &excuse)),
+    ];
+    let verdict = strictest(answers.into_iter().flatten());
+    let evaluated = spf
+        .as_ref()
+        .zip(dmarc.as_ref())
+        .and_then(|(spf, dmarc)| feedback::evaluated(modes.dmarc, draft, &headers, (spf, &dkim, dmarc), &verdict));
     let spf = spf.filter(|_| modes.spf != CheckMode::Off);
     let dkim = Some(dkim).filter(|_| modes.dkim != CheckMode::Off);
     let findings = Findings {
         spf: spf.as_ref().map(spf::Spf::finding),
         dkim: dkim.as_deref().map(dkim::findings).unwrap_or_default(),
         dmarc: dmarc.as_ref().map(dmarc::Dmarc::finding),
+        arc: arc.as_ref().map(|arc| arc.finding(&excuse)),
+        iprev: iprev.as_ref().map(iprev::Iprev::finding),
+        dnsbl: lists.iter().map(dnsbl::Dnsbl::finding).collect(),
     };
-    let authentication_results = results::write(&config.hostname, spf.as_ref(), dkim.as_deref(), dmarc.as_ref());
-    Checked { findings, authentication_results, verdict }
+    let mut more: Vec<Vec<String>> = iprev.iter().map(results::iprev_words).collect();
+    more.extend(lists.iter().map(results::dnsbl_words));
+    more.extend(results::doubled_words(&identity::doubled(&headers)));
+    let found =
+        results::Found { spf: spf.as_ref(), dkim: dkim.as_deref(), dmarc: dmarc.as_ref(), arc: arc.as_ref(), more };
+    let client = draft.origin.peer.as_ref().map(|peer| peer.ip);
+    let authentication_results = results::write(&config.hostname, found, &excuse, client);
+    let troubles = lists.iter().filter_map(refusing).collect();
+    Checked { findings, authentication_results, verdict, evaluated, troubles, next_seal }
+}
+
+/// A list that will not serve us is the administrator's to look at; one that is down is not.
+fn refusing(asked: &dnsbl::Dnsbl) -> Option<(Domain, String)> {
+    let dnsbl::Answer::Refused(code) = asked.answer else { return None };
+    let text = "the list refuses our questions, so it stops no mail; \
+                most lists want to be asked by a resolver of one's own, see [dns] nameservers";
+    Some((asked.list.clone(), format!("{code}: {text}")))
+}
+
+/// What trusted sealers say of a message that fails DMARC.
+fn excuse(config: &Config, arc: Option<&arc::Arc>, dmarc: Option<&dmarc::Dmarc>) -> arc::Excuse {
+    match (arc, dmarc) {
+        (Some(arc), Some(dmarc)) if dmarc.result == "fail" => arc.excuse(&config.checks.trusted_sealers, &dmarc.domain),
+        _ => arc::Excuse::None,
+    }
 }
 
 /// The strictest answer that the configuration asks for. Final refusals come first; "not now" counts
 /// only where a refusal or a hold was possible.
-fn verdict(config: &Config, spf: Option<&spf::Spf>, dkim: &[dkim::Dkim], dmarc: Option<&dmarc::Dmarc>) -> Verdict {
-    let answers = [
-        spf.filter(|_| config.checks.spf == CheckMode::Reject).map(spf_verdict),
-        Some(dkim).filter(|_| config.checks.dkim == CheckMode::Reject).map(dkim_verdict),
-        dmarc.filter(|_| config.checks.dmarc == DmarcMode::Enforce).map(dmarc_verdict),
-    ];
+fn strictest(answers: impl DoubleEndedIterator<Item = Verdict>) -> Verdict {
     let weight = |verdict: &Verdict| match verdict {
         Verdict::Reject(refusal) if refusal.reply.code >= 500 => 3,
         Verdict::Reject(_) => 2,
@@ -113,7 +234,41 @@ fn verdict(config: &Config, spf: Option<&spf::Spf>, dkim: &[dkim::Dkim], dmarc: 
         Verdict::Accept => 0,
     };
     // The first of equals: `max_by_key` would take the last.
-    answers.into_iter().flatten().rev().max_by_key(weight).unwrap_or(Verdict::Accept)
+    answers.rev().max_by_key(weight).unwrap_or(Verdict::Accept)
+}
+
+fn lists_verdict(lists: &[dnsbl::Dnsbl], draft: &Draft) -> Verdict {
+    let hit = lists.iter().find_map(|asked| match &asked.answer {
+        dnsbl::Answer::Listed(code, text) => Some((&asked.list, code, text)),
+        _ => None,
+    });
+    let Some((list, code, text)) = hit else { return Verdict::Accept };
+    let client = draft.origin.peer.as_ref().map(|peer| peer.ip.to_canonical().to_string()).unwrap_or_default();
+    let more = if text.is_empty() { String::new() } else { format!(": {text}") };
+    reject(
+        Reply::new(554, (7, 1), format!("[{client}] is listed by {list}{more}")),
+        format!("{client} is listed by {list} ({code})"),
+    )
+}
+
+/// RFC 7372 3.3: 7.25 where reverse DNS fails.
+fn iprev_verdict(iprev: &iprev::Iprev) -> Verdict {
+    let client = iprev.client;
+    match iprev.result {
+        "pass" => Verdict::Accept,
+        "temperror" => reject(
+            Reply::new(
+                451,
+                (7, 25),
+                format!("reverse DNS of [{client}] could not be looked up right now, please try again"),
+            ),
+            format!("reverse DNS temperror of {client}"),
+        ),
+        _ => reject(
+            Reply::new(550, (7, 25), format!("[{client}] has no name in DNS that leads back to it")),
+            format!("reverse DNS {} of {client}", iprev.result),
+        ),
+    }
 }
 
 fn spf_verdict(spf: &spf::Spf) -> Verdict {
@@ -138,7 +293,8 @@ fn spf_verdict(spf: &spf::Spf) -> Verdict {
 
 fn dkim_verdict(dkim: &[dkim::Dkim]) -> Verdict {
     let has = |result: &str| dkim.iter().any(|d| d.result == result);
-    if dkim.is_empty() || has("pass") {
+    // RFC 6376 3.6.1: from a domain that is trying it out, a signature that fails is none.
+    if dkim.iter().all(|d| d.is_test) || has("pass") {
         return Verdict::Accept;
     }
     if has("temperror") {
@@ -173,6 +329,18 @@ fn dmarc_verdict(dmarc: &dmarc::Dmarc) -> Verdict {
     }
 }
 
+/// A trusted sealer's word in place of DMARC's. While it is not known, nothing is final.
+fn excused(verdict: Verdict, excuse: &arc::Excuse) -> Verdict {
+    match (verdict, excuse) {
+        (Verdict::Reject(_) | Verdict::Hold(_), arc::Excuse::By(_)) => Verdict::Accept,
+        (Verdict::Reject(refusal), arc::Excuse::Unknown) if refusal.reply.code >= 500 => reject(
+            Reply::new(451, (4, 3), "ARC could not be validated right now, please try again"),
+            format!("{}, and ARC temperror of a trusted sealer", refusal.reason),
+        ),
+        (verdict, _) => verdict,
+    }
+}
+
 fn reject(reply: Reply, reason: String) -> Verdict {
     Verdict::Reject(Refusal { reply, reason })
 }
@@ -188,7 +356,7 @@ mod tests {
     use super::*;
 
     fn policy(result: &'static str, policy: dmarc::Policy) -> dmarc::Dmarc {
-        dmarc::Dmarc { result, policy, domain: "a.test".to_owned(), comment: "" }
+        dmarc::Dmarc { result, policy, domain: "a.test".to_owned(), comment: "", reported: None }
     }
 
     #[test]
@@ -222,7 +390,9 @@ mod tests {
         );
         let over = Instant::now();
         let headers = Headers::parse(&content);
-        let dkim = dkim::evaluate(&resolver, &headers, &content.clone().into(), over).await;
+        let bodies = dkim::Bodies::new(&content.clone().into(), &headers);
+        let verifier = dkim::Verifier { resolver: &resolver, headers: &headers, now: 0, deadline: over };
+        let dkim = dkim::evaluate(&verifier, &bodies).await;
         assert_eq!(dkim.first().map(|d| (d.result, d.domain.as_str())), Some(("temperror", "a.test")));
         let peer =
             crate::message::Peer { ip: [192, 0, 2, 1].into(), helo: "h.test".to_owned(), esmtp: true, tls: None };

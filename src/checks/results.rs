@@ -3,8 +3,13 @@
 //! Values from the wire stand only where their type cannot break the field: legal domain names,
 //! selectors, base64, plain addresses. Comments are words of our own.
 
+use std::net::IpAddr;
+
+use super::arc::{Arc, Excuse};
 use super::dkim::Dkim;
 use super::dmarc::Dmarc;
+use super::dnsbl::{Answer, Dnsbl};
+use super::iprev::Iprev;
 use super::spf::{Identity, Spf};
 use crate::message::header::Headers;
 use crate::message::{Address, Domain};
@@ -14,16 +19,31 @@ const TAB_BYTES: usize = 8;
 /// Bytes of a line without its CRLF (RFC 5322 2.1.1).
 const LINE_BYTES_MAX: usize = 78;
 
-/// The value: one result a line, long ones folded between their words.
-pub(super) fn write(hostname: &Domain, spf: Option<&Spf>, dkim: Option<&[Dkim]>, dmarc: Option<&Dmarc>) -> String {
+/// What there is to tell; what is off is none.
+pub(super) struct Found<'a> {
+    pub spf: Option<&'a Spf>,
+    pub dkim: Option<&'a [Dkim]>,
+    pub dmarc: Option<&'a Dmarc>,
+    pub arc: Option<&'a Arc>,
+    /// Results in words already; they stand behind.
+    pub more: Vec<Vec<String>>,
+}
+
+/// The value: one result a line, long ones folded between their words. Empty if there is nothing to tell.
+pub(super) fn write(hostname: &Domain, found: Found<'_>, excuse: &Excuse, client: Option<IpAddr>) -> String {
     let mut results = Vec::new();
-    results.extend(spf.map(spf_words));
-    match dkim {
+    results.extend(found.spf.map(spf_words));
+    match found.dkim {
         Some([]) => results.push(vec!["dkim=none".to_owned()]),
         Some(outcomes) => results.extend(outcomes.iter().map(dkim_words)),
         None => {}
     }
-    results.extend(dmarc.map(dmarc_words));
+    results.extend(found.arc.and_then(|arc| arc.words(client)));
+    results.extend(found.dmarc.map(|dmarc| dmarc_words(dmarc, excuse)));
+    results.extend(found.more);
+    if results.is_empty() {
+        return String::new();
+    }
     let mut value = id(hostname);
     for words in results {
         value.push_str(";\r\n\t");
@@ -80,16 +100,53 @@ fn dkim_words(dkim: &Dkim) -> Vec<String> {
     words
 }
 
-fn dmarc_words(dmarc: &Dmarc) -> Vec<String> {
+fn dmarc_words(dmarc: &Dmarc, excuse: &Excuse) -> Vec<String> {
     let mut words = vec![format!("dmarc={}", dmarc.result)];
     match dmarc.policy.text() {
         "" => words.extend(comment(dmarc.comment)),
         policy => words.push(format!("(p={policy})")),
     }
+    if let Excuse::By(sealer) = excuse {
+        words.push(format!("(accepted: arc=pass, sealed by {sealer})"));
+    }
     if !dmarc.domain.is_empty() {
         words.push(format!("header.from={}", dmarc.domain));
     }
     words
+}
+
+/// RFC 8601 2.7.3.
+pub(super) fn iprev_words(iprev: &Iprev) -> Vec<String> {
+    let mut words = vec![format!("iprev={}", iprev.result)];
+    words.extend(comment(&iprev.name));
+    words.push(format!("policy.iprev={}", address(iprev.client)));
+    words
+}
+
+/// There is a registered method for lists of the good only (RFC 8904); this is as it, the other way round.
+pub(super) fn dnsbl_words(asked: &Dnsbl) -> Vec<String> {
+    let mut words = vec![format!("x-dnsbl={}", asked.result())];
+    words.extend(comment(match asked.answer {
+        Answer::Refused(_) => "the list refuses our questions",
+        Answer::Trouble => "the list did not answer",
+        Answer::NotListed | Answer::Listed(..) => "",
+    }));
+    words.push(format!("dns.zone={}", asked.list));
+    if let Answer::Listed(code, _) | Answer::Refused(code) = asked.answer {
+        words.push(format!("policy.ip={code}"));
+    }
+    words
+}
+
+/// Fields that stand more than once in the header section.
+pub(super) fn doubled_words(names: &[&'static str]) -> Option<Vec<String>> {
+    let comment = format!("x-header=policy (more than one {})", names.join(", "));
+    (!names.is_empty()).then(|| comment.split(' ').map(str::to_owned).collect())
+}
+
+/// A colon may not stand in a token (RFC 2045 5.1).
+fn address(ip: std::net::IpAddr) -> String {
+    if ip.is_ipv6() { format!("\"{ip}\"") } else { ip.to_string() }
 }
 
 fn comment(text: &str) -> Option<String> {

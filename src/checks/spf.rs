@@ -13,7 +13,6 @@ mod record;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use mail_auth::SpfOutput;
 use tokio::time::Instant;
 
 pub use evaluate::{
@@ -77,8 +76,6 @@ pub(super) struct Spf {
     pub outcome: Outcome,
     pub identity: Identity,
     client: Option<IpAddr>,
-    /// The result in the form that mail-auth's DMARC takes.
-    pub output: SpfOutput,
 }
 
 /// RFC 7208 2.3, 2.4.
@@ -105,27 +102,9 @@ impl Identity {
 }
 
 impl Spf {
-    fn new(outcome: Outcome, identity: Identity, client: Option<IpAddr>) -> Spf {
-        let output = SpfOutput::new(identity.domain().to_owned()).with_result(match outcome.result {
-            SpfResult::None => mail_auth::SpfResult::None,
-            SpfResult::Neutral => mail_auth::SpfResult::Neutral,
-            SpfResult::Pass => mail_auth::SpfResult::Pass,
-            SpfResult::Fail => mail_auth::SpfResult::Fail,
-            SpfResult::SoftFail => mail_auth::SpfResult::SoftFail,
-            SpfResult::TempError => mail_auth::SpfResult::TempError,
-            SpfResult::PermError => mail_auth::SpfResult::PermError,
-        });
-        Spf { outcome, identity, client, output }
-    }
-
     /// In the words of RFC 8601 2.7.2.
     pub fn result(&self) -> &'static str {
         self.outcome.result.as_str()
-    }
-
-    #[allow(dead_code, reason = "for DMARC, once that is evaluated here")]
-    pub fn passes(&self) -> bool {
-        self.outcome.result == SpfResult::Pass
     }
 
     /// The domain that was asked; empty if there is none.
@@ -152,9 +131,9 @@ pub(super) async fn evaluate(resolver: &Resolver, hostname: &Domain, draft: &Dra
     // A dual-stack listener shows IPv4 clients as ::ffff:192.0.2.1; records speak of IPv4.
     let client = peer.map(|peer| peer.ip.to_canonical());
     let nothing = Outcome { result: SpfResult::None, why: "", explanation: None };
-    let Some(ip) = client else { return Spf::new(nothing, identity, client) };
+    let Some(ip) = client else { return Spf { outcome: nothing, identity, client } };
     if legal_domain(identity.domain()).is_none() {
-        return Spf::new(nothing, identity, client);
+        return Spf { outcome: nothing, identity, client };
     }
     let query = Query {
         client: ip,
@@ -166,7 +145,7 @@ pub(super) async fn evaluate(resolver: &Resolver, hostname: &Domain, draft: &Dra
         now: Clock::System.now() / 1000,
     };
     let outcome = check_host(resolver, &query, deadline).await;
-    Spf::new(outcome, identity, client)
+    Spf { outcome, identity, client }
 }
 
 impl Lookup for Resolver {

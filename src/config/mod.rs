@@ -3,7 +3,7 @@
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
-//! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust`, `running`), which take their values through
+//! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one
 //! `report`, and `problem` says it.
 //!
@@ -20,6 +20,7 @@ pub mod file_path;
 mod files;
 pub mod groups;
 mod keys;
+mod milters;
 mod nearest;
 mod oauth;
 pub mod problem;
@@ -606,6 +607,50 @@ pub struct Checks {
     pub spf: CheckMode,
     pub dkim: CheckMode,
     pub dmarc: DmarcMode,
+    pub rdns: CheckMode,
+    pub dnsbl: Vec<Domain>,
+    pub arc: ArcMode,
+    /// What these, and hosts below them, have sealed as passing counts where DMARC fails (RFC 8617).
+    pub trusted_sealers: Vec<Domain>,
+    /// ARC sets of our own on what aliases send elsewhere.
+    pub seal_forwards: bool,
+    /// In the order in which they are asked.
+    pub milters: Vec<Milter>,
+}
+
+/// A program that is asked about each message from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Milter {
+    /// Its address, as written.
+    pub name: String,
+    pub place: MilterPlace,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MilterPlace {
+    Inet { host: MilterHost, port: u16, only_v6: bool },
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MilterHost {
+    Ip(IpAddr),
+    Name(Domain),
+}
+
+impl std::fmt::Display for MilterHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            MilterHost::Ip(ip) => ip.fmt(f),
+            MilterHost::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArcMode {
+    Off,
+    Annotate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::destinations::Names;
+use super::milters;
 use super::nearest::nearest;
 use super::problem::ProblemKind;
-use super::section::{Item, Section, Wrong, read_address_or_domain};
-use super::{Account, AddressOrDomain, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup};
+use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
+use super::{
+    Account, AddressOrDomain, ArcMode, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup,
+};
+use crate::message::Domain;
 
+const DNSBL_MAX: usize = 10;
 const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;
 const LOOP_PERIOD: Duration = Duration::from_secs(60 * 60);
@@ -16,17 +21,64 @@ const LOOP_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_MAX: Duration = Duration::from_secs(86_400);
 
+const DNSBL_FORM: &str = "a list of names such as [\"zen.spamhaus.org\"]";
+const SEALERS_FORM: &str = "a list of domains such as [\"gmail.com\"]";
 const TRUSTED_FORM: &str = "a list of addresses, domains and account names such as [\"monitor@example.com\"]";
 
 pub(super) fn checks(root: &Section<'_>) -> Checks {
     let section = root.section("checks");
     let modes = [("off", CheckMode::Off), ("annotate", CheckMode::Annotate), ("reject", CheckMode::Reject)];
     let dmarc = [("off", DmarcMode::Off), ("annotate", DmarcMode::Annotate), ("enforce", DmarcMode::Enforce)];
+    let dmarc = section.choice("dmarc", &dmarc, DmarcMode::Enforce);
+    let arc = section.choice("arc", &[("off", ArcMode::Off), ("annotate", ArcMode::Annotate)], ArcMode::Annotate);
     Checks {
         spf: section.choice("spf", &modes, CheckMode::Annotate),
         dkim: section.choice("dkim", &modes, CheckMode::Annotate),
-        dmarc: section.choice("dmarc", &dmarc, DmarcMode::Enforce),
+        dmarc,
+        arc,
+        trusted_sealers: trusted_sealers(&section, arc, dmarc),
+        seal_forwards: section.boolean("seal_forwards", true),
+        rdns: section.choice("rdns", &modes, CheckMode::Annotate),
+        dnsbl: dnsbl(&section),
+        milters: milters::milters(&section),
     }
+}
+
+fn dnsbl(section: &Section<'_>) -> Vec<Domain> {
+    let lists = section.list("dnsbl", DNSBL_FORM, read_list).unwrap_or_default();
+    if let Some(item) = section.item("dnsbl").filter(|_| lists.len() > DNSBL_MAX) {
+        let what = format!("names {} lists", lists.len());
+        item.problem(
+            ProblemKind::BadValue,
+            what,
+            format!("Name {DNSBL_MAX} at most: each is asked about each message."),
+        );
+    }
+    lists
+}
+
+fn read_list(text: &str) -> Result<Domain, Wrong> {
+    let name = Domain::parse(text).ok().filter(|name| name.literal().is_none() && name.as_str().contains('.'));
+    let remedy = "Write the name that the list is asked under, such as \"zen.spamhaus.org\".";
+    name.ok_or_else(|| Wrong::value(format!("{text:?} is not the name of a DNS list"), remedy))
+}
+
+/// Their word counts only where ARC is looked at, and against DMARC.
+fn trusted_sealers(section: &Section<'_>, arc: ArcMode, dmarc: DmarcMode) -> Vec<Domain> {
+    let sealers = section.list("trusted_sealers", SEALERS_FORM, read_domain).unwrap_or_default();
+    let Some(item) = section.item("trusted_sealers").filter(|_| !sealers.is_empty()) else { return sealers };
+    if arc == ArcMode::Off {
+        item.problem(
+            ProblemKind::BadValue,
+            "trusts sealers, but checks.arc is \"off\", so nobody looks at seals",
+            "Set checks.arc = \"annotate\", or take the list away.",
+        );
+    } else if dmarc != DmarcMode::Enforce {
+        section.report.warn(
+            "checks.trusted_sealers: changes nothing, because checks.dmarc is not \"enforce\" and so refuses nothing",
+        );
+    }
+    sealers
 }
 
 pub(super) fn loops(root: &Section<'_>, names: &Names) -> Loops {

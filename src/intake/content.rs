@@ -11,7 +11,7 @@ use tokio::task::block_in_place;
 
 use crate::checks::{self, Checked};
 use crate::clock::{Millis, rfc5322};
-use crate::message::body::relaxed_hash;
+use crate::message::body::{Hash, relaxed_hash};
 use crate::message::header::{self, Headers};
 use crate::message::{Door, Draft, MessageId, Origin, stream};
 use crate::queue::CHUNK_BYTES_MAX;
@@ -21,6 +21,7 @@ use crate::smtp::reply::Refusal;
 use super::Intake;
 use super::plan::Plan;
 use super::rewrite::Author;
+use super::seal;
 
 /// Fields that our own senders' mail must not carry out: blind copies, and what final delivery adds.
 const NEVER_SUBMITTED: [&str; 3] = ["bcc", "resent-bcc", "return-path"];
@@ -42,14 +43,16 @@ pub struct Stored {
 pub struct Source<'a> {
     pub draft: &'a Draft,
     pub headers: &'a Headers<'a>,
+    /// Milters have changed them. Then our results are among them, and what lies about us is not.
+    pub is_filtered: bool,
     pub checked: &'a Checked,
     pub plan: &'a Plan,
     pub author: &'a Author<'a>,
 }
 
 pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis) -> Result<Stored, Refusal> {
-    let Source { draft, headers, checked, plan, author } = source;
-    let mut removed = removed_fields(intake, draft, headers);
+    let Source { draft, headers, is_filtered, checked, plan, author } = source;
+    let mut removed = if *is_filtered { Vec::new() } else { removed_fields(intake, draft, headers) };
     let mut added = Vec::new();
     if let Some(replaced) = author.replaced(headers, &intake.config.sender.reply_to) {
         added = replaced.by;
@@ -60,9 +63,9 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     if draft.origin.door.is_trusted() {
         add_missing(&mut added, source, &message_id, now);
     }
-    let rest = rest_of(draft.content.head(), headers, &removed, added);
+    let rest = rest_of(source, &removed, added);
 
-    let (signature_fields, signed) = sign(intake, source, &rest)?;
+    let (signature_fields, mut signed) = sign(intake, source, &rest)?;
     let mut top = Vec::with_capacity(1024 + rest.header.len());
     if draft.origin.door != Door::Bounce {
         top.extend_from_slice(&received(intake, draft, id, now));
@@ -74,13 +77,17 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     {
         top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
     }
-    if !checked.authentication_results.is_empty() {
+    if !checked.authentication_results.is_empty() && !is_filtered {
         top.extend_from_slice(b"Authentication-Results: ");
         top.extend_from_slice(checked.authentication_results.as_bytes());
         top.extend_from_slice(b"\r\n");
     }
     top.extend_from_slice(&signature_fields);
     top.extend_from_slice(&rest.header);
+    if let Some((fields, name)) = seal(intake, source, &top, &rest, now)? {
+        top.splice(..0, fields);
+        signed.push(name);
+    }
 
     let mut chunks = cut(Bytes::from(top));
     chunks.extend(cut(rest.unchanged));
@@ -97,8 +104,9 @@ struct Rest {
     unchanged: Bytes,
 }
 
-fn rest_of(content: &Bytes, headers: &Headers<'_>, removed: &[usize], added: Vec<u8>) -> Rest {
-    if removed.is_empty() && added.is_empty() && headers.has_empty_line() {
+fn rest_of(source: &Source<'_>, removed: &[usize], added: Vec<u8>) -> Rest {
+    let (content, headers) = (source.draft.content.head(), source.headers);
+    if removed.is_empty() && added.is_empty() && headers.has_empty_line() && !source.is_filtered {
         return Rest { header: Vec::new(), unchanged: content.clone() };
     }
     let mut header = added;
@@ -116,7 +124,8 @@ fn rest_of(content: &Bytes, headers: &Headers<'_>, removed: &[usize], added: Vec
     Rest { header, unchanged: content.slice(body_at..) }
 }
 
-fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<usize> {
+/// Fields, by number, that are not kept.
+pub fn removed_fields(intake: &Intake, draft: &Draft, headers: &Headers<'_>) -> Vec<usize> {
     // RFC 8601 5: what claims to be our own result, from wherever, is a forgery.
     let mut removed = checks::forged_results(headers, &intake.config.hostname);
     if draft.origin.door.is_trusted() {
@@ -155,7 +164,7 @@ fn sign(intake: &Intake, source: &Source<'_>, rest: &Rest) -> Result<(Vec<u8>, V
     let Some(author) = author.filter(|_| may_sign && plan.leaves()) else {
         return Ok((Vec::new(), Vec::new()));
     };
-    let body = draft.content.rest().map_or_else(|| relaxed_hash(headers.body()), |rest| rest.hashes.relaxed);
+    let body = relaxed_body(draft, headers);
     let rewritten = Headers::parse(&rest.header);
     let leaving = if rest.header.is_empty() { *headers } else { &rewritten };
     let signatures = beside_the_others(|| intake.signer.sign_hashed(author.domain(), leaving, body))
@@ -167,6 +176,41 @@ fn sign(intake: &Intake, source: &Source<'_>, rest: &Rest) -> Result<(Vec<u8>, V
         names.push(signature.name);
     }
     Ok((fields, names))
+}
+
+/// The fields of an ARC set and what to tell of it, if an alias sends the message elsewhere and the chain
+/// before can be gone on with. `top`: all that comes before what is unchanged.
+fn seal(
+    intake: &Intake,
+    source: &Source<'_>,
+    top: &[u8],
+    rest: &Rest,
+    now: Millis,
+) -> Result<Option<(Vec<u8>, String)>, Refusal> {
+    let Source { draft, headers, checked, plan, .. } = source;
+    let (Some(instance), Some(domain)) = (checked.next_seal, plan.forwarder()) else { return Ok(None) };
+    let Some(key) = intake.signer.sealing(domain) else { return Ok(None) };
+    let unchanged = if rest.header.is_empty() { headers.header_bytes() } else { b"" };
+    let leaving = [top, unchanged].concat();
+    let sealed = || {
+        let sealed = seal::Sealed {
+            instance,
+            headers: &Headers::parse(&leaving),
+            body: relaxed_body(draft, headers),
+            results: &checked.authentication_results,
+            hostname: intake.config.hostname.as_str(),
+            now: now / 1000,
+        };
+        seal::fields(&key, &sealed)
+    };
+    let fields = beside_the_others(sealed)
+        .map_err(|error| Refusal::inner(format!("the message could not be sealed (ARC): {error}")))?;
+    let name = format!("{}._domainkey.{domain} (ARC set {instance})", key.selector());
+    Ok(fields.map(|fields| (fields, name)))
+}
+
+fn relaxed_body(draft: &Draft, headers: &Headers<'_>) -> Hash {
+    draft.content.rest().map_or_else(|| relaxed_hash(headers.body()), |rest| rest.hashes.relaxed)
 }
 
 /// Signing takes as long as all else that a message needs: meanwhile another thread looks after the

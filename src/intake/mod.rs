@@ -4,34 +4,38 @@
 //!
 //! The order: limits of the content, who it is from (`rights` for our accounts, `checks` for the
 //! outside), who gets it (`routing`), the loop guard, trace fields and signatures (`content`,
-//! `sign`), one synced commit. Nothing is kept of a draft that is refused.
+//! `sign`, `seal`), one synced commit. Nothing is kept of a draft that is refused.
 
 mod attachments;
 mod content;
 pub mod fetch;
 pub mod guard;
 pub mod idempotency;
+mod milters;
 pub mod pickup;
 mod plan;
 mod quota;
 pub mod rewrite;
 mod rights;
+mod seal;
 pub mod sign;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 use tokio::time::timeout;
 
-use crate::checks::{self, Checked, Verdict};
-use crate::clock::{Clock, Millis};
+use crate::checks::feedback::Tally;
+use crate::checks::{self, Checked, Verdict, identity};
+use crate::clock::{Clock, DAY, Millis};
 use crate::config::{Config, Role};
 use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Door, Draft, Findings, MessageId, TlsWish, header, stream};
+use crate::message::{Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
 use crate::queue::record::{Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops;
@@ -83,6 +87,10 @@ pub struct Intake {
     quotas: Quotas,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
     key_locks: Vec<tokio::sync::Mutex<()>>,
+    /// What domains want to hear of mail in their name.
+    feedback: Tally,
+    /// DNS lists whose trouble is in the log already.
+    told: Mutex<BTreeSet<Domain>>,
 }
 
 impl std::fmt::Debug for Intake {
@@ -104,11 +112,30 @@ impl Intake {
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
         let locks = |count| (0..count).map(|_| tokio::sync::Mutex::new(())).collect();
         let (loop_locks, key_locks) = (locks(LOOP_LOCKS), locks(KEY_LOCKS));
-        Ok(Intake { config, clock, queue, journal, resolver, signer, disk, quotas, loop_locks, key_locks })
+        let (feedback, told) = (Tally::default(), Mutex::default());
+        Ok(Intake {
+            config,
+            clock,
+            queue,
+            journal,
+            resolver,
+            signer,
+            disk,
+            quotas,
+            loop_locks,
+            key_locks,
+            feedback,
+            told,
+        })
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
         &self.queue
+    }
+
+    /// What came in, for the reports to the domains that it says it is from.
+    pub fn feedback(&self) -> &Tally {
+        &self.feedback
     }
 
     pub fn disk(&self) -> guard::DiskState {
@@ -201,9 +228,12 @@ impl Intake {
         self.check_attachments(&draft, &headers, id, now).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
         let mut plan = Plan::make(&self.config, &draft, begin)?;
-        if let Verdict::Hold(reason) = &checked.verdict {
-            plan.hold_all(reason);
-        }
+        let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
+        let headers = match &passed.header {
+            Some(section) => Headers::apart(section, headers.body()),
+            None => headers,
+        };
+        plan.obey(&checked.verdict, &passed);
         if let Some(reason) = reservation {
             plan.hold_all(&reason);
         }
@@ -211,8 +241,15 @@ impl Intake {
         let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
-        let source =
-            content::Source { draft: &draft, headers: &headers, checked: &checked, plan: &plan, author: &author };
+        let is_filtered = passed.header.is_some();
+        let source = content::Source {
+            draft: &draft,
+            headers: &headers,
+            is_filtered,
+            checked: &checked,
+            plan: &plan,
+            author: &author,
+        };
         let stored = content::assemble(self, &source, id, now)?;
         let mut extra = extra;
         for (key, value) in counters {
@@ -288,20 +325,38 @@ impl Intake {
     async fn check(&self, draft: &Draft, headers: &Headers<'_>) -> Result<Checked, Refusal> {
         match &draft.origin.door {
             Door::Mx { .. } | Door::Fetch { .. } => {
-                let checked = checks::check(&self.resolver, &self.config, draft).await;
-                match checked.verdict {
-                    Verdict::Reject(refusal) => {
-                        let verdict = Verdict::Hold(held_instead(draft, refusal)?);
-                        Ok(Checked { verdict, ..checked })
-                    }
-                    _ => Ok(checked),
+                let ambiguous = identity::refuse_ambiguous(headers).err();
+                let ambiguous = ambiguous.map(|refusal| held_instead(draft, refusal)).transpose()?;
+                let now = self.clock.now();
+                let mut checked = checks::check_at(&self.resolver, &self.config, draft, now / 1000).await;
+                // Reports name who connected, and nobody did where the message was fetched.
+                let evaluated = checked.evaluated.take().filter(|_| draft.origin.peer.is_some());
+                if let Some(evaluated) = evaluated {
+                    self.feedback.note(now / DAY, evaluated);
                 }
+                self.tell_once(&checked.troubles);
+                if let Verdict::Reject(refusal) = checked.verdict {
+                    checked.verdict = Verdict::Hold(held_instead(draft, refusal)?);
+                }
+                if let Some(reason) = ambiguous {
+                    checked.verdict = Verdict::Hold(reason);
+                }
+                Ok(checked)
             }
             Door::Submission { .. } | Door::Pickup { .. } | Door::Admin | Door::Http => {
                 rights::author(&self.config, draft, headers)?;
-                Ok(unchecked())
+                Ok(Checked::unchecked())
             }
-            Door::Bounce => Ok(unchecked()),
+            Door::Bounce => Ok(Checked::unchecked()),
+        }
+    }
+
+    /// Each list once: it would be the same with each message.
+    fn tell_once(&self, troubles: &[(Domain, String)]) {
+        for (list, text) in troubles {
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(list.clone()) {
+                tracing::warn!(%list, "{text}");
+            }
         }
     }
 
@@ -364,10 +419,6 @@ fn held_instead(draft: &Draft, refusal: Refusal) -> Result<String, Refusal> {
 
 /// Keys and values of the loop guard's table.
 type Counters = Vec<(Vec<u8>, Vec<u8>)>;
-
-fn unchecked() -> Checked {
-    Checked { findings: Findings::default(), authentication_results: String::new(), verdict: Verdict::Accept }
-}
 
 fn store_trouble(error: &StoreError) -> Refusal {
     Refusal::inner(format!("the message could not be stored: {error}"))

@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 
+use crate::checks::Verdict;
+use crate::checks::milter::Passed;
 use crate::clock::Millis;
 use crate::config::{Config, Loops};
-use crate::message::{Address, Door, Draft, Recipient as Written};
+use crate::message::{Address, Domain, Door, Draft, Recipient as Written};
 use crate::queue::record::{Recipient, Route, Status};
 use crate::routing::inbound::{self, Delivery, Resolution, resolve};
 use crate::routing::loops::{Action, Inbound, Ruling};
@@ -129,6 +131,29 @@ impl Plan {
         }
     }
 
+    /// Does what the checks and the milters want of a message that they let in.
+    pub fn obey(&mut self, verdict: &Verdict, passed: &Passed) {
+        if let Some(reason) = &passed.discard {
+            return self.discard_all(reason);
+        }
+        if let Some(reason) = &passed.hold {
+            self.hold_all(reason);
+        }
+        if let Verdict::Hold(reason) = verdict {
+            self.hold_all(reason);
+        }
+    }
+
+    /// There is nothing left for the loop guard to count, either.
+    fn discard_all(&mut self, reason: &str) {
+        self.deliveries.clear();
+        for own in std::mem::take(&mut self.own) {
+            if self.discarded.iter().all(|(address, _)| *address != own.address) {
+                self.discarded.push((own.address, reason.to_owned()));
+            }
+        }
+    }
+
     pub fn hold_all(&mut self, reason: &str) {
         for planned in &mut self.deliveries {
             planned.recipient.status = Status::Held { reason: reason.to_owned() };
@@ -138,6 +163,12 @@ impl Plan {
     /// Does a copy of it go elsewhere?
     pub fn leaves(&self) -> bool {
         self.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
+    }
+
+    /// The domain of ours whose alias sends it elsewhere; the first, if there are several.
+    pub fn forwarder(&self) -> Option<&Domain> {
+        let forwarded = |planned: &&Planned| planned.recipient.route == Route::Remote && planned.written.is_some();
+        self.deliveries.iter().find(forwarded)?.written.as_ref().map(Address::domain)
     }
 
     /// The addresses of ours that were written in RCPT, for the loop guard.

@@ -29,9 +29,11 @@ use crate::clock::Clock;
 use crate::config::{Config, OwnDomain};
 use crate::message::Domain;
 use crate::message::body::{Hash, relaxed_hash};
+use crate::message::canonical::{self, Form};
 use crate::message::header::{Field, Headers};
 
 pub mod life;
+pub mod sealing;
 
 use life::{Lives, State};
 
@@ -212,8 +214,8 @@ impl Signer {
         if headers.get("From").is_none() {
             return Err(SignError::NoFrom);
         }
-        let mut canonical = Vec::with_capacity(2048);
-        signed.iter().for_each(|field| write_relaxed(field, &mut canonical));
+        let mut data = Vec::with_capacity(2048);
+        signed.iter().for_each(|field| canonical::write(Form::Relaxed, field, &mut data));
         let template = Tags {
             v: 1,
             d: domain.as_str().to_owned(),
@@ -225,7 +227,7 @@ impl Signer {
             ..Tags::default()
         };
         let signing = keys.iter().filter(|key| key.state == State::Signing);
-        signing.map(|key| key.signature(&template, &canonical)).collect()
+        signing.map(|key| key.signature(&template, &data)).collect()
     }
 
     /// What to publish for a domain: (name, text of the TXT record). Empty if it is not ours.
@@ -318,7 +320,7 @@ impl Pair {
 
 /// The names for h=, and the fields in that order. Of several fields with one name the last comes
 /// first (RFC 6376 5.4.2).
-fn signed_fields<'h, 'a>(headers: &'h Headers<'a>) -> (Vec<String>, Vec<&'h Field<'a>>) {
+pub(super) fn signed_fields<'h, 'a>(headers: &'h Headers<'a>) -> (Vec<String>, Vec<&'h Field<'a>>) {
     let (mut names, mut fields) = (Vec::new(), Vec::new());
     let all = OVERSIGNED.iter().map(|name| (name, true)).chain(SIGNED.iter().map(|name| (name, false)));
     for (name, once_more) in all {
@@ -327,21 +329,6 @@ fn signed_fields<'h, 'a>(headers: &'h Headers<'a>) -> (Vec<String>, Vec<&'h Fiel
         fields.extend(found.iter().rev());
     }
     (names, fields)
-}
-
-/// RFC 6376 3.4.2: name in lower case, folding removed, blanks run together, none at the ends.
-fn write_relaxed(field: &Field<'_>, out: &mut Vec<u8>) {
-    out.extend(field.name.iter().map(u8::to_ascii_lowercase));
-    out.push(b':');
-    let blank = |b: &u8| matches!(b, b' ' | b'\t' | b'\r' | b'\n');
-    let words = field.value.split(blank).filter(|word| !word.is_empty());
-    for (number, word) in words.enumerate() {
-        if number > 0 {
-            out.push(b' ');
-        }
-        out.extend_from_slice(word);
-    }
-    out.extend_from_slice(b"\r\n");
 }
 
 fn load_all(config: &Config) -> Result<Keys, SignError> {

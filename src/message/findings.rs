@@ -9,6 +9,12 @@ pub struct Findings {
     pub spf: Option<SpfFinding>,
     pub dkim: Vec<DkimFinding>,
     pub dmarc: Option<DmarcFinding>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iprev: Option<IprevFinding>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dnsbl: Vec<DnsblFinding>,
+    #[serde(default)]
+    pub arc: Option<ArcFinding>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,4 +41,31 @@ pub struct DmarcFinding {
     pub policy: String,
     /// Domain of the From field.
     pub domain: String,
+}
+
+/// Reverse DNS of the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IprevFinding {
+    /// `pass`, `fail`, `temperror`, `permerror`.
+    pub result: String,
+    /// The client's name, if it leads back to the client.
+    pub name: String,
+}
+
+/// What a DNS list says of the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsblFinding {
+    pub list: String,
+    /// `pass` (not listed), `fail`, `temperror`, `permerror` (the list does not serve us).
+    pub result: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArcFinding {
+    /// `pass`, `fail`, `none`, `temperror`.
+    pub result: String,
+    /// Who has sealed it, the oldest first; empty unless the chain passes.
+    pub sealers: Vec<String>,
+    /// A sealer that is trusted has vouched for the author, and so a DMARC failure does not count.
+    pub overrides_dmarc: bool,
 }

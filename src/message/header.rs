@@ -83,12 +83,12 @@ impl Field<'_> {
 /// The fields of a message, in order, and where its body begins.
 #[derive(Clone, Debug)]
 pub struct Headers<'a> {
-    content: &'a [u8],
+    /// To the end of the last field, final CRLF included.
+    section: &'a [u8],
     fields: Vec<Field<'a>>,
-    /// End of the last field, final CRLF included.
-    end: usize,
-    /// First byte of the body; behind the empty line, if there is one.
-    body_at: usize,
+    /// What stands behind the empty line, if there is one.
+    body: &'a [u8],
+    has_empty_line: bool,
     more: bool,
 }
 
@@ -106,8 +106,14 @@ impl<'a> Headers<'a> {
             }
             at += len;
         }
-        let body_at = if content[at..].starts_with(b"\r\n") { at + 2 } else { at };
-        Headers { content, fields, end: at, body_at, more }
+        let (section, rest) = content.split_at(at);
+        let body = rest.strip_prefix(b"\r\n");
+        Headers { section, fields, body: body.unwrap_or(rest), has_empty_line: body.is_some(), more }
+    }
+
+    /// Of a header section written anew, without its empty line, for this body.
+    pub fn apart(section: &'a [u8], body: &'a [u8]) -> Headers<'a> {
+        Headers { body, has_empty_line: true, ..Headers::parse(section) }
     }
 
     pub fn fields(&self) -> &[Field<'a>] {
@@ -126,12 +132,12 @@ impl<'a> Headers<'a> {
 
     /// What follows the empty line; or all from the first line that is no field.
     pub fn body(&self) -> &'a [u8] {
-        &self.content[self.body_at..]
+        self.body
     }
 
     /// All fields as they came, without the empty line.
     pub fn header_bytes(&self) -> &'a [u8] {
-        &self.content[..self.end]
+        self.section
     }
 
     /// Where the field with this number lies in the message.
@@ -144,12 +150,12 @@ impl<'a> Headers<'a> {
     /// False if no empty line stands between fields and body. Other readers may then see another
     /// header section than we do, so whoever passes the message on should put the line there.
     pub fn has_empty_line(&self) -> bool {
-        self.body_at > self.end
+        self.has_empty_line
     }
 
     /// Is the header section one that we take?
     pub fn within_limits(&self) -> Result<(), HeaderError> {
-        if self.end > HEADER_BYTES_MAX {
+        if self.section.len() > HEADER_BYTES_MAX {
             return Err(HeaderError::TooLong);
         }
         if self.more { Err(HeaderError::TooManyFields) } else { Ok(()) }

@@ -1,7 +1,10 @@
 //! Words for a message: address, header, envelope, draft. No I/O, no clock, no tokio.
 
 pub mod address;
+pub mod arc;
+pub mod authres;
 pub mod body;
+pub mod canonical;
 pub mod content;
 pub mod draft;
 pub mod envelope;
@@ -11,6 +14,7 @@ pub mod id;
 pub mod mailbox;
 pub mod mime;
 pub mod stream;
+pub mod tags;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use content::Content;

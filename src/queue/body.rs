@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use crate::message::arc;
 use crate::message::body::Hashing;
 use crate::message::content::Rest;
 use crate::message::header::Headers;
@@ -135,7 +136,8 @@ impl Queue {
     pub fn begin_body(self: &Arc<Queue>, head: &[u8]) -> BodyWriter {
         let headers = Headers::parse(head);
         // We sign in the relaxed form; others may have signed in either.
-        let mut hashing = Hashing::new(headers.get("DKIM-Signature").is_some());
+        let signed = ["DKIM-Signature", arc::SIGNATURE].iter().any(|name| headers.get(name).is_some());
+        let mut hashing = Hashing::new(signed);
         hashing.push(headers.body());
         let chunks = Chunks { queue: self.clone(), id: self.new_id(), written: AtomicU32::new(0) };
         BodyWriter { chunks, bytes: 0, is_ascii: true, hashing }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider::config::{self, AddressOrDomain, Credential, Destination, Senders, Target, WayOut};
+use postrider::config::{self, AddressOrDomain, ArcMode, Credential, Destination, Senders, Target, WayOut};
 use postrider::message::{Address, Domain};
 use proptest::prelude::*;
 
@@ -26,6 +26,23 @@ fn two_keys_are_enough() {
     assert!(config.tls.is_none());
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
     assert!(config.warnings[0].contains("self-signed"));
+}
+
+#[test]
+fn sealers_are_trusted_against_dmarc() {
+    let checks = load(&with("")).checks;
+    assert_eq!((checks.arc, checks.seal_forwards), (ArcMode::Annotate, true));
+    assert!(checks.trusted_sealers.is_empty());
+    let said = |more: &str| {
+        let text = format!("[checks]\ntrusted_sealers = [\"Gmail.COM\"]\nseal_forwards = false\n{more}");
+        let config = load(&with(&text));
+        assert_eq!(config.checks.trusted_sealers, [domain("gmail.com")]);
+        assert!(!config.checks.seal_forwards);
+        config.warnings.iter().any(|warning| warning.starts_with("checks.trusted_sealers: changes nothing"))
+    };
+    assert!(!said(""));
+    assert!(said("dmarc = \"annotate\"\n"));
+    assert!(said("dmarc = \"off\"\n"));
 }
 
 #[test]
@@ -399,4 +416,35 @@ fn a_mailbox_to_log_in_to_may_be_fetched_from_too() {
     };
     assert!(load(&text("")).fetch.is_empty());
     assert!(load(&text("after = \"delete\"\n")).fetch.contains_key("box"));
+}
+
+#[test]
+fn milters_in_every_way_they_are_written() {
+    use postrider::config::{MilterHost, MilterPlace};
+    let inet = |host: &str, port: u16, only_v6: bool| {
+        let name = |_| MilterHost::Name(domain(host));
+        MilterPlace::Inet { host: host.parse().map_or_else(name, MilterHost::Ip), port, only_v6 }
+    };
+    let forms = [
+        ("inet:127.0.0.1:11332", inet("127.0.0.1", 11332, false)),
+        ("inet:11332@127.0.0.2", inet("127.0.0.2", 11332, false)),
+        ("inet:localhost:1", inet("localhost", 1, false)),
+        ("inet:65535@rspamd", inet("rspamd", 65535, false)),
+        ("inet:[::1]:11332", inet("::1", 11332, false)),
+        ("inet6:[::2]:11332", inet("::2", 11332, true)),
+        ("inet6:::3:11332", inet("::3", 11332, true)),
+        ("inet6:11332@::4", inet("::4", 11332, true)),
+        ("inet6:filter.example.com:11332", inet("filter.example.com", 11332, true)),
+        ("unix:/run/a.sock", MilterPlace::Unix("/run/a.sock".into())),
+        ("local:/run/b.sock", MilterPlace::Unix("/run/b.sock".into())),
+    ];
+    let list: Vec<String> = forms.iter().map(|(text, _)| format!("{text:?}")).collect();
+    let milters = load(&with(&format!("[checks]\nmilters = [{}]\n", list.join(", ")))).checks.milters;
+    let found: Vec<_> = milters.into_iter().map(|milter| (milter.name, milter.place)).collect();
+    assert_eq!(found, forms.map(|(text, place)| (text.to_owned(), place)));
+    assert!(load(&with("")).checks.milters.is_empty());
+
+    let many: Vec<String> = (1..=17).map(|port| format!("\"inet:127.0.0.1:{port}\"")).collect();
+    let said = refused(&with(&format!("[checks]\nmilters = [{}]\n", many.join(", "))));
+    assert!(said[0].contains("17 milters, more than 16"), "{said:?}");
 }

@@ -117,6 +117,7 @@ pub fn all() -> Vec<Kept> {
         spf: Some(SpfFinding { result: "pass".into(), domain: "outside.example".into() }),
         dkim: vec![DkimFinding { result: "fail".into(), domain: "outside.example".into(), selector: "s1".into() }],
         dmarc: Some(DmarcFinding { result: "pass".into(), policy: "reject".into(), domain: "outside.example".into() }),
+        ..Findings::default()
     });
     inbound.events = vec![
         Event::Routed { alias: address("sales@home.test"), to: vec!["target box".into()] },

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::{Flaw, Kind, Ruling};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, DAY};
 use crate::delivery::shelf::Shelf;
 use crate::message::Domain;
 
@@ -19,7 +19,6 @@ const POLICIES_MAX: usize = 16;
 const FAILURES_MAX: usize = 100;
 /// Characters of what is said of a failure.
 const DETAIL_CHARS_MAX: usize = 300;
-pub const DAY: Millis = 24 * 3600 * 1000;
 /// In the store.
 pub const SHELF: u8 = b'r';
 

@@ -1,13 +1,10 @@
 //! A day's counts as JSON (RFC 8460 4.4) and as a message (RFC 8460 5.3).
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
-use super::count::{Counted, Counts, DAY};
-use crate::clock::{Millis, rfc3339, rfc5322};
+use super::count::{Counted, Counts};
+use crate::clock::{DAY, Millis, rfc3339, rfc5322};
+use crate::delivery::daily;
 use crate::message::{Address, Domain};
 
 /// What a report needs besides the counts.
@@ -29,8 +26,7 @@ impl About<'_> {
 
     /// The same however often the report is made.
     pub fn id(&self) -> String {
-        let date: String = rfc3339(self.begin()).chars().take(10).collect();
-        format!("{date}.{}@{}", self.domain, self.organization)
+        daily::id(self.day, self.domain, self.organization)
     }
 
     fn file_name(&self) -> String {
@@ -96,20 +92,10 @@ impl About<'_> {
             names.join(",\r\n "),
             rfc5322(now),
         );
-        let encoded = STANDARD.encode(packed);
-        for line in encoded.as_bytes().chunks(76) {
-            text.push_str(&String::from_utf8_lossy(line));
-            text.push_str("\r\n");
-        }
+        text.push_str(&daily::encode(packed));
         text.push_str(&format!("--{boundary}--\r\n"));
         text.into_bytes()
     }
-}
-
-pub fn pack(json: &Value) -> std::io::Result<Vec<u8>> {
-    let mut packer = GzEncoder::new(Vec::new(), Compression::default());
-    std::io::Write::write_all(&mut packer, json.to_string().as_bytes())?;
-    packer.finish()
 }
 
 /// RFC 3339 in whole seconds.

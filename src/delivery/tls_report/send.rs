@@ -1,22 +1,17 @@
 //! Sends the reports of days that are over.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::count::{Counts, DAY, SHELF, Tally, name};
-use super::report::{About, pack};
-use crate::clock::{Clock, Millis};
+use super::count::{Counts, SHELF, Tally, name};
+use super::report::About;
+use crate::clock::{Clock, DAY, Millis};
 use crate::config::Config;
+use crate::delivery::daily;
 use crate::delivery::https::Https;
 use crate::dns::{DnsError, Resolver};
 use crate::intake::Intake;
 use crate::message::{Address, Domain, Door, Draft, Envelope, Origin, ReversePath};
 
-/// Milliseconds after midnight (UTC) in which reports leave, so that not everybody sends at once
-/// (RFC 8460 4.1).
-const SPREAD: Millis = 4 * 3600 * 1000;
-/// Milliseconds between two tries at what could not be sent.
-const AGAIN: Millis = 3600 * 1000;
 /// Tries at https addresses; days for which a report whose addresses cannot be looked up is kept.
 const TRIES_MAX: u32 = 5;
 const DAYS_MAX: u64 = 3;
@@ -67,27 +62,14 @@ impl Wanted {
 impl Reports {
     /// When reports are to be sent next: at our own time of the day, and each hour after it.
     pub fn next(&self) -> Millis {
-        let now = self.clock.now();
-        let first = now / DAY * DAY + self.offset();
-        if now < first {
-            first
-        } else {
-            (first + ((now - first) / AGAIN + 1) * AGAIN).min((now / DAY + 1) * DAY + self.offset())
-        }
-    }
-
-    /// The same every day, and another one at another server.
-    fn offset(&self) -> Millis {
-        let mut hasher = DefaultHasher::new();
-        self.config.hostname.hash(&mut hasher);
-        hasher.finish() % SPREAD
+        daily::next(&self.clock, &self.config.hostname)
     }
 
     /// Sends what is due. Returns when all is queued or has been tried.
     pub async fn send_due(&self) {
         let _writing = self.tally.writing.lock().await;
         self.tally.flush_locked().await;
-        if self.clock.now() % DAY < self.offset() {
+        if !daily::is_due(&self.clock, &self.config.hostname) {
             return;
         }
         for (day, domain, counts) in self.tally.over() {
@@ -107,9 +89,9 @@ impl Reports {
         if wanted.is_empty() || counts.policies.is_empty() {
             return self.tally.shelf().forget(SHELF, &[key]).await;
         }
-        let contact = self.contact();
+        let contact = daily::contact(&self.config);
         let about = About { organization: &self.config.hostname, contact: &contact, domain, day };
-        let Ok(packed) = pack(&about.json(&counts)) else { return };
+        let Ok(packed) = daily::pack(&about.json(&counts).to_string()) else { return };
         let mut counts = counts;
         if !counts.is_mailed && !wanted.mail.is_empty() && !self.mail(&about, &wanted, &counts, &packed).await {
             return;
@@ -151,13 +133,6 @@ impl Reports {
                 false
             }
         }
-    }
-
-    /// From a domain of ours, so that the report is signed (RFC 8460 3).
-    fn contact(&self) -> Address {
-        let postmaster = &self.config.postmaster;
-        let own = self.config.domains.keys().next().filter(|_| !self.config.is_own(postmaster.domain()));
-        own.and_then(|domain| Address::new("postmaster", domain.clone()).ok()).unwrap_or_else(|| postmaster.clone())
     }
 }
 
