@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings Debian's Dovecot, with LMTP and IMAP, into a folder of its own. Says loudly if it cannot be
+# Brings Debian's Dovecot, with LMTP, IMAP and POP3, into a folder of its own. Says loudly if it cannot be
 # had; tests with it are then left out.
 #   .ci/dovecot.sh FOLDER
 #
@@ -11,19 +11,20 @@
 #     `base_dir/modules` is a link to F/usr/lib/dovecot/modules (see below).
 #   - Its users need not exist in the system: `default_internal_user` and `default_login_user` (with the
 #     group) are two that do, such as mail and nobody; the test's own user where that is not root.
-#     `chroot =` is set empty for the services anvil, stats and imap-login.
+#     `chroot =` is set empty for the services anvil, stats, imap-login and pop3-login.
 #   - Its master looks for doveconf in /usr/bin, so it is the one that starts it, in the foreground:
 #     F/usr/bin/doveconf -c C -m master -e F/usr/sbin/dovecot -F -c C
 set -eu
 name=Dovecot
 folder=$1
-[ -e "$folder/unpacked" ] && exit 0
+[ -e "$folder/unpacked" ] && [ -e "$folder/usr/lib/dovecot/pop3" ] && exit 0
 . "$(dirname "$0")/unpack.sh"
 
-unpack dovecot-core dovecot-lmtpd dovecot-imapd
+unpack dovecot-core dovecot-lmtpd dovecot-imapd dovecot-pop3d
 programs=$folder/usr/lib/dovecot
 runs_with "$programs:$programs/modules/old-stats:$(libraries)" "$folder/usr/sbin/dovecot" "$folder/usr/bin/doveconf" \
-    "$programs/auth" "$programs/lmtp" "$programs/imap" "$programs/imap-login"
+    "$programs/auth" "$programs/lmtp" "$programs/imap" "$programs/imap-login" \
+    "$programs/pop3" "$programs/pop3-login"
 
 # All of it can be told where it lies, but for one path that is compiled in, to which even a server
 # without TLS goes for its TLS library. Another of the same length takes its place: a link in base_dir, where

@@ -27,14 +27,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminSocket, Http, HttpError, ListenerStatus, ServerStatus, SocketError};
 use crate::clock::{Clock, Millis, rfc3339};
-use crate::config::{Config, Durability, Role};
+use crate::config::{Config, Durability, PopTls, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::dmarc_report;
 use crate::delivery::settle::Settler;
+use crate::delivery::smtp::tls as smtp_tls;
 use crate::delivery::tls_report::Reports;
 use crate::delivery::transport::{SetUpError, Transports};
 use crate::dns::{DnsError, Resolver};
 use crate::events::journal::{self, Journal};
+use crate::intake::fetch::{Fetcher, Ways};
 use crate::intake::sign::{SignError, Signer};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
@@ -148,8 +150,12 @@ impl App {
             Logins { accounts: shared.accounts.clone(), limits: shared.limits.clone(), config: config.clone() };
         let made = folders.into_iter().map(|folder| pickup::Task::new(folder, intake.clone(), clock.clone()));
         let (pickup_tasks, pickups): (Vec<_>, Vec<_>) = made.unzip();
+        let ways = fetch_ways(&config, &resolver).await;
+        let fetcher = Fetcher::new(intake.clone(), clock.clone(), ways, stop.clone());
+        let fetcher = Arc::new(fetcher.map_err(|source| Error::Store { path: store_path(&config), source })?);
         let operator = Arc::new(Operator {
             logins,
+            fetcher: fetcher.clone(),
             clock: clock.clone(),
             queue: queue.clone(),
             journal: journal.clone(),
@@ -186,6 +192,9 @@ impl App {
         app.sessions = shared.sessions.clone();
         for task in pickup_tasks {
             app.doors.spawn(task.run(app.stop.clone()));
+        }
+        for name in fetcher.names() {
+            app.doors.spawn(fetcher.clone().watch(name));
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(finish_lifting(operator.clone()));
@@ -353,6 +362,19 @@ fn bind(config: &Config) -> Result<Vec<BoundListener>, BindError> {
         bound.extend(Listener::bind(name, settings)?);
     }
     Ok(bound)
+}
+
+/// What mailboxes elsewhere are read with. Without authorities to trust, the server serves all the same.
+async fn fetch_ways(config: &Config, resolver: &Resolver) -> Ways {
+    let needs_tls = config.fetch.values().any(|account| account.tls != PopTls::Off);
+    let roots = match needs_tls {
+        true => {
+            tokio::task::spawn_blocking(smtp_tls::system_roots).await.unwrap_or_else(|error| Err(error.to_string()))
+        }
+        false => Err("no mailbox needs it".to_owned()),
+    };
+    let tls = roots.and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string()));
+    Ways { resolver: resolver.clone(), tls }
 }
 
 fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<&Http>) -> ServerStatus {

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!  SMTP ──► server (listener, connection, session) ─┐                        ┌─► smtp (MX), smart_hosts (smtp, graph)
-//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, lmtp, pipe, file, archive
+//!  folder ─► intake::pickup ────────────────────────┤
+//!  mailboxes elsewhere ─► intake::fetch ────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, lmtp, pipe, file, archive
 //!  socket ─► admin ─────────────────────────────────┘   │ checks   ▲        │
 //!                                                       │ routing  │        └─► settle ─► events
 //!                                                       │ sign     └── bounce (a notice comes back in
@@ -38,6 +39,7 @@
 //! - Targets of inbound mail: `config::targets` and `config::command` read them, `delivery::transport` sets them up;
 //!   one that has answered 410 is paused in `delivery::paused`, what none takes in time is a dead letter
 //!   (`delivery::settle`). Who may be told of a failure: `bounce::backscatter`.
+//! - Mailboxes elsewhere: `intake::fetch` (its `run` has what a crash leaves, `imap` and `pop3` the clients).
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
 //! - The DMARC policy of a sender's domain: `checks::dmarc`; what is told to it: `checks::feedback` counts,

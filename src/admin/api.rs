@@ -21,6 +21,8 @@
 //! | `POST /api/v1/suppressions/remove` with `{"addresses": […], "scope", "force"}` | `{"changed"}` |
 //! | `GET /api/v1/suppressions/explain?address=` | what came back from it, and what the rule says |
 //! | `POST /api/v1/pickup/once` with `{}` or `{"name": "…"}` | `{"folders": [{"queued": […], "bad": […], …}]}` |
+//! | `GET /api/v1/fetch`                       | `{"accounts": […]}`, how each mailbox elsewhere is doing |
+//! | `POST /api/v1/fetch/run` with `{"account", "dry_run"}` | what a run at once has done, or would do |
 //! | `POST /api/v1/smart-hosts/test` with `{"name", "from", "to", "send"}` | the report of a test, good or not |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
 //! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
@@ -69,6 +71,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .merge(super::pickup::routes::<B>())
         .merge(super::suspend::routes::<B>())
         .merge(super::suppress::routes::<B>())
+        .merge(super::fetch::routes::<B>())
         .merge(super::upkeep::routes::<B>());
     for action in Action::ALL {
         let handler = move |state, body| change::<B>(action, state, body);

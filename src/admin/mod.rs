@@ -20,6 +20,7 @@ use crate::clock::Millis;
 use crate::config::Secret;
 use crate::delivery::host_test::{self, Wish};
 use crate::intake::Once;
+use crate::intake::fetch::Ran;
 use crate::intake::idempotency::Key;
 use crate::intake::pickup::Report;
 use crate::intake::suppress::NewEntry;
@@ -30,6 +31,7 @@ use crate::smtp::reply::Refusal;
 pub(crate) mod api;
 pub mod caller;
 mod compose;
+pub(crate) mod fetch;
 pub mod filter;
 pub mod http;
 pub mod metrics;
@@ -43,6 +45,7 @@ pub(crate) mod upkeep;
 pub mod view;
 
 pub use caller::Caller;
+pub use fetch::FetchStatus;
 pub use filter::{Filter, Page, Pick, Selection};
 pub use http::{Http, HttpError};
 pub use socket::{AdminSocket, SocketError};
@@ -168,6 +171,16 @@ pub trait Backend: Send + Sync + 'static {
 
     /// All that is known of an address.
     fn explain_suppression(&self, _who: Who) -> impl Future<Output = Result<suppress::Explained, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// The mailboxes elsewhere that mail is brought in from.
+    fn fetch_list(&self) -> impl Future<Output = Vec<FetchStatus>> + Send {
+        async { Vec::new() }
+    }
+
+    /// Reads one of them now; `dry_run`: only counts what is new there.
+    fn fetch_run(&self, _name: String, _dry_run: bool) -> impl Future<Output = Result<Ran, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

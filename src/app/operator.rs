@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
-    Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, FetchStatus, Filter, Imported, Listed,
+    Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
@@ -20,6 +20,7 @@ use crate::delivery::host_test::{Report, Wish};
 use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
+use crate::intake::fetch::{Fetcher, NotRun, Ran};
 use crate::intake::idempotency::Key;
 use crate::intake::suppress::{NewEntry, SuppressError};
 use crate::intake::{Intake, Once, pickup};
@@ -67,6 +68,7 @@ pub struct Operator {
     pub transfer: Transfer,
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
+    pub fetcher: Arc<Fetcher>,
     pub logins: Logins,
     pub pickups: Vec<pickup::Handle>,
     /// Backups and compactions, one at a time.
@@ -191,6 +193,9 @@ impl Backend for Operator {
             self.release_for(&what).await.map_err(|trouble| Complaint::new(trouble.0, "resume it again"))?;
             lifted
         };
+        if what == Suspension::Fetch && !on {
+            self.fetcher.wake();
+        }
         match (changed, on) {
             (true, true) => tracing::warn!("{what} is suspended; mail for it is taken and waits"),
             (true, false) => tracing::info!("{what} is resumed"),
@@ -250,6 +255,25 @@ impl Backend for Operator {
         let listed = listed.into_iter().map(Suppressed::from).collect();
         let rule = weighed.as_ref().map(|weighed| weighed.why.clone());
         Ok(Explained { address: who.key(), listed, bounces, alive: known.alive, rule })
+    }
+
+    async fn fetch_list(&self) -> Vec<FetchStatus> {
+        self.fetcher.list().into_iter().map(FetchStatus::from).collect()
+    }
+
+    async fn fetch_run(&self, name: String, dry_run: bool) -> Result<Ran, Complaint> {
+        let ran = self.fetcher.run_now(&name, dry_run).await;
+        ran.map_err(|not_run| {
+            let remedy = match &not_run {
+                NotRun::Unknown(_) => match self.fetcher.names().is_empty() {
+                    true => "there is none; add [fetch.NAME] to the configuration".to_owned(),
+                    false => format!("there are: {}", self.fetcher.names().join(", ")),
+                },
+                NotRun::UnderWay(_) => "see `postrider fetch list`, and try again when it is done".to_owned(),
+                NotRun::Suspended => "`postrider resume --fetch` lets it go on".to_owned(),
+            };
+            Complaint::new(not_run.to_string(), remedy)
+        })
     }
 
     async fn readiness(&self) -> Option<Readiness> {

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer};
+use crate::admin::fetch::{FetchAnswer, FetchBody};
 use crate::admin::filter::SelectionBody;
 use crate::admin::pickup::{PickupAnswer, PickupBody};
 use crate::admin::submit::SubmitAnswer;
@@ -22,9 +23,10 @@ use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
 use crate::admin::{
-    Action, BackedUp, Compacted, Filter, Page, Readiness, SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
+    Action, BackedUp, Compacted, FetchStatus, Filter, Page, Readiness, SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
 };
 use crate::delivery::host_test::{Report, Wish};
+use crate::intake::fetch::Ran;
 use crate::message::MessageId;
 
 /// Bytes of an answer that are read at most: a full page of messages with many recipients.
@@ -179,6 +181,18 @@ impl Client {
     pub(super) async fn pick_up(&self, body: &PickupBody) -> Result<PickupAnswer, Failure> {
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
         self.work("/api/v1/pickup/once", body.into()).await
+    }
+
+    pub(super) async fn fetch_list(&self) -> Result<Vec<FetchStatus>, Failure> {
+        let FetchAnswer { accounts } = self.get("/api/v1/fetch").await?;
+        Ok(accounts)
+    }
+
+    pub(super) async fn fetch_run(&self, body: &FetchBody) -> Result<Ran, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        let kind = Some("application/json");
+        let answer = self.talk(Method::POST, "/api/v1/fetch/run", kind, body.into(), WORK_TIMEOUT).await?;
+        self.understand(answer)
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

@@ -26,6 +26,7 @@ mod completions;
 mod demo;
 mod dkim;
 pub mod dns;
+mod fetch;
 mod health;
 mod log;
 mod man;
@@ -56,6 +57,7 @@ Examples:
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
   postrider smart-host test relay                 does that server take our mail?
+  postrider fetch list                            mailboxes elsewhere that mail comes from
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider suppress explain bob@example.net      why does bob get no newsletter?
   postrider pickup check                          what would become of the files dropped there?
@@ -144,6 +146,8 @@ enum Command {
     Suppress(suppress::Args),
     /// Try the servers that mail goes by
     SmartHost(smart_host::Args),
+    /// Mailboxes elsewhere that mail is brought in from
+    Fetch(fetch::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
     /// Password hashes for the accounts of the configuration
@@ -197,6 +201,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
         Command::Suppress(args) => block_on(Threads::One, suppress::run(config, args)),
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
+        Command::Fetch(args) => block_on(Threads::One, fetch::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -158,6 +158,7 @@ fn origin_text(origin: &Origin) -> String {
         }
         Door::Admin => "from the admin socket".to_owned(),
         Door::Http => who.map_or("over HTTP".to_owned(), |account| format!("from {account} over HTTP")),
+        Door::Fetch { account } => format!("from the mailbox fetch.{account}"),
         Door::Bounce => "as a notice written by this server".to_owned(),
     }
 }

@@ -83,6 +83,8 @@ pub struct Config {
     pub loops: Loops,
     pub bounces: Bounces,
     pub pickup: BTreeMap<String, Pickup>,
+    /// Mailboxes elsewhere that mail is brought in from.
+    pub fetch: BTreeMap<String, Fetch>,
     pub queue: Queue,
     pub limits: Limits,
     pub dns: Dns,
@@ -463,6 +465,41 @@ pub struct PopAccount {
     pub port: u16,
     pub tls: PopTls,
     pub login: Login,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchProtocol {
+    Imap,
+    Pop3,
+}
+
+/// What becomes of a message in its mailbox once it is queued here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Marked as read; IMAP only.
+    Seen,
+    Delete,
+    /// To another folder; IMAP only.
+    Move(String),
+    /// Nothing: we know what we have.
+    Leave,
+}
+
+/// A mailbox elsewhere that mail is brought in from.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    pub protocol: FetchProtocol,
+    /// A domain name in A-labels, or an IP address without brackets.
+    pub host: String,
+    pub port: u16,
+    pub tls: PopTls,
+    pub login: Login,
+    /// Empty with POP3.
+    pub folder: String,
+    pub interval: Duration,
+    pub after: After,
+    /// None: the message says who gets it.
+    pub deliver_to: Option<Address>,
 }
 
 /// An outgoing server.

@@ -71,7 +71,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let destinations = groups::destinations(root);
     let mailboxes = fetch::mailboxes(root);
     let smart_hosts = smart_hosts::smart_hosts(root, &mailboxes);
-    fetch::check_use(root);
+    let fetch = fetch::fetched(root, mailboxes, &names);
     let streams = streams::streams(root, &smart_hosts);
     let sender = sender::sender(root, &names, &domains);
     sender::warn_of_bounces(root, &sender, &smart_hosts, &domains);
@@ -91,6 +91,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let admin = running::admin(root);
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
+    origins.extend(fetch::origins(root, &fetch));
     if let Some(postmaster) = &postmaster {
         let map =
             Map { domains: &domains, aliases: &aliases, postmaster, takes_bounces: takes_bounces(&sender, &streams) };
@@ -119,6 +120,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         loops,
         bounces,
         pickup,
+        fetch,
         queue,
         limits,
         dns,

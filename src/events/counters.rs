@@ -7,7 +7,7 @@ use super::Event;
 use crate::message::Door;
 
 /// The ways in, as labels.
-pub const DOORS: [&str; 6] = ["mx", "submission", "pickup", "admin", "bounce", "http"];
+pub const DOORS: [&str; 7] = ["mx", "submission", "pickup", "admin", "bounce", "http", "fetch"];
 
 /// What became of a try or a recipient, as labels.
 pub const OUTCOMES: [&str; 14] = [
@@ -104,5 +104,6 @@ fn door(door: &Door) -> usize {
         Door::Admin => 3,
         Door::Bounce => 4,
         Door::Http => 5,
+        Door::Fetch { .. } => 6,
     }
 }

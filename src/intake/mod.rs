@@ -9,6 +9,7 @@
 mod attachments;
 mod bounces;
 mod content;
+pub mod fetch;
 pub mod guard;
 pub mod idempotency;
 mod milters;
@@ -44,7 +45,7 @@ use crate::routing::loops::{self, Ruling};
 use crate::routing::sent::{self, Sent};
 use crate::secret::Marks;
 use crate::smtp::Reply;
-use crate::smtp::reply::Refusal;
+use crate::smtp::reply::{Refusal, Severity};
 use crate::store::{Batch, StoreError, Table};
 
 use guard::DiskGuard;
@@ -245,8 +246,9 @@ impl Intake {
         let id = self.queue.id_for(&draft.content);
         let headers = Headers::parse(draft.content.head());
         headers.within_limits().map_err(|error| Refusal::plain(Reply::new(552, (3, 4), error.to_string())))?;
+        let mut reservation = None;
         if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
-            return Err(refusal);
+            reservation = Some(held_instead(&draft, refusal)?);
         }
         let checked = self.check(&draft, &headers).await?;
         let stream = rights::stream(&self.config, &draft, &headers)?;
@@ -261,6 +263,9 @@ impl Intake {
             None => headers,
         };
         plan.obey(&checked.verdict, &passed);
+        if let Some(reason) = reservation {
+            plan.hold_all(&reason);
+        }
         self.hold_for_account(&mut plan, &draft);
         let (ruling, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
 
@@ -316,7 +321,7 @@ impl Intake {
     /// A draft whose bytes count against `queue.memory`. Those that come in by SMTP do already; a notice
     /// of ours is small, and must not wait for others.
     async fn paid(&self, draft: Draft) -> Result<Draft, Refusal> {
-        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin | Door::Http) {
+        if !matches!(draft.origin.door, Door::Pickup { .. } | Door::Admin | Door::Http | Door::Fetch { .. }) {
             return Ok(draft);
         }
         let Draft { envelope, content, origin } = draft;
@@ -372,18 +377,24 @@ impl Intake {
     /// Who it is from: rights for those who have shown who they are, checks for all others.
     async fn check(&self, draft: &Draft, headers: &Headers<'_>) -> Result<Checked, Refusal> {
         match &draft.origin.door {
-            Door::Mx { .. } => {
-                identity::refuse_ambiguous(headers)?;
+            Door::Mx { .. } | Door::Fetch { .. } => {
+                let ambiguous = identity::refuse_ambiguous(headers).err();
+                let ambiguous = ambiguous.map(|refusal| held_instead(draft, refusal)).transpose()?;
                 let now = self.clock.now();
                 let mut checked = checks::check_at(&self.resolver, &self.config, draft, now / 1000).await;
-                if let Some(evaluated) = checked.evaluated.take() {
+                // Reports name who connected, and nobody did where the message was fetched.
+                let evaluated = checked.evaluated.take().filter(|_| draft.origin.peer.is_some());
+                if let Some(evaluated) = evaluated {
                     self.feedback.note(now / DAY, evaluated);
                 }
                 self.tell_once(&checked.troubles);
-                match checked.verdict {
-                    Verdict::Reject(refusal) => Err(refusal),
-                    _ => Ok(checked),
+                if let Verdict::Reject(refusal) = checked.verdict {
+                    checked.verdict = Verdict::Hold(held_instead(draft, refusal)?);
                 }
+                if let Some(reason) = ambiguous {
+                    checked.verdict = Verdict::Hold(reason);
+                }
+                Ok(checked)
             }
             Door::Submission { .. } | Door::Pickup { .. } | Door::Admin | Door::Http => {
                 rights::author(&self.config, draft, headers)?;
@@ -429,7 +440,13 @@ impl Intake {
         let locks = self.lock(loops::lock_keys(&input)).await;
         let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
         let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
-        plan.apply_loops(&self.config.loops, &draft.origin.door, &ruling)?;
+        if let Err(refusal) = plan.apply_loops(&self.config.loops, &draft.origin.door, &ruling) {
+            // A limit holds back what was fetched even where others are to come again later.
+            match &draft.origin.door {
+                Door::Fetch { .. } => plan.hold_all(&refusal.reason),
+                _ => return Err(refusal),
+            }
+        }
         Ok((ruling, locks))
     }
 
@@ -468,6 +485,14 @@ impl Intake {
     }
 }
 
+/// Mail that was fetched has nobody left who could be told that it is refused: a person decides. What may
+/// be taken later is refused, and fetched again then.
+fn held_instead(draft: &Draft, refusal: Refusal) -> Result<String, Refusal> {
+    match &draft.origin.door {
+        Door::Fetch { .. } if refusal.reply.severity() == Severity::Permanent => Ok(refusal.reason),
+        _ => Err(refusal),
+    }
+}
 fn store_trouble(error: &StoreError) -> Refusal {
     Refusal::inner(format!("the message could not be stored: {error}"))
 }
@@ -496,7 +521,7 @@ fn message_record(
         streamed: stored.streamed,
         message_id: stored.message_id.clone(),
         subject: subject.trim().chars().take(SUBJECT_CHARS_MAX).collect(),
-        findings: matches!(draft.origin.door, Door::Mx { .. }).then_some(findings),
+        findings: draft.origin.door.is_outside().then_some(findings),
         recipients: plan.deliveries.len() as u32,
         stream: stream::default_name(),
         tls: wish(draft, headers),

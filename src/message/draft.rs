@@ -45,6 +45,8 @@ pub enum Door {
     Admin,
     /// HTTP over TCP.
     Http,
+    /// A mailbox elsewhere: from outside, for our domains only, checked as far as that is possible.
+    Fetch { account: String },
     /// A delivery status notification of our own.
     Bounce,
 }
@@ -52,7 +54,12 @@ pub enum Door {
 impl Door {
     /// True where the sender has shown who it is, so that it may relay and be signed for.
     pub fn is_trusted(&self) -> bool {
-        !matches!(self, Door::Mx { .. })
+        !self.is_outside()
+    }
+
+    /// True for what anybody can send here.
+    pub fn is_outside(&self) -> bool {
+        matches!(self, Door::Mx { .. } | Door::Fetch { .. })
     }
 
     /// One word or two for logs and Received.
@@ -62,6 +69,7 @@ impl Door {
             Door::Pickup { .. } => "pickup",
             Door::Admin => "admin",
             Door::Http => "http",
+            Door::Fetch { .. } => "fetch",
             Door::Bounce => "bounce",
         }
     }

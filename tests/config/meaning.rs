@@ -382,6 +382,45 @@ fn a_mailbox_to_log_in_to_first() {
 }
 
 #[test]
+fn mailboxes_to_fetch_from() {
+    let account = "host = \"mail.example.net\"\nusername = \"u\"\npassword = \"p\"\n";
+    let text = |protocol: &str, more: &str| {
+        with(&format!(
+            "[domains.\"example.com\"]\n[aliases]\n\"sales@example.com\" = \"discard\"\n\
+             [fetch.box]\nprotocol = \"{protocol}\"\n{account}{more}"
+        ))
+    };
+    let imap = load(&text("imap", "deliver_to = \"sales@example.com\"\n"));
+    assert_eq!(imap.warnings.iter().filter(|warning| warning.contains("fetch")).count(), 0, "{:?}", imap.warnings);
+    let imap = &imap.fetch["box"];
+    assert_eq!((imap.port, imap.folder.as_str(), &imap.after), (993, "INBOX", &config::After::Seen));
+    assert_eq!(imap.interval, Duration::from_secs(300));
+    let pop = load(&text("pop3", "tls = \"required\"\n"));
+    assert_eq!((pop.fetch["box"].port, &pop.fetch["box"].after), (110, &config::After::Leave));
+    assert!(pop.warnings.iter().any(|warning| warning.contains("without deliver_to")), "{:?}", pop.warnings);
+    let moved = load(&text("imap", "after = \"move:Done:now\"\ndeliver_to = \"nobody@example.com\"\n"));
+    assert_eq!(moved.fetch["box"].after, config::After::Move("Done:now".into()));
+    assert!(
+        moved.warnings.iter().any(|warning| warning.contains("nobody@example.com, which no alias")),
+        "{:?}",
+        moved.warnings
+    );
+}
+
+/// A mailbox that a smart host logs in to is fetched from only where the file says something about that.
+#[test]
+fn a_mailbox_to_log_in_to_may_be_fetched_from_too() {
+    let text = |more: &str| {
+        with(&format!(
+            "[domains.\"example.com\"]\n[smart_hosts.old]\nhost = \"smtp.example.net\"\npop_before_smtp = \"box\"\n\
+             [fetch.box]\nprotocol = \"pop3\"\nhost = \"pop.example.net\"\nusername = \"u\"\npassword = \"p\"\n{more}"
+        ))
+    };
+    assert!(load(&text("")).fetch.is_empty());
+    assert!(load(&text("after = \"delete\"\n")).fetch.contains_key("box"));
+}
+
+#[test]
 fn milters_in_every_way_they_are_written() {
     use postrider::config::{MilterHost, MilterPlace};
     let inet = |host: &str, port: u16, only_v6: bool| {

@@ -18,9 +18,12 @@ fn reference() -> (TempDir, String) {
         assert!(text.contains(&old), "{old}");
         text = text.replace(&old, &format!("\"{}\"", path.display()));
     }
-    let old = "{ env = \"CRM_HOOK_SECRET\" }";
-    assert!(text.contains(old));
-    (folder, text.replace(old, "\"whsec_c2VjcmV0\""))
+    for name in ["CRM_HOOK_SECRET", "SALES_IMAP"] {
+        let old = format!("{{ env = \"{name}\" }}");
+        assert!(text.contains(&old));
+        text = text.replace(&old, "\"whsec_c2VjcmV0\"");
+    }
+    (folder, text)
 }
 
 #[test]
@@ -125,12 +128,6 @@ fn the_reference_names_every_key_and_only_those() {
         "smart_hosts.*.oauth.refresh_token",
         "smart_hosts.*.oauth.token_url",
         "smart_hosts.*.oauth.scope",
-        "fetch.*.protocol",
-        "fetch.*.host",
-        "fetch.*.port",
-        "fetch.*.tls",
-        "fetch.*.username",
-        "fetch.*.password",
     ];
     for (key, supported) in config::known_keys() {
         let key = if key == "aliases.limits.*.limit" || key.starts_with("aliases.limits.*.") {

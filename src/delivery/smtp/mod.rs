@@ -32,7 +32,7 @@ mod pool;
 mod pop_before;
 mod replies;
 mod step;
-mod tls;
+pub(crate) mod tls;
 mod tls_policy;
 mod trail;
 mod transaction;
