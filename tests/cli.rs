@@ -209,6 +209,7 @@ impl Backend for Fake {
             subject: "Hello".into(),
             signed: vec![],
             checked: String::new(),
+            stream: String::new(),
         };
         Ok(message.map(|message| Story {
             id,

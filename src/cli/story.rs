@@ -34,7 +34,7 @@ fn line(entry: &Entry, paint: Paint) -> String {
 
 fn sentence(event: &Event) -> String {
     match event {
-        Event::Accepted { origin, from, recipients, size, message_id, subject, signed, checked } => {
+        Event::Accepted { origin, from, recipients, size, message_id, subject, signed, checked, .. } => {
             let from = if from.is_null() { "<> (the null sender)".to_owned() } else { from.to_string() };
             let mut parts = vec![
                 format!("accepted {}", origin_text(origin)),
@@ -179,6 +179,7 @@ mod tests {
                     subject: "Hello\u{1b}".into(),
                     signed: vec!["pr-rsa._domainkey.example.com".into(), "pr-ed._domainkey.example.com".into()],
                     checked: String::new(),
+                    stream: String::new(),
                 },
             ),
             entry(

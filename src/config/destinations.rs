@@ -275,7 +275,7 @@ fn webhook(name: &str, section: &Section<'_>) -> Option<Target> {
 }
 
 /// Standard Webhooks writes keys as `whsec_` and base64; any other text is a key as it stands.
-fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
+pub(super) fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
     let secret = item.secret()?;
     let encoded = secret.0.strip_prefix("whsec_").unwrap_or_default();
     if STANDARD_NO_PAD.decode(encoded.trim_end_matches('=')).is_ok() {
@@ -288,7 +288,7 @@ fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
     None
 }
 
-fn read_url(text: &str) -> Result<Url, Wrong> {
+pub(super) fn read_url(text: &str) -> Result<Url, Wrong> {
     let form = "Write an https address such as \"https://crm.example.com/hooks/mail\".";
     let url = Url::parse(text).map_err(|error| Wrong::value(format!("not a URL: {error}"), form))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
