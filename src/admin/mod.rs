@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::Receiver;
 
 use crate::clock::Millis;
 use crate::config::Secret;
@@ -27,6 +28,7 @@ use crate::smtp::reply::Refusal;
 pub(crate) mod api;
 pub mod caller;
 mod compose;
+pub mod events;
 pub mod filter;
 pub mod http;
 pub mod metrics;
@@ -38,6 +40,7 @@ pub(crate) mod upkeep;
 pub mod view;
 
 pub use caller::Caller;
+pub use events::{EventLine, EventsPage, EventsWish};
 pub use filter::{Filter, Page, Pick, Selection};
 pub use http::{Http, HttpError};
 pub use socket::{AdminSocket, SocketError};
@@ -129,6 +132,16 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Tests a smart host with what this server knows of it.
     fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<Report, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// A page of what has happened, newest message first.
+    fn events(&self, _wish: EventsWish) -> impl Future<Output = Result<EventsPage, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// What happens from now on, as lines of JSON, until the receiver is dropped or the server stops.
+    fn follow(&self, _wish: EventsWish) -> impl Future<Output = Result<Receiver<Bytes>, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc::Receiver;
 
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
-    Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Exported, Filter,
+    Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble,
+    transfer, view,
 };
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
@@ -31,6 +33,7 @@ use crate::server::step::Login;
 use crate::smtp::reply::{Refusal, Severity};
 use crate::store::{Store, StoreError};
 
+use super::events::Followers;
 use super::transfer::Transfer;
 use super::upkeep;
 use super::watch::Watch;
@@ -66,6 +69,7 @@ pub struct Operator {
     pub logins: Logins,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
+    pub followers: Followers,
 }
 
 impl Backend for Operator {
@@ -215,6 +219,14 @@ impl Backend for Operator {
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
         let tested = self.transports.test_host(&wish).await;
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
+    }
+
+    async fn events(&self, wish: EventsWish) -> Result<EventsPage, Complaint> {
+        self.search_events(wish).await
+    }
+
+    async fn follow(&self, wish: EventsWish) -> Result<Receiver<Bytes>, Complaint> {
+        self.follow_events(wish)
     }
 
     async fn readiness(&self) -> Option<Readiness> {

@@ -29,10 +29,9 @@ const KEY_END: [u8; 16] = [0xff; 16];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
     pub id: Option<MessageId>,
-    /// Without brackets.
-    pub message_id: Option<String>,
-    /// The sender, a recipient or an alias that led to it; `@example.com` is everybody there.
-    pub address: Option<String>,
+    /// A Message-ID without brackets, or an address: of the sender, of a recipient, of an alias that led to it;
+    /// `@example.com` is everybody there.
+    pub about: Option<String>,
     pub account: Option<String>,
     /// What a smart host is called in events: its name, its host.
     pub smart_host: Option<Vec<String>>,
@@ -103,7 +102,7 @@ pub fn context(store: &Store, id: MessageId) -> Result<Context, StoreError> {
 impl Query {
     /// Does it ask for something that only the beginning of the story knows?
     pub fn needs_context(&self) -> bool {
-        self.message_id.is_some() || self.address.is_some() || self.account.is_some()
+        self.about.is_some() || self.account.is_some()
     }
 
     pub fn takes(&self, id: MessageId, context: &Context, entry: &Entry) -> bool {
@@ -113,35 +112,35 @@ impl Query {
         self.id.is_none_or(|wanted| wanted == id)
             && self.since.is_none_or(|since| entry.at >= since)
             && (!self.failed || is_trouble(&entry.event))
-            && same(&self.message_id, &context.message_id)
             && same(&self.account, &context.account)
             && self.smart_host.as_deref().is_none_or(|names| by_host(&entry.event, names))
-            && self.address.as_deref().is_none_or(|address| self.is_about(address, context, &entry.event))
-    }
-
-    fn is_about(&self, address: &str, context: &Context, event: &Event) -> bool {
-        let fits = |text: &str| match address.strip_prefix('@') {
-            Some(domain) => text.rsplit_once('@').is_some_and(|(_, own)| own.eq_ignore_ascii_case(domain)),
-            None => text.eq_ignore_ascii_case(address),
-        };
-        if context.from.as_deref().is_some_and(fits) {
-            return true;
-        }
-        let Ok(json) = serde_json::to_value(event) else { return false };
-        ["recipient", "alias", "sender"].iter().any(|key| json.get(key).and_then(|v| v.as_str()).is_some_and(fits))
-            || json.get("to").and_then(|to| to.as_array()).is_some_and(|to| {
-                // Where an alias leads; a target may stand there with more words.
-                to.iter().filter_map(|to| to.as_str()).any(|to| to.split_whitespace().any(fits))
-            })
+            && self.about.as_deref().is_none_or(|about| is_about(about, context, &entry.event))
     }
 
     /// Texts without which no entry of a message can fit.
     fn needles(&self) -> Vec<String> {
-        let given = [&self.message_id, &self.address, &self.account].into_iter().flatten();
+        let given = [&self.about, &self.account].into_iter().flatten();
         // In JSON some characters are written in another way: those texts are not looked for.
         let plain = |text: &&String| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
         given.filter(plain).map(|text| text.to_ascii_lowercase()).collect()
     }
+}
+
+/// Is it about this Message-ID or address?
+fn is_about(wanted: &str, context: &Context, event: &Event) -> bool {
+    let fits = |text: &str| match wanted.strip_prefix('@') {
+        Some(domain) => text.rsplit_once('@').is_some_and(|(_, own)| own.eq_ignore_ascii_case(domain)),
+        None => text.eq_ignore_ascii_case(wanted),
+    };
+    if context.message_id.as_deref() == Some(wanted) || context.from.as_deref().is_some_and(fits) {
+        return true;
+    }
+    let Ok(json) = serde_json::to_value(event) else { return false };
+    ["recipient", "alias", "sender"].iter().any(|key| json.get(key).and_then(|v| v.as_str()).is_some_and(fits))
+        || json.get("to").and_then(|to| to.as_array()).is_some_and(|to| {
+            // Where an alias leads; a target may stand there with more words.
+            to.iter().filter_map(|to| to.as_str()).any(|to| to.split_whitespace().any(fits))
+        })
 }
 
 /// Did this smart host take it, or not?
@@ -169,9 +168,9 @@ fn names_it(text: &str, name: &str) -> bool {
 fn contains(text: &[u8], needle: &[u8]) -> bool {
     let Some((first, rest)) = needle.split_first() else { return true };
     let starts = memchr::memchr2_iter(*first, first.to_ascii_uppercase(), text);
-    starts.into_iter().any(|at| {
-        text.get(at + 1..at + needle.len()).is_some_and(|behind| behind.eq_ignore_ascii_case(rest))
-    })
+    starts
+        .into_iter()
+        .any(|at| text.get(at + 1..at + needle.len()).is_some_and(|behind| behind.eq_ignore_ascii_case(rest)))
 }
 
 /// The entries of one message, the newest first.
@@ -358,11 +357,11 @@ mod tests {
         let clock = fill(&store, 40);
         let found = |query: Query| all(&store, &query, 1000).0;
         let text = |text: &str| Some(text.to_owned());
-        assert_eq!(found(Query { address: text("BOB7@far.test"), ..Query::default() }).len(), 2);
-        assert_eq!(found(Query { address: text("@FAR.test"), ..Query::default() }).len(), 80);
-        assert_eq!(found(Query { address: text("shop@home.test"), ..Query::default() }).len(), 120);
-        assert_eq!(found(Query { address: text("ob7@far.test"), ..Query::default() }).len(), 0);
-        assert_eq!(found(Query { message_id: text("7@home.test"), ..Query::default() }).len(), 3);
+        assert_eq!(found(Query { about: text("BOB7@far.test"), ..Query::default() }).len(), 2);
+        assert_eq!(found(Query { about: text("@FAR.test"), ..Query::default() }).len(), 80);
+        assert_eq!(found(Query { about: text("shop@home.test"), ..Query::default() }).len(), 120);
+        assert_eq!(found(Query { about: text("ob7@far.test"), ..Query::default() }).len(), 0);
+        assert_eq!(found(Query { about: text("7@home.test"), ..Query::default() }).len(), 3);
         assert_eq!(found(Query { account: text("odd"), ..Query::default() }).len(), 60);
         assert_eq!(found(Query { failed: true, ..Query::default() }).len(), 40);
         let host = |name: &str| Some(vec![name.to_owned()]);
