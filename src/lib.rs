@@ -20,7 +20,7 @@
 //!   [`secret`] (keys the server makes for itself, and marks made with them).
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
-//!   [`bounce`] (writing notices), [`events`] (the journal).
+//!   [`bounce`] (writing notices), [`events`] (the journal, and the queues of event webhooks).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
@@ -39,6 +39,8 @@
 //!   `delivery::dmarc_report` sends.
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - What happened: `events` has the enum, its names (`kind`), the journal and the search in it, who watches (`live`), and
+//!   what webhooks are still to be told (`outbox`); `delivery::event_webhooks` tells it; `cli::events` is `postrider log`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
 //!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.

@@ -43,7 +43,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 25] = [
         &[],
         &["serve"],
         &["demo"],
@@ -59,6 +59,7 @@ fn every_command_has_help_with_examples() {
         &["queue", "cancel"],
         &["queue", "export"],
         &["queue", "import"],
+        &["log"],
         &["store"],
         &["store", "check"],
         &["store", "backup"],

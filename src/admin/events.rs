@@ -29,7 +29,7 @@ use super::{Backend, view};
 use crate::clock::Millis;
 use crate::events::search::{Context, Line};
 use crate::events::{Entry, Event};
-use crate::message::MessageId;
+use crate::message::{Domain, MessageId};
 
 /// Events of a page, if nothing is said, and at most; the last message of it may bring some more.
 pub const LIMIT_DEFAULT: usize = 100;
@@ -107,7 +107,7 @@ impl EventsQuery {
             None => (None, None),
             Some(q) => match q.parse::<MessageId>() {
                 Ok(id) => (Some(id), None),
-                Err(_) if q.contains('@') => (None, Some(q.trim_matches(['<', '>']).to_owned())),
+                Err(_) if q.contains('@') => (None, Some(as_written(q.trim_matches(['<', '>'])))),
                 Err(_) => {
                     let what = format!("{q:?} is neither a queue id nor a Message-ID nor an address");
                     return Err(ApiError::bad(what, "q=bob@example.net, q=@example.net or the id of a 250 reply"));
@@ -117,6 +117,14 @@ impl EventsQuery {
         let EventsQuery { account, smart_host, failed, before, .. } = self;
         Ok(EventsWish { id, about, account, smart_host, failed, since, before, limit })
     }
+}
+
+/// Stories have domains in A-labels.
+fn as_written(q: &str) -> String {
+    let Some((local, domain)) = q.rsplit_once('@').filter(|(_, domain)| !domain.is_ascii()) else {
+        return q.to_owned();
+    };
+    Domain::parse(domain).map_or_else(|_| q.to_owned(), |domain| format!("{local}@{domain}"))
 }
 
 fn since(text: &str, now: Millis) -> Result<Millis, ApiError> {

@@ -197,8 +197,11 @@ impl Sender {
                 self.done.push(item.waiting);
             }
             Answer::Refused(why) => {
-                counts.refused.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(webhook = name, why, "the event webhook does not want an event");
+                let number = counts.refused.fetch_add(1, Ordering::Relaxed) + 1;
+                // One that wants none at all shall not fill the log.
+                if number.is_power_of_two() {
+                    tracing::warn!(webhook = name, why, number, "the event webhook does not want an event");
+                }
                 self.progress.goes_well();
                 self.progress.done(&item);
                 self.done.push(item.waiting);

@@ -86,24 +86,21 @@ pub struct Telling<'a> {
 impl Telling<'_> {
     pub fn tell(&mut self, id: MessageId, event: Event) {
         let entry = Entry { at: self.journal.clock.now(), event };
-        if let Some((key, value)) = self.write(id, &entry) {
-            let kind = Kind::of(&entry.event);
-            self.journal.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
-        }
+        self.write(id, &entry, Kind::of(&entry.event));
         self.events.push((id, entry));
     }
 
-    fn write(&mut self, id: MessageId, entry: &Entry) -> Option<([u8; JOURNAL_KEY_BYTES], Bytes)> {
+    /// Into the journal, and to the webhooks that want this kind.
+    fn write(&mut self, id: MessageId, entry: &Entry, kind: Option<Kind>) {
         match serde_json::to_vec(entry) {
             Ok(value) => {
                 let (key, value) = (self.journal.key(id, entry.at), Bytes::from(value));
-                self.batch.put(Table::Journal, key, value.clone());
-                Some((key, value))
+                if let Some(kind) = kind {
+                    self.journal.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
+                }
+                self.batch.put(Table::Journal, key, value);
             }
-            Err(error) => {
-                tracing::error!(%id, %error, "an event could not be written to the journal");
-                None
-            }
+            Err(error) => tracing::error!(%id, %error, "an event could not be written to the journal"),
         }
     }
 

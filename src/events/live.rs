@@ -2,6 +2,7 @@
 //! does not keep up loses the oldest and is told how many; nobody waits for one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -15,7 +16,10 @@ const BUFFER_EVENTS: usize = 1024;
 
 /// Where events are given out.
 #[derive(Debug)]
-pub struct Live(broadcast::Sender<Arc<(MessageId, Entry)>>);
+pub struct Live {
+    events: broadcast::Sender<Arc<(MessageId, Entry)>>,
+    watchers: Arc<AtomicUsize>,
+}
 
 /// What a watcher sees.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,34 +31,44 @@ pub enum Seen {
 
 /// One who watches.
 #[derive(Debug)]
-pub struct Watcher(broadcast::Receiver<Arc<(MessageId, Entry)>>);
+pub struct Watcher {
+    events: broadcast::Receiver<Arc<(MessageId, Entry)>>,
+    watchers: Arc<AtomicUsize>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.watchers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Default for Live {
     fn default() -> Live {
-        Live(broadcast::Sender::new(BUFFER_EVENTS))
+        Live { events: broadcast::Sender::new(BUFFER_EVENTS), watchers: Arc::default() }
     }
 }
 
 impl Live {
     pub fn watch(&self) -> Watcher {
-        Watcher(self.0.subscribe())
+        self.watchers.fetch_add(1, Ordering::Relaxed);
+        Watcher { events: self.events.subscribe(), watchers: self.watchers.clone() }
     }
 
-    /// Is there anybody?
+    /// Is there anybody? Asked for each event, so without a lock.
     pub(super) fn is_watched(&self) -> bool {
-        self.0.receiver_count() > 0
+        self.watchers.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn show(&self, id: MessageId, entry: Entry) {
         // The last watcher may just have gone.
-        let _ = self.0.send(Arc::new((id, entry)));
+        let _ = self.events.send(Arc::new((id, entry)));
     }
 }
 
 impl Watcher {
     /// None: nothing will happen any more.
     pub async fn next(&mut self) -> Option<Seen> {
-        match self.0.recv().await {
+        match self.events.recv().await {
             Ok(event) => Some(Seen::Event(event)),
             Err(RecvError::Lagged(lost)) => Some(Seen::Lost(lost)),
             Err(RecvError::Closed) => None,
@@ -82,6 +96,7 @@ mod tests {
         assert_eq!(watcher.next().await, Some(Seen::Lost(5)));
         let Some(Seen::Event(first)) = watcher.next().await else { unreachable!("an event comes after what is lost") };
         assert_eq!(first.1.at, 5);
-        drop(live);
+        drop(watcher);
+        assert!(!live.is_watched());
     }
 }

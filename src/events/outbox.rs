@@ -217,12 +217,11 @@ impl Outbox {
     pub(super) fn put(
         &self,
         batch: &mut Batch,
-        kind: Option<Kind>,
+        kind: Kind,
         journal_key: &[u8; JOURNAL_KEY_BYTES],
         value: &Bytes,
         put: &mut Vec<Put>,
     ) {
-        let Some(kind) = kind else { return };
         for (index, tray) in self.trays.iter().enumerate().filter(|(_, tray)| tray.wants(kind)) {
             put.push(Put { tray: index, bytes: tray.put(batch, journal_key, value) });
         }
@@ -270,7 +269,7 @@ mod tests {
         assert!(gone.is_empty());
         let (mut batch, mut put) = (Batch::new(), Vec::new());
         let value = Bytes::from_static(b"{}");
-        for kind in [Some(Kind::Accepted), Some(Kind::Delivered), None] {
+        for kind in [Kind::Accepted, Kind::Delivered] {
             outbox.put(&mut batch, kind, &[7; 20], &value, &mut put);
         }
         store.write(&[batch], false).unwrap();

@@ -132,7 +132,8 @@ fn is_about(wanted: &str, context: &Context, event: &Event) -> bool {
         Some(domain) => text.rsplit_once('@').is_some_and(|(_, own)| own.eq_ignore_ascii_case(domain)),
         None => text.eq_ignore_ascii_case(wanted),
     };
-    if context.message_id.as_deref() == Some(wanted) || context.from.as_deref().is_some_and(fits) {
+    let is_id = context.message_id.as_deref().is_some_and(|id| id.eq_ignore_ascii_case(wanted));
+    if is_id || context.from.as_deref().is_some_and(fits) {
         return true;
     }
     let Ok(json) = serde_json::to_value(event) else { return false };
