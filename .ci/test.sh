@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole suite: a Python, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -25,8 +25,35 @@ if cmp -s "$wanted" "$venv/requirements.txt"; then
     export POSTRIDER_TEST_PYTHON="$venv/bin/python"
     export POSTRIDER_TEST_SCHEMATHESIS="$venv/bin/schemathesis"
 else
-    skipped="WARNING: dkimpy could not be installed from PyPI; tests against it, and of the HTTP API's description, are SKIPPED."
+    skipped="WARNING: the packages of $wanted could not be installed from PyPI; tests with them are SKIPPED."
     echo "$skipped" >&2
+fi
+
+# The same for Nodemailer, where there is a Node.
+node=$CARGO_TARGET_DIR/node
+wanted=tests/interop/package.json
+if command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; then
+    if ! cmp -s "$wanted" "$node/installed.json"; then
+        echo "Installing $wanted into $node"
+        mkdir -p "$node"
+        cp "$wanted" "$node/package.json"
+        if npm install --prefix "$node" --silent --no-audit --no-fund --no-package-lock --ignore-scripts; then
+            cp "$wanted" "$node/installed.json"
+        fi
+    fi
+fi
+if cmp -s "$wanted" "$node/installed.json"; then
+    export POSTRIDER_TEST_NODE="$node"
+else
+    more="WARNING: there is no Node, or Nodemailer could not be installed from npm; tests with it are SKIPPED."
+    echo "$more" >&2
+    skipped="$skipped${skipped:+ }$more"
+fi
+
+# Where PHP cannot be had, the script says so, and the test with it is left out.
+.ci/php.sh "$CARGO_TARGET_DIR/php"
+if [ -x "$CARGO_TARGET_DIR/php/php" ]; then
+    export POSTRIDER_TEST_PHP="$CARGO_TARGET_DIR/php/php"
 fi
 
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.

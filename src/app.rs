@@ -40,6 +40,7 @@ use crate::events::journal::{self, Journal};
 use crate::intake::sign::{SignError, Signer};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
+use crate::queue::suspend::Suspension;
 use crate::routing::loops;
 use crate::server::accounts::AccountsError;
 use crate::server::listener::{BindError, BoundListener, Listener};
@@ -68,6 +69,8 @@ pub enum Error {
     DataDir { path: PathBuf, source: std::io::Error },
     #[error("{}: {source}", path.display())]
     Store { path: PathBuf, source: StoreError },
+    #[error("pickup.{name}: {}: {why}", path.display())]
+    Pickup { name: String, path: PathBuf, why: String },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
@@ -113,6 +116,7 @@ impl App {
     pub async fn start(config: Config, clock: Clock) -> Result<App, Error> {
         let config = Arc::new(config);
         let store = open_store(&config)?;
+        let folders = pickup_folders(&config)?;
         let signer = Signer::load(&config)?;
         let tls = ServerTls::load(&config)?;
         let resolver = Resolver::new(&config.dns)?;
@@ -146,6 +150,8 @@ impl App {
         let shared = Shared::new(config.clone(), tls, behind, clock_there)?;
         let logins =
             Logins { accounts: shared.accounts.clone(), limits: shared.limits.clone(), config: config.clone() };
+        let made = folders.into_iter().map(|folder| pickup::Task::new(folder, intake.clone(), clock.clone()));
+        let (pickup_tasks, pickups): (Vec<_>, Vec<_>) = made.unzip();
         let operator = Arc::new(Operator {
             logins,
             clock: clock.clone(),
@@ -156,10 +162,14 @@ impl App {
             transfer: Transfer::new(clock.clone(), queue.clone(), journal.clone()),
             watch: watch.clone(),
             transports: transports.clone(),
+            pickups,
             upkeep: Arc::default(),
             followers: events::Followers::new(stop.clone()),
         });
 
+        if let Err(error) = transports.pauses().lift_outdated().await {
+            tracing::warn!(%error, "whether paused targets have another configuration cannot be seen");
+        }
         tell_suspended(&queue);
         let mut app = App {
             operator: operator.clone(),
@@ -179,9 +189,8 @@ impl App {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
         app.sessions = shared.sessions.clone();
-        for (name, folder) in config.pickup.clone() {
-            let max_size = config.limits.max_size;
-            app.doors.spawn(pickup::run(name, folder, max_size, intake.clone(), clock.clone(), app.stop.clone()));
+        for task in pickup_tasks {
+            app.doors.spawn(task.run(app.stop.clone()));
         }
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(finish_lifting(operator.clone()));
@@ -206,7 +215,7 @@ impl App {
         app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
-        app.doors.spawn(sweep(app.queue.clone(), clock, config.events.keep, app.stop.clone()));
+        app.doors.spawn(sweep(intake.clone(), clock, config.events.keep, app.stop.clone()));
         for sender in senders {
             app.doors.spawn(sender.run(app.stop.clone()));
         }
@@ -259,6 +268,18 @@ fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
         tracing::error!(place = damage.place, what = damage.what, "the store is damaged");
     }
     Ok(Arc::new(store))
+}
+
+/// Refused where anybody could replace what others have dropped.
+fn pickup_folders(config: &Config) -> Result<Vec<pickup::Folder>, Error> {
+    pickup::make_maildrop(config)
+        .map_err(|source| Error::DataDir { path: config.data_dir.join(pickup::MAILDROP), source })?;
+    let named = config.pickup.keys().filter_map(|name| pickup::Folder::of(config, name));
+    let folders: Vec<_> = named.chain(pickup::Folder::maildrop(config)).collect();
+    match folders.iter().find_map(|folder| Some((folder, folder.refusal()?))) {
+        None => Ok(folders),
+        Some((folder, why)) => Err(Error::Pickup { name: folder.name.clone(), path: folder.path.clone(), why }),
+    }
 }
 
 fn role_name(role: Role) -> &'static str {
@@ -357,10 +378,11 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<
 /// Nobody shall wonder why nothing leaves.
 fn tell_suspended(queue: &Queue) {
     for (what, since) in queue.gates().suspended() {
-        tracing::warn!(
-            since = rfc3339(since),
-            "{what} is suspended: mail for it is taken and waits until `postrider resume`"
-        );
+        let since = rfc3339(since);
+        match (&what, what.held_because()) {
+            (Suspension::Target(_), Some(because)) => tracing::warn!(since, "mail is held: {because}"),
+            _ => tracing::warn!(since, "{what} is suspended: mail for it is taken and waits until `postrider resume`"),
+        }
     }
 }
 
@@ -374,15 +396,19 @@ async fn finish_lifting(operator: Arc<Operator>) {
 }
 
 /// Forgets what is old, once in a while.
-async fn sweep(queue: Arc<Queue>, clock: Clock, keep: Duration, stop: CancellationToken) {
+async fn sweep(intake: Arc<Intake>, clock: Clock, keep: Duration, stop: CancellationToken) {
+    let queue = intake.queue();
     loop {
         let now = clock.now();
         let before = now.saturating_sub(keep.as_millis() as u64);
-        if let Err(error) = forget_stories(&queue, before).await {
+        if let Err(error) = forget_stories(queue, before).await {
             tracing::warn!(%error, "old stories could not be removed");
         }
-        if let Err(error) = forget_counters(&queue, now).await {
+        if let Err(error) = forget_counters(queue, now).await {
             tracing::warn!(%error, "old counters of the loop guard could not be removed");
+        }
+        if let Err(error) = intake.suppression().forget_expired().await {
+            tracing::warn!(%error, "old entries of the suppression list could not be removed");
         }
         tokio::select! {
             () = stop.cancelled() => return,

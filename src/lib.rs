@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  SMTP ──► server (listener, connection, session) ─┐                        ┌─► smtp (MX), smart_hosts (smtp, graph)
-//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, file, archive
+//!  folder ─► intake::pickup ────────────────────────┼─► intake ─► queue ─► delivery ─► webhook, maildir, lmtp, pipe, file, archive
 //!  socket ─► admin ─────────────────────────────────┘   │ checks   ▲        │
 //!                                                       │ routing  │        └─► settle ─► events
 //!                                                       │ sign     └── bounce (a notice comes back in
@@ -16,11 +16,12 @@
 //! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
-//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`dns`], [`clock`],
-//!   [`secret`] (keys the server makes for itself, and marks made with them).
+//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
+//!   server makes for itself, and marks made with them), [`dns`], [`clock`].
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
-//!   [`bounce`] (writing notices), [`events`] (the journal, and the queues of event webhooks).
+//!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal, and the
+//!   queues of event webhooks).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
@@ -30,15 +31,24 @@
 //!
 //! - Streams (kinds of mail with a share of the way out and perhaps a host of their own): `config::streams`,
 //!   `queue::shares`. Suspending them, or a host, or all that leaves: `queue::suspend`, `queue::gate`.
+//! - What programs drop as files: `intake::pickup`. What they give to `sendmail`: `cli::sendmail`, by SMTP or
+//!   through a folder of the same kind.
 //! - Smart hosts (named servers in place of those in DNS): `routing::outbound` chooses, `delivery::smart_hosts`
 //!   goes from one to the next, `delivery::host_test` tests one for a person. Their tokens: `delivery::oauth`;
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.
+//! - Targets of inbound mail: `config::targets` and `config::command` read them, `delivery::transport` sets them up;
+//!   one that has answered 410 is paused in `delivery::paused`, what none takes in time is a dead letter
+//!   (`delivery::settle`). Who may be told of a failure: `bounce::backscatter`.
 //! - What TLS a mail exchanger has to show (DANE, MTA-STS, REQUIRETLS): `delivery::smtp::tls_policy`; the
 //!   reports of it: `delivery::tls_report`.
 //! - The DMARC policy of a sender's domain: `checks::dmarc`; what is told to it: `checks::feedback` counts,
 //!   `delivery::dmarc_report` sends.
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
+//!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
+//! - Mail that comes back: `routing::return_path` has the addresses, `bounce::read` reads it, `intake::bounces` asks
+//!   for proof. Who gets no more mail because of that: `bounce::suppression` has the rule, `intake::suppress` the list.
 //! - What happened: `events` has the enum, its names (`kind`), the journal and the search in it, who watches (`live`), and
 //!   what webhooks are still to be told (`outbox`); `delivery::event_webhooks` tells it; `cli::events` is `postrider log`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.

@@ -15,7 +15,7 @@ pub const KEY_BYTES: usize = 32;
 /// Owner only.
 const MODE: u32 = 0o600;
 /// In `data_dir`: the key of [`Marks`].
-const MARKS_FILE: &str = "marks.key";
+pub const MARKS_FILE: &str = "marks.key";
 
 /// The bytes of `name` in `folder`, which are made if they are not there.
 pub fn load(folder: &Path, name: &str) -> io::Result<Vec<u8>> {

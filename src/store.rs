@@ -48,8 +48,8 @@ const WITNESS_KEY: &[u8] = b"witness";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
     /// `store`: format version. `queue`: highest id. `delivery::shelf`: what is known of TLS elsewhere (`tls/` ‖ a
-    /// letter ‖ what it is about). `events::outbox`: what webhooks are to be told (`events/` ‖ name ‖ 0 ‖ number ‖ key in
-    /// `Journal`).
+    /// letter ‖ what it is about). `bounce::suppression`: its list (`suppress/` ‖ address ‖ 0 ‖ scope). `events::outbox`:
+    /// what webhooks are to be told (`events/` ‖ name ‖ 0 ‖ number ‖ key in `Journal`).
     Meta,
     /// `queue`: message id → envelope and origin.
     Message,
@@ -61,7 +61,8 @@ pub enum Table {
     Due,
     /// `events`: message id ‖ time ‖ count → event.
     Journal,
-    /// `routing::loops`: counters and seen messages; `routing::sent`: Message-IDs of ours.
+    /// `routing::loops`: counters and seen messages; `routing::sent`: Message-IDs of ours. `bounce::suppression`:
+    /// bounces (`B`) and signs of life (`G`) of addresses; `intake::bounces`: whose a return path is (`V`).
     Loops,
     /// `intake::pickup`: claims of files.
     Pickup,

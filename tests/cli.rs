@@ -43,13 +43,14 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 25] = [
+    let commands: [&[&str]; 33] = [
         &[],
         &["serve"],
         &["demo"],
         &["check"],
         &["dns"],
         &["send"],
+        &["pickup"],
         &["queue"],
         &["queue", "list"],
         &["queue", "show"],
@@ -65,6 +66,13 @@ fn every_command_has_help_with_examples() {
         &["store", "backup"],
         &["store", "restore"],
         &["store", "compact"],
+        &["suppress"],
+        &["suppress", "list"],
+        &["suppress", "add"],
+        &["suppress", "remove"],
+        &["suppress", "import"],
+        &["suppress", "export"],
+        &["suppress", "explain"],
         &["smart-host"],
         &["smart-host", "test"],
         &["account"],

@@ -6,6 +6,8 @@
 
 #[path = "faults/calls.rs"]
 mod calls;
+#[path = "faults/drop.rs"]
+mod drop;
 #[path = "faults/far.rs"]
 mod far;
 #[path = "faults/house.rs"]

@@ -151,6 +151,7 @@ fn job_of(chunks: Vec<Bytes>, recipients: &[&str]) -> Job {
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     };
     // Numbers as they are within a message some of whose recipients are elsewhere.
     let numbers = (0..).map(|at| 3 + 2 * at);

@@ -313,7 +313,7 @@ async fn what_was_done_otherwise_has_a_reason() {
     assert_eq!(root.all(&format!("{evaluated}/reason/type")), ["policy_test_mode"]);
     assert_eq!(root.all("policy_published/testing"), ["y"]);
     let signature = ["domain", "selector", "result"].map(|name| root.all(&format!("record/auth_results/dkim/{name}")));
-    assert_eq!(signature, [["far.test"], ["s"], ["fail"]]);
+    assert_eq!(signature, [["far.test"], ["s"], ["permerror"]]);
 
     let zone = Zone::new().txt("far.test", SPF).txt("_dmarc.far.test", &rua("p=reject"));
     let world = World::new(zone, "dmarc = \"annotate\"").await;

@@ -143,3 +143,55 @@ async fn trouble_is_told_with_path_and_remedy_and_tried_again() {
     assert_eq!(delivered(&outcomes[1].1), out.join(format!("{id}~1")));
     assert_eq!(names(&out), [id.clone(), format!("{id}~1")]);
 }
+
+/// Whatever is filled in, a file lies below the fixed part, in as many folders as were written.
+#[tokio::test]
+async fn no_value_of_the_attack_set_leads_out_of_the_folder() {
+    let set = include_str!("data/fs-attacks/cases.yml");
+    let line = set.lines().filter_map(|line| line.trim().strip_prefix("values: ")).next().unwrap();
+    let values: Vec<String> = serde_json::from_str(&line.replace("\\0", "\\u0000")).unwrap();
+    assert_eq!(values.len(), 24);
+    let base = tempfile::tempdir().unwrap();
+    let out = base.path().join("out");
+    let text = format!(
+        "hostname = \"mail.example.com\"\ndata_dir = \"/nonexistent\"\n[targets.store]\nkind = \"file\"\n\
+         path = \"{}/{{account}}/{{subject}}/{{subject}}-{{id}}.eml\"\n",
+        out.display()
+    );
+    let config = config::parse("test.toml", &text).unwrap();
+    let Some(config::Target::File { path }) = config.targets.get("store") else { panic!("{text}") };
+    let files = Files::target("store", path);
+    for value in values.iter().map(|value| value.replace("{A*300}", &"A".repeat(300))) {
+        let mut job = job(&value, &["a@example.com"]);
+        Arc::make_mut(&mut job.message).origin.account = Some(value.clone());
+        let outcomes = files.deliver(&job).await;
+        let file = delivered(&outcomes[0].1);
+        let below: Vec<_> = file.strip_prefix(&out).unwrap().components().collect();
+        assert_eq!(below.len(), 3, "{value:?}: {}", file.display());
+        let is_plain = |part: &std::path::Component<'_>| {
+            let name = part.as_os_str().to_str().unwrap();
+            matches!(part, std::path::Component::Normal(_))
+                && name.len() <= 255
+                && !name.starts_with('.')
+                && !name.chars().any(|c| c.is_control() || "\\:".contains(c))
+        };
+        assert!(below.iter().all(is_plain), "{value:?}: {}", file.display());
+        assert_eq!(file.canonicalize().unwrap(), file, "{value:?}");
+        assert!(file.is_file());
+    }
+    assert_eq!(names(base.path()), ["out"]);
+}
+
+#[tokio::test]
+async fn a_target_is_named_in_its_failures() {
+    let base = tempfile::tempdir().unwrap();
+    let text = format!(
+        "hostname = \"mail.example.com\"\ndata_dir = \"/nonexistent\"\n[targets.store]\nkind = \"file\"\n\
+         path = \"{}/missing/out/{{id}}.eml\"\n",
+        base.path().display()
+    );
+    let config = config::parse("test.toml", &text).unwrap();
+    let Some(config::Target::File { path }) = config.targets.get("store") else { panic!("{text}") };
+    let outcomes = Files::target("store", path).deliver(&job("x", &["a@example.com"])).await;
+    assert!(reason(&outcomes[0].1).ends_with("or correct targets.store.path"), "{outcomes:?}");
+}

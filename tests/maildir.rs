@@ -50,6 +50,7 @@ fn job(chunks: &[&str], recipients: Vec<Recipient>) -> Job {
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     };
     let chunks = chunks.iter().map(|chunk| Bytes::copy_from_slice(chunk.as_bytes())).collect();
     Job { message: Arc::new(message), body: Body::new(chunks), recipients: (0..).zip(recipients).collect() }

@@ -82,6 +82,7 @@ fn job() -> Job {
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     };
     Job { message: Arc::new(message), body, recipients: vec![(7, recipient)] }
 }

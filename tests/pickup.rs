@@ -1,166 +1,21 @@
 //! The pickup folder: what is taken and what never is, and what a crash between any two steps leaves.
-//! The clock is the test's own, a look is a call; the store is real, the rest of the server is not.
-
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support {
+    pub mod yard;
+}
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use postrider::clock::Clock;
-use postrider::config;
-use postrider::intake::pickup::{Door, Watcher, run};
-use postrider::message::{Door as CameBy, Draft, MessageId};
+use postrider::intake::pickup::Task;
+use postrider::message::Door as CameBy;
 use postrider::smtp::Reply;
-use postrider::smtp::reply::Refusal;
-use postrider::store::{Batch, Entry, Store, StoreError, Table};
-use tempfile::TempDir;
-use tokio::sync::Notify;
+use support::yard::*;
 use tokio_util::sync::CancellationToken;
-
-const NOW: u64 = 1_795_300_017_000;
-const SETTLE: u64 = 2_000;
-const MAX_SIZE: u64 = 10_000;
-
-/// The server as the folder sees it. `crash_at`: the call of this number never returns.
-struct Desk {
-    store: Store,
-    accepted: Mutex<Vec<Draft>>,
-    refuse: Mutex<Option<Refusal>>,
-    calls: AtomicUsize,
-    crash_at: Mutex<Option<Crash>>,
-    crashed: Notify,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Crash {
-    call: usize,
-    /// The call has done its work; only the answer is lost.
-    after: bool,
-}
-
-impl Desk {
-    async fn call<T>(&self, work: impl FnOnce() -> T) -> T {
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        let crash = self.crash_at.lock().unwrap().filter(|crash| crash.call == number);
-        match crash {
-            None => work(),
-            Some(Crash { after, .. }) => {
-                if after {
-                    work();
-                }
-                self.crashed.notify_one();
-                std::future::pending().await
-            }
-        }
-    }
-}
-
-impl Door for Desk {
-    async fn accept(&self, draft: Draft, extra: Batch) -> Result<MessageId, Refusal> {
-        self.call(|| {
-            if let Some(refusal) = self.refuse.lock().unwrap().clone() {
-                return Err(refusal);
-            }
-            self.store.write(&[extra], false).unwrap();
-            let mut accepted = self.accepted.lock().unwrap();
-            accepted.push(draft);
-            Ok(MessageId::from_u64(accepted.len() as u64))
-        })
-        .await
-    }
-
-    async fn write(&self, batch: Batch) -> Result<(), StoreError> {
-        self.call(|| self.store.write(&[batch], false)).await
-    }
-
-    fn claims(&self, prefix: &[u8]) -> Result<Vec<Entry>, StoreError> {
-        self.store.prefix(Table::Pickup, prefix)?.collect()
-    }
-}
-
-struct Yard {
-    base: TempDir,
-    folder: PathBuf,
-    desk: Arc<Desk>,
-    clock: Clock,
-}
-
-impl Yard {
-    fn new() -> Yard {
-        let base = tempfile::tempdir().unwrap();
-        let folder = base.path().join("pickup");
-        fs::create_dir(&folder).unwrap();
-        let desk = Desk {
-            store: Store::open(&base.path().join("store")).unwrap(),
-            accepted: Mutex::default(),
-            refuse: Mutex::default(),
-            calls: AtomicUsize::new(0),
-            crash_at: Mutex::default(),
-            crashed: Notify::new(),
-        };
-        Yard { base, folder, desk: Arc::new(desk), clock: Clock::manual(NOW) }
-    }
-
-    fn watcher(&self) -> Watcher<Desk> {
-        let pickup =
-            config::Pickup { path: self.folder.clone(), account: "shop".into(), settle: Duration::from_millis(SETTLE) };
-        Watcher::new("main".into(), pickup, MAX_SIZE, Arc::clone(&self.desk), self.clock.clone())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    /// A file last written `age` milliseconds ago.
-    fn put(&self, name: &str, text: &str, age: u64) -> PathBuf {
-        fs::write(self.path(name), text).unwrap();
-        set_modified(&self.path(name), self.clock.now() - age);
-        self.path(name)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.folder).unwrap();
-        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        names
-    }
-
-    fn accepted(&self) -> Vec<String> {
-        let accepted = self.desk.accepted.lock().unwrap();
-        accepted.iter().map(|draft| String::from_utf8_lossy(draft.content.head()).into_owned()).collect()
-    }
-
-    fn claims(&self) -> usize {
-        self.desk.claims(b"main\0").unwrap().len()
-    }
-
-    fn refuse(&self, refusal: Option<Reply>) {
-        *self.desk.refuse.lock().unwrap() = refusal.map(Refusal::plain);
-    }
-}
-
-fn set_modified(path: &Path, millis: u64) {
-    let file = File::options().write(true).open(path).unwrap();
-    file.set_modified(UNIX_EPOCH + Duration::from_millis(millis)).unwrap();
-}
-
-async fn look(watcher: &mut Watcher<Desk>) {
-    assert!(watcher.round(&CancellationToken::new()).await);
-}
-
-/// Two looks: the least that a file needs.
-async fn look_twice(watcher: &mut Watcher<Desk>) {
-    look(watcher).await;
-    look(watcher).await;
-}
-
-fn mail(subject: &str) -> String {
-    format!("From: a@example.com\nTo: b@example.org\nBcc: c@example.org\nSubject: {subject}\n\nhello\n")
-}
 
 #[tokio::test]
 async fn a_settled_file_is_queued_and_removed() {
@@ -181,7 +36,10 @@ async fn a_settled_file_is_queued_and_removed() {
     assert_eq!(draft.envelope.mail_from.to_string(), "a@example.com");
     assert_eq!(draft.envelope.recipients.len(), 2);
     assert_eq!(draft.origin.account.as_deref(), Some("shop"));
-    assert_eq!(draft.origin.door, CameBy::Pickup { folder: "main".into(), file: "Some Mail.EML".into() });
+    assert_eq!(
+        draft.origin.door,
+        CameBy::Pickup { folder: "main".into(), file: "Some Mail.EML".into(), owner: Some(me()) }
+    );
 }
 
 #[tokio::test]
@@ -378,19 +236,6 @@ async fn a_tmp_of_somebody_else_is_never_touched() {
     assert_eq!(yard.accepted().len(), 1);
 }
 
-/// Takes `x.eml` until the crash, as if the process had died there.
-async fn crash(yard: &Yard, crash: Crash) {
-    *yard.desk.crash_at.lock().unwrap() = Some(crash);
-    yard.desk.calls.store(0, Ordering::SeqCst);
-    let mut watcher = yard.watcher();
-    tokio::select! {
-        () = yard.desk.crashed.notified() => {}
-        () = look_twice(&mut watcher) => panic!("{crash:?} was not reached"),
-    }
-    drop(watcher);
-    *yard.desk.crash_at.lock().unwrap() = None;
-}
-
 #[tokio::test]
 async fn a_crash_between_any_two_steps_loses_and_repeats_nothing() {
     // The calls: 0 claim, 1 queue, 2 drop the claim.
@@ -526,17 +371,9 @@ async fn the_task_takes_files_until_it_is_told_to_stop() {
     yard.put("x.eml", &mail("x"), 5_000);
     crash(&yard, Crash { call: 1, after: false }).await;
     assert_eq!(yard.names(), ["x.tmp"]);
-    let pickup =
-        config::Pickup { path: yard.folder.clone(), account: "shop".into(), settle: Duration::from_millis(SETTLE) };
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(run(
-        "main".into(),
-        pickup,
-        MAX_SIZE,
-        Arc::clone(&yard.desk),
-        yard.clock.clone(),
-        shutdown.clone(),
-    ));
+    let (task, _handle) = Task::new(yard.folder(), Arc::clone(&yard.desk), yard.clock.clone());
+    let task = tokio::spawn(task.run(shutdown.clone()));
     while yard.accepted().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

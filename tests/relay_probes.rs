@@ -131,6 +131,28 @@ async fn no_form_of_recipient_makes_an_open_relay() {
     assert_eq!(sink.count(), 0);
 }
 
+/// Return paths that we have not made lead nowhere: not out, and not to the catchall.
+#[tokio::test(flavor = "multi_thread")]
+async fn return_paths_of_others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let conf = CONF.replace("PORT", "1").replace("nameservers = [\"ZONE\"]", "");
+    let server = TestServer::start(folder.path(), &conf).await;
+    for (recipient, reply) in [
+        ("prvs=0000abcdef=victim@far.test", "550 5.7.1"),
+        ("SRS0=abcd=XX=far.test=victim@home.test", "550 5.1.1"),
+        ("srs0+abcdefgh=aa=far.test=victim@strict.test", "550 5.1.1"),
+        ("SRS1=abcd=far.test==abcd=XX=far.test=victim@home.test", "550 5.1.1"),
+        ("local-victim=far.test@strict.test", "550 5.1.1"),
+    ] {
+        for sender in ["", "bounce@far.test"] {
+            let script = format!("EHLO outside.test\r\nMAIL FROM:<{sender}>\r\nRCPT TO:<{recipient}>\r\nQUIT\r\n");
+            let heard = say(server.mx, script.as_bytes()).await;
+            assert!(heard.contains(reply), "{recipient}: {heard}");
+        }
+    }
+    server.stop().await;
+}
+
 /// An account has the rights of its own senders, also after RSET and until the next EHLO.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_gives_no_rights_beyond_its_own() {

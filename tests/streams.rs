@@ -268,9 +268,9 @@ async fn what_is_held_for_a_smart_host_is_released_with_it() {
     let mut client = log_in(&server, "transactional").await;
     let mut ids = Vec::new();
     for (subject, reason) in [
-        ("aside", Suspension::held_because("ses")),
-        ("other", Suspension::held_because("other")),
-        ("later", Suspension::held_because("ses")),
+        ("aside", Suspension::SmartHost("ses".into()).held_because().unwrap()),
+        ("other", Suspension::SmartHost("other".into()).held_because().unwrap()),
+        ("later", Suspension::SmartHost("ses".into()).held_because().unwrap()),
     ] {
         let id = submit(&mut client, subject, &["you@far.test"]).await;
         hold(&server, id, reason).await;
@@ -284,7 +284,7 @@ async fn what_is_held_for_a_smart_host_is_released_with_it() {
 
     // Broken off between the word and the deed.
     operator.suspend(ses.clone(), true).await.unwrap();
-    hold(&server, ids[1], Suspension::held_because("ses")).await;
+    hold(&server, ids[1], Suspension::SmartHost("ses".into()).held_because().unwrap()).await;
     assert!(operator.queue.lift(&ses).await.unwrap());
     server.stop().await;
     let server = TestServer::start(folder.path(), &conf).await;

@@ -91,6 +91,7 @@ fn job(wish: TlsWish) -> Job {
         stream: postrider::message::stream::default_name(),
         tls: wish,
         not_before: None,
+        answers: None,
     };
     let recipient = Recipient {
         address: Address::parse("one@far.test").unwrap(),

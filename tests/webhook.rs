@@ -3,14 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod support {
+    pub mod endpoint;
+}
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use postrider::clock::Clock;
+use postrider::config::targets::WebhookFormat;
 use postrider::config::{Dkim, OwnDomain, Secret, Target};
 use postrider::delivery::webhook::{Webhook, WebhookError};
 use postrider::delivery::{Body, Job, Outcome};
@@ -19,102 +24,29 @@ use postrider::message::{
     Address, BodyType, Domain, Door, DsnRequest, Findings, MessageId, Notify, Origin, Peer, ReversePath,
 };
 use postrider::queue::record::{Failure, Message, Recipient, Route, Status};
+use postrider::queue::suspend::Suspension;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use support::endpoint::{Endpoint, answer};
 use tokio::net::TcpListener;
 
 const NOW: u64 = 1_795_300_017_000;
 
-struct Request {
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.into_iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-}
-
-/// Answers each request with the next text of its script; what has no text is never answered.
-struct Server {
-    url: String,
-    requests: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Server {
-    async fn start(script: Vec<String>) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/hooks/mail", listener.local_addr().unwrap());
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&requests);
-        let script = Arc::new(Mutex::new(script.into_iter().collect::<std::collections::VecDeque<_>>()));
-        tokio::spawn(async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
-                tokio::spawn(async move {
-                    while let Some(request) = read_request(&mut stream).await {
-                        seen.lock().unwrap().push(request);
-                        let answer = script.lock().unwrap().pop_front();
-                        match answer {
-                            Some(answer) if answer.is_empty() => return,
-                            Some(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
-                            None => std::future::pending().await,
-                        }
-                    }
-                });
-            }
-        });
-        Server { url, requests }
-    }
-
-    async fn answering(answers: &[&str]) -> Server {
-        Server::start(answers.iter().map(|a| (*a).to_owned()).collect()).await
-    }
-
-    fn take(&self) -> Vec<Request> {
-        std::mem::take(&mut self.requests.lock().unwrap())
-    }
-}
-
-async fn read_request(stream: &mut tokio::net::TcpStream) -> Option<Request> {
-    let mut buffer = Vec::new();
-    let end = loop {
-        if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-            break at;
-        }
-        if stream.read_buf(&mut buffer).await.ok()? == 0 {
-            return None;
-        }
-    };
-    let head = String::from_utf8(buffer[..end].to_vec()).unwrap();
-    let mut request = Request { head, body: buffer.split_off(end + 4) };
-    let length: usize = request.header("content-length").expect("a length, not chunks").parse().unwrap();
-    while request.body.len() < length {
-        stream.read_buf(&mut request.body).await.ok()?;
-    }
-    Some(request)
-}
-
-fn answer(status: &str, extra: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{extra}\r\n{body}", body.len())
-}
-
 fn domains() -> BTreeMap<Domain, OwnDomain> {
     let dkim = Dkim { selectors: Vec::new(), key_files: BTreeMap::new() };
-    let own = OwnDomain { catchall: Vec::new(), bounce: "bounce".into(), subaddress: Some('+'), max_size: None, dkim };
+    let own = OwnDomain {
+        catchall: Vec::new(),
+        bounce: "bounce".into(),
+        previous_names: Vec::new(),
+        subaddress: Some('+'),
+        max_size: None,
+        dkim,
+    };
     BTreeMap::from([(Domain::parse("example.com").unwrap(), own)])
 }
 
 fn target(url: &str, secret: Option<&str>) -> Target {
     let secret = secret.map(|s| Secret(s.to_owned()));
-    Target::Webhook { url: url.to_owned(), secret, timeout: Duration::from_secs(30) }
+    Target::Webhook { url: url.to_owned(), secret, format: WebhookFormat::Json, timeout: Duration::from_secs(30) }
 }
 
 fn webhook(url: &str, secret: Option<&str>) -> Webhook {
@@ -174,6 +106,7 @@ fn job(content: &[u8], recipients: &[&str]) -> Job {
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     };
     // Cut anywhere: the payload must not depend on the chunks.
     let chunks = content.chunks(1000).map(Bytes::copy_from_slice).collect();
@@ -199,7 +132,7 @@ fn deferred(outcomes: &[(u32, Outcome)]) -> (&Failure, Option<u64>) {
 
 #[tokio::test]
 async fn the_event_says_all_there_is_to_say() {
-    let server = Server::answering(&[&answer("200 OK", "", "fine")]).await;
+    let server = Endpoint::answering(&[&answer("200 OK", "", "fine")]).await;
     let job = job(MAIL.as_bytes(), &["sales+web@example.com"]);
     let outcomes = webhook(&server.url, None).deliver(&job).await;
     let Outcome::Delivered(delivered) = &outcomes[0].1 else { panic!("{outcomes:?}") };
@@ -227,7 +160,15 @@ async fn the_event_says_all_there_is_to_say() {
                 "helo": "client.example",
                 "tls": "TLSv1.3 TLS13_AES_256_GCM_SHA384"
             },
-            "matched": { "domain": "example.com", "alias": "sales@example.com", "subaddress": "web", "target": "crm" },
+            "matched": {
+                "domain": "example.com",
+                "alias": "sales@example.com",
+                "subaddress": "web",
+                "target": "crm",
+                "groups": {},
+                "answers": null,
+                "may_answer": false
+            },
             "from": { "address": "bob@sender.example", "name": "Böb" },
             "to": [
                 { "address": "sales+web@example.com", "name": "Sales" },
@@ -269,7 +210,7 @@ async fn the_event_says_all_there_is_to_say() {
 
 #[tokio::test]
 async fn each_recipient_has_a_request_of_its_own() {
-    let server = Server::answering(&[&answer("200 OK", "", ""), &answer("204 No Content", "", "")]).await;
+    let server = Endpoint::answering(&[&answer("200 OK", "", ""), &answer("204 No Content", "", "")]).await;
     let mut job = job(MAIL.as_bytes(), &["team@example.com", "\"a+b\"@example.com"]);
     job.recipients[0].1.alias = Some(Address::parse("all+x@example.com").unwrap());
     let outcomes = webhook(&server.url, None).deliver(&job).await;
@@ -298,7 +239,7 @@ async fn signatures_verify_with_both_kinds_of_secret() {
     for (secret, key) in
         [("whsec_bXkga2V5", &b"my key"[..]), ("whsec_aGk=", b"hi"), ("my pass phrase", b"my pass phrase")]
     {
-        let server = Server::answering(&[&answer("200 OK", "", "")]).await;
+        let server = Endpoint::answering(&[&answer("200 OK", "", "")]).await;
         let outcomes = webhook(&server.url, Some(secret)).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
         assert!(matches!(outcomes[0].1, Outcome::Delivered(_)), "{outcomes:?}");
         let request = &server.take()[0];
@@ -312,7 +253,7 @@ async fn signatures_verify_with_both_kinds_of_secret() {
 
 #[tokio::test]
 async fn the_id_stays_the_same_in_the_next_attempt() {
-    let server = Server::answering(&[&answer("500 Oops", "", ""), &answer("200 OK", "", "")]).await;
+    let server = Endpoint::answering(&[&answer("500 Oops", "", ""), &answer("200 OK", "", "")]).await;
     let (webhook, job) = (webhook(&server.url, None), job(MAIL.as_bytes(), &["a@example.com"]));
     deferred(&webhook.deliver(&job).await);
     assert!(matches!(webhook.deliver(&job).await[0].1, Outcome::Delivered(_)));
@@ -324,21 +265,72 @@ async fn the_id_stays_the_same_in_the_next_attempt() {
 #[tokio::test]
 async fn only_406_and_422_are_final() {
     for (status, code) in [("406 Not Acceptable", "5.7.1"), ("422 Unprocessable Content", "5.6.0")] {
-        let server = Server::answering(&[&answer(status, "", "no such\r\n\u{1b}[31mticket")]).await;
+        let server = Endpoint::answering(&[&answer(status, "", "no such\r\n\u{1b}[31mticket")]).await;
         let outcomes = webhook(&server.url, None).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
         let Outcome::Fail(why) = &outcomes[0].1 else { panic!("{outcomes:?}") };
         assert_eq!(why.status, code);
         assert!(why.reason.ends_with(": no such [31mticket"), "{}", why.reason);
     }
-    for status in
-        ["400 Bad Request", "401 Unauthorized", "404 Not Found", "408 Timeout", "410 Gone", "500 Oops", "599 X"]
-    {
-        let server = Server::answering(&[&answer(status, "", "")]).await;
+    for status in ["400 Bad Request", "401 Unauthorized", "404 Not Found", "408 Timeout", "500 Oops", "599 X"] {
+        let server = Endpoint::answering(&[&answer(status, "", "")]).await;
         let outcomes = webhook(&server.url, None).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
         let (why, not_before) = deferred(&outcomes);
         assert!(why.reason.contains(&status[..3]) && why.status.starts_with('4') && !why.unsure, "{why:?}");
         assert_eq!(not_before, None);
     }
+}
+
+/// It asks for the target to be paused; the rest of the message is not tried.
+#[tokio::test]
+async fn gone_is_a_wish_for_a_pause() {
+    let server = Endpoint::answering(&[&answer("410 Gone", "", "closed")]).await;
+    let job = job(MAIL.as_bytes(), &["a@example.com", "b@example.com"]);
+    let outcomes = webhook(&server.url, None).deliver(&job).await;
+    let because = Suspension::Target("crm".into()).held_because().unwrap();
+    assert_eq!(outcomes, [0, 1].map(|number| (number, Outcome::Held(because.clone()))));
+    assert_eq!(server.take().len(), 1);
+}
+
+#[tokio::test]
+async fn a_raw_event_is_the_message_and_the_envelope_in_fields() {
+    let server = Endpoint::answering(&[&answer("200 OK", "", ""), &answer("200 OK", "", "")]).await;
+    let (url, secret) = (server.url.clone(), Some(Secret("my pass phrase".into())));
+    let target = Target::Webhook { url, secret, format: WebhookFormat::Raw, timeout: Duration::from_secs(30) };
+    let webhook = Webhook::new("crm", &target, &domains(), Clock::manual(NOW)).unwrap();
+    let mut job = job(MAIL.as_bytes(), &["sales+web@example.com", "grüße@example.com"]);
+    job.recipients[1].1.alias = Some(Address::parse("all@example.com").unwrap());
+    Arc::make_mut(&mut job.message).smtputf8 = true;
+    let outcomes = webhook.deliver(&job).await;
+    assert!(outcomes.iter().all(|(_, outcome)| matches!(outcome, Outcome::Delivered(_))), "{outcomes:?}");
+    let requests = server.take();
+    let first = &requests[0];
+    assert_eq!(first.body, MAIL.as_bytes(), "byte for byte");
+    let (id, time) = (first.header("webhook-id").unwrap(), first.header("webhook-timestamp").unwrap());
+    let signed = [format!("{id}.{time}.").as_bytes(), MAIL.as_bytes()].concat();
+    let signature = format!("v1,{}", STANDARD.encode(hmac_sha256(b"my pass phrase", &signed)));
+    let queue_id = job.message.id.to_string();
+    for (name, value) in [
+        ("content-type", "message/rfc822"),
+        ("webhook-signature", &signature),
+        ("postrider-queue-id", &queue_id),
+        ("postrider-received-at", "2026-11-21T22:26:57.000Z"),
+        ("postrider-mail-from", "bounces@sender.example"),
+        ("postrider-rcpt-to", "sales+web@example.com"),
+        ("postrider-remote-ip", "192.0.2.7"),
+        ("postrider-helo", "client.example"),
+        ("postrider-tls", "TLSv1.3 TLS13_AES_256_GCM_SHA384"),
+        ("postrider-domain", "example.com"),
+        ("postrider-alias", "sales@example.com"),
+        ("postrider-subaddress", "web"),
+        ("postrider-target", "crm"),
+    ] {
+        assert_eq!(first.header(name), Some(value), "{name}");
+    }
+    let auth: Value = serde_json::from_str(first.header("postrider-auth").unwrap()).unwrap();
+    assert_eq!(auth["dmarc"]["result"], "pass");
+    assert_eq!(requests[1].header("postrider-rcpt-to"), Some("all@example.com"));
+    assert_eq!(requests[1].header("postrider-alias"), Some("grüße@example.com"));
+    assert_eq!(requests[1].header("postrider-subaddress"), None);
 }
 
 #[tokio::test]
@@ -353,7 +345,7 @@ async fn retry_after_is_honoured_within_a_day() {
         ("503 Service Unavailable", "soon", None),
         ("500 Oops", "120", None),
     ] {
-        let server = Server::answering(&[&answer(status, &format!("retry-after: {value}\r\n"), "busy")]).await;
+        let server = Endpoint::answering(&[&answer(status, &format!("retry-after: {value}\r\n"), "busy")]).await;
         let job = job(MAIL.as_bytes(), &["a@example.com"]);
         let outcomes = webhook(&server.url, None).deliver(&job).await;
         assert_eq!(deferred(&outcomes).1, expected, "{status} {value}");
@@ -362,9 +354,9 @@ async fn retry_after_is_honoured_within_a_day() {
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
-    let elsewhere = Server::answering(&[&answer("200 OK", "", "")]).await;
+    let elsewhere = Endpoint::answering(&[&answer("200 OK", "", "")]).await;
     for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
-        let server = Server::answering(&[&answer(status, &format!("location: {}\r\n", elsewhere.url), "")]).await;
+        let server = Endpoint::answering(&[&answer(status, &format!("location: {}\r\n", elsewhere.url), "")]).await;
         let outcomes = webhook(&server.url, None).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
         assert!(deferred(&outcomes).0.reason.contains("redirects are not followed"), "{outcomes:?}");
     }
@@ -373,8 +365,9 @@ async fn redirects_are_not_followed() {
 
 #[tokio::test]
 async fn silence_and_lost_connections_are_tried_again_as_unsure() {
-    let mute = Server::answering(&[]).await;
-    let target = Target::Webhook { url: mute.url.clone(), secret: None, timeout: Duration::from_millis(300) };
+    let mute = Endpoint::answering(&[]).await;
+    let (url, format, timeout) = (mute.url.clone(), WebhookFormat::Json, Duration::from_millis(300));
+    let target = Target::Webhook { url, secret: None, format, timeout };
     let webhook = Webhook::new("crm", &target, &domains(), Clock::manual(NOW)).unwrap();
     let outcomes = webhook.deliver(&job(MAIL.as_bytes(), &["a@example.com", "b@example.com"])).await;
     assert!(deferred(&outcomes).0.unsure && deferred(&outcomes).0.reason.contains("no answer within"), "{outcomes:?}");
@@ -382,7 +375,7 @@ async fn silence_and_lost_connections_are_tried_again_as_unsure() {
     assert!(!deferred(&outcomes[1..]).0.unsure);
     assert_eq!(mute.take().len(), 1);
 
-    let rude = Server::answering(&[""]).await;
+    let rude = Endpoint::answering(&[""]).await;
     let outcomes = self::webhook(&rude.url, None).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
     assert!(deferred(&outcomes).0.unsure && deferred(&outcomes).0.status == "4.4.2", "{outcomes:?}");
     assert_eq!(rude.take().len(), 1, "not repeated behind our back");
@@ -403,7 +396,7 @@ async fn nobody_listening_is_a_sure_failure() {
 #[tokio::test]
 async fn an_endless_answer_is_read_up_to_a_bound() {
     let long = answer("500 Oops", "", &"x".repeat(1 << 20));
-    let server = Server::answering(&[&long]).await;
+    let server = Endpoint::answering(&[&long]).await;
     let outcomes = webhook(&server.url, None).deliver(&job(MAIL.as_bytes(), &["a@example.com"])).await;
     assert!(deferred(&outcomes).0.reason.len() < 400);
 }
@@ -414,7 +407,7 @@ async fn a_bomb_is_delivered_unparsed() {
     for level in 0..1000 {
         bomb += &format!("Content-Type: multipart/mixed; boundary=b{level}\r\n\r\n--b{level}\r\n");
     }
-    let server = Server::answering(&[&answer("200 OK", "", "")]).await;
+    let server = Endpoint::answering(&[&answer("200 OK", "", "")]).await;
     let outcomes = webhook(&server.url, None).deliver(&job(bomb.as_bytes(), &["a@example.com"])).await;
     assert!(matches!(outcomes[0].1, Outcome::Delivered(_)), "{outcomes:?}");
     let event = server.take()[0].json();
@@ -433,7 +426,7 @@ async fn a_large_message_arrives_whole() {
         "From: a@b.example\r\nContent-Type: application/x\r\nContent-Transfer-Encoding: base64\r\n\r\n{}\r\n",
         lines.join("\r\n")
     );
-    let server = Server::answering(&[&answer("200 OK", "", ""), &answer("200 OK", "", "")]).await;
+    let server = Endpoint::answering(&[&answer("200 OK", "", ""), &answer("200 OK", "", "")]).await;
     let outcomes = webhook(&server.url, None).deliver(&job(mail.as_bytes(), &["a@example.com", "b@example.com"])).await;
     assert!(outcomes.iter().all(|(_, outcome)| matches!(outcome, Outcome::Delivered(_))), "{outcomes:?}");
     for request in server.take() {

@@ -18,6 +18,11 @@
 //! | `POST /api/v1/store/backup` with `{"to": "/…"}` | `{"to", "bytes", "files"}` once it is on disk |
 //! | `POST /api/v1/store/compact`              | `{"before", "after"}`, bytes                       |
 //! | `POST /api/v1/suspend`, `…/resume` with `{}`, `{"stream": "…"}`, `{"smart_host": "…"}` or `{"fetch": true}` | `{"changed", "suspended": […], "exempt": […]}` |
+//! | `GET /api/v1/suppressions?address=&scope=&limit=` | `{"suppressions": […], "more": false}`, after that entry |
+//! | `POST /api/v1/suppressions` with `{"suppressions": [{"address", "scope", "reason", "expires"}]}` | `{"changed"}` |
+//! | `POST /api/v1/suppressions/remove` with `{"addresses": […], "scope", "force"}` | `{"changed"}` |
+//! | `GET /api/v1/suppressions/explain?address=` | what came back from it, and what the rule says |
+//! | `POST /api/v1/pickup/once` with `{}` or `{"name": "…"}` | `{"folders": [{"queued": […], "bad": […], …}]}` |
 //! | `POST /api/v1/smart-hosts/test` with `{"name", "from", "to", "send"}` | the report of a test, good or not |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
 //! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
@@ -64,7 +69,9 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/healthz", get(healthz))
         .merge(super::events::routes::<B>())
         .merge(super::submit::routes::<B>())
+        .merge(super::pickup::routes::<B>())
         .merge(super::suspend::routes::<B>())
+        .merge(super::suppress::routes::<B>())
         .merge(super::upkeep::routes::<B>());
     for action in Action::ALL {
         let handler = move |state, body| change::<B>(action, state, body);

@@ -16,11 +16,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Receiver;
 
+use crate::bounce::suppression::{self, Who};
 use crate::clock::Millis;
 use crate::config::Secret;
-use crate::delivery::host_test::{Report, Wish};
+use crate::delivery::host_test::{self, Wish};
 use crate::intake::Once;
 use crate::intake::idempotency::Key;
+use crate::intake::pickup::Report;
+use crate::intake::suppress::NewEntry;
 use crate::message::{Draft, MessageId};
 use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
@@ -32,8 +35,10 @@ pub mod events;
 pub mod filter;
 pub mod http;
 pub mod metrics;
+pub(crate) mod pickup;
 pub mod socket;
 pub(crate) mod submit;
+pub mod suppress;
 pub(crate) mod suspend;
 pub mod transfer;
 pub(crate) mod upkeep;
@@ -131,7 +136,41 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Tests a smart host with what this server knows of it.
-    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<Report, Complaint>> + Send {
+    fn test_host(&self, _wish: Wish) -> impl Future<Output = Result<host_test::Report, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Takes what is ready in this pickup folder, or in all, and tells what became of it.
+    fn pick_up(&self, _folder: Option<String>) -> impl Future<Output = Result<Vec<Report>, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Entries of the suppression list in their order, after that of this address and scope.
+    fn suppressions(
+        &self,
+        _after: Option<(String, String)>,
+        _limit: usize,
+    ) -> impl Future<Output = Result<Vec<suppression::Listed>, Trouble>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// Puts them on the list; gives how many entries are new or changed.
+    fn suppress(&self, _entries: Vec<NewEntry>) -> impl Future<Output = Result<usize, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Takes them off the list; gives how many entries are gone.
+    fn unsuppress(
+        &self,
+        _whom: Vec<Who>,
+        _scope: Option<String>,
+        _force: bool,
+    ) -> impl Future<Output = Result<usize, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// All that is known of an address.
+    fn explain_suppression(&self, _who: Who) -> impl Future<Output = Result<suppress::Explained, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

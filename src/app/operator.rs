@@ -1,5 +1,6 @@
 //! What people can do to the running server over the admin socket.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
+use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Exported, Filter,
     Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble,
     transfer, view,
 };
+use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
 use crate::delivery::host_test::{Report, Wish};
@@ -20,11 +23,12 @@ use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::idempotency::Key;
-use crate::intake::{Intake, Once};
-use crate::message::{Address, Draft, MessageId, ReversePath};
+use crate::intake::suppress::{NewEntry, SuppressError};
+use crate::intake::{Intake, Once, pickup};
+use crate::message::{Address, Draft, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
-use crate::queue::record::{Message, Recipient, Status};
+use crate::queue::record::{Message, Recipient, Route, Status};
 use crate::queue::suspend::Suspension;
 use crate::server::accounts::{Accounts, Verified};
 use crate::server::connection::AUTH_FAILURE_DELAY;
@@ -67,6 +71,7 @@ pub struct Operator {
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
     pub logins: Logins,
+    pub pickups: Vec<pickup::Handle>,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
     pub followers: Followers,
@@ -102,30 +107,13 @@ impl Backend for Operator {
     }
 
     async fn change(&self, action: Action, selection: Selection) -> Result<usize, Trouble> {
-        match selection.pick {
-            Pick::Ids(ids, filter) => {
-                let mut changed = 0;
-                for id in ids {
-                    let before = MessageId::from_u64(id.as_u64().saturating_sub(1));
-                    let page = Page { limit: 1, after: Some(before) };
-                    let mut found = self.list_of(Filter::default(), page).await?;
-                    found.retain(|listed| listed.id == id);
-                    let chosen =
-                        found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
-                    changed += self.change_all(action, chosen, selection.dry_run).await?;
-                }
-                Ok(changed)
-            }
-            Pick::Matching(filter) => {
-                let (mut changed, mut after) = (0, None);
-                loop {
-                    let slice = self.list_of(filter.clone(), Page { limit: SLICE_MESSAGES, after }).await?;
-                    let Some(last) = slice.last() else { return Ok(changed) };
-                    after = Some(last.id);
-                    changed += self.change_all(action, slice, selection.dry_run).await?;
-                }
-            }
+        let mut resumed = BTreeSet::new();
+        let changed = self.change_selected(action, selection, &mut resumed).await;
+        for what in resumed {
+            tracing::info!("{what} is tried again, and what was held for it is released");
+            self.release_for(&what).await?;
         }
+        changed
     }
 
     async fn submit(&self, draft: Draft, key: Option<Key>) -> Result<Once, Refusal> {
@@ -216,6 +204,22 @@ impl Backend for Operator {
         Ok(SuspendAnswer { changed, suspended, exempt })
     }
 
+    async fn pick_up(&self, folder: Option<String>) -> Result<Vec<pickup::Report>, Complaint> {
+        let wanted = |handle: &&pickup::Handle| folder.as_ref().is_none_or(|name| *name == handle.name);
+        let handles: Vec<_> = self.pickups.iter().filter(wanted).collect();
+        if let (Some(name), []) = (&folder, handles.as_slice()) {
+            let known: Vec<_> = self.pickups.iter().map(|handle| handle.name.as_str()).collect();
+            let what = format!("the running server has no pickup folder {name:?}");
+            return Err(Complaint::new(what, format!("name one of: {}", known.join(", "))));
+        }
+        let mut reports = Vec::new();
+        for handle in handles {
+            let stopping = || Complaint::new("the server is stopping", "start it again");
+            reports.push(handle.look_now().await.ok_or_else(stopping)?);
+        }
+        Ok(reports)
+    }
+
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
         let tested = self.transports.test_host(&wish).await;
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
@@ -227,6 +231,37 @@ impl Backend for Operator {
 
     async fn follow(&self, wish: EventsWish) -> Result<Receiver<Bytes>, Complaint> {
         self.follow_events(wish)
+    }
+
+    async fn suppressions(
+        &self,
+        after: Option<(String, String)>,
+        limit: usize,
+    ) -> Result<Vec<suppression::Listed>, Trouble> {
+        let intake = self.intake.clone();
+        let read = move || {
+            let after = after.as_ref().map(|(address, scope)| (address.as_str(), scope.as_str()));
+            intake.suppression().list(after, limit)
+        };
+        blocking(read).await
+    }
+
+    async fn suppress(&self, entries: Vec<NewEntry>) -> Result<usize, Complaint> {
+        self.intake.suppression().add(entries).await.map_err(unsuppressable)
+    }
+
+    async fn unsuppress(&self, whom: Vec<Who>, scope: Option<String>, force: bool) -> Result<usize, Complaint> {
+        self.intake.suppression().remove(&whom, scope.as_deref(), force).await.map_err(unsuppressable)
+    }
+
+    async fn explain_suppression(&self, who: Who) -> Result<Explained, Complaint> {
+        let (listed, known, weighed) =
+            self.intake.suppression().explain(&who).map_err(|error| unsuppressable(error.into()))?;
+        let counts = |event: &_| weighed.as_ref().is_some_and(|weighed| weighed.counted.contains(event));
+        let bounces = known.events.iter().map(|event| Bounced::new(event, counts(event))).collect();
+        let listed = listed.into_iter().map(Suppressed::from).collect();
+        let rule = weighed.as_ref().map(|weighed| weighed.why.clone());
+        Ok(Explained { address: who.key(), listed, bounces, alive: known.alive, rule })
     }
 
     async fn readiness(&self) -> Option<Readiness> {
@@ -277,10 +312,9 @@ impl Operator {
         }
     }
 
-    /// Releases what was put aside, one by one, because a smart host was suspended.
+    /// Releases what was put aside, one by one, because a smart host or a target was suspended.
     pub(super) async fn release_for(&self, what: &Suspension) -> Result<(), Trouble> {
-        let Suspension::SmartHost(name) = what else { return Ok(()) };
-        let because = Suspension::held_because(name);
+        let Some(because) = what.held_because() else { return Ok(()) };
         let mut after = None;
         loop {
             let filter = Filter { status: Some(view::Status::Held), ..Filter::default() };
@@ -293,6 +327,63 @@ impl Operator {
             self.change_all(Action::Release, slice, false).await?;
         }
         self.queue.lifted(what).await.map_err(Trouble::new)
+    }
+
+    async fn change_selected(
+        &self,
+        action: Action,
+        selection: Selection,
+        resumed: &mut BTreeSet<Suspension>,
+    ) -> Result<usize, Trouble> {
+        match selection.pick {
+            Pick::Ids(ids, filter) => {
+                let mut changed = 0;
+                for id in ids {
+                    let before = MessageId::from_u64(id.as_u64().saturating_sub(1));
+                    let page = Page { limit: 1, after: Some(before) };
+                    let mut found = self.list_of(Filter::default(), page).await?;
+                    found.retain(|listed| listed.id == id);
+                    let chosen: Vec<Listed> =
+                        found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
+                    self.resume_targets(action, &chosen, selection.dry_run, resumed).await?;
+                    changed += self.change_all(action, chosen, selection.dry_run).await?;
+                }
+                Ok(changed)
+            }
+            Pick::Matching(filter) => {
+                let (mut changed, mut after) = (0, None);
+                loop {
+                    let slice = self.list_of(filter.clone(), Page { limit: SLICE_MESSAGES, after }).await?;
+                    let Some(last) = slice.last() else { return Ok(changed) };
+                    after = Some(last.id);
+                    self.resume_targets(action, &slice, selection.dry_run, resumed).await?;
+                    changed += self.change_all(action, slice, selection.dry_run).await?;
+                }
+            }
+        }
+    }
+
+    /// Who releases a message that waits for a paused target wants the target to be tried again. What else
+    /// waits for it is released when the change is made.
+    async fn resume_targets(
+        &self,
+        action: Action,
+        chosen: &[Listed],
+        dry_run: bool,
+        resumed: &mut BTreeSet<Suspension>,
+    ) -> Result<(), Trouble> {
+        if dry_run || !matches!(action, Action::Retry | Action::Release) {
+            return Ok(());
+        }
+        for recipient in chosen.iter().flat_map(|listed| &listed.recipients) {
+            let held_for = recipient.held_because.as_deref().and_then(Suspension::of_reason);
+            if let Some(what @ Suspension::Target(_)) = held_for
+                && self.queue.lift(&what).await.map_err(Trouble::new)?
+            {
+                resumed.insert(what);
+            }
+        }
+        Ok(())
     }
 
     async fn list_of(&self, filter: Filter, page: Page) -> Result<Vec<Listed>, Trouble> {
@@ -348,9 +439,31 @@ fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> 
     let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
     for recipient in &mut listed.recipients {
         let why = |due| queue.gates().why(&message.stream, recipient.attempts, due);
-        recipient.kept_back = recipient.due.and_then(why);
+        recipient.kept_back = recipient.due.and_then(|due| why(due).or_else(|| paused(queue, &recipient.route)));
     }
     listed
+}
+
+/// Why the suppression list stays as it is.
+fn unsuppressable(error: SuppressError) -> Complaint {
+    let remedy = match &error {
+        SuppressError::NoScope(_) => "name a stream of the configuration, or leave it out".to_owned(),
+        SuppressError::Skips(stream) if stream == stream::SECURITY => "it never does".to_owned(),
+        SuppressError::Skips(stream) => format!("set streams.{stream}.suppress = true"),
+        SuppressError::NoneSkips => "set streams.bulk.suppress = true, or use the scope \"global\"".to_owned(),
+        SuppressError::Complained(_) => {
+            "mail to them is called spam; force it (--force) if they have asked for it".to_owned()
+        }
+        SuppressError::Store(_) => "try again; the server's log says more".to_owned(),
+    };
+    Complaint::new(error.to_string(), remedy)
+}
+
+/// Why nothing goes to a target, if that is so.
+fn paused(queue: &Queue, route: &Route) -> Option<String> {
+    let Route::Target(name) = route else { return None };
+    let what = Suspension::Target(name.clone());
+    what.held_because().filter(|_| queue.gates().is_target_paused(name))
 }
 
 /// What is suspended, for people.
@@ -417,7 +530,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::message::Notify;
-    use crate::queue::record::Route;
 
     #[test]
     fn a_try_by_hand_keeps_the_time_of_the_one_it_is_before() {

@@ -38,10 +38,10 @@ impl Outside for Behind {
         &self,
         role: Role,
         account: Option<&str>,
-        _sender: &ReversePath,
+        sender: &ReversePath,
         recipient: &Address,
     ) -> Result<(), Refusal> {
-        self.counted(At::Rcpt, self.intake.recipient(role, account, recipient))
+        self.counted(At::Rcpt, self.intake.recipient(role, account, sender, recipient))
     }
 
     fn room_for(&self, bytes: u64) -> Result<(), Refusal> {

@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::{BackedUp, Compacted, Complaint};
 use crate::clock::{Millis, rfc3339};
+use crate::secret;
 use crate::store::backup::{copy_folder, folder_size, sync_folder};
 use crate::store::{FORMAT_VERSION, Store};
 
-/// What is in a `data_dir` beside the store: DKIM keys, the certificate made at the first start.
+/// What is in a `data_dir` beside the store: DKIM keys, the certificate made at the first start; and the
+/// files below.
 const KEY_FOLDERS: [&str; 2] = ["dkim", "tls"];
+/// Without it no bounce could be proved any more of what has been sent (`secret::Marks`).
+const KEY_FILES: [&str; 1] = [secret::MARKS_FILE];
 const STORE_FOLDER: &str = "store";
 /// The last file of a backup.
 pub const MANIFEST: &str = "BACKUP.json";
@@ -45,6 +49,12 @@ pub fn back_up(store: &Store, data_dir: &Path, to: &Path, hostname: &str, now: M
                 copy_folder(&from, &to.join(folder), &mut |_| ()).map_err(|error| io_trouble(&from, &error))?;
             }
         }
+        for file in KEY_FILES {
+            let from = data_dir.join(file);
+            if from.is_file() {
+                copy_file(&from, &to.join(file)).map_err(|error| io_trouble(&from, &error))?;
+            }
+        }
         sync_folder(to).map_err(|error| io_trouble(to, &error))?;
         let manifest = Manifest {
             postrider_backup: 1,
@@ -60,10 +70,22 @@ pub fn back_up(store: &Store, data_dir: &Path, to: &Path, hostname: &str, now: M
         for name in [STORE_FOLDER, KEY_FOLDERS[0], KEY_FOLDERS[1]] {
             let _ = std::fs::remove_dir_all(to.join(name));
         }
+        for name in KEY_FILES {
+            let _ = std::fs::remove_file(to.join(name));
+        }
         return Err(complaint);
     }
     let (bytes, files) = folder_size(to).map_err(|error| io_trouble(to, &error))?;
     Ok(BackedUp { to: to.display().to_string(), bytes, files })
+}
+
+/// For its owner only.
+fn copy_file(from: &Path, to: &Path) -> io::Result<u64> {
+    let bytes = std::fs::read(from)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    Ok(bytes.len() as u64)
 }
 
 fn make_empty(to: &Path) -> Result<(), Complaint> {
@@ -152,9 +174,9 @@ pub fn restore(
     DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(|error| io_trouble(data_dir, &error))?;
     let stamp = now / 1000;
     let mut restored = Restored { manifest, bytes: 0, moved_aside: Vec::new(), kept: Vec::new() };
-    for name in [STORE_FOLDER, KEY_FOLDERS[0], KEY_FOLDERS[1]] {
+    for name in [STORE_FOLDER].into_iter().chain(KEY_FOLDERS).chain(KEY_FILES) {
         let (source, target) = (from.join(name), data_dir.join(name));
-        if !source.is_dir() {
+        if !source.exists() {
             continue;
         }
         if target.exists() && !force && name != STORE_FOLDER {
@@ -163,14 +185,19 @@ pub fn restore(
         }
         let half = data_dir.join(format!("{name}.restoring"));
         let placed = (|| -> io::Result<()> {
-            if half.exists() {
-                std::fs::remove_dir_all(&half)?;
-            }
-            copy_folder(&source, &half, &mut |bytes| {
+            let mut count = |bytes| {
                 restored.bytes += bytes;
                 copied(bytes);
-            })?;
-            sync_folder(&half)?;
+            };
+            if source.is_file() {
+                count(copy_file(&source, &half)?);
+            } else {
+                if half.exists() {
+                    std::fs::remove_dir_all(&half)?;
+                }
+                copy_folder(&source, &half, &mut count)?;
+                sync_folder(&half)?;
+            }
             if target.exists() {
                 let aside = data_dir.join(format!("{name}.before-{stamp}"));
                 std::fs::rename(&target, &aside)?;

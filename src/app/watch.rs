@@ -258,13 +258,14 @@ impl Watch {
         page.gauge("postrider_start_time_seconds", started, self.started_at as f64 / 1000.0);
         page.gauge("postrider_claims_held", "Recipients that are being worked on.", self.queue.claims().held());
         let suspended = self.queue.gates().suspended();
-        let help = "How much a person has suspended (all: everything but exempt streams).";
-        let kinds = ["all", "stream", "smart_host", "fetch"].map(|kind| {
+        let help = "How much is suspended (all: everything but exempt streams; target: it has answered 410).";
+        let kinds = ["all", "stream", "smart_host", "fetch", "target"].map(|kind| {
             let is_kind = |what: &Suspension| match what {
                 Suspension::All => kind == "all",
                 Suspension::Stream(_) => kind == "stream",
                 Suspension::SmartHost(_) => kind == "smart_host",
                 Suspension::Fetch => kind == "fetch",
+                Suspension::Target(_) => kind == "target",
             };
             (kind, suspended.iter().filter(|(what, _)| is_kind(what)).count())
         });

@@ -74,10 +74,12 @@ pub struct Notice<'a> {
     /// With what happened. Of a success that is the host and what it said.
     pub recipients: &'a [(&'a Recipient, &'a Failure)],
     pub action: Action,
+    /// Its Message-ID, without brackets.
+    pub id: &'a str,
     /// The original as it is queued, or its first [`ORIGINAL_BYTES_MAX`].
     pub original: &'a [u8],
     pub now: Millis,
-    /// Random: for the Message-ID and the boundary.
+    /// Random: for the boundary.
     pub seed: u64,
 }
 
@@ -132,7 +134,7 @@ fn head(notice: &Notice<'_>, boundary: &str, eight_bit: bool) -> Vec<u8> {
     add("To", &format!("<{}>", notice.to));
     add("Subject", &subject(notice));
     add("Date", &clock::rfc5322(notice.now));
-    add("Message-ID", &format!("<dsn.{}.{:016x}@{}>", notice.message.id, notice.seed, notice.hostname));
+    add("Message-ID", &format!("<{}>", notice.id));
     if let Some(id) =
         header::message_id(format!("<{}>", notice.message.message_id).as_bytes()).filter(|id| id.is_ascii())
     {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::config::{self, Config, ListenerTls, Problem, ProblemKind, Problems, Role, Target, WayOut};
+use crate::config::{self, Config, ListenerTls, Problem, ProblemKind, Problems, Role, WayOut};
 use crate::server;
 
 pub mod retry;
@@ -93,7 +93,7 @@ pub fn summary(path: &Path, config: &Config) -> String {
     row("accounts", &config.accounts.len().to_string());
     row("domains", &list(config.domains.keys().map(|domain| domain.to_string())));
     row("aliases", &aliases(config));
-    row("targets", &list(config.targets.iter().map(|(name, target)| format!("{name} ({})", kind(target)))));
+    row("targets", &list(config.targets.iter().map(|(name, target)| format!("{name} ({})", target.kind()))));
     row("way out", way_out(config));
     for warning in &config.warnings {
         row("warning", warning);
@@ -126,7 +126,7 @@ fn summary_json(config: &Config) -> Value {
         let bind: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
         json!({ "name": name, "role": role(listener.role), "bind": bind, "tls": tls(listener.tls) })
     });
-    let targets = config.targets.iter().map(|(name, target)| json!({ "name": name, "kind": kind(target) }));
+    let targets = config.targets.iter().map(|(name, target)| json!({ "name": name, "kind": target.kind() }));
     json!({
         "ok": true,
         "hostname": config.hostname.as_str(),
@@ -154,13 +154,6 @@ fn tls(tls: ListenerTls) -> &'static str {
         ListenerTls::Opportunistic => "opportunistic",
         ListenerTls::Required => "required",
         ListenerTls::Implicit => "implicit",
-    }
-}
-
-fn kind(target: &Target) -> &'static str {
-    match target {
-        Target::Webhook { .. } => "webhook",
-        Target::Maildir { .. } => "maildir",
     }
 }
 

@@ -15,7 +15,9 @@ use tokio::net::UnixStream;
 use super::Failure;
 use crate::admin::api::{ChangeAnswer, ListAnswer};
 use crate::admin::filter::SelectionBody;
+use crate::admin::pickup::{PickupAnswer, PickupBody};
 use crate::admin::submit::SubmitAnswer;
+use crate::admin::suppress::{self, Suppressed};
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
@@ -139,6 +141,44 @@ impl Client {
         let path = if on { "/api/v1/suspend" } else { "/api/v1/resume" };
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
         self.post(path, "application/json", body.into()).await
+    }
+
+    /// The next page, after this entry.
+    pub(super) async fn suppressions(&self, after: Option<&Suppressed>) -> Result<suppress::ListAnswer, Failure> {
+        let limit = suppress::PAGE_MAX.to_string();
+        let address = after.map(|entry| ("address", entry.address.as_str()));
+        let scope = after.and_then(|entry| entry.scope.as_deref()).map(|scope| ("scope", scope));
+        let parameters = std::iter::once(("limit", limit.as_str())).chain(address).chain(scope);
+        self.get(&format!("/api/v1/suppressions?{}", query(parameters))).await
+    }
+
+    pub(super) async fn suppress(&self, suppressions: Vec<Suppressed>) -> Result<usize, Failure> {
+        self.change_list("/api/v1/suppressions", &suppress::AddBody { suppressions }).await
+    }
+
+    pub(super) async fn unsuppress(
+        &self,
+        addresses: Vec<String>,
+        scope: Option<String>,
+        force: bool,
+    ) -> Result<usize, Failure> {
+        self.change_list("/api/v1/suppressions/remove", &suppress::RemoveBody { addresses, scope, force }).await
+    }
+
+    async fn change_list(&self, path: &str, body: &impl serde::Serialize) -> Result<usize, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        let answer: suppress::ChangeAnswer = self.post(path, "application/json", body.into()).await?;
+        Ok(answer.changed)
+    }
+
+    pub(super) async fn explain_suppression(&self, address: &str) -> Result<suppress::Explained, Failure> {
+        let query = query(std::iter::once(("address", address)));
+        self.get(&format!("/api/v1/suppressions/explain?{query}")).await
+    }
+
+    pub(super) async fn pick_up(&self, body: &PickupBody) -> Result<PickupAnswer, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
+        self.work("/api/v1/pickup/once", body.into()).await
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

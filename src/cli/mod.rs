@@ -27,13 +27,16 @@ mod dkim;
 pub mod dns;
 mod events;
 mod log;
+mod pickup;
 mod progress;
 mod queue;
 mod send;
+mod sendmail;
 mod serve;
 mod smart_host;
 mod store;
 mod story;
+mod suppress;
 mod suspend;
 mod text;
 mod transfer;
@@ -53,6 +56,8 @@ Examples:
   postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
   postrider suspend                               let nothing leave, until `postrider resume`
+  postrider suppress explain bob@example.net      why does bob get no newsletter?
+  postrider pickup check                          what would become of the files dropped there?
   postrider store backup /var/backups/mail        while the server runs
 
 `postrider help COMMAND` tells more about a command, with examples.
@@ -113,6 +118,15 @@ enum Command {
     Dkim(dkim::Args),
     /// Submit a message to the running server
     Send(send::Args),
+    /// What programs call that know no SMTP; see `postrider sendmail --help`
+    #[command(disable_help_flag = true)]
+    Sendmail {
+        /// Flags of sendmail, and recipients
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
+    /// Look into the folders that programs drop files in
+    Pickup(pickup::Args),
     /// See and change what is queued
     Queue(queue::Args),
     /// What happened to messages, and what happens
@@ -124,6 +138,8 @@ enum Command {
     /// Send again what `suspend` has stopped
     #[command(after_help = suspend::RESUME_EXAMPLES)]
     Resume(suspend::Args),
+    /// The addresses that get no more mail
+    Suppress(suppress::Args),
     /// Try the servers that mail goes by
     SmartHost(smart_host::Args),
     /// Check, back up, restore or compact what is on disk
@@ -134,6 +150,10 @@ enum Command {
 
 /// Parses these arguments (the first is the program's name) and does what they say.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(done) = sendmail::called(&arguments) {
+        return done;
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
@@ -163,10 +183,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
+        Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
+        Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Log(args) => block_on(Threads::One, events::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
+        Command::Suppress(args) => block_on(Threads::One, suppress::run(config, args)),
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
         Command::Account(args) => account::run(args),

@@ -132,7 +132,7 @@ pub(super) fn random_name() -> Result<String, Failure> {
 }
 
 /// As it is where it is short ASCII, else in encoded-words (RFC 2047).
-fn header_text(text: &str) -> String {
+pub(super) fn header_text(text: &str) -> String {
     let text = text::clean(text);
     let plain = text.len() <= 60 && text.is_ascii() && !text.contains("=?");
     if plain {

@@ -30,8 +30,10 @@ fn line(entry: &Entry, paint: Paint) -> String {
     let sentence = clean(&sentence(&entry.event));
     let sentence = match entry.event {
         Event::Delivered { .. } | Event::Captured { .. } => paint.green(&sentence),
-        Event::Failed { .. } | Event::Expired { .. } => paint.red(&sentence),
-        Event::Deferred { .. } | Event::Held { .. } => paint.yellow(&sentence),
+        Event::Failed { .. } | Event::Expired { .. } | Event::Bounced { .. } | Event::Complained { .. } => {
+            paint.red(&sentence)
+        }
+        Event::Deferred { .. } | Event::Held { .. } | Event::Suppressed { .. } => paint.yellow(&sentence),
         _ => sentence,
     };
     format!("{} {sentence}", time_of_day(entry.at))
@@ -105,7 +107,25 @@ fn sentence(event: &Event) -> String {
         Event::Released { recipient } => format!("released for {recipient}"),
         Event::Cancelled { recipient } => format!("cancelled for {recipient}; the sender is not told"),
         Event::Discarded { recipient, reason } => format!("discarded for {recipient}: {reason}"),
+        Event::Bounced { recipient, class, status, diagnostic, report, message, counted } => {
+            let status = if status.is_empty() { String::new() } else { format!(" {status}") };
+            let said = if diagnostic.is_empty() { String::new() } else { format!(": {diagnostic}") };
+            let counted = if *counted { "" } else { "; it has counted before" };
+            format!("{message} came back from {recipient} ({class}{status}){said}; {report} says so{counted}")
+        }
+        Event::DelayReported { recipient, diagnostic, report, message, .. } => {
+            let said = if diagnostic.is_empty() { String::new() } else { format!(": {diagnostic}") };
+            format!("{message} is late for {recipient}{said}; {report} says so")
+        }
+        Event::Complained { recipient, kind, report, message, .. } => {
+            format!("{recipient} has complained about {message} ({kind}); {report} says so")
+        }
+        Event::Suppressed { recipient, reason } => format!("not sent to {recipient}: {reason}"),
+        Event::NotBelieved { about, why } => {
+            format!("it says that mail came back from {}, and counts for nothing: {why}", about.join(", "))
+        }
         Event::NoticeSent { sender, about } => format!("told {sender} about {about}"),
+        Event::NoticeWithheld { sender, about, why } => format!("did not tell {sender} about {about}: {why}"),
     }
 }
 
@@ -137,7 +157,7 @@ fn origin_text(origin: &Origin) -> String {
             Some(account) => format!("from {account} over {listener}{tls}"),
             None => format!("from {peer}, a trusted network, over {listener}{tls}"),
         },
-        Door::Pickup { folder, file } => {
+        Door::Pickup { folder, file, .. } => {
             let account = who.map_or(String::new(), |account| format!(" as {account}"));
             format!("from the pickup folder {folder}{account} (file {file})")
         }

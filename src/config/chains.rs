@@ -1,7 +1,7 @@
 //! Follows aliases and catchalls to where they end, so that no configuration that loads can loop.
 //!
 //! An address of ours that an alias names is looked up again: exact alias, pattern, subaddress, return
-//! path, postmaster, catchall. A circle, a chain that is too long and a list that is too wide are
+//! path, postmaster and abuse, catchall. A circle, a chain that is too long and a list that is too wide are
 //! problems. An address of ours that nothing takes is a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::destinations::Origin;
 use super::problem::ProblemKind;
 use super::report::Report;
-use super::{Aliases, Destination, OwnDomain, ReturnPath};
+use super::{Aliases, Destination, OwnDomain};
 use crate::message::{Address, Domain};
 
 /// Most addresses of ours that one message may pass on its way to a delivery.
@@ -23,7 +23,8 @@ pub(super) struct Map<'a> {
     pub domains: &'a BTreeMap<Domain, OwnDomain>,
     pub aliases: &'a Aliases,
     pub postmaster: &'a Address,
-    pub return_path: &'a ReturnPath,
+    /// Mail for the bounce addresses is taken.
+    pub takes_bounces: bool,
 }
 
 /// What following one alias found.
@@ -59,8 +60,8 @@ pub(super) fn check(map: &Map<'_>, origins: &[Origin<'_>], report: &Report) {
 fn check_postmaster(map: &Map<'_>, report: &Report) {
     let postmaster = map.postmaster;
     // The return path leads to the postmaster in turn.
-    let is_bounce = |own: &OwnDomain| *map.return_path != ReturnPath::Client && own.is_bounce(postmaster);
-    if map.domains.get(postmaster.domain()).is_some_and(|own| is_bounce(own) || map.next(postmaster).is_none()) {
+    let leads_back = |own: &OwnDomain| map.is_bounce(own, postmaster) && map.alias(own, postmaster).is_none();
+    if map.domains.get(postmaster.domain()).is_some_and(|own| leads_back(own) || map.next(postmaster).is_none()) {
         report.warn(format!(
             "postmaster: no alias or catchall takes {postmaster}, so notices and mail for postmaster will wait in the queue"
         ));
@@ -137,18 +138,31 @@ impl Map<'_> {
     /// What takes mail for an address of ours.
     fn next(&self, address: &Address) -> Option<Vec<Destination>> {
         let own = self.domains.get(address.domain())?;
-        let local = address.lookup_local();
-        let keys = [Some(address.lookup_key()), own.base_key(address)];
-        if let Some(found) = keys.into_iter().flatten().find_map(|key| self.aliases.named(&key)) {
+        if let Some(found) = self.alias(own, address) {
             return Some(found.to_vec());
         }
-        if *self.return_path != ReturnPath::Client && own.is_bounce(address) {
+        let base = own.base_key(address);
+        let is = |local: &str| {
+            let key = format!("{local}@{}", address.domain());
+            let named = address.lookup_key() == key || base.as_ref() == Some(&key);
+            named && self.postmaster.lookup_key() != key
+        };
+        if self.is_bounce(own, address) || is("abuse") {
             let postmaster = Address::new("postmaster", address.domain().clone()).ok()?;
             return Some(vec![Destination::Address(postmaster)]);
         }
-        if local == "postmaster" && *address != *self.postmaster {
+        if is("postmaster") {
             return Some(vec![Destination::Address(self.postmaster.clone())]);
         }
         (!own.catchall.is_empty()).then(|| own.catchall.clone())
+    }
+
+    fn alias(&self, own: &OwnDomain, address: &Address) -> Option<&[Destination]> {
+        let keys = [Some(address.lookup_key()), own.base_key(address)];
+        keys.into_iter().flatten().find_map(|key| self.aliases.named(&key))
+    }
+
+    fn is_bounce(&self, own: &OwnDomain, address: &Address) -> bool {
+        own.is_previous_bounce(address) || (self.takes_bounces && own.is_bounce(address))
     }
 }

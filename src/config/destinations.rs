@@ -1,29 +1,20 @@
-//! Reads where inbound mail goes: targets, aliases, and the values that aliases and catchalls share.
+//! Reads where inbound mail goes: aliases, and the values that aliases and catchalls share. The targets
+//! themselves are read in `targets`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use regex::{Regex, RegexBuilder};
-use reqwest::Url;
 
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address, read_domain};
+use super::targets::BUILT_IN;
 use super::tree::Value;
-use super::{Aliases, Destination, PatternAlias, Secret, Target};
+use super::{Aliases, Destination, PatternAlias};
 use crate::message::{Address, Domain};
 
 /// Memory that one compiled pattern, and the cache it works with, may take, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-/// Longest name of a target, in characters.
-const NAME_CHARS_MAX: usize = 64;
-const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(15);
-const WEBHOOK_TIMEOUT_MAX: Duration = Duration::from_secs(300);
-
-const BUILT_IN: [&str; 2] = ["discard", "reject"];
 const DESTINATIONS_FORM: &str =
     "Write a target, an address, or a list of both such as [\"crm\", \"bob@partner.example\"].";
 
@@ -139,7 +130,10 @@ fn exact_alias(
     let address = match Address::parse(text) {
         Ok(address) => address,
         Err(error) => {
-            let remedy = "Write local-part@domain, or a regular expression between slashes.";
+            let remedy = match proposed(text) {
+                Some(address) => format!("Write \"{address}\", or a regular expression between slashes."),
+                None => "Write local-part@domain, or a regular expression between slashes.".to_owned(),
+            };
             item.problem(ProblemKind::BadValue, format!("not an address: {error}"), remedy);
             return None;
         }
@@ -162,6 +156,26 @@ fn exact_alias(
         return None;
     }
     Some(key)
+}
+
+/// By what an alias is found: the text of a pattern, the lookup key of an address.
+pub(super) fn alias_key(text: &str) -> String {
+    match Address::parse(text) {
+        Ok(address) if !text.starts_with('/') => address.lookup_key(),
+        _ => text.to_owned(),
+    }
+}
+
+/// A name that is legal in place of one that is not: `Süd & West@` → `sud-west@`.
+fn proposed(text: &str) -> Option<Address> {
+    let (local, domain) = text.rsplit_once('@')?;
+    let plain = icu_normalizer::DecomposingNormalizerBorrowed::new_nfd().normalize(local);
+    let is_mark = |c: &char| matches!(c, '\u{300}'..='\u{36f}');
+    let legal = |c: char| if c.is_ascii_alphanumeric() || "+._-".contains(c) { c.to_ascii_lowercase() } else { ' ' };
+    let words: String = plain.chars().filter(|c| !is_mark(c)).map(legal).collect();
+    let joined = words.split_whitespace().collect::<Vec<_>>().join("-");
+    let local = joined.split('.').filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
+    Address::new(&local, Domain::parse(domain).ok()?).ok()
 }
 
 /// A regular expression between slashes, for the whole address.
@@ -190,123 +204,4 @@ fn regex_reason(error: &regex::Error) -> String {
     let text = error.to_string();
     let line = text.lines().last().unwrap_or("").trim();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Webhook,
-    Maildir,
-}
-
-const KINDS: [(&str, Kind); 2] = [("webhook", Kind::Webhook), ("maildir", Kind::Maildir)];
-const LATER_KINDS: [&str; 4] = ["lmtp", "pipe", "file", "smtp"];
-
-/// Keys that belong to some kinds of target only, and to which of those that are supported.
-const KIND_KEYS: [(&str, Option<Kind>); 10] = [
-    ("url", Some(Kind::Webhook)),
-    ("secret", Some(Kind::Webhook)),
-    ("format", Some(Kind::Webhook)),
-    ("timeout", Some(Kind::Webhook)),
-    ("path", Some(Kind::Maildir)),
-    ("address", None),
-    ("command", None),
-    ("host", None),
-    ("port", None),
-    ("tls", None),
-];
-
-pub(super) fn targets(root: &Section<'_>) -> BTreeMap<String, Target> {
-    let mut targets = BTreeMap::new();
-    for (name, section) in root.section("targets").named() {
-        if !section.exists() {
-            continue;
-        }
-        check_name(name, &section);
-        let remedy = "Add kind = \"webhook\" or kind = \"maildir\".";
-        let kind = section.required("kind", remedy).and_then(|item| item.choice(&KINDS, &LATER_KINDS));
-        let Some(kind) = kind else { continue };
-        check_kind_keys(&section, kind);
-        let target = match kind {
-            Kind::Webhook => webhook(name, &section),
-            Kind::Maildir => maildir(&section),
-        };
-        targets.extend(target.map(|target| (name.to_owned(), target)));
-    }
-    targets
-}
-
-fn check_name(name: &str, section: &Section<'_>) {
-    let (what, remedy) = if BUILT_IN.contains(&name) {
-        (format!("{name:?} is built in"), "Give the target another name.")
-    } else if name.is_empty()
-        || name.chars().count() > NAME_CHARS_MAX
-        || name.chars().any(|c| c.is_control() || c.is_whitespace() || c == '@')
-    {
-        ("not a name for a target".to_owned(), "Use up to 64 characters without spaces, control characters or @.")
-    } else {
-        return;
-    };
-    section.report.problem(ProblemKind::BadValue, &section.place, &section.path, what, remedy);
-}
-
-fn check_kind_keys(section: &Section<'_>, kind: Kind) {
-    let kind_name = KINDS.iter().find(|(_, k)| *k == kind).map_or("", |(name, _)| name);
-    for (key, of_kind) in KIND_KEYS {
-        if of_kind == Some(kind) {
-            continue;
-        }
-        if let Some(item) = section.item(key) {
-            let what = format!("a target of kind \"{kind_name}\" has no {key}");
-            item.problem(ProblemKind::BadValue, what, "Take it out, or correct the kind.");
-        }
-    }
-}
-
-fn webhook(name: &str, section: &Section<'_>) -> Option<Target> {
-    let secret = section.item("secret").map(|item| webhook_secret(&item));
-    let timeout = section.duration("timeout", Duration::from_secs(1)..=WEBHOOK_TIMEOUT_MAX, WEBHOOK_TIMEOUT);
-    let item =
-        section.required("url", "Add the address to post to, such as url = \"https://crm.example.com/hooks/mail\".")?;
-    let url = item.read("a URL", read_url)?;
-    if url.scheme() == "http" && !is_loopback(&url) {
-        section.report.warn(format!("targets.{name}: the URL is plain http, so mail crosses the network unencrypted"));
-    }
-    Some(Target::Webhook { url: url.into(), secret: secret.flatten(), timeout })
-}
-
-/// Standard Webhooks writes keys as `whsec_` and base64; any other text is a key as it stands.
-pub(super) fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
-    let secret = item.secret()?;
-    let encoded = secret.0.strip_prefix("whsec_").unwrap_or_default();
-    if STANDARD_NO_PAD.decode(encoded.trim_end_matches('=')).is_ok() {
-        return Some(secret);
-    }
-    item.wrong(Wrong::value(
-        "begins with whsec_, but what follows is not base64",
-        "Copy the whole secret from the receiver, or make one: echo \"whsec_$(openssl rand -base64 24)\".",
-    ));
-    None
-}
-
-pub(super) fn read_url(text: &str) -> Result<Url, Wrong> {
-    let form = "Write an https address such as \"https://crm.example.com/hooks/mail\".";
-    let url = Url::parse(text).map_err(|error| Wrong::value(format!("not a URL: {error}"), form))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(Wrong::value("not an http or https URL", form));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(Wrong::value("a URL may not hold a user or password, since URLs are shown", "Use the key secret."));
-    }
-    Ok(url)
-}
-
-pub(super) fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or("");
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-fn maildir(section: &Section<'_>) -> Option<Target> {
-    let item = section.required("path", "Add the folder, such as path = \"/var/mail/sales\".")?;
-    item.absolute_path().map(|path| Target::Maildir { path })
 }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use super::destinations::{Names, destinations};
 use super::problem::ProblemKind;
 use super::section::{Section, Wrong, read_domain};
-use super::{Dkim, OwnDomain};
+use super::sender::CATCHALL_LOCAL;
+use super::tree::join;
+use super::{Aliases, Dkim, OwnDomain, Sender};
 use crate::message::{Address, Domain};
 
 /// Smallest limit for a message, in bytes. RFC 5321 4.5.3.1.7 wants 64 KiB of a public server; a gateway for
@@ -41,21 +43,71 @@ pub(super) fn domains(root: &Section<'_>, names: &Names) -> BTreeMap<Domain, Own
 
 fn own_domain(section: &Section<'_>, domain: Option<&Domain>, names: &Names) -> OwnDomain {
     let catchall = section.item("catchall").map(|item| destinations(&item, names)).unwrap_or_default();
-    let bounce = section.item("bounce").and_then(|item| {
-        item.read("a local part", |text| {
-            let host = domain.cloned().or_else(|| Domain::parse("domain.invalid").ok());
-            let legal = text.is_ascii() && host.is_some_and(|host| Address::new(text, host).is_ok());
-            let remedy = "Write what stands before the @, such as \"bounce\".";
-            if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a local part"), remedy)) }
-        })
-    });
+    let bounce = section.item("bounce").and_then(|item| item.read("a local part", |text| read_local(text, domain)));
+    let form = "a list of local parts such as [\"old-bounce\"]";
+    let previous = section.list("previous_names", form, |text| read_local(text, domain)).unwrap_or_default();
+    let previous_names = previous.iter().map(|name| name.to_ascii_lowercase()).collect();
     let subaddress = match section.item("subaddress") {
         None => Some('+'),
         Some(item) => item.read("a character", read_separator).flatten(),
     };
     let max_size = section.item("max_size").and_then(|item| item.size(MESSAGE_BYTES_MIN));
     let dkim = dkim(&section.section("dkim"));
-    OwnDomain { catchall, bounce: bounce.unwrap_or_else(|| "bounce".to_owned()), subaddress, max_size, dkim }
+    let bounce = bounce.unwrap_or_else(|| "bounce".to_owned());
+    OwnDomain { catchall, bounce, previous_names, subaddress, max_size, dkim }
+}
+
+/// An address has one meaning: what comes back to it as a bounce is nothing else's.
+pub(super) fn check_names(
+    root: &Section<'_>,
+    domains: &BTreeMap<Domain, OwnDomain>,
+    aliases: &Aliases,
+    sender: &Sender,
+    takes_bounces: bool,
+) {
+    for (name, section) in root.section("domains").named() {
+        let own = read_domain(name).ok().and_then(|domain| domains.get_key_value(&domain));
+        let Some((domain, own)) = own else { continue };
+        let item = section.item("bounce");
+        let in_use = item.is_some() || takes_bounces;
+        if let Some(bounce) = own.bounce_address(domain).filter(|_| in_use)
+            && let Some(other) = other_meaning(&bounce, aliases, sender)
+        {
+            let place = item.as_ref().map_or(&section.place, |item| &item.node.place);
+            let what = format!("{bounce} is where bounces come back to, and {other}");
+            let remedy = "Give one of the two another name.";
+            section.report.problem(ProblemKind::Reference, place, &join(&section.path, "bounce"), what, remedy);
+        }
+        for previous in &own.previous_names {
+            let Ok(address) = Address::new(previous, domain.clone()) else { continue };
+            if let Some(item) =
+                section.item("previous_names").filter(|_| aliases.exact.contains_key(&address.lookup_key()))
+            {
+                let what = format!("{address} is an alias, so bounces and answers that still come go there");
+                item.problem(ProblemKind::Reference, what, "Take it out, here or there.");
+            }
+        }
+    }
+}
+
+fn other_meaning(bounce: &Address, aliases: &Aliases, sender: &Sender) -> Option<&'static str> {
+    let key = bounce.lookup_key();
+    match bounce.lookup_local().as_str() {
+        CATCHALL_LOCAL => Some("that is the address of the catchall"),
+        "postmaster" | "abuse" => Some("that is an address that people write to"),
+        _ if aliases.exact.contains_key(&key) => Some("there is an alias of that name"),
+        _ if sender.default_from.as_ref().is_some_and(|from| from.lookup_key() == key) => {
+            Some("sender.default_from is the same")
+        }
+        _ => None,
+    }
+}
+
+fn read_local(text: &str, domain: Option<&Domain>) -> Result<String, Wrong> {
+    let host = domain.cloned().or_else(|| Domain::parse("domain.invalid").ok());
+    let legal = text.is_ascii() && host.is_some_and(|host| Address::new(text, host).is_ok());
+    let remedy = "Write what stands before the @, such as \"bounce\".";
+    if legal { Ok(text.to_owned()) } else { Err(Wrong::value(format!("{text:?} is not a local part"), remedy)) }
 }
 
 fn read_separator(text: &str) -> Result<Option<char>, Wrong> {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Secret;
-use super::destinations::{is_loopback, read_url, webhook_secret};
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Section, Wrong};
+use super::targets::{is_loopback, read_url, webhook_secret};
 use crate::events::kind::Kind;
 
 const KEEP_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -2,7 +2,7 @@
 //!
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
-//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `ways_out`,
+//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
 //! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`, `events`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one
 //! `report`, and `problem` says it.
@@ -11,7 +11,9 @@
 //! supported yet has no field.
 
 mod accounts;
+mod bounces;
 mod chains;
+mod command;
 mod destinations;
 mod domains;
 mod doors;
@@ -33,6 +35,7 @@ mod section;
 mod sender;
 mod smart_hosts;
 mod streams;
+pub mod targets;
 mod tree;
 mod trust;
 pub mod value;
@@ -54,6 +57,7 @@ pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
 pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
+pub use targets::Target;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -79,6 +83,7 @@ pub struct Config {
     pub archive: Vec<Archive>,
     pub checks: Checks,
     pub loops: Loops,
+    pub bounces: Bounces,
     pub pickup: BTreeMap<String, Pickup>,
     pub queue: Queue,
     pub limits: Limits,
@@ -222,6 +227,8 @@ pub struct OwnDomain {
     pub catchall: Vec<Destination>,
     /// Local part of the return path.
     pub bounce: String,
+    /// Local parts that were the bounce or the catchall address once, in lower case: mail for them is taken still.
+    pub previous_names: Vec<String>,
     /// What separates `sales` from `x` in `sales+x@`; none: no subaddresses.
     pub subaddress: Option<char>,
     /// Bytes; none: only `limits.max_size`.
@@ -255,6 +262,16 @@ pub struct Aliases {
     pub exact: BTreeMap<String, Vec<Destination>>,
     /// In file order; matched against the whole lookup key.
     pub patterns: Vec<PatternAlias>,
+    /// Exceptions from [`Loops`], by the key of an exact alias or the text of a pattern.
+    pub limits: BTreeMap<String, AliasLimits>,
+}
+
+/// What is not as in [`Loops`] for one alias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AliasLimits {
+    pub limit: Option<u32>,
+    pub period: Option<Duration>,
+    pub automatic: Option<OnAutomatic>,
 }
 
 #[derive(Clone, Debug)]
@@ -263,12 +280,6 @@ pub struct PatternAlias {
     pub text: String,
     pub regex: regex::Regex,
     pub destinations: Vec<Destination>,
-}
-
-#[derive(Clone, Debug)]
-pub enum Target {
-    Webhook { url: String, secret: Option<Secret>, timeout: Duration },
-    Maildir { path: PathBuf },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,6 +370,10 @@ pub struct Stream {
     pub block: Option<Block>,
     /// Recipients a day, UTC.
     pub daily_limit: Option<u64>,
+    /// Each recipient has a return path of its own.
+    pub verp: bool,
+    /// Addresses on the suppression list are skipped.
+    pub suppress: bool,
     /// Leaves even while sending is suspended.
     pub exempt_from_suspend: bool,
 }
@@ -373,7 +388,7 @@ pub struct Block {
 impl Stream {
     /// The stream of this name, if nothing is said about it.
     pub fn named(name: &str) -> Stream {
-        Stream { exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
+        Stream { suppress: name == stream::BULK, exempt_from_suspend: name == stream::SECURITY, ..Stream::default() }
     }
 }
 
@@ -533,6 +548,8 @@ pub enum ReturnPath {
     Client,
     /// The bounce address of the From's domain, where that is ours; of this one of ours otherwise.
     Bounce { otherwise: Domain },
+    /// As `Bounce`, with a token that names the recipient.
+    Verp { otherwise: Domain },
 }
 
 /// What a message may say it is from.
@@ -544,6 +561,8 @@ pub struct Sender {
     pub from_filter: Vec<FromEntry>,
     pub reply_to: ReplyTo,
     pub return_path: ReturnPath,
+    /// The domain of ours to which bounces come back where the From's is not ours; none if none is.
+    pub bounces_to: Option<Domain>,
 }
 
 impl Sender {
@@ -646,6 +665,8 @@ pub enum OnAutomatic {
 pub struct Loops {
     pub period: Duration,
     pub limit: u32,
+    /// On one thread that we know.
+    pub replies: u32,
     pub key: LoopKey,
     pub on_limit: OnLimit,
     /// Received fields.
@@ -656,12 +677,54 @@ pub struct Loops {
     pub automatic: OnAutomatic,
 }
 
+/// When an address is put on the suppression list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounces {
+    /// So many bounces …
+    pub suppress_after: u32,
+    /// … in this time …
+    pub within: Duration,
+    /// … the first and the last further apart than this.
+    pub spread: Duration,
+    /// One "no such user" of a server that we delivered to is enough.
+    pub hard_at_once: bool,
+    /// Authentic mail from the address starts the count again.
+    pub reset_on_inbound: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct Pickup {
     pub path: PathBuf,
     pub account: String,
     /// A file is taken once it has not changed for this long.
     pub settle: Duration,
+    pub format: PickupFormat,
+    pub done: PickupDone,
+    /// Files; 0: as many as there are.
+    pub max_per_minute: u32,
+}
+
+/// How the files of a pickup folder name their envelope, and what was done to their dots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PickupFormat {
+    /// By the block of `X-Receiver` fields at the beginning if there is one, else by From, To, Cc and Bcc.
+    #[default]
+    Auto,
+    /// By From, To, Cc and Bcc, always.
+    Exchange,
+    /// As `Auto`, but Sender comes before From, and dots are doubled as in SMTP.
+    Iis,
+    /// By the block, always.
+    Replay,
+}
+
+/// What becomes of a file whose message is queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PickupDone {
+    #[default]
+    Delete,
+    /// It goes into the sub-folder `archive`.
+    Archive,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -738,9 +801,34 @@ impl OwnDomain {
 
     /// Is this address, at this domain, the one that bounces come back to? With a subaddress it is too.
     pub fn is_bounce(&self, address: &Address) -> bool {
-        let Some(bounce) = self.bounce_address(address.domain()) else { return false };
-        let key = bounce.lookup_key();
-        address.lookup_key() == key || self.base_key(address).is_some_and(|base| base == key)
+        self.has_name(address, std::iter::once(&self.bounce))
+    }
+
+    /// The same, or one under a name from before.
+    pub fn was_bounce(&self, address: &Address) -> bool {
+        self.has_name(address, std::iter::once(&self.bounce).chain(&self.previous_names))
+    }
+
+    fn has_name<'n>(&self, address: &Address, names: impl Iterator<Item = &'n String>) -> bool {
+        let keys = [Some(address.lookup_key()), self.base_key(address)];
+        let own = names.filter_map(|name| Address::new(name, address.domain().clone()).ok());
+        own.map(|own| own.lookup_key()).any(|own| keys.iter().flatten().any(|key| *key == own))
+    }
+
+    /// What stands between the bounce address and a token.
+    pub fn token_separator(&self) -> char {
+        self.subaddress.unwrap_or('+')
+    }
+
+    /// Was this address, at this domain, the one for bounces once? A name alone may have been the
+    /// catchall's: where there is a catchall it goes there.
+    pub fn is_previous_bounce(&self, address: &Address) -> bool {
+        let is_previous = |key: &str| {
+            let local = key.rsplit_once('@').map_or(key, |(local, _)| local);
+            self.previous_names.iter().any(|name| name == local)
+        };
+        let with_token = self.base_key(address).is_some_and(|base| is_previous(&base));
+        with_token || (self.catchall.is_empty() && is_previous(&address.lookup_key()))
     }
 
     /// `domain`: its own name.
@@ -752,16 +840,37 @@ impl OwnDomain {
 impl Aliases {
     /// What takes this lookup key: an exact alias, else the first pattern that fits it whole.
     pub fn named(&self, key: &str) -> Option<&[Destination]> {
-        if let Some(destinations) = self.exact.get(key) {
-            return Some(destinations);
+        match self.exact.get(key) {
+            Some(destinations) => Some(destinations),
+            None => self.pattern(key).map(|pattern| pattern.destinations.as_slice()),
         }
+    }
+
+    /// The pattern that takes this lookup key, if no exact alias does.
+    pub fn pattern(&self, key: &str) -> Option<&PatternAlias> {
         let whole = |regex: &regex::Regex| regex.find(key).is_some_and(|found| found.len() == key.len());
-        self.patterns.iter().find(|pattern| whole(&pattern.regex)).map(|pattern| pattern.destinations.as_slice())
+        let mut patterns = self.patterns.iter().filter(|_| !self.exact.contains_key(key));
+        patterns.find(|pattern| whole(&pattern.regex))
+    }
+
+    /// What is not as in `[loops]` for the alias that takes this lookup key.
+    pub fn limits_of(&self, key: &str) -> AliasLimits {
+        if self.limits.is_empty() {
+            return AliasLimits::default();
+        }
+        let name = self.pattern(key).map_or(key, |pattern| pattern.text.as_str());
+        self.limits.get(name).copied().unwrap_or_default()
     }
 }
 
 impl Config {
     /// True if mail for this domain is ours to take.
+    /// May programs on this machine send without an account?
+    pub fn trusts_loopback(&self) -> bool {
+        let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+        self.networks.trusted.iter().any(|network| loopback.iter().any(|address| network.contains(address)))
+    }
+
     pub fn is_own(&self, domain: &Domain) -> bool {
         self.domains.contains_key(domain)
     }
@@ -769,15 +878,33 @@ impl Config {
     /// Where bounces of mail by this author come back to, as an address at its domain or, where that is
     /// not ours, at the one for all others. None: to the envelope sender that the client gave.
     pub fn bounce_address(&self, author: Option<&Address>) -> Option<Address> {
-        let ReturnPath::Bounce { otherwise } = &self.sender.return_path else { return None };
+        if self.sender.return_path == ReturnPath::Client {
+            return None;
+        }
+        self.return_address(author)
+    }
+
+    /// The same, whatever `sender.return_path` says.
+    pub fn return_address(&self, author: Option<&Address>) -> Option<Address> {
         let at = |domain: &Domain| self.domains.get(domain)?.bounce_address(domain);
-        author.and_then(|author| at(author.domain())).or_else(|| at(otherwise))
+        author.and_then(|author| at(author.domain())).or_else(|| at(self.sender.bounces_to.as_ref()?))
+    }
+
+    /// Does mail of this stream leave with a return path of its own for each recipient?
+    pub fn uses_verp(&self, stream: &str) -> bool {
+        matches!(self.sender.return_path, ReturnPath::Verp { .. })
+            || self.streams.get(stream).is_some_and(|stream| stream.verp)
+    }
+
+    /// Does any of our mail come back to us?
+    pub fn takes_bounces(&self) -> bool {
+        self.sender.return_path != ReturnPath::Client || self.streams.values().any(|stream| stream.verp)
     }
 
     /// Do bounces of our mail come back to this address?
     pub fn is_bounce(&self, address: &Address) -> bool {
-        self.sender.return_path != ReturnPath::Client
-            && self.domains.get(address.domain()).is_some_and(|own| own.is_bounce(address))
+        let own = self.domains.get(address.domain());
+        own.is_some_and(|own| own.is_previous_bounce(address) || (self.takes_bounces() && own.is_bounce(address)))
     }
 
     /// The only smart host that a stream goes by.

@@ -4,10 +4,10 @@
 
 use reqwest::Url;
 
-use super::destinations;
 use super::problem::ProblemKind;
 use super::section::{Section, Wrong};
 use super::smart_hosts::read_username;
+use super::targets;
 use super::{Oauth, OauthFlow, OauthProvider};
 
 const GRAPH_URL: &str = "https://graph.microsoft.com";
@@ -166,7 +166,7 @@ pub(super) fn graph_url(section: &Section<'_>, is_graph: bool, oauth: Option<&Oa
 fn read_url(text: &str) -> Result<String, Wrong> {
     let form = "Write an https address such as \"https://login.example.com/token\".";
     let url = Url::parse(text).map_err(|error| Wrong::value(format!("not a URL: {error}"), form))?;
-    let encrypted = url.scheme() == "https" || (url.scheme() == "http" && destinations::is_loopback(&url));
+    let encrypted = url.scheme() == "https" || (url.scheme() == "http" && targets::is_loopback(&url));
     if !encrypted || url.host_str().is_none() {
         return Err(Wrong::value("not an https URL", form));
     }

@@ -12,7 +12,7 @@ use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
 use super::{accounts, domains, doors, events, fetch, files, groups, keys};
-use super::{running, sender, smart_hosts, streams, trust, ways_out};
+use super::{running, sender, smart_hosts, streams, targets, trust, ways_out};
 use crate::message::{Address, Domain};
 
 /// Reads and checks the configuration in a file, and the files that it includes and names.
@@ -64,8 +64,9 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let tls = doors::certificate(root);
     let accounts = accounts::accounts(root);
     let domains = domains::domains(root, &names);
-    let (aliases, mut origins) = destinations::aliases(root, &names);
-    let targets = destinations::targets(root);
+    let (mut aliases, mut origins) = destinations::aliases(root, &names);
+    aliases.limits = trust::alias_limits(root);
+    let targets = targets::targets(root);
     let delivery = ways_out::delivery(root, hostname.as_ref());
     let destinations = groups::destinations(root);
     let mailboxes = fetch::mailboxes(root);
@@ -74,12 +75,15 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let streams = streams::streams(root, &smart_hosts);
     let sender = sender::sender(root, &names, &domains);
     sender::warn_of_bounces(root, &sender, &smart_hosts, &domains);
+    domains::check_names(root, &domains, &aliases, &sender, takes_bounces(&sender, &streams));
+    sender::check_verp(root, &sender, &streams, &domains);
     if let Some(delivery) = &delivery {
         smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);
     }
     let archive = ways_out::archive(root);
     let checks = trust::checks(root);
     let loops = trust::loops(root, &names);
+    let bounces = super::bounces::bounces(root);
     let pickup = trust::pickup(root, &accounts, &names);
     let queue = running::queue(root);
     let limits = running::limits(root);
@@ -89,7 +93,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
     if let Some(postmaster) = &postmaster {
-        let map = Map { domains: &domains, aliases: &aliases, postmaster, return_path: &sender.return_path };
+        let map =
+            Map { domains: &domains, aliases: &aliases, postmaster, takes_bounces: takes_bounces(&sender, &streams) };
         chains::check(&map, &origins, root.report);
     }
     warn_of_sizes(&domains, limits.max_size, root.report);
@@ -113,6 +118,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         archive,
         checks,
         loops,
+        bounces,
         pickup,
         queue,
         limits,
@@ -184,4 +190,9 @@ fn warn_of_sizes(domains: &BTreeMap<Domain, OwnDomain>, limit: u64, report: &Rep
                 .warn(format!("domains.\"{domain}\".max_size is more than limits.max_size, which applies to all mail"));
         }
     }
+}
+
+/// As [`Config::takes_bounces`].
+fn takes_bounces(sender: &super::Sender, streams: &BTreeMap<String, super::Stream>) -> bool {
+    sender.return_path != super::ReturnPath::Client || streams.values().any(|stream| stream.verp)
 }

@@ -11,11 +11,22 @@ use super::problem::ProblemKind;
 use super::section::{Item, Section, read_address};
 use super::smart_hosts::from_filter;
 use super::tree::Value;
-use super::{Destination, OwnDomain, ReplyTo, ReturnPath, Sender, SmartHost};
+use super::{Destination, OwnDomain, ReplyTo, ReturnPath, Sender, SmartHost, Stream};
+use crate::message::address::LOCAL_PART_BYTES_MAX;
 use crate::message::{Address, Domain};
 
 /// What stands before the @ in the address that answers go to; the catchall of the domain takes it.
-const CATCHALL_LOCAL: &str = "catchall";
+pub(super) const CATCHALL_LOCAL: &str = "catchall";
+/// Longest name in front of a token (`routing::return_path`), whose 37 characters and separator have to fit
+/// into a local part with it.
+const VERP_NAME_BYTES_MAX: usize = LOCAL_PART_BYTES_MAX - 38;
+
+#[derive(Clone, Copy)]
+enum Back {
+    Client,
+    Bounce,
+    Verp,
+}
 
 #[derive(Clone, Copy)]
 enum Answers {
@@ -33,8 +44,10 @@ pub(super) fn sender(root: &Section<'_>, names: &Names, domains: &BTreeMap<Domai
         section.missing("default_from", "Add the address for mail whose From the filter does not pass.");
     }
     let reply_to = reply_to(&section, default_from.as_ref(), domains);
-    let return_path = return_path(&section, default_from.as_ref(), names, domains);
-    Sender { default_from, from_filter, reply_to, return_path }
+    let default = default_from.as_ref().map(Address::domain).filter(|domain| domains.contains_key(*domain));
+    let bounces_to = default.or(names.domains.first()).cloned();
+    let return_path = return_path(&section, bounces_to.as_ref());
+    Sender { default_from, from_filter, reply_to, return_path, bounces_to }
 }
 
 /// Empty: as if it were not there.
@@ -88,20 +101,14 @@ fn catchall(
     Address::new(CATCHALL_LOCAL, domain.clone()).ok().map(ReplyTo::Catchall)
 }
 
-fn return_path(
-    section: &Section<'_>,
-    default: Option<&Address>,
-    names: &Names,
-    domains: &BTreeMap<Domain, OwnDomain>,
-) -> ReturnPath {
+fn return_path(section: &Section<'_>, bounces_to: Option<&Domain>) -> ReturnPath {
+    let choices = [("client", Back::Client), ("bounce", Back::Bounce), ("verp", Back::Verp)];
     let Some(item) = section.item("return_path") else { return ReturnPath::Client };
-    if item.choice(&[("client", false), ("bounce", true)], &["verp"]) != Some(true) {
-        return ReturnPath::Client;
-    }
-    let default = default.map(Address::domain).filter(|domain| domains.contains_key(*domain));
-    match default.or(names.domains.first()) {
-        Some(otherwise) => ReturnPath::Bounce { otherwise: otherwise.clone() },
-        None => {
+    match (item.choice(&choices, &[]), bounces_to.cloned()) {
+        (None | Some(Back::Client), _) => ReturnPath::Client,
+        (Some(Back::Bounce), Some(otherwise)) => ReturnPath::Bounce { otherwise },
+        (Some(Back::Verp), Some(otherwise)) => ReturnPath::Verp { otherwise },
+        (Some(_), None) => {
             let what = "bounces would come back to a domain of ours, and there is none";
             item.problem(ProblemKind::Reference, what, "Add [domains.\"example.com\"], or use \"client\".");
             ReturnPath::Client
@@ -116,7 +123,11 @@ pub(super) fn warn_of_bounces(
     hosts: &[SmartHost],
     domains: &BTreeMap<Domain, OwnDomain>,
 ) {
-    let (ReturnPath::Bounce { otherwise }, Some(from)) = (&sender.return_path, &sender.default_from) else { return };
+    let (ReturnPath::Bounce { otherwise } | ReturnPath::Verp { otherwise }, Some(from)) =
+        (&sender.return_path, &sender.default_from)
+    else {
+        return;
+    };
     let domain = if domains.contains_key(from.domain()) { from.domain() } else { otherwise };
     let Some(bounce) = domains.get(domain).and_then(|own| own.bounce_address(domain)) else { return };
     for host in hosts.iter().filter(|host| host.active && host.accepts(from) && !host.accepts(&bounce)) {
@@ -125,5 +136,31 @@ pub(super) fn warn_of_bounces(
              add {bounce} to the filter if the server takes it as a sender",
             host.name
         ));
+    }
+}
+
+/// A return path for each recipient needs a domain of ours, and room for the token.
+pub(super) fn check_verp(
+    root: &Section<'_>,
+    sender: &Sender,
+    streams: &BTreeMap<String, Stream>,
+    domains: &BTreeMap<Domain, OwnDomain>,
+) {
+    for (name, section) in root.section("streams").named() {
+        let uses = streams.get(name).is_some_and(|stream| stream.verp);
+        if let (true, None, Some(item)) = (uses, &sender.bounces_to, section.item("verp")) {
+            let what = "bounces would come back to a domain of ours, and there is none";
+            item.problem(ProblemKind::Reference, what, "Add [domains.\"example.com\"], or leave this out.");
+        }
+    }
+    let verp = matches!(sender.return_path, ReturnPath::Verp { .. }) || streams.values().any(|stream| stream.verp);
+    for (name, section) in root.section("domains").named() {
+        let own = Domain::parse(name).ok().and_then(|domain| domains.get(&domain));
+        let too_long = own.is_some_and(|own| own.bounce.len() > VERP_NAME_BYTES_MAX);
+        if let (true, true, Some(item)) = (verp, too_long, section.item("bounce")) {
+            let what =
+                format!("there is no room for a token after a name of more than {VERP_NAME_BYTES_MAX} characters");
+            item.problem(ProblemKind::BadValue, what, "Use a shorter one, or no \"verp\".");
+        }
     }
 }

@@ -55,6 +55,8 @@ fn read(name: &str, section: &Section<'_>, hosts: &[SmartHost], host_names: &[&s
         concurrency: section.item("concurrency").and_then(|item| item.count(1..=CONCURRENCY_MAX)),
         block: block(section),
         daily_limit: section.item("daily_limit").and_then(|item| item.count(1..=DAILY_LIMIT_MAX)),
+        verp: section.boolean("verp", default.verp),
+        suppress: section.boolean("suppress", default.suppress),
         exempt_from_suspend: section.boolean("exempt_from_suspend", default.exempt_from_suspend),
     }
 }

@@ -1,15 +1,18 @@
 //! Reads whom to believe: checks of inbound mail, loop limits, pickup folders.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::destinations::Names;
+use super::destinations::{self, Names};
 use super::milters;
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
+use super::tree::Value;
 use super::{
-    Account, AddressOrDomain, ArcMode, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Pickup,
+    Account, AddressOrDomain, AliasLimits, ArcMode, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit,
+    Pickup, PickupDone, PickupFormat,
 };
 use crate::message::Domain;
 
@@ -18,6 +21,13 @@ const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;
 const LOOP_PERIOD: Duration = Duration::from_secs(60 * 60);
 const LOOP_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
+const LOOP_PERIODS: RangeInclusive<Duration> = Duration::from_secs(1)..=LOOP_PERIOD_MAX;
+const ON_AUTOMATIC: [(&str, OnAutomatic); 4] = [
+    ("accept", OnAutomatic::Accept),
+    ("hold", OnAutomatic::Hold),
+    ("discard", OnAutomatic::Discard),
+    ("reject", OnAutomatic::Reject),
+];
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_MAX: Duration = Duration::from_secs(86_400);
 
@@ -90,24 +100,49 @@ pub(super) fn loops(root: &Section<'_>, names: &Names) -> Loops {
         ("discard", OnLimit::Discard),
         ("defer", OnLimit::Defer),
     ];
-    let automatic = [
-        ("accept", OnAutomatic::Accept),
-        ("hold", OnAutomatic::Hold),
-        ("discard", OnAutomatic::Discard),
-        ("reject", OnAutomatic::Reject),
-    ];
     let trusted = section.list("trusted", TRUSTED_FORM, |text| read_trusted(text, names)).unwrap_or_default();
     let (trusted, trusted_accounts) = split(trusted);
     Loops {
-        period: section.duration("period", Duration::from_secs(1)..=LOOP_PERIOD_MAX, LOOP_PERIOD),
+        period: section.duration("period", LOOP_PERIODS, LOOP_PERIOD),
         limit: section.count("limit", 0..=LOOP_LIMIT_MAX, 5),
+        replies: section.count("replies", 1..=LOOP_LIMIT_MAX, 90),
         key: section.choice("key", &keys, LoopKey::SenderAndAlias),
         on_limit: section.choice("on_limit", &on_limit, OnLimit::Reject),
         max_hops: section.count("max_hops", 1..=HOPS_MAX, 50),
         trusted,
         trusted_accounts,
-        automatic: section.choice("automatic", &automatic, OnAutomatic::Accept),
+        automatic: section.choice("automatic", &ON_AUTOMATIC, OnAutomatic::Accept),
     }
+}
+
+/// `[aliases.limits]`: exceptions for aliases that there are.
+pub(super) fn alias_limits(root: &Section<'_>) -> BTreeMap<String, AliasLimits> {
+    let aliases = root.section("aliases");
+    let written = aliases.items().into_iter().filter(|(_, item)| !matches!(item.node.value, Value::Table(_)));
+    let known: BTreeMap<String, &str> = written.map(|(text, _)| (destinations::alias_key(text), text)).collect();
+    let mut limits = BTreeMap::new();
+    for (text, section) in aliases.section("limits").named() {
+        let key = destinations::alias_key(text);
+        if !known.contains_key(&key) {
+            let remedy = match nearest(text, known.values().copied()) {
+                Some(near) => format!("Did you mean \"{near}\"?"),
+                None => "Write it as in [aliases]; a pattern with its slashes.".to_owned(),
+            };
+            let what = format!("there is no alias {text:?}");
+            section.report.problem(ProblemKind::Reference, &section.place, &section.path, what, remedy);
+        }
+        let exception = AliasLimits {
+            limit: section.item("limit").and_then(|item| item.count(0..=LOOP_LIMIT_MAX)),
+            period: section.item("period").and_then(|item| item.duration(LOOP_PERIODS)),
+            automatic: section.item("automatic").and_then(|item| item.choice(&ON_AUTOMATIC, &[])),
+        };
+        if limits.insert(key, exception).is_some() {
+            let remedy = "Join the two; case makes no difference.";
+            let what = "this alias has limits already";
+            section.report.problem(ProblemKind::Duplicate, &section.place, &section.path, what, remedy);
+        }
+    }
+    limits
 }
 
 enum Trusted {
@@ -145,6 +180,18 @@ fn no_account(text: &str, names: &Names) -> Wrong {
     Wrong::reference(format!("there is no account named {text:?}"), remedy)
 }
 
+/// Files a minute that `max_per_minute` may allow.
+const FILES_PER_MINUTE_MAX: i64 = 1_000_000;
+
+const FORMATS: [(&str, PickupFormat); 4] = [
+    ("auto", PickupFormat::Auto),
+    ("exchange", PickupFormat::Exchange),
+    ("iis", PickupFormat::Iis),
+    ("replay", PickupFormat::Replay),
+];
+
+const DONE: [(&str, PickupDone); 2] = [("delete", PickupDone::Delete), ("archive", PickupDone::Archive)];
+
 pub(super) fn pickup(
     root: &Section<'_>,
     accounts: &BTreeMap<String, Account>,
@@ -157,6 +204,9 @@ pub(super) fn pickup(
             continue;
         }
         let settle = section.duration("settle", Duration::ZERO..=SETTLE_MAX, SETTLE);
+        let format = section.choice("format", &FORMATS, PickupFormat::Auto);
+        let done = section.choice("done", &DONE, PickupDone::Delete);
+        let max_per_minute = section.count("max_per_minute", 0..=FILES_PER_MINUTE_MAX, 0);
         let path = section.required("path", "Add the folder, such as path = \"/var/spool/postrider/pickup\".");
         let path = path.and_then(|item| item.absolute_path().map(|path| (item, path)));
         let account = section.required("account", "Name the account whose rights apply.");
@@ -165,7 +215,7 @@ pub(super) fn pickup(
         if !paths.insert(path.clone()) {
             item.problem(ProblemKind::Duplicate, "another pickup uses this folder", "Give each a folder of its own.");
         }
-        folders.insert(name.to_owned(), Pickup { path, account, settle });
+        folders.insert(name.to_owned(), Pickup { path, account, settle, format, done, max_per_minute });
     }
     folders
 }

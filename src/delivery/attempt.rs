@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::message::Domain;
 use crate::queue::gate::Started;
 use crate::queue::lane::Lane;
-use crate::queue::record::{Failure, Message, Recipient};
+use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{FreshBody, Queue};
 use crate::store::StoreError;
 
@@ -75,8 +75,8 @@ impl Waiting {
 
 /// What the dispatcher is told by what it has started.
 pub(super) enum Note {
-    /// An attempt that began then has given its place back.
-    Ended { lane: Lane, destination: Destination, began: Moment, sign: Sign },
+    /// An attempt that began then has given its place back, at this time.
+    Ended { lane: Lane, destination: Destination, began: Moment, at: Millis, sign: Sign },
     /// The servers of a domain, if they could be found out.
     Found { domain: Domain, hosts: Option<Vec<Domain>> },
     /// What was to be remembered about groups is written, or cannot be.
@@ -85,6 +85,7 @@ pub(super) enum Note {
 
 /// Gives the place among the running attempts back, at the latest when it is dropped.
 pub(super) struct TurnTaken {
+    pub clock: Clock,
     pub tell: mpsc::UnboundedSender<Note>,
     pub of: Option<(Lane, Destination, Moment)>,
     pub sign: Sign,
@@ -93,11 +94,9 @@ pub(super) struct TurnTaken {
 }
 
 impl TurnTaken {
-    /// What the attempt says of the servers. Targets are no servers of others.
+    /// What the attempt says of the servers, or of the target.
     fn learn(&mut self, outcomes: &[(u32, Outcome)]) {
-        if !matches!(self.of, Some((_, Destination::Target(_), _))) {
-            self.sign = Sign::of(outcomes.iter().map(|(_, outcome)| outcome));
-        }
+        self.sign = Sign::of(outcomes.iter().map(|(_, outcome)| outcome));
     }
 
     fn finish(&mut self) {
@@ -105,7 +104,7 @@ impl TurnTaken {
         if let Some((lane, destination, began)) = self.of.take() {
             let sign = std::mem::replace(&mut self.sign, Sign::None);
             // The dispatcher may have stopped; then nobody counts any more.
-            let _ = self.tell.send(Note::Ended { lane, destination, began, sign });
+            let _ = self.tell.send(Note::Ended { lane, destination, began, at: self.clock.now(), sign });
         }
     }
 }
@@ -174,11 +173,37 @@ async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
 /// waits for its next turn like any other that failed: neither the claim nor the place among the
 /// running attempts is lost.
 async fn deliver(parts: &Parts, job: &Job) -> Vec<(u32, Outcome)> {
-    unless_it_panics(parts.transports.deliver(job)).await.unwrap_or_else(|| {
+    let (rest, mut outcomes) = skip(parts, job);
+    let job = rest.as_ref().unwrap_or(job);
+    let tried = unless_it_panics(parts.transports.deliver(job)).await.unwrap_or_else(|| {
         tracing::error!(id = %job.message.id, "an attempt ended in a panic; please report this");
         let why = Failure::local("4.3.0", "", "the attempt was broken off by a fault of this server");
         job.recipients.iter().map(|(number, _)| (*number, defer(&why))).collect()
-    })
+    });
+    outcomes.extend(tried);
+    outcomes
+}
+
+/// The job without recipients that are on the suppression list by now, if there are such, and what becomes
+/// of those.
+fn skip(parts: &Parts, job: &Job) -> (Option<Job>, Vec<(u32, Outcome)>) {
+    let suppression = parts.settler.intake.suppression();
+    let (mut rest, mut outcomes) = (Vec::new(), Vec::new());
+    for (number, recipient) in &job.recipients {
+        let skipped = match recipient.route {
+            Route::Remote => suppression.skips(&job.message, &recipient.address),
+            Route::Target(_) => Ok(None),
+        };
+        match skipped {
+            Ok(None) => rest.push((*number, recipient.clone())),
+            Ok(Some(reason)) => outcomes.push((*number, Outcome::Suppressed(reason))),
+            Err(error) => {
+                let why = Failure::local("4.3.0", "", format!("the suppression list cannot be read: {error}"));
+                outcomes.push((*number, defer(&why)));
+            }
+        }
+    }
+    if outcomes.is_empty() { (None, outcomes) } else { (Some(Job { recipients: rest, ..job.clone() }), outcomes) }
 }
 
 /// None if the future panics. It is not polled again then.

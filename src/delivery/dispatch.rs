@@ -150,11 +150,11 @@ impl Dispatcher {
 
     fn hear(&mut self, note: Note) {
         match note {
-            Note::Ended { lane, destination, began, sign } => {
+            Note::Ended { lane, destination, began, at, sign } => {
                 self.turns.finish(lane.index(), &destination);
                 let connections = || self.groups.limits(&destination).connections;
                 let now = self.parts.clock.now();
-                for changed in self.throttles.hear(&destination, began, &sign, connections, now) {
+                for changed in self.throttles.hear(&destination, began, &sign, connections, at) {
                     self.throttle(changed, now);
                 }
             }
@@ -315,7 +315,10 @@ impl Dispatcher {
             self.look_at_gates();
             let Some((destination, mut waiting)) = self.turns.next(self.open) else { break };
             let (lane, _) = waiting.claim;
-            if let Some(rest) = waiting.split(self.parts.queue.gates().room(lane)) {
+            let room = self.parts.queue.gates().room(lane);
+            // Each recipient's return path is its own, and so is its transaction.
+            let most = if outbound::has_verp(&self.parts.config, &waiting.message) { 1 } else { room };
+            if let Some(rest) = waiting.split(most.min(room)) {
                 let now = self.parts.clock.now();
                 let Dispatcher { turns, groups, throttles, .. } = self;
                 let allow = |destination: &Destination| allowance(groups, throttles, destination, now);
@@ -333,7 +336,8 @@ impl Dispatcher {
             let parts = self.parts.clone();
             let started = parts.queue.gates().start(lane, waiting.recipients.len());
             let of = Some((lane, destination, self.throttles.now()));
-            let turn = TurnTaken { tell: self.tell.clone(), of, sign: Sign::None, started };
+            let clock = parts.clock.clone();
+            let turn = TurnTaken { clock, tell: self.tell.clone(), of, sign: Sign::None, started };
             attempts.spawn(attempt(parts, waiting, turn));
         }
         self.keep(attempts);

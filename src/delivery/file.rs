@@ -1,5 +1,5 @@
-//! Delivery into files, in place of sending (`delivery.default = "file"`): one for each recipient,
-//! under the path that `delivery.file_path` makes of the message.
+//! Delivery into files, in place of sending (`delivery.default = "file"`) or as a target of kind `file`: one
+//! for each recipient, under the path that `delivery.file_path`, or the target's, makes of the message.
 //!
 //! Promises: a reader never sees half a file, as long as it leaves names alone that begin with a dot;
 //! Delivered means that file and folder entry are on disk. The path depends on the message and the
@@ -23,21 +23,25 @@ use crate::config::file_path::{NUMBER_MARK, Placeholder};
 use crate::message::mime;
 use crate::queue::record::{Failure, Message, Recipient};
 
-/// What failures name as their place, and where it is configured.
-const NAME: &str = "file";
-const KEY: &str = "delivery.file_path";
-
-/// The way out into files, ready to be used from many tasks.
+/// The way out into files, or a target, ready to be used from many tasks.
 #[derive(Clone, Debug)]
 pub struct Files {
     path: FilePath,
+    /// What failures name as their place, and where it is configured.
+    name: String,
+    key: String,
 }
 
 impl Files {
     /// Folders are made as they are needed; what the fixed part of the path lies in must be there, so
     /// that a disk that is not mounted is noticed.
     pub fn new(path: &FilePath) -> Files {
-        Files { path: path.clone() }
+        Files { path: path.clone(), name: "file".to_owned(), key: "delivery.file_path".to_owned() }
+    }
+
+    /// The target of this name.
+    pub fn target(name: &str, path: &FilePath) -> Files {
+        Files { path: path.clone(), name: name.to_owned(), key: format!("targets.{name}.path") }
     }
 
     /// Tries each recipient of the job once.
@@ -45,7 +49,8 @@ impl Files {
         let (files, work, body) = (self.clone(), job.clone(), job.body.paid().await);
         let written = tokio::task::spawn_blocking(move || files.deliver_all(&work, &body)).await;
         written.unwrap_or_else(|_| {
-            let why = Failure::local("4.3.0", NAME, "the delivery was broken off by an error in postrider");
+            let why =
+                Failure::local("4.3.0", self.name.as_str(), "the delivery was broken off by an error in postrider");
             let defer = Outcome::Defer { why, not_before_secs: None };
             job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect()
         })
@@ -53,7 +58,7 @@ impl Files {
 
     fn deliver_all(&self, job: &Job, body: &PaidBody) -> Vec<(u32, Outcome)> {
         let write = |number: u32, recipient: &Recipient| self.write(&job.message, number, recipient, body);
-        on_disk::deliver_each(job, write, |trouble| trouble.failure(NAME, KEY))
+        on_disk::deliver_each(job, write, |trouble| trouble.failure(&self.name, &self.key))
     }
 
     fn write(

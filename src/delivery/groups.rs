@@ -37,6 +37,8 @@ const KNOWN_MAX: usize = 8_192;
 /// Groups with a domain that has a section of its own. More than there are sections only if their
 /// exchangers keep changing; then the look-ups bring back those that still are.
 const OWN_MAX: usize = 1_024;
+/// Attempts at once at one target.
+const TARGET_AT_ONCE: usize = 10;
 /// Longest name of a group, in bytes: it is a key in memory and in the store.
 const NAME_BYTES_MAX: usize = 200;
 
@@ -242,7 +244,7 @@ impl<J> Groups<J> {
             Destination::Group(group) => self.own.get(group).copied().or(group.0.limits),
             Destination::Domain(domain) => Some(self.destinations.of(domain, std::slice::from_ref(domain))),
             Destination::Host(_) => None,
-            Destination::Target(_) => Some(GroupLimits::DEFAULT),
+            Destination::Target(_) => Some(GroupLimits { connections: TARGET_AT_ONCE, ..GroupLimits::DEFAULT }),
         };
         own.unwrap_or(self.destinations.default)
     }

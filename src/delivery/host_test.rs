@@ -348,6 +348,7 @@ fn job(from: &Address, to: &Address, now: Millis, hostname: &str) -> Job {
         stream: stream::default_name(),
         tls: TlsWish::default(),
         not_before: None,
+        answers: None,
     };
     let recipient = Recipient {
         address: to.clone(),

@@ -15,16 +15,16 @@ const PREFIX: &[u8] = b"throttle/";
 const GROUP: u8 = b'g';
 const DOMAIN: u8 = b'd';
 const HOST: u8 = b'h';
+const TARGET: u8 = b't';
 
-/// None for what has no servers of others behind it.
-fn key(destination: &Destination) -> Option<Vec<u8>> {
+fn key(destination: &Destination) -> Vec<u8> {
     let (kind, name) = match destination {
         Destination::Group(group) => (GROUP, group.name()),
         Destination::Domain(domain) => (DOMAIN, domain.as_str()),
         Destination::Host(name) => (HOST, name.as_str()),
-        Destination::Target(_) => return None,
+        Destination::Target(name) => (TARGET, name.as_str()),
     };
-    Some([PREFIX, &[kind], name.as_bytes()].concat())
+    [PREFIX, &[kind], name.as_bytes()].concat()
 }
 
 fn destination(key: &[u8]) -> Option<Destination> {
@@ -33,6 +33,7 @@ fn destination(key: &[u8]) -> Option<Destination> {
     match *kind {
         GROUP => Some(Destination::Group(Group::named(name))),
         HOST => Some(Destination::Host(name.to_owned())),
+        TARGET => Some(Destination::Target(name.to_owned())),
         DOMAIN => Domain::parse(name).ok().map(Destination::Domain),
         _ => None,
     }
@@ -64,7 +65,7 @@ pub(super) fn batch<'d>(
 ) -> Result<Batch, StoreError> {
     let mut batch = Batch::new();
     for destination in destinations {
-        let Some(key) = key(destination) else { continue };
+        let key = key(destination);
         match throttles.get(destination) {
             Some(throttle) => batch.put(Table::Meta, key, keys::encode(throttle)?),
             None => batch.delete(Table::Meta, key),

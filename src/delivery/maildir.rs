@@ -14,6 +14,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::body::PaidBody;
+use super::local_form::{LineEnds, head};
 use super::on_disk::{self, Trouble, create, make_folder, sync_folder};
 use super::{Job, Outcome};
 use crate::message::Domain;
@@ -88,12 +89,6 @@ impl Maildir {
     }
 }
 
-/// The fields that the last server on the way puts on top (RFC 5321 4.4).
-fn head(message: &Message, recipient: &Recipient) -> String {
-    let original = recipient.alias.as_ref().map_or_else(String::new, |alias| format!("X-Original-To: {alias}\n"));
-    format!("Return-Path: <{}>\n{original}Delivered-To: {}\n", message.mail_from, recipient.address)
-}
-
 fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
     out.write_all(head.as_bytes())?;
@@ -105,62 +100,10 @@ fn write_file(path: &Path, head: &str, body: &PaidBody) -> io::Result<()> {
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-/// Writes CRLF as LF, also where a chunk ends between the two.
-struct LineEnds<'w, W: Write> {
-    out: &'w mut W,
-    pending_cr: bool,
-}
-
-impl<'w, W: Write> LineEnds<'w, W> {
-    fn new(out: &'w mut W) -> LineEnds<'w, W> {
-        LineEnds { out, pending_cr: false }
-    }
-
-    fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
-        for piece in chunk.split_inclusive(|b| *b == b'\n') {
-            if std::mem::take(&mut self.pending_cr) && piece != b"\n" {
-                self.out.write_all(b"\r")?;
-            }
-            match piece {
-                [line @ .., b'\r', b'\n'] => {
-                    self.out.write_all(line)?;
-                    self.out.write_all(b"\n")?;
-                }
-                [line @ .., b'\r'] => {
-                    self.out.write_all(line)?;
-                    self.pending_cr = true;
-                }
-                line => self.out.write_all(line)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> io::Result<()> {
-        if self.pending_cr { self.out.write_all(b"\r") } else { Ok(()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn line_ends_do_not_depend_on_the_chunks() {
-        let text = b"a\r\nb\nc\rd\r\r\n\r\n\n\r";
-        for first in 0..=text.len() {
-            for second in first..=text.len() {
-                let mut out = Vec::new();
-                let mut lines = LineEnds::new(&mut out);
-                for chunk in [&text[..first], &text[first..second], &text[second..]] {
-                    lines.write(chunk).unwrap();
-                }
-                lines.finish().unwrap();
-                assert_eq!(out, b"a\nb\nc\rd\r\n\n\n\r", "cut at {first} and {second}");
-            }
-        }
-    }
 
     #[test]
     fn a_full_disk_and_missing_rights_are_told_apart() {

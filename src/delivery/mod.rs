@@ -1,7 +1,7 @@
 //! From the queue to the far end: one job at a time, whatever the transport.
 //!
-//! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, `webhook`,
-//! `maildir`, `file`, `archive`, `graph`) tries one job and answers with an [`Outcome`] per recipient; what an
+//! `dispatch` claims what is due, makes jobs of it and runs them; a transport (`smtp`, which speaks LMTP too,
+//! `webhook`, `maildir`, `file`, `pipe`, `archive`, `graph`) tries one job and answers with an [`Outcome`] per recipient; what an
 //! outcome means for the queue is decided in `dispatch` alone. `oauth` has the tokens that some hosts take
 //! instead of a password.
 
@@ -25,9 +25,12 @@ pub mod host_test;
 mod http;
 pub mod https;
 mod kept;
+mod local_form;
 pub mod maildir;
 pub mod oauth;
 mod on_disk;
+mod paused;
+pub mod pipe;
 mod put_off;
 pub mod settle;
 pub mod shelf;
@@ -60,6 +63,8 @@ pub enum Outcome {
     Captured,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
     Held(String),
+    /// Not sent: the address is on the suppression list. Nobody is told.
+    Suppressed(String),
     /// Try again: on the schedule, or not before the given number of seconds from now
     /// (Retry-After of a webhook).
     Defer {

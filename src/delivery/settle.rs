@@ -9,26 +9,33 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::bounce::backscatter;
 use crate::bounce::dsn::{self, Action, Notice};
 use crate::clock::{Clock, Millis};
 use crate::config::{Archive, ArchivePer, Config};
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
+use crate::intake::notices::Leave;
+use crate::intake::suppress::Guards;
 use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::suspend::Suspension;
 use crate::queue::{Queue, Step};
+use crate::routing::{notice_id, outbound};
 use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
-use crate::store::StoreError;
+use crate::store::{Batch, StoreError};
 
 use super::{Delivered, Hop, Job, Outcome};
 
 /// Wait between tries to write a result down. Until it is written the claim stays, so nothing is
 /// delivered twice because the disk was full.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How the reason begins for which mail is held that a target has not taken in time.
+pub const DEAD_LETTER: &str = "dead letter";
 
 fn place(address: &Address, route: &Route) -> String {
     match route {
@@ -95,7 +102,7 @@ impl Settler {
                 tokio::time::sleep(WRITE_AGAIN).await;
             }
             queue.release(&job.message, &group.steps, &group.added);
-            suspended.extend(group.steps.iter().filter(|step| waits_for_a_host(step)).map(|step| step.number));
+            suspended.extend(group.steps.iter().filter(|step| waits_for_a_way(step)).map(|step| step.number));
         }
         drop(lock);
         for number in suspended {
@@ -103,15 +110,19 @@ impl Settler {
         }
     }
 
-    /// Who resumes a smart host releases what is held for it: what was written after that has to be
-    /// released here.
+    /// Who resumes a smart host or a target releases what is held for it: what was written after that has
+    /// to be released here.
     async fn unless_resumed(&self, queue: &Queue, message: &Message, number: u32) {
         let mut telling = self.journal.begin();
         let now = self.clock.now();
         let changed = queue.change(message.id, number, |message, before| {
             let Status::Held { reason } = &before.status else { return None };
-            let host = Suspension::host_of(reason)?;
-            if queue.gates().is_host_suspended(host, &message.stream) {
+            let is_still = match Suspension::of_reason(reason)? {
+                Suspension::SmartHost(host) => queue.gates().is_host_suspended(&host, &message.stream),
+                Suspension::Target(name) => queue.gates().is_target_paused(&name),
+                Suspension::All | Suspension::Stream(_) | Suspension::Fetch => true,
+            };
+            if is_still {
                 return None;
             }
             telling.tell(message.id, Event::Released { recipient: before.address.clone() });
@@ -123,7 +134,7 @@ impl Settler {
             Ok(false) => {}
             Err(error) => {
                 let id = message.id;
-                tracing::error!(%id, %error, "what was held for a smart host that is resumed could not be released; release it");
+                tracing::error!(%id, %error, "what was held for a way out that is resumed could not be released; release it");
             }
         }
     }
@@ -199,6 +210,7 @@ impl Settler {
                 let status = Status::Held { reason: reason.clone() };
                 untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
             }
+            Outcome::Suppressed(reason) => untold(Event::Suppressed { recipient: address, reason }, None),
             Outcome::Captured => {
                 let status = Status::Captured { at: now };
                 let after = Recipient { status, attempts: attempt, ..recipient.clone() };
@@ -228,6 +240,7 @@ impl Settler {
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
                 let counted = if recipient.by_hand.is_some() { recipient.attempts.max(1) } else { attempt };
                 match schedule::next(retry, message.tried_from(), counted, now, not_before, (message.id, number)) {
+                    Next::GiveUp if is_target(recipient) => dead_letter(recipient, why, attempt),
                     Next::GiveUp => {
                         let event = Event::Expired { recipient: address, why: why.clone(), attempt };
                         Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
@@ -277,18 +290,29 @@ impl Settler {
     /// A group in one batch, its notice included.
     async fn write(&self, queue: &Queue, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Result<(), String> {
         let id = job.message.id;
+        let leave = self.leave(job, tell, group).await.map_err(|error| error.to_string())?;
         let mut telling = self.journal.begin();
         for event in &group.events {
             telling.tell(id, event.clone());
         }
+        let withheld = self.withheld(job, tell, group);
+        if let Some(event) = &withheld {
+            telling.tell(id, event.clone());
+        }
+        if let (ReversePath::Address(sender), Some(reason)) = (&job.message.mail_from, leave.withheld()) {
+            telling.tell(id, Event::Discarded { recipient: sender.clone(), reason });
+        }
         let steps = queue.step_batch(&job.message, &group.steps, &group.added);
         let mut batch = steps.map_err(|error| error.to_string())?;
         batch.append(telling.take_batch());
-        if let Some((draft, event)) = self.notice(job, tell, group, original) {
+        let counted = self.count(&job.message, group, &mut batch).await;
+        let _guards = counted.map_err(|error| error.to_string())?;
+        if let Some((draft, event)) = self.notice(job, tell, group, &leave, original) {
             let mut told = self.journal.begin();
             told.tell(id, event);
             let mut carried = batch.clone();
             carried.append(told.take_batch());
+            carried.append(leave.batch());
             match self.intake.accept_with(draft, carried).await {
                 Ok(_) => {
                     telling.log();
@@ -305,23 +329,73 @@ impl Settler {
         Ok(())
     }
 
-    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
-    fn notice(&self, job: &Job, tell: Tell, group: &Group, original: &[u8]) -> Option<(Draft, Event)> {
-        let message = &job.message;
-        let ReversePath::Address(sender) = &message.mail_from else { return None };
+    /// What the suppression list has to know of a group, and bounces that come back later.
+    async fn count(&self, message: &Message, group: &Group, batch: &mut Batch) -> Result<Guards<'_>, StoreError> {
+        let steps = || group.steps.iter().zip(&group.events).filter(|(step, _)| step.before.route == Route::Remote);
+        if outbound::has_verp(&self.config, message) {
+            let sent = steps().filter(|(_, event)| matches!(event, Event::Delivered { .. }));
+            let sent = sent.map(|(step, _)| (step.number, &step.before.address));
+            self.intake.remember_tokens(message.id, sent, batch);
+        }
+        let failed = steps().filter_map(|(_, event)| match event {
+            Event::Failed { recipient, why, .. } | Event::Expired { recipient, why, .. } => Some((recipient, why)),
+            _ => None,
+        });
+        let (counted, guards) = self.intake.suppression().refused(message, &failed.collect::<Vec<_>>()).await?;
+        batch.append(counted);
+        Ok(guards)
+    }
+
+    fn action(&self, job: &Job, tell: Tell) -> Option<Action> {
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
-        let action = match tell {
+        Some(match tell {
             Tell::Nothing => return None,
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
-            Tell::Delayed => Action::Delayed { until: message.tried_from().saturating_add(retry_for) },
+            Tell::Delayed => Action::Delayed { until: job.message.tried_from().saturating_add(retry_for) },
             Tell::Delivered => Action::Delivered,
             Tell::Relayed => Action::Relayed,
-        };
+        })
+    }
+
+    /// The line of the story where the sender would be told, and may not be who wrote.
+    fn withheld(&self, job: &Job, tell: Tell, group: &Group) -> Option<Event> {
+        let action = self.action(job, tell)?;
+        let wanted = group.about.iter().filter(|(recipient, _)| dsn::wanted(&job.message, recipient, action));
+        let names: Vec<String> = wanted.map(|(recipient, _)| recipient.address.to_string()).collect();
+        let sender = job.message.mail_from.address().filter(|_| !names.is_empty())?.clone();
+        let why = backscatter::refusal(&job.message)?;
+        Some(Event::NoticeWithheld { sender, about: names.join(", "), why })
+    }
+
+    /// Of whom in the group the sender may be told: within the budget, where it is an outsider; never one who
+    /// may not be who wrote.
+    async fn leave(&self, job: &Job, tell: Tell, group: &Group) -> Result<Leave<'_>, StoreError> {
+        let Some(action) = self.action(job, tell) else { return Ok(Leave::none()) };
+        let wanted = group.about.iter().map(|(recipient, _)| recipient);
+        let wanted: Vec<&Recipient> = wanted.filter(|one| dsn::wanted(&job.message, one, action)).collect();
+        if wanted.is_empty() || backscatter::refusal(&job.message).is_some() {
+            return Ok(Leave::none());
+        }
+        self.intake.may_tell(&job.message, &wanted).await
+    }
+
+    /// The notice to the sender and the line of the story, if one is wanted by anybody in the group.
+    fn notice(
+        &self,
+        job: &Job,
+        tell: Tell,
+        group: &Group,
+        leave: &Leave<'_>,
+        original: &[u8],
+    ) -> Option<(Draft, Event)> {
+        let message = &job.message;
+        let ReversePath::Address(sender) = &message.mail_from else { return None };
+        let action = self.action(job, tell)?;
         let mut wanted: Vec<(&Recipient, &Failure)> = group
             .about
             .iter()
-            .filter(|(recipient, _)| dsn::wanted(message, recipient, action))
+            .filter(|(recipient, _)| dsn::wanted(message, recipient, action) && leave.allows(recipient))
             .map(|(recipient, failure)| (recipient, failure))
             .collect();
         if matches!(tell, Tell::Delivered | Tell::Relayed) {
@@ -332,6 +406,7 @@ impl Settler {
         if wanted.is_empty() {
             return None;
         }
+        let seed = getrandom::u64().unwrap_or_else(|_| message.id.as_u64());
         let names: Vec<String> = wanted.iter().map(|(recipient, _)| recipient.address.to_string()).collect();
         let notice = Notice {
             hostname: &self.config.hostname,
@@ -342,7 +417,8 @@ impl Settler {
             action,
             original,
             now: self.clock.now(),
-            seed: getrandom::u64().unwrap_or_else(|_| message.id.as_u64()),
+            id: &notice_id::make(self.intake.marks(), message.id, seed, &self.config.hostname),
+            seed,
         };
         let mut envelope = Envelope::new(ReversePath::Null, [sender.clone()]);
         envelope.smtputf8 = dsn::needs_smtputf8(&notice);
@@ -417,9 +493,24 @@ fn delivered(recipient: &Recipient, done: Delivered, attempt: u32) -> Decided {
     Decided { tell, why, ..untold(event, None) }
 }
 
-fn waits_for_a_host(step: &Step) -> bool {
+fn is_target(recipient: &Recipient) -> bool {
+    matches!(recipient.route, Route::Target(_)) && !recipient.route.is_archive()
+}
+
+/// What a target of ours has not taken in time is nobody's fault but ours: it is kept for a person, who lets it
+/// be tried again (`postrider queue retry`) when the target is well, and the sender is not told that it is lost.
+fn dead_letter(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
+    let tries = if attempt == 1 { "1 try".to_owned() } else { format!("{attempt} tries") };
+    let reason = format!("{DEAD_LETTER}: given up after {tries} (delivery.retry); the last one: {}", why.reason);
+    let status = Status::Held { reason: reason.clone() };
+    let event = Event::Held { recipient: recipient.address.clone(), reason };
+    let after = Recipient { status, attempts: attempt, last_failure: Some(why), by_hand: None, ..recipient.clone() };
+    untold(event, Some(after))
+}
+
+fn waits_for_a_way(step: &Step) -> bool {
     let status = step.after.as_ref().map(|after| &after.status);
-    matches!(status, Some(Status::Held { reason }) if Suspension::host_of(reason).is_some())
+    matches!(status, Some(Status::Held { reason }) if Suspension::of_reason(reason).is_some())
 }
 
 /// A step of which the sender is not told.

@@ -101,7 +101,8 @@ impl SmartHosts {
         let suspended = |host: &SmartHost| self.queue.gates().is_host_suspended(&host.name, &job.message.stream);
         let in_use: Vec<&Candidate<'_>> = fitting.iter().copied().filter(|fit| !suspended(fit.host)).collect();
         if in_use.is_empty() {
-            return all(job, &Outcome::Held(Suspension::held_because(&first.host.name)));
+            let what = Suspension::SmartHost(first.host.name.clone());
+            return all(job, &Outcome::Held(what.held_because().unwrap_or_default()));
         }
         let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
         let mut rest = job.clone();
@@ -229,20 +230,23 @@ fn target(candidate: &Candidate<'_>, login: Option<Login>) -> HostTarget {
 
 pub(super) fn target_of(host: &SmartHost, login: Option<Login>, mail_from: Option<ReversePath>) -> HostTarget {
     let SmartHost { host, port, tls, verify_certificate, debug, .. } = host;
-    let tls = match tls {
-        SmartHostTls::Off => TlsMode::Off,
-        SmartHostTls::Opportunistic => TlsMode::Opportunistic,
-        SmartHostTls::Required => TlsMode::Required,
-        SmartHostTls::Implicit => TlsMode::Implicit,
-    };
     HostTarget {
         host: host.clone(),
         port: *port,
-        tls,
+        tls: tls_mode(*tls),
         verify_certificate: *verify_certificate,
         login,
         mail_from,
         debug: *debug,
+    }
+}
+
+pub(super) fn tls_mode(tls: SmartHostTls) -> TlsMode {
+    match tls {
+        SmartHostTls::Off => TlsMode::Off,
+        SmartHostTls::Opportunistic => TlsMode::Opportunistic,
+        SmartHostTls::Required => TlsMode::Required,
+        SmartHostTls::Implicit => TlsMode::Implicit,
     }
 }
 

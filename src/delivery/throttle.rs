@@ -64,7 +64,8 @@ fn is_policy(reply: &Reply) -> bool {
 /// 421, 4.7.x, no connection or one that broke, a greeting that turns us away. Greylisting is about a
 /// sender and a recipient, and goes by the same code.
 fn is_complaint(why: &Failure) -> bool {
-    let Some(reply) = &why.reply else { return matches!(why.status.as_str(), "4.4.1" | "4.4.2") };
+    // 4.4.5: a webhook's 429 or 503.
+    let Some(reply) = &why.reply else { return matches!(why.status.as_str(), "4.4.1" | "4.4.2" | "4.4.5") };
     match reply.code {
         421 => true,
         // RFC 5321 4.5.3.1.10: too many recipients for one transaction.
@@ -288,6 +289,7 @@ mod tests {
             (defer(refused(450, (3, 2), "starting up")), complaint),
             (defer(failure("4.4.1", None)), complaint),
             (defer(failure("4.4.2", None)), complaint),
+            (defer(failure("4.4.5", None)), complaint),
             (defer(failure("4.4.3", None)), None),
             (defer(failure("4.3.5", None)), None),
             (Outcome::Captured, None),

@@ -2,16 +2,20 @@
 //! is queued already.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::config::{Config, Target};
+use crate::config::targets::LmtpAddress;
+use crate::config::{Config, SmartHostTls, Target};
 use crate::dns::Resolver;
 use crate::message::{Address, Domain};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
-use crate::routing::outbound::{self, Way};
+use crate::routing::outbound::{self, Choice, Way};
+use crate::routing::srs;
+use crate::secret::Marks;
 
 use super::archive::Archive;
 use super::file::Files;
@@ -21,9 +25,11 @@ use super::http::ClientError;
 use super::https::Https;
 use super::maildir::Maildir;
 use super::oauth::{Tokens, TokensError};
+use super::paused::Pauses;
+use super::pipe::Pipe;
 use super::shelf::Shelf;
-use super::smart_hosts::SmartHosts;
-use super::smtp::{SetupError, SmtpTransport, Timeouts, TlsPolicies};
+use super::smart_hosts::{SmartHosts, tls_mode};
+use super::smtp::{HostTarget, SetupError, SmtpTransport, Timeouts, TlsPolicies};
 use super::tls_report::Tally;
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
@@ -33,17 +39,24 @@ use super::{Job, Outcome};
 enum TargetTransport {
     Webhook(Box<Webhook>),
     Maildir(Maildir),
+    Lmtp(LmtpAddress),
+    Pipe(Pipe),
+    File(Files),
+    Smtp(Box<HostTarget>),
     Archive(Archive),
 }
 
 #[derive(Debug)]
 pub struct Transports {
     config: Arc<Config>,
+    clock: Clock,
+    marks: Marks,
     smtp: SmtpTransport,
     smart_hosts: SmartHosts,
     files: Files,
     tls: TlsKnowledge,
     targets: BTreeMap<String, TargetTransport>,
+    pauses: Pauses,
 }
 
 /// What is known of TLS at other servers.
@@ -74,6 +87,8 @@ pub enum SetUpError {
     Tokens(#[from] TokensError),
     #[error(transparent)]
     Graph(#[from] ClientError),
+    #[error("{}: the key for return paths: {source}", path.display())]
+    Marks { path: PathBuf, source: std::io::Error },
 }
 
 impl Transports {
@@ -102,7 +117,11 @@ impl Transports {
         let tokens = Arc::new(Tokens::new(config, queue.clone(), clock.clone())?);
         let graph = Graph::new(config, tokens.clone(), clock.clone())?;
         let smart_hosts = SmartHosts::new(clock.clone(), queue.clone(), tokens, graph);
-        Ok(Transports { config: config.clone(), smtp, smart_hosts, files, tls, targets })
+        let marks = Marks::open(&config.data_dir)
+            .map_err(|source| SetUpError::Marks { path: config.data_dir.clone(), source })?;
+        let pauses = Pauses::new(config.clone(), queue.clone());
+        let (config, clock) = (config.clone(), clock.clone());
+        Ok(Transports { config, clock, marks, smtp, smart_hosts, files, tls, targets, pauses })
     }
 
     /// Other time-outs of SMTP than those of RFC 5321.
@@ -121,26 +140,48 @@ impl Transports {
                 outcomes.extend(if allowed.recipients.is_empty() { Vec::new() } else { self.send(&allowed).await });
                 outcomes
             }
-            Some(Route::Target(name)) => match self.targets.get(name) {
-                Some(TargetTransport::Webhook(webhook)) => webhook.deliver(job).await,
-                Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
-                Some(TargetTransport::Archive(archive)) => archive.deliver(job).await,
-                None if Route::Target(name.clone()).is_archive() => {
-                    let why = Failure::local("5.3.5", name, "this [[archive]] is not in the configuration any more");
-                    all(job, &Outcome::Fail(why))
-                }
-                None => {
-                    let reason = format!(
-                        "there is no target {name} in the configuration any more; add [targets.{name}] or cancel"
-                    );
-                    all(job, &Outcome::Defer { why: Failure::local("4.3.5", name, reason), not_before_secs: None })
-                }
-            },
+            Some(Route::Target(name)) => self.hand_over(name, job).await,
         }
     }
 }
 
 impl Transports {
+    /// To a target.
+    async fn hand_over(&self, name: &str, job: &Job) -> Vec<(u32, Outcome)> {
+        match self.targets.get(name) {
+            Some(TargetTransport::Webhook(webhook)) => {
+                if let Some(held) = self.pauses.held(name, job) {
+                    return held;
+                }
+                let mut outcomes = webhook.deliver(job).await;
+                self.pauses.heed(name, &mut outcomes).await;
+                outcomes
+            }
+            Some(TargetTransport::Maildir(maildir)) => maildir.deliver(job).await,
+            Some(TargetTransport::Lmtp(address)) => self.smtp.deliver_lmtp(job, address).await,
+            Some(TargetTransport::Pipe(pipe)) => pipe.deliver(job).await,
+            Some(TargetTransport::File(files)) => files.deliver(job).await,
+            Some(TargetTransport::Smtp(host)) => {
+                self.smtp.deliver_through(job, std::slice::from_ref(host)).await.outcomes
+            }
+            Some(TargetTransport::Archive(archive)) => archive.deliver(job).await,
+            None if Route::Target(name.to_owned()).is_archive() => {
+                let why = Failure::local("5.3.5", name, "this [[archive]] is not in the configuration any more");
+                all(job, &Outcome::Fail(why))
+            }
+            None => {
+                let reason =
+                    format!("there is no target {name} in the configuration any more; add [targets.{name}] or cancel");
+                all(job, &Outcome::Defer { why: Failure::local("4.3.5", name, reason), not_before_secs: None })
+            }
+        }
+    }
+
+    /// Targets that are paused.
+    pub fn pauses(&self) -> &Pauses {
+        &self.pauses
+    }
+
     /// The servers that take mail for a domain, in no order; none if that cannot be found out now.
     pub async fn exchangers(&self, domain: &Domain) -> Option<Vec<Domain>> {
         self.smtp.exchangers(domain).await
@@ -148,7 +189,7 @@ impl Transports {
 
     /// By the way out that its From and its stream lead to.
     async fn send(&self, job: &Job) -> Vec<(u32, Outcome)> {
-        match outbound::choose_for(&self.config, &job.message).way {
+        match self.choose(job).way {
             Way::Direct { envelope: None } => self.smtp.deliver(job).await,
             Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
@@ -164,6 +205,23 @@ impl Transports {
                 };
                 all(job, &Outcome::Defer { why: Failure::local("4.3.5", "", reason), not_before_secs: None })
             }
+        }
+    }
+
+    /// The envelope sender of what is forwarded. All recipients of a job have one: which of our domains it names
+    /// makes no difference.
+    fn forward_path(&self, job: &Job) -> Option<Address> {
+        let now = self.clock.now();
+        let mut recipients = job.recipients.iter().map(|(_, recipient)| recipient);
+        recipients.find_map(|recipient| srs::return_path(&self.config, &self.marks, &job.message, recipient, now))
+    }
+
+    /// Where each recipient has a return path of its own, the dispatcher gives them one by one.
+    fn choose(&self, job: &Job) -> Choice<'_> {
+        match (self.forward_path(job), job.recipients.as_slice()) {
+            (Some(path), _) => outbound::choose_forward(&self.config, &job.message, &path),
+            (None, [(number, _)]) => outbound::choose_for_one(&self.config, &job.message, *number, &self.marks),
+            _ => outbound::choose_for(&self.config, &job.message),
         }
     }
 
@@ -240,12 +298,26 @@ fn leaves(delivery: &Delivery) -> bool {
     delivery.route == Route::Remote
 }
 
-fn set_up(config: &Config, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
+fn set_up(config: &Arc<Config>, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            TargetTransport::Webhook(Box::new(Webhook::new(name, target, &config.domains, clock.clone())?))
+            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;
+            TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
+        Target::Lmtp { address } => TargetTransport::Lmtp(address.clone()),
+        Target::Pipe { command, timeout } => TargetTransport::Pipe(Pipe::new(name, command, *timeout)),
+        Target::File { path } => TargetTransport::File(Files::target(name, path)),
+        Target::Smtp { host, port, tls } => TargetTransport::Smtp(Box::new(HostTarget {
+            host: host.clone(),
+            port: *port,
+            tls: tls_mode(*tls),
+            // Who asks for no more than "opportunistic" takes what is there.
+            verify_certificate: matches!(tls, SmartHostTls::Required | SmartHostTls::Implicit),
+            login: None,
+            mail_from: None,
+            debug: false,
+        })),
     })
 }
 

@@ -1,15 +1,17 @@
-//! Delivery to a webhook: one signed JSON POST for each recipient (Standard Webhooks headers).
+//! Delivery to a webhook: one signed POST for each recipient (Standard Webhooks headers), with the message
+//! taken apart as JSON (`payload`) or as it is (`raw`).
 //!
 //! Promises: `webhook-id` is the same in every attempt for a recipient. With a secret, every request
 //! carries `webhook-signature: v1,<base64>`, an HMAC-SHA256 over `id.timestamp.body`; a secret that
 //! begins with `whsec_` is the base64 of the key, any other is the key itself. No answer can make us
-//! drop mail but 406 and 422: a bad deployment that answers 404 costs time, not messages. Redirects
+//! drop mail but 406 and 422: a bad deployment that answers 404 costs time, not messages. 410 asks for a
+//! pause, which is made in `paused`. Redirects
 //! are not followed, answers are read up to a bound, the whole exchange has a deadline. What keeps
 //! the endpoint from answering for one recipient of a message is not tried again for the others.
 //!
 //! The URL is the administrator's and may lead anywhere, also into the own network; nothing from a
 //! message ever becomes part of it. Names are resolved by the system, so `/etc/hosts` counts.
-//! Left out: the pausing of an endpoint that answers 410, other formats than JSON, proxies.
+//! Left out: proxies.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -23,19 +25,23 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
 
 use super::http::{self, ClientError, innermost};
-use super::{Delivered, Hop, Job, Outcome};
+use super::{Delivered, Hop, Job, Outcome, paused};
 use crate::clock::Clock;
-use crate::config::{OwnDomain, Secret, Target};
+use crate::config::targets::WebhookFormat;
+use crate::config::{Config, OwnDomain, Secret, Target};
 use crate::message::Domain;
+use crate::message::header::Headers;
 use crate::queue::record::{Failure, Recipient};
+use crate::routing::{answerable, inbound};
 use crate::smtp::Reply;
 
 mod payload;
+mod raw;
 
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 4096;
@@ -74,12 +80,15 @@ pub struct Webhook {
     /// Without user, password and query, which may be secrets.
     shown_url: String,
     key: Option<hmac::Key>,
+    format: WebhookFormat,
     timeout: Duration,
     /// What sets off a subaddress, for each domain that has them.
     separators: BTreeMap<Domain, char>,
     client: Client,
     clock: Clock,
     large: Semaphore,
+    /// For its aliases.
+    config: Option<Arc<Config>>,
 }
 
 /// Without the URL's and the signature's secrets.
@@ -97,7 +106,7 @@ impl Webhook {
         domains: &BTreeMap<Domain, OwnDomain>,
         clock: Clock,
     ) -> Result<Webhook, WebhookError> {
-        let Target::Webhook { url, secret, timeout } = target else {
+        let Target::Webhook { url, secret, format, timeout } = target else {
             return Err(WebhookError::NotAWebhook(name.to_owned()));
         };
         let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
@@ -110,11 +119,18 @@ impl Webhook {
             client: client(name, &url)?,
             url,
             key,
+            format: *format,
             timeout: *timeout,
             separators: separators.collect(),
             clock,
             large: Semaphore::new(LARGE_AT_ONCE),
+            config: None,
         })
+    }
+
+    /// Tells the endpoint what the groups of pattern aliases have found.
+    pub fn with_aliases(self, config: Arc<Config>) -> Webhook {
+        Webhook { config: Some(config), ..self }
     }
 
     /// Tries each recipient of the job once.
@@ -122,7 +138,8 @@ impl Webhook {
         // Held until the last request is done; never closed, so the permit is always had.
         let _permit = if job.body.len() > LARGE_BYTES { self.large.acquire().await.ok() } else { None };
         // It pays for the JSON, too, until the last request is done.
-        let whole = match job.body.whole(JSON_GROWTH).await {
+        let growth = if self.format == WebhookFormat::Json { JSON_GROWTH } else { 0 };
+        let whole = match job.body.whole(growth).await {
             Ok(whole) => whole,
             Err(error) => {
                 let reason = format!("the stored message cannot be read: {error}");
@@ -131,7 +148,7 @@ impl Webhook {
                 return job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect();
             }
         };
-        let shared = render(job, &whole).await;
+        let shared = if self.format == WebhookFormat::Json { render(job, &whole).await } else { whole.clone() };
         let mut outcomes = Vec::with_capacity(job.recipients.len());
         let mut endpoint_down: Option<Outcome> = None;
         for (number, recipient) in &job.recipients {
@@ -139,7 +156,7 @@ impl Webhook {
                 outcomes.push((*number, outcome.clone()));
                 continue;
             }
-            let (outcome, reach) = self.post(job, *number, recipient, &shared).await;
+            let (outcome, reach) = self.post(job, *number, recipient, (&whole, &shared)).await;
             if reach == Reach::EndpointDown {
                 endpoint_down = Some(without_doubt(&outcome));
             }
@@ -148,11 +165,33 @@ impl Webhook {
         outcomes
     }
 
-    async fn post(&self, job: &Job, number: u32, recipient: &Recipient, shared: &Bytes) -> (Outcome, Reach) {
+    fn known(&self, job: &Job, recipient: &Recipient, whole: &[u8]) -> payload::Known<'_> {
+        let own = recipient.alias.as_ref().unwrap_or(&recipient.address);
+        let groups = self.config.as_ref().map(|config| inbound::groups(config, own)).unwrap_or_default();
+        payload::Known {
+            separator: self.separators.get(recipient.address.domain()).copied(),
+            target: &self.name,
+            groups,
+            may_answer: answerable::why_not(&Headers::parse(whole), &job.message.mail_from, own).is_none(),
+        }
+    }
+
+    /// `parts`: the message, and the JSON that its recipients share.
+    async fn post(&self, job: &Job, number: u32, recipient: &Recipient, parts: (&Bytes, &Bytes)) -> (Outcome, Reach) {
         let id = payload::event_id(&job.message, number);
-        let separator = self.separators.get(recipient.address.domain()).copied();
-        let head = payload::head(&job.message, &id, recipient, separator, &self.name);
-        let pieces = [Bytes::from(head), shared.clone(), Bytes::from_static(payload::TAIL)];
+        let (whole, shared) = parts;
+        let known = self.known(job, recipient, whole);
+        let (content_type, pieces, fields) = match self.format {
+            WebhookFormat::Json => {
+                let head = payload::head(&job.message, &id, recipient, &known);
+                let pieces = vec![Bytes::from(head), shared.clone(), Bytes::from_static(payload::TAIL)];
+                ("application/json", pieces, Vec::new())
+            }
+            WebhookFormat::Raw => {
+                let fields = raw::fields(&job.message, recipient, &known);
+                (raw::CONTENT_TYPE, vec![shared.clone()], fields)
+            }
+        };
         let timestamp = (self.clock.now() / 1000).to_string();
         let length: usize = pieces.iter().map(Bytes::len).sum();
         let deadline = self.timeout + Duration::from_secs(length as u64 / BYTES_PER_SECOND_MIN);
@@ -160,7 +199,8 @@ impl Webhook {
             .client
             .post(self.url.clone())
             .timeout(deadline)
-            .header(CONTENT_TYPE, "application/json")
+            .headers(HeaderMap::from_iter(fields))
+            .header(CONTENT_TYPE, content_type)
             .header("webhook-id", &id)
             .header("webhook-timestamp", &timestamp);
         if let Some(key) = &self.key {
@@ -191,14 +231,11 @@ impl Webhook {
             StatusCode::NOT_ACCEPTABLE => (Outcome::Fail(failure("5.7.1", said)), Reach::Answered),
             StatusCode::UNPROCESSABLE_ENTITY => (Outcome::Fail(failure("5.6.0", said)), Reach::Answered),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                (Outcome::Defer { why: failure("4.3.2", said), not_before_secs }, Reach::EndpointDown)
+                (Outcome::Defer { why: failure("4.4.5", said), not_before_secs }, Reach::EndpointDown)
             }
             StatusCode::GONE => {
-                let why = failure(
-                    "4.3.2",
-                    format!("{said}: it wants no more events; remove targets.{} or revive it", self.name),
-                );
-                (Outcome::Defer { why, not_before_secs: None }, Reach::EndpointDown)
+                tracing::warn!(answer = said, "a webhook wants nothing more");
+                (paused::held(&self.name), Reach::EndpointDown)
             }
             _ if status.is_redirection() => {
                 let why = failure(

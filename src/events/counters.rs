@@ -10,7 +10,7 @@ use crate::message::Door;
 pub const DOORS: [&str; 6] = ["mx", "submission", "pickup", "admin", "bounce", "http"];
 
 /// What became of a try or a recipient, as labels.
-pub const OUTCOMES: [&str; 11] = [
+pub const OUTCOMES: [&str; 14] = [
     "delivered",
     "captured",
     "deferred",
@@ -22,6 +22,9 @@ pub const OUTCOMES: [&str; 11] = [
     "discarded",
     "archived",
     "not_archived",
+    "bounced",
+    "complained",
+    "suppressed",
 ];
 
 #[derive(Debug, Default)]
@@ -39,7 +42,10 @@ impl Counters {
             Event::Accepted { origin, .. } => &self.accepted[door(&origin.door)],
             Event::Imported { .. } => &self.imported,
             Event::NoticeSent { .. } => &self.notices,
-            Event::Routed { .. } => return,
+            Event::Routed { .. }
+            | Event::DelayReported { .. }
+            | Event::NotBelieved { .. }
+            | Event::NoticeWithheld { .. } => return,
             Event::Unsure { .. } => {
                 self.unsure.fetch_add(1, Ordering::Relaxed);
                 &self.outcomes[2]
@@ -55,6 +61,9 @@ impl Counters {
             Event::Discarded { .. } => &self.outcomes[8],
             Event::Archived { .. } => &self.outcomes[9],
             Event::NotArchived { .. } => &self.outcomes[10],
+            Event::Bounced { .. } => &self.outcomes[11],
+            Event::Complained { .. } => &self.outcomes[12],
+            Event::Suppressed { .. } => &self.outcomes[13],
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }

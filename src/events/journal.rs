@@ -90,6 +90,12 @@ impl Telling<'_> {
         self.events.push((id, entry));
     }
 
+    /// What is told already, in one more story. It is neither logged nor counted again, and no webhook is told.
+    pub fn tell_also(&mut self, id: MessageId, event: Event) {
+        let entry = Entry { at: self.journal.clock.now(), event };
+        self.write(id, &entry, None);
+    }
+
     /// Into the journal, and to the webhooks that want this kind.
     fn write(&mut self, id: MessageId, entry: &Entry, kind: Option<Kind>) {
         match serde_json::to_vec(entry) {
@@ -195,6 +201,18 @@ fn log(id: MessageId, event: &Event) {
         Event::Released { recipient } => tracing::info!(%id, %recipient, "released"),
         Event::Cancelled { recipient } => tracing::info!(%id, %recipient, "cancelled"),
         Event::Discarded { recipient, reason } => tracing::info!(%id, %recipient, reason, "discarded"),
+        Event::Bounced { recipient, class, status, diagnostic, report, counted, .. } => {
+            tracing::info!(%id, %recipient, class, status, diagnostic, %report, counted, "bounced");
+        }
+        Event::DelayReported { recipient, status, diagnostic, report, .. } => {
+            tracing::info!(%id, %recipient, status, diagnostic, %report, "reported late");
+        }
+        Event::Complained { recipient, kind, agent, report, .. } => {
+            tracing::info!(%id, %recipient, kind, agent, %report, "complained");
+        }
+        Event::Suppressed { recipient, reason } => tracing::info!(%id, %recipient, reason, "suppressed"),
+        Event::NotBelieved { about, why } => tracing::info!(%id, about = about.join(", "), why, "not believed"),
         Event::NoticeSent { sender, about } => tracing::info!(%id, %sender, about, "notice sent"),
+        Event::NoticeWithheld { sender, about, why } => tracing::info!(%id, %sender, about, why, "no notice sent"),
     }
 }

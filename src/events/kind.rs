@@ -84,7 +84,14 @@ impl Kind {
             Event::Discarded { .. } => Kind::Discarded,
             Event::Archived { .. } => Kind::Archived,
             Event::NotArchived { .. } => Kind::NotArchived,
-            Event::Routed { .. } | Event::NoticeSent { .. } => return None,
+            Event::Bounced { .. } => Kind::Bounced,
+            Event::Complained { .. } => Kind::Complained,
+            Event::Suppressed { .. } => Kind::Suppressed,
+            Event::Routed { .. }
+            | Event::DelayReported { .. }
+            | Event::NotBelieved { .. }
+            | Event::NoticeSent { .. }
+            | Event::NoticeWithheld { .. } => return None,
         })
     }
 

@@ -120,9 +120,55 @@ pub enum Event {
         recipient: Address,
         reason: String,
     },
+    /// It came back: a report that is proved says that this recipient has not got it. In the story of the
+    /// message and in that of the report.
+    Bounced {
+        recipient: Address,
+        /// `hard`, `full`, `soft`, `policy`, `size`, `loop`.
+        class: String,
+        status: String,
+        diagnostic: String,
+        message: MessageId,
+        report: MessageId,
+        /// It counts for the suppression list: the first one of this message and address.
+        counted: bool,
+    },
+    /// A report that is proved says that it is late. It is still tried by another server.
+    DelayReported {
+        recipient: Address,
+        status: String,
+        diagnostic: String,
+        message: MessageId,
+        report: MessageId,
+    },
+    /// Its recipient has called it unwanted.
+    Complained {
+        recipient: Address,
+        /// `abuse` and the like (RFC 5965 7.3).
+        kind: String,
+        agent: String,
+        message: MessageId,
+        report: MessageId,
+    },
+    /// Not sent: the address is on the suppression list.
+    Suppressed {
+        recipient: Address,
+        reason: String,
+    },
+    /// This message says that others came back, and does not prove it: it counts for nothing.
+    NotBelieved {
+        about: Vec<String>,
+        why: String,
+    },
     /// A DSN went to the sender, queued as a message of its own.
     NoticeSent {
         sender: Address,
         about: String,
+    },
+    /// The sender is not told, because it may not be who wrote.
+    NoticeWithheld {
+        sender: Address,
+        about: String,
+        why: String,
     },
 }

@@ -16,6 +16,7 @@ use crate::message::header::{self, Headers};
 use crate::message::{Door, Draft, MessageId, Origin, stream};
 use crate::queue::CHUNK_BYTES_MAX;
 use crate::queue::record::Streamed;
+use crate::routing::loops::trace;
 use crate::smtp::reply::Refusal;
 
 use super::Intake;
@@ -70,12 +71,9 @@ pub fn assemble(intake: &Intake, source: &Source<'_>, id: MessageId, now: Millis
     if draft.origin.door != Door::Bounce {
         top.extend_from_slice(&received(intake, draft, id, now));
     }
-    // Our own mark against loops (`routing::loops`) on what is forwarded, where it gives no second
-    // recipient away. A Maildir gets it at delivery.
-    if let [only] = plan.guarded()
-        && plan.leaves()
-    {
-        top.extend_from_slice(&header::field("Delivered-To", &only.address.to_string()));
+    // Our own mark against loops on what is forwarded. A Maildir gets it at delivery.
+    if plan.passes_on(&intake.config) {
+        top.extend(trace::mark(&intake.marks, plan.guarded().iter().map(|own| &own.address)));
     }
     if !checked.authentication_results.is_empty() && !is_filtered {
         top.extend_from_slice(b"Authentication-Results: ");
@@ -238,8 +236,17 @@ fn received(intake: &Intake, draft: &Draft, id: MessageId, now: Millis) -> Vec<u
         _ => String::new(),
     };
     let with = protocol(&draft.origin, draft.envelope.smtputf8);
-    let text = format!("{from}by {hostname} (postrider) with {with} id {id}{tls}{recipient}; {}", rfc5322(now));
+    let user = from_file(&draft.origin.door);
+    let text = format!("{from}by {hostname} (postrider{user}) with {with} id {id}{tls}{recipient}; {}", rfc5322(now));
     header::field("Received", &text)
+}
+
+/// Whose file it was. Its name would tell readers how names are given here.
+fn from_file(door: &Door) -> String {
+    match door {
+        Door::Pickup { owner: Some(owner), .. } => format!(", from userid {owner}"),
+        _ => String::new(),
+    }
 }
 
 fn protocol(origin: &Origin, smtputf8: bool) -> String {

@@ -7,10 +7,12 @@
 //! `sign`, `seal`), one synced commit. Nothing is kept of a draft that is refused.
 
 mod attachments;
+mod bounces;
 mod content;
 pub mod guard;
 pub mod idempotency;
 mod milters;
+pub mod notices;
 pub mod pickup;
 mod plan;
 mod quota;
@@ -18,6 +20,7 @@ pub mod rewrite;
 mod rights;
 mod seal;
 pub mod sign;
+pub mod suppress;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,11 +37,12 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
-use crate::queue::record::{Message, Status};
+use crate::message::{Address, Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
+use crate::queue::record::{Answered, Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
-use crate::routing::loops;
-use crate::routing::sent::Sent;
+use crate::routing::loops::{self, Ruling};
+use crate::routing::sent::{self, Sent};
+use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 use crate::store::{Batch, StoreError, Table};
@@ -49,6 +53,7 @@ use plan::Plan;
 use quota::Quotas;
 use rewrite::Author;
 use sign::Signer;
+use suppress::Suppression;
 
 /// Locks under which loop counters are read and written.
 const LOOP_LOCKS: usize = 64;
@@ -82,14 +87,18 @@ pub struct Intake {
     journal: Arc<Journal>,
     resolver: Resolver,
     signer: Signer,
+    marks: Marks,
     disk: DiskGuard,
     quotas: Quotas,
+    suppression: Suppression,
     loop_locks: Vec<tokio::sync::Mutex<()>>,
     key_locks: Vec<tokio::sync::Mutex<()>>,
     /// What domains want to hear of mail in their name.
     feedback: Tally,
     /// DNS lists whose trouble is in the log already.
     told: Mutex<BTreeSet<Domain>>,
+    /// Of the budget for notices.
+    notices: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Intake {
@@ -112,6 +121,11 @@ impl Intake {
         let locks = |count| (0..count).map(|_| tokio::sync::Mutex::new(())).collect();
         let (loop_locks, key_locks) = (locks(LOOP_LOCKS), locks(KEY_LOCKS));
         let (feedback, told) = (Tally::default(), Mutex::default());
+        let suppression = Suppression::new(config.clone(), clock.clone(), queue.clone())?;
+        let marks = Marks::open(&config.data_dir).map_err(|error| {
+            StoreError::Failed(format!("the key for return paths, in {}: {error}", config.data_dir.display()))
+        })?;
+        let notices = tokio::sync::Mutex::new(());
         Ok(Intake {
             config,
             clock,
@@ -119,13 +133,21 @@ impl Intake {
             journal,
             resolver,
             signer,
+            marks,
             disk,
             quotas,
+            suppression,
             loop_locks,
             key_locks,
             feedback,
             told,
+            notices,
         })
+    }
+
+    /// By which we know our own return paths and notices again.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     pub fn queue(&self) -> &Arc<Queue> {
@@ -139,6 +161,10 @@ impl Intake {
 
     pub fn disk(&self) -> guard::DiskState {
         self.disk.state()
+    }
+
+    pub fn suppression(&self) -> &Suppression {
+        &self.suppression
     }
 
     /// Do the name servers answer?
@@ -188,7 +214,8 @@ impl Intake {
         let account = draft.origin.account.as_deref();
         self.sender(account, &draft.envelope.mail_from, Some(draft.content.len()))?;
         let mut recipients = draft.envelope.recipients.iter();
-        recipients.try_for_each(|recipient| self.recipient(Role::Submission, account, &recipient.address))
+        let sender = &draft.envelope.mail_from;
+        recipients.try_for_each(|recipient| self.recipient(Role::Submission, account, sender, &recipient.address))
     }
 
     /// As [`Intake::submit`], once for each key: asked again, it says which message the key has made.
@@ -225,7 +252,9 @@ impl Intake {
         let stream = rights::stream(&self.config, &draft, &headers)?;
         self.check_attachments(&draft, &headers, id, now).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
-        let mut plan = Plan::make(&self.config, &draft, begin)?;
+        let mut plan = Plan::make(&self.config, &self.marks, &draft, &headers, begin)?;
+        let returned = self.returned(&draft, &headers, &checked.findings, id).await?;
+        plan.leave_out(&self.config, &returned.taken);
         let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
         let headers = match &passed.header {
             Some(section) => Headers::apart(section, headers.body()),
@@ -233,7 +262,9 @@ impl Intake {
         };
         plan.obey(&checked.verdict, &passed);
         self.hold_for_account(&mut plan, &draft);
-        let (counters, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+        let (ruling, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+
+        let suppressed = self.skip_suppressed(&mut plan, &draft, &stream)?;
 
         let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
         let is_filtered = passed.header.is_some();
@@ -247,15 +278,21 @@ impl Intake {
         };
         let stored = content::assemble(self, &source, id, now)?;
         let mut extra = extra;
-        for (key, value) in counters {
+        let Ruling { writes, answers, .. } = ruling;
+        for (key, value) in writes {
             extra.put(Table::Loops, key, value);
         }
         let record = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
-        let message = Message { stream, header_from: author.shown().cloned(), ..record };
+        let answers = answers.map(|sent| Answered { id: sent.id, account: sent.account });
+        let message = Message { stream, header_from: author.shown().cloned(), answers, ..record };
         let mut telling = self.journal.begin();
         tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
+        extra.append(returned.tell(&mut telling, id));
+        for (recipient, reason) in suppressed {
+            telling.tell(id, Event::Suppressed { recipient, reason });
+        }
         extra.append(telling.take_batch());
-        remember_sent(&message, &draft, &plan, &mut extra);
+        self.remember_sent(&message, &draft, &headers, &plan, &mut extra)?;
         if let Some(key) = key {
             key.note(id, now, &mut extra);
         }
@@ -267,7 +304,7 @@ impl Intake {
         } else {
             self.queue.enqueue(NewMessage { message, body: stored.chunks, recipients, extra }).await
         };
-        drop(locks);
+        drop((locks, returned));
         if let (Some(counted), Err(_)) = (counted, &written) {
             counted.give_back();
         }
@@ -298,6 +335,22 @@ impl Intake {
         if self.config.accounts.get(name).is_some_and(|account| account.hold) {
             plan.hold_all(&format!("accounts.{name}.hold is set, until `postrider queue release`"));
         }
+    }
+
+    /// Takes recipients away that are on the suppression list. Nobody is told but the story.
+    fn skip_suppressed(&self, plan: &mut Plan, draft: &Draft, stream: &str) -> Result<Vec<(Address, String)>, Refusal> {
+        let mut suppressed = Vec::new();
+        if !draft.origin.door.is_trusted() || draft.origin.door == Door::Bounce {
+            return Ok(suppressed);
+        }
+        for address in plan.remote() {
+            let listed = self.suppression.listed(stream, &address).map_err(|error| store_trouble(&error))?;
+            if let Some(listed) = listed {
+                suppressed.push((address, suppress::why(&listed)));
+            }
+        }
+        plan.skip(&suppressed);
+        Ok(suppressed)
     }
 
     /// Counts its recipients against the account's limits.
@@ -349,20 +402,22 @@ impl Intake {
         }
     }
 
-    /// Applies the loop guard to the plan. Gives the counters to write, and the locks to keep until
-    /// they are written.
+    /// Applies the loop guard to the plan. Gives what it found, with the counters to write, and the locks to
+    /// keep until they are written.
     async fn guard_loops(
         &self,
         plan: &mut Plan,
         draft: &Draft,
         headers: &Headers<'_>,
         now: Millis,
-    ) -> Result<(Counters, Vec<MutexGuard<'_, ()>>), Refusal> {
+    ) -> Result<(Ruling, Vec<MutexGuard<'_, ()>>), Refusal> {
         if plan.guarded().is_empty() || draft.origin.door == Door::Bounce {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok((Ruling::default(), Vec::new()));
         }
         let input = loops::Input {
             config: &self.config.loops,
+            hostname: &self.config.hostname,
+            marks: &self.marks,
             headers,
             content: draft.content.head(),
             mail_from: &draft.envelope.mail_from,
@@ -374,8 +429,30 @@ impl Intake {
         let locks = self.lock(loops::lock_keys(&input)).await;
         let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
         let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
-        plan.apply_loops(&self.config.loops, &ruling)?;
-        Ok((ruling.writes, locks))
+        plan.apply_loops(&self.config.loops, &draft.origin.door, &ruling)?;
+        Ok((ruling, locks))
+    }
+
+    /// So that answers to it and bounces of it find it again.
+    fn remember_sent(
+        &self,
+        message: &Message,
+        draft: &Draft,
+        headers: &Headers<'_>,
+        plan: &Plan,
+        batch: &mut Batch,
+    ) -> Result<(), Refusal> {
+        if !draft.origin.door.is_trusted() || !plan.leaves() || message.message_id.is_empty() {
+            return Ok(());
+        }
+        let now = message.received_at;
+        let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
+        let earlier = sent::find(&sent::references(headers), now, read).map_err(|error| store_trouble(&error))?;
+        let thread = earlier.map_or(message.id, |sent| sent.thread);
+        let sent = Sent { id: message.id, thread, account: draft.origin.account.clone() };
+        let (key, value) = sent.entry(&message.message_id, now);
+        batch.put(Table::Loops, key, value);
+        Ok(())
     }
 
     async fn lock(&self, keys: Vec<u64>) -> Vec<MutexGuard<'_, ()>> {
@@ -390,9 +467,6 @@ impl Intake {
         locks
     }
 }
-
-/// Keys and values of the loop guard's table.
-type Counters = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn store_trouble(error: &StoreError) -> Refusal {
     Refusal::inner(format!("the message could not be stored: {error}"))
@@ -427,15 +501,7 @@ fn message_record(
         stream: stream::default_name(),
         tls: wish(draft, headers),
         not_before: draft.envelope.not_before,
-    }
-}
-
-/// So that answers to it and bounces of it find it again.
-fn remember_sent(message: &Message, draft: &Draft, plan: &Plan, batch: &mut Batch) {
-    if draft.origin.door.is_trusted() && plan.leaves() && !message.message_id.is_empty() {
-        let sent = Sent { id: message.id, account: draft.origin.account.clone() };
-        let (key, value) = sent.entry(&message.message_id, message.received_at);
-        batch.put(Table::Loops, key, value);
+        answers: None,
     }
 }
 

@@ -1,16 +1,20 @@
 //! Who gets a draft: its recipients, led through aliases and catchall, with what the loop guard says
-//! about each. Becomes the recipient records.
+//! about each. Becomes the recipient records. Bounces of what was forwarded go back to who wrote it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::checks::Verdict;
 use crate::checks::milter::Passed;
 use crate::clock::Millis;
-use crate::config::{Config, Loops};
+use crate::config::{AliasLimits, Config, Loops};
+use crate::message::header::Headers;
 use crate::message::{Address, Domain, Door, Draft, Recipient as Written};
 use crate::queue::record::{Recipient, Route, Status};
 use crate::routing::inbound::{self, Delivery, Resolution, resolve};
-use crate::routing::loops::{Action, Inbound, Ruling};
+use crate::routing::loops::{Action, Inbound, Ruling, Via};
+use crate::routing::sender;
+use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -25,21 +29,34 @@ pub struct Plan {
     pub discarded: Vec<(Address, String)>,
     /// For addresses of ours, in the order of RCPT: what the loop guard judges.
     own: Vec<Inbound>,
-    /// Places that `deliveries` has already.
-    places: HashSet<(Route, String)>,
+    /// Where in `deliveries` a place is.
+    places: HashMap<(Route, String), usize>,
+    /// Who wrote it, by lookup keys: it is not forwarded to them.
+    senders: Vec<String>,
 }
 
 #[derive(Debug)]
 pub struct Planned {
     pub recipient: Recipient,
-    /// As written in RCPT, where that is an address of ours.
-    written: Option<Address>,
+    /// The addresses of ours, as written in RCPT, that lead here.
+    written: Vec<Address>,
 }
 
 impl Plan {
-    pub fn make(config: &Config, draft: &Draft, now: Millis) -> Result<Plan, Refusal> {
-        let mut plan = Plan::default();
+    pub fn make(
+        config: &Config,
+        marks: &Marks,
+        draft: &Draft,
+        headers: &Headers<'_>,
+        now: Millis,
+    ) -> Result<Plan, Refusal> {
+        let senders = sender::names(headers, &draft.envelope.mail_from).iter().map(Address::lookup_key).collect();
+        let mut plan = Plan { senders, ..Plan::default() };
         for written in &draft.envelope.recipients {
+            if let Some(original) = rights::returned(config, marks, &draft.envelope.mail_from, &written.address, now)? {
+                plan.add_returned(config, written, original, now);
+                continue;
+            }
             match resolve(config, &written.address) {
                 Resolution::NotOurs if draft.origin.door.is_trusted() => plan.add_remote(config, written, now),
                 Resolution::NotOurs => {
@@ -66,14 +83,39 @@ impl Plan {
             original: written.original.clone(),
             ..waiting(written, written.address.clone(), Route::Remote, now)
         };
-        self.push(config, Planned { recipient, written: None });
+        self.push(config, Planned { recipient, written: Vec::new() });
+    }
+
+    /// A bounce of what was forwarded, to `original`, who wrote that. It is on its way already, so it is not
+    /// judged by where `original` is.
+    fn add_returned(&mut self, config: &Config, written: &Written, original: Address, now: Millis) {
+        let address = written.address.clone();
+        self.routed.push((address.clone(), vec![format!("{original}, who wrote what was forwarded")]));
+        self.own.push(Inbound {
+            counted_as: address.lookup_key(),
+            address: address.clone(),
+            limits: AliasLimits::default(),
+            via: Via::Returned,
+            always: true,
+            exempt: false,
+        });
+        let mut recipient = waiting(written, original, Route::Remote, now);
+        recipient.alias = Some(address.clone());
+        self.push(config, Planned { recipient, written: vec![address] });
     }
 
     fn add_own(&mut self, config: &Config, written: &Written, deliveries: Vec<Delivery>, now: Millis) {
         let places = deliveries.iter().map(|delivery| inbound::describe(config, delivery)).collect();
         self.routed.push((written.address.clone(), places));
-        self.own.extend(deliveries.first().map(Inbound::from));
+        let always = inbound::is_always_taken(config, &written.address);
+        self.own.extend(deliveries.first().map(|delivery| Inbound { always, ..Inbound::from(delivery) }));
         for delivery in deliveries {
+            let is_forward = delivery.route == Route::Remote && delivery.hold.is_none();
+            if is_forward && self.senders.contains(&delivery.address.lookup_key()) {
+                let reason = format!("it would go back to {}, who sent it", delivery.address);
+                self.discarded.push((written.address.clone(), reason));
+                continue;
+            }
             if delivery.discard {
                 self.discarded.push((written.address.clone(), "its alias leads to the built-in target discard".into()));
                 continue;
@@ -84,7 +126,7 @@ impl Plan {
             if let Some(reason) = delivery.hold {
                 recipient.status = Status::Held { reason };
             }
-            self.push(config, Planned { recipient, written: Some(written.address.clone()) });
+            self.push(config, Planned { recipient, written: vec![written.address.clone()] });
         }
     }
 
@@ -94,7 +136,7 @@ impl Plan {
         match resolve(config, &config.postmaster) {
             Resolution::NotOurs => {
                 let recipient = waiting(written, config.postmaster.clone(), Route::Remote, now);
-                self.push(config, Planned { recipient, written: None });
+                self.push(config, Planned { recipient, written: Vec::new() });
             }
             Resolution::Deliveries(deliveries) if deliveries.iter().all(|delivery| delivery.hold.is_none()) => {
                 self.add_own(config, written, deliveries, now);
@@ -107,8 +149,16 @@ impl Plan {
     fn push(&mut self, config: &Config, mut planned: Planned) {
         self.stage(config, &mut planned.recipient);
         let place = (planned.recipient.route.clone(), planned.recipient.address.lookup_key());
-        if self.places.insert(place) {
-            self.deliveries.push(planned);
+        match self.places.entry(place) {
+            Entry::Vacant(entry) => {
+                entry.insert(self.deliveries.len());
+                self.deliveries.push(planned);
+            }
+            Entry::Occupied(at) => {
+                if let Some(known) = self.deliveries.get_mut(*at.get()) {
+                    known.join(planned);
+                }
+            }
         }
     }
 
@@ -160,6 +210,11 @@ impl Plan {
         }
     }
 
+    /// Does another mail server get a copy, from which it may come back?
+    pub fn passes_on(&self, config: &Config) -> bool {
+        self.deliveries.iter().any(|delivery| inbound::passes_on(config, &delivery.recipient.route))
+    }
+
     /// Does a copy of it go elsewhere?
     pub fn leaves(&self) -> bool {
         self.deliveries.iter().any(|delivery| delivery.recipient.route == Route::Remote)
@@ -167,8 +222,33 @@ impl Plan {
 
     /// The domain of ours whose alias sends it elsewhere; the first, if there are several.
     pub fn forwarder(&self) -> Option<&Domain> {
-        let forwarded = |planned: &&Planned| planned.recipient.route == Route::Remote && planned.written.is_some();
-        self.deliveries.iter().find(forwarded)?.written.as_ref().map(Address::domain)
+        let forwarded = |planned: &&Planned| planned.recipient.route == Route::Remote && !planned.written.is_empty();
+        self.deliveries.iter().find(forwarded)?.written.first().map(Address::domain)
+    }
+
+    /// Return paths of ours whose mail has been read and done with: nobody else gets it, unless an alias
+    /// is set for the address. They do not count against its limit.
+    pub fn leave_out(&mut self, config: &Config, taken: &[Address]) {
+        for address in taken {
+            self.own.retain(|own| own.address != *address);
+            if !inbound::has_alias(config, address) {
+                self.deliveries.retain_mut(|planned| !planned.was_only_for(address));
+                self.routed.retain(|(written, _)| written != address);
+                self.routed.push((address.clone(), vec!["what is done with bounces".to_owned()]));
+            }
+        }
+    }
+
+    /// The addresses elsewhere.
+    pub fn remote(&self) -> Vec<Address> {
+        let remote = self.deliveries.iter().filter(|planned| planned.recipient.route == Route::Remote);
+        remote.map(|planned| planned.recipient.address.clone()).collect()
+    }
+
+    /// They get nothing.
+    pub fn skip(&mut self, suppressed: &[(Address, String)]) {
+        let skipped = |recipient: &Recipient| suppressed.iter().any(|(address, _)| *address == recipient.address);
+        self.deliveries.retain(|planned| planned.recipient.route != Route::Remote || !skipped(&planned.recipient));
     }
 
     /// The addresses of ours that were written in RCPT, for the loop guard.
@@ -178,29 +258,63 @@ impl Plan {
 
     /// Does what the loop guard ruled, one verdict per address of [`Plan::guarded`]; or the message
     /// is refused as a whole.
-    pub fn apply_loops(&mut self, config: &Loops, ruling: &Ruling) -> Result<(), Refusal> {
-        let others = self.deliveries.iter().any(|planned| planned.written.is_none());
+    pub fn apply_loops(&mut self, config: &Loops, door: &Door, ruling: &Ruling) -> Result<(), Refusal> {
+        // Who put a file into a folder hears of no refusal: it is held, where a person sees it.
+        let unheard = matches!(door, Door::Pickup { .. });
+        let others = unheard || self.deliveries.iter().any(|planned| planned.written.is_empty());
         let actions = ruling.settle(config, others)?;
-        let written: Vec<Address> = self.own.iter().map(|own| own.address.clone()).collect();
-        for (address, action) in written.iter().zip(actions) {
-            match action {
-                Action::Take => {}
-                Action::Hold(reason) => self.hold(address, &reason),
-                Action::Discard(reason) => self.discard(address, &reason),
+        let answered = ruling.answers.as_ref().map(|sent| match &sent.account {
+            Some(account) => format!("as an answer to {} of the account {account}", sent.id),
+            None => format!("as an answer to {}", sent.id),
+        });
+        let mut ruled = HashMap::new();
+        for (own, action) in self.own.iter().zip(actions) {
+            if let Action::Discard(reason) = &action {
+                self.discarded.push((own.address.clone(), reason.clone()));
             }
+            if let Some((_, to)) = self.routed.iter_mut().find(|(alias, _)| *alias == own.address) {
+                to.extend(answered.clone().filter(|_| own.via != Via::Returned));
+            }
+            ruled.insert(own.address.clone(), action);
         }
+        self.deliveries.retain_mut(|planned| planned.apply(&ruled));
         Ok(())
     }
+}
 
-    fn hold(&mut self, written: &Address, reason: &str) {
-        for planned in self.deliveries.iter_mut().filter(|planned| planned.written.as_ref() == Some(written)) {
-            planned.recipient.status = Status::Held { reason: reason.to_owned() };
+impl Planned {
+    /// Another address leads to the same place.
+    fn join(&mut self, other: Planned) {
+        // What is held for one of them alone is not held.
+        if let (Status::Held { .. }, Status::Waiting { .. }) = (&self.recipient.status, &other.recipient.status) {
+            self.recipient.status = other.recipient.status;
         }
+        self.written.extend(other.written);
     }
 
-    fn discard(&mut self, written: &Address, reason: &str) {
-        self.deliveries.retain(|planned| planned.written.as_ref() != Some(written));
-        self.discarded.push((written.clone(), reason.to_owned()));
+    /// Takes an address away; true if it had no other.
+    fn was_only_for(&mut self, address: &Address) -> bool {
+        let had = self.written.len();
+        self.written.retain(|written| written != address);
+        self.written.is_empty() && had > 0
+    }
+
+    /// False if none of its addresses takes the message. Where one does, the place gets it.
+    fn apply(&mut self, ruled: &HashMap<Address, Action>) -> bool {
+        let actions: Vec<(&Address, &Action)> =
+            self.written.iter().filter_map(|address| Some((address, ruled.get(address)?))).collect();
+        if actions.is_empty() {
+            return true;
+        }
+        let find = |wanted: fn(&Action) -> bool| actions.iter().find(|(_, action)| wanted(action));
+        let chosen =
+            find(|action| *action == Action::Take).or_else(|| find(|action| matches!(action, Action::Hold(_))));
+        let Some((address, action)) = chosen else { return false };
+        self.recipient.alias = Some((*address).clone());
+        if let Action::Hold(reason) = action {
+            self.recipient.status = Status::Held { reason: reason.clone() };
+        }
+        true
     }
 }
 

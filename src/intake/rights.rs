@@ -1,9 +1,12 @@
 //! What a sender may do: MAIL FROM and From of an account, recipients of a listener, sizes.
 
+use crate::clock::Millis;
 use crate::config::{Account, Config, Role, Senders};
 use crate::message::header::{self, Field, Headers, Mailbox};
 use crate::message::{Address, Door, Draft, ReversePath, stream};
-use crate::routing::inbound::{Resolution, resolve};
+use crate::routing::inbound::{self, Resolution, resolve};
+use crate::routing::srs;
+use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -21,12 +24,24 @@ impl Intake {
     }
 
     /// At RCPT: is this recipient taken, and may the account send to one more?
-    pub fn recipient(&self, role: Role, account: Option<&str>, recipient: &Address) -> Result<(), Refusal> {
-        self.takes(role, recipient)?;
+    pub fn recipient(
+        &self,
+        role: Role,
+        account: Option<&str>,
+        sender: &ReversePath,
+        recipient: &Address,
+    ) -> Result<(), Refusal> {
+        if returned(&self.config, &self.marks, sender, recipient, self.clock.now())?.is_none() {
+            self.takes(role, recipient)?;
+        }
         account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
 
-    fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
+    pub(super) fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
+        if self.is_forged(recipient) {
+            let text = format!("<{recipient}>: this return path is not one that was given out here");
+            return Err(Refusal::plain(Reply::new(550, (1, 1), text)));
+        }
         match resolve(&self.config, recipient) {
             Resolution::Deliveries(_) => Ok(()),
             Resolution::NotOurs if role == Role::Submission => Ok(()),
@@ -38,6 +53,30 @@ impl Intake {
             Resolution::Unknown => Err(unknown(recipient)),
             Resolution::Rejected => Err(rejected(recipient)),
         }
+    }
+}
+
+/// Who wrote what was forwarded, where the recipient is the return path that it left with. Only notices come
+/// back there: whoever has seen such an address could write to that person through us otherwise.
+pub(super) fn returned(
+    config: &Config,
+    marks: &Marks,
+    sender: &ReversePath,
+    recipient: &Address,
+    now: Millis,
+) -> Result<Option<Address>, Refusal> {
+    if !srs::is_sealed(recipient) || !config.is_own(recipient.domain()) {
+        return Ok(None);
+    }
+    let refuse = |detail, what: &str| {
+        let text = format!("<{recipient}>: {what}");
+        Err(Refusal::plain(Reply::new(550, detail, text)))
+    };
+    match srs::open(marks, recipient, now) {
+        Ok(original) if sender.is_null() => Ok(Some(original)),
+        Ok(_) => refuse((7, 1), "this return path takes notices with the null sender only"),
+        Err(_) if inbound::has_alias(config, recipient) => Ok(None),
+        Err(fault) => refuse((1, 1), &fault.to_string()),
     }
 }
 

@@ -34,8 +34,13 @@ pub enum Door {
     Mx { listener: String },
     /// A listener with role `submission`: an account or a trusted network.
     Submission { listener: String },
-    /// A pickup folder, and the file's name.
-    Pickup { folder: String, file: String },
+    /// A pickup folder, the file's name and the user whose file it was.
+    Pickup {
+        folder: String,
+        file: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<u32>,
+    },
     /// The admin socket (`postrider send`).
     Admin,
     /// HTTP over TCP.

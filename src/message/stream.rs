@@ -8,8 +8,11 @@ pub const DEFAULT: &str = "transactional";
 /// otherwise.
 pub const SECURITY: &str = "security";
 
+/// Newsletters and the like.
+pub const BULK: &str = "bulk";
+
 /// The streams that are always there.
-pub const BUILT_IN: [&str; 3] = [DEFAULT, "bulk", SECURITY];
+pub const BUILT_IN: [&str; 3] = [DEFAULT, BULK, SECURITY];
 
 /// Most streams, the built-in ones included: a stream has a small number in the keys of the due index,
 /// and each needs some share of what there is.

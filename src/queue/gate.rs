@@ -95,7 +95,8 @@ impl Inner {
             Suspension::All => true,
             Suspension::Stream(name) => *name == gate.name,
             Suspension::SmartHost(name) => gate.smart_host.as_ref() == Some(name),
-            Suspension::Fetch => false,
+            // What is for a target is put aside one by one.
+            Suspension::Fetch | Suspension::Target(_) => false,
         };
         let mut found = self.suspended.iter().filter(|(what, since)| **since != LIFTING && holds(what));
         found.next().map(|(what, since)| (what, *since))
@@ -267,7 +268,7 @@ impl Gates {
         held.map(|(what, since)| (what.clone(), *since)).collect()
     }
 
-    /// Smart hosts whose suspension was being lifted when the server ended.
+    /// Smart hosts and targets whose suspension was being lifted when the server ended.
     pub fn lifting(&self) -> Vec<Suspension> {
         let inner = self.lock();
         let lifting = inner.suspended.iter().filter(|(_, since)| **since == LIFTING);
@@ -281,6 +282,11 @@ impl Gates {
         let what = Suspension::SmartHost(smart_host.to_owned());
         let is_exempt = inner.gates.values().any(|gate| gate.name == stream && gate.is_exempt);
         !is_exempt && inner.suspended.get(&what).is_some_and(|since| *since != LIFTING)
+    }
+
+    /// Is mail for this target to be put aside?
+    pub fn is_target_paused(&self, name: &str) -> bool {
+        self.since(&Suspension::Target(name.to_owned())).is_some_and(|since| since != LIFTING)
     }
 
     /// Does a suspension leave this stream alone?
@@ -359,7 +365,7 @@ fn pace_key(stream: &str) -> Vec<u8> {
 /// How `postrider resume` is told of it.
 fn option(what: &Suspension) -> String {
     match what {
-        Suspension::All => String::new(),
+        Suspension::All | Suspension::Target(_) => String::new(),
         Suspension::Stream(name) => format!(" --stream {name}"),
         Suspension::SmartHost(name) => format!(" --smart-host {name}"),
         Suspension::Fetch => " --fetch".to_owned(),

@@ -235,13 +235,13 @@ impl Queue {
     }
 
     /// Lets it go again: all that is due starts as it can. False: it was not suspended. What was put
-    /// aside one by one (mail for a smart host) is still to be released; then comes [`Queue::lifted`].
+    /// aside one by one (for a smart host, a target) is still to be released; then comes [`Queue::lifted`].
     pub async fn lift(&self, what: &Suspension) -> Result<bool, StoreError> {
         let _one = self.keeping.lock().await;
         if self.gates.since(what).is_none_or(|since| since == LIFTING) {
             return Ok(false);
         }
-        let rest = matches!(what, Suspension::SmartHost(_)).then_some(LIFTING);
+        let rest = what.held_because().is_some().then_some(LIFTING);
         self.write_suspension(what, rest).await?;
         Ok(true)
     }

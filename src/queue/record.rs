@@ -92,6 +92,18 @@ pub struct Message {
     /// Its sender wanted it to go then, not at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Millis>,
+    /// The message of ours that it answers, if it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answered>,
+}
+
+/// A message of ours that another answers. Who sent that one has seen ours, or guessed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    pub id: MessageId,
+    /// Who submitted it; none for a trusted network.
+    #[serde(default)]
+    pub account: Option<String>,
 }
 
 /// The end of a large message, in `body` records of its own from [`STREAMED_FROM`] on.
@@ -125,7 +137,8 @@ pub fn streamed_numbers(chunks: u32) -> std::ops::Range<u32> {
 /// The `recipient` record: one delivery to one place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipient {
-    /// Where it goes: for a remote route the address in RCPT, for a target the address it came in for.
+    /// Where it goes: for a remote route the address in RCPT, for a target the address it came in for, or the
+    /// one of ours to which that leads, where the target has mailboxes of its own.
     pub address: Address,
     /// The address that was written in RCPT, if an alias or `delivery.redirect_all_to` led from there to
     /// here.
@@ -202,12 +215,22 @@ pub struct Failure {
     pub status: String,
     /// The connection was lost after the final dot: the message may have arrived.
     pub unsure: bool,
+    /// The far end has refused the sender (its answer to MAIL): it says nothing of the recipients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_sender: bool,
 }
 
 impl Failure {
     /// A failure without a reply of the far end.
     pub fn local(status: &str, host: impl Into<String>, reason: impl Into<String>) -> Failure {
-        Failure { reply: None, host: host.into(), reason: reason.into(), status: status.to_owned(), unsure: false }
+        Failure {
+            reply: None,
+            host: host.into(),
+            reason: reason.into(),
+            status: status.to_owned(),
+            unsure: false,
+            of_sender: false,
+        }
     }
 
     /// A refusal by the far end.
@@ -219,6 +242,7 @@ impl Failure {
             reply: Some(reply),
             host,
             unsure: false,
+            of_sender: false,
         }
     }
 }

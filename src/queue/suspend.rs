@@ -28,6 +28,8 @@ pub enum Suspension {
     SmartHost(String),
     /// Bringing mail in from mailboxes elsewhere.
     Fetch,
+    /// What goes to this target. It has asked for that itself, by 410 Gone.
+    Target(String),
 }
 
 impl std::fmt::Display for Suspension {
@@ -37,6 +39,7 @@ impl std::fmt::Display for Suspension {
             Suspension::Stream(name) => write!(f, "the stream {name}"),
             Suspension::SmartHost(name) => write!(f, "the smart host {name}"),
             Suspension::Fetch => f.write_str("fetching"),
+            Suspension::Target(name) => write!(f, "the target {name}"),
         }
     }
 }
@@ -49,6 +52,7 @@ impl Suspension {
             Suspension::Stream(name) => format!("{META_PREFIX}stream/{name}"),
             Suspension::SmartHost(name) => format!("{META_PREFIX}smart_host/{name}"),
             Suspension::Fetch => format!("{META_PREFIX}fetch"),
+            Suspension::Target(name) => format!("{META_PREFIX}target/{name}"),
         };
         text.into_bytes()
     }
@@ -60,21 +64,32 @@ impl Suspension {
             None if text == "fetch" => Suspension::Fetch,
             Some(("stream", name)) => Suspension::Stream(name.to_owned()),
             Some(("smart_host", name)) => Suspension::SmartHost(name.to_owned()),
+            Some(("target", name)) => Suspension::Target(name.to_owned()),
             _ => return None,
         })
     }
 
-    /// Why mail is held that would go by this smart host. Such mail is released when the suspension is
-    /// lifted.
-    pub fn held_because(smart_host: &str) -> String {
-        format!("the smart host {smart_host} is suspended (`postrider resume --smart-host {smart_host}`)")
+    /// Why mail is held for it one by one, if it is. Such mail is released when the suspension is lifted.
+    pub fn held_because(&self) -> Option<String> {
+        match self {
+            Suspension::SmartHost(name) => {
+                Some(format!("the smart host {name} is suspended (`postrider resume --smart-host {name}`)"))
+            }
+            Suspension::Target(name) => Some(format!(
+                "the target {name} is paused, because it has answered 410 Gone: give targets.{name} another url, or \
+                 release one of its messages (`postrider queue release`), and all of them are tried again"
+            )),
+            Suspension::All | Suspension::Stream(_) | Suspension::Fetch => None,
+        }
     }
 
-    /// The smart host in a reason of [`Suspension::held_because`].
-    pub fn host_of(reason: &str) -> Option<&str> {
+    /// For what it is that mail is held with this reason, if it is [`Suspension::held_because`] of something.
+    pub fn of_reason(reason: &str) -> Option<Suspension> {
         // A name has no blanks in it.
-        let name = reason.strip_prefix("the smart host ")?.split(' ').next()?;
-        (Suspension::held_because(name) == reason).then_some(name)
+        let name = |start: &str| reason.strip_prefix(start)?.split(' ').next().map(str::to_owned);
+        let host = name("the smart host ").map(Suspension::SmartHost);
+        let what = host.or_else(|| name("the target ").map(Suspension::Target))?;
+        (what.held_because().as_deref() == Some(reason)).then_some(what)
     }
 }
 
@@ -100,12 +115,17 @@ mod tests {
     fn keys_and_reasons_can_be_read_back() {
         for what in
             [Suspension::All, Suspension::Stream("own".into()), Suspension::SmartHost("a/b".into()), Suspension::Fetch]
+                .into_iter()
+                .chain([Suspension::Target("crm".into())])
         {
-            assert_eq!(Suspension::from_key(&what.key()), Some(what));
+            assert_eq!(Suspension::from_key(&what.key()).as_ref(), Some(&what));
+            if let Some(reason) = what.held_because() {
+                assert_eq!(Suspension::of_reason(&reason), Some(what));
+            }
         }
         assert_eq!(Suspension::from_key(b"suspend/more"), None);
-        assert_eq!(Suspension::host_of(&Suspension::held_because("ses")), Some("ses"));
-        assert_eq!(Suspension::host_of("the smart host is suspended"), None);
-        assert_eq!(Suspension::host_of("by the operator"), None);
+        assert_eq!(Suspension::of_reason("the smart host is suspended"), None);
+        assert_eq!(Suspension::of_reason("the target crm is paused"), None);
+        assert_eq!(Suspension::of_reason("by the operator"), None);
     }
 }

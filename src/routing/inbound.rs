@@ -1,16 +1,17 @@
 //! Who gets it: from an address in RCPT to the deliveries that it leads to.
 //!
 //! Looked up in this order: exact alias, pattern, the alias without its subaddress, the return path of
-//! our mail (for the postmaster), postmaster, the catchall of the domain. Addresses of ours that an alias names are looked up in turn, so every
-//! chain ends at targets, at addresses elsewhere, or is dropped on purpose. A chain that ends
-//! nowhere although the configuration meant it to lead somewhere is held for a person, never lost.
-//! Pure: the same configuration and address give the same answer; nothing is counted here (`loops`)
-//! and no way out is chosen.
+//! our mail (for the postmaster), abuse and postmaster, the catchall of the domain. Addresses of ours that
+//! an alias names are looked up in turn, so every chain ends at targets, at addresses elsewhere, or is
+//! dropped on purpose. A chain that ends nowhere although the configuration meant it to lead somewhere is
+//! held for a person, never lost. Pure: the same configuration and address give the same answer; nothing is
+//! counted here (`loops`) and no way out is chosen. Bounces of what was forwarded are not looked up here
+//! (`srs`).
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::config::{Config, Destination, Target};
+use crate::config::{AliasLimits, Config, Destination, Target};
 use crate::message::Address;
 use crate::queue::record::Route;
 
@@ -37,13 +38,16 @@ pub enum Resolution {
 /// One place to which a recipient leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The address elsewhere for [`Route::Remote`], else the address it came in for.
+    /// The address elsewhere for [`Route::Remote`]; for a target the address it came in for, or, where the target
+    /// has mailboxes of its own, the last one of ours on the way.
     pub address: Address,
     /// The address it came in for.
     pub alias: Address,
     /// What loop limits count: the alias that took it, without a subaddress, or `@domain` for the
     /// catchall.
     pub counted_as: String,
+    /// What is not as in `[loops]` for that alias.
+    pub limits: AliasLimits,
     pub route: Route,
     /// Queue it held, for this reason.
     pub hold: Option<String>,
@@ -56,6 +60,7 @@ pub struct Delivery {
 /// What takes an address.
 struct Entry<'c> {
     counted_as: String,
+    limits: AliasLimits,
     via_catchall: bool,
     destinations: Cow<'c, [Destination]>,
 }
@@ -71,12 +76,12 @@ pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
         None => Resolution::Unknown,
         Some(entry) => {
             let mut walk = Walk::new(config, recipient, &entry);
-            walk.follow(&entry.destinations, &mut vec![recipient.lookup_key()]);
+            walk.follow(&entry.destinations, recipient, &mut vec![recipient.lookup_key()]);
             walk.finish()
         }
     };
     let arrives = matches!(&resolution, Resolution::Deliveries(all) if all.iter().any(|d| d.hold.is_none()));
-    let must_arrive = is_postmaster(config, recipient) || config.is_bounce(recipient);
+    let must_arrive = is_role(config, recipient) || config.is_bounce(recipient);
     if !arrives && must_arrive && alias(config, recipient).is_none() {
         return Resolution::Deliveries(vec![nobodys_postmaster(config, recipient)]);
     }
@@ -89,8 +94,7 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
         _ if delivery.discard => "discard".to_owned(),
         Route::Remote => format!("forward to {}", delivery.address),
         Route::Target(name) => match config.targets.get(name) {
-            Some(Target::Webhook { .. }) => format!("webhook {name}"),
-            Some(Target::Maildir { .. }) => format!("maildir {name}"),
+            Some(target) => format!("{} {name}", target.kind()),
             None => format!("target {name}, which the configuration does not have"),
         },
     };
@@ -100,23 +104,64 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
     }
 }
 
+/// Does a delivery hand the message to another mail server, so that it may come back from there?
+pub fn passes_on(config: &Config, route: &Route) -> bool {
+    match route {
+        Route::Remote => true,
+        Route::Target(name) => match config.targets.get(name) {
+            Some(Target::Lmtp { .. } | Target::Smtp { .. }) => true,
+            // What a program does with it is its own affair, and it may well pass it on.
+            Some(Target::Pipe { .. }) => true,
+            Some(Target::Webhook { .. } | Target::Maildir { .. } | Target::File { .. }) | None => false,
+        },
+    }
+}
+
+/// Is there an alias, or a pattern, that takes this address?
+pub fn has_alias(config: &Config, address: &Address) -> bool {
+    alias(config, address).is_some()
+}
+
+/// Must its mail be taken, also where it is automatic? A return path of ours, or a role that no alias takes.
+pub fn is_always_taken(config: &Config, address: &Address) -> bool {
+    config.is_bounce(address) || is_role(config, address)
+}
+
 fn entry<'c>(config: &'c Config, address: &Address) -> Option<Entry<'c>> {
     if let Some((counted_as, destinations)) = alias(config, address) {
-        return Some(Entry { counted_as, via_catchall: false, destinations: Cow::Borrowed(destinations) });
+        let limits = config.aliases.limits_of(&counted_as);
+        return Some(Entry { limits, ..Entry::new(counted_as, Cow::Borrowed(destinations)) });
     }
+    let to = |found: Option<Address>| Cow::Owned(found.into_iter().map(Destination::Address).collect());
     if config.is_bounce(address) {
-        let (counted_as, postmaster) = (bounce_key(config, address), postmaster_of(address));
-        let destinations = Cow::Owned(postmaster.into_iter().map(Destination::Address).collect());
-        return Some(Entry { counted_as, via_catchall: false, destinations });
+        return Some(Entry::new(bounce_key(config, address), to(postmaster_of(address))));
     }
-    let counted_as = format!("postmaster@{}", address.domain());
-    if is_postmaster(config, address) && config.postmaster.lookup_key() != counted_as {
-        let destinations = Cow::Owned(vec![Destination::Address(config.postmaster.clone())]);
-        return Some(Entry { counted_as, via_catchall: false, destinations });
+    let abuse = format!("abuse@{}", address.domain());
+    if is_named(config, address, &abuse) && config.postmaster.lookup_key() != abuse {
+        return Some(Entry::new(abuse, to(postmaster_of(address))));
+    }
+    let postmaster = format!("postmaster@{}", address.domain());
+    if is_named(config, address, &postmaster) && config.postmaster.lookup_key() != postmaster {
+        return Some(Entry::new(postmaster, to(Some(config.postmaster.clone()))));
     }
     let catchall = config.domains.get(address.domain())?.catchall.as_slice();
-    let counted_as = format!("@{}", address.domain());
-    (!catchall.is_empty()).then_some(Entry { counted_as, via_catchall: true, destinations: Cow::Borrowed(catchall) })
+    let entry = Entry::new(format!("@{}", address.domain()), Cow::Borrowed(catchall));
+    (!catchall.is_empty()).then_some(Entry { via_catchall: true, ..entry })
+}
+
+impl<'c> Entry<'c> {
+    fn new(counted_as: String, destinations: Cow<'c, [Destination]>) -> Entry<'c> {
+        Entry { counted_as, limits: AliasLimits::default(), via_catchall: false, destinations }
+    }
+}
+
+/// What the named groups of a pattern have found in the address that it took.
+pub fn groups(config: &Config, recipient: &Address) -> BTreeMap<String, String> {
+    let Some((key, _)) = alias(config, recipient) else { return BTreeMap::new() };
+    let Some(regex) = config.aliases.pattern(&key).map(|pattern| &pattern.regex) else { return BTreeMap::new() };
+    let Some(found) = regex.captures(&key) else { return BTreeMap::new() };
+    let named = regex.capture_names().flatten();
+    named.filter_map(|name| Some((name.to_owned(), found.name(name)?.as_str().to_owned()))).collect()
 }
 
 /// The alias of an address and its key: exact, by pattern, then both without the subaddress.
@@ -131,8 +176,18 @@ fn base_key(config: &Config, address: &Address) -> Option<String> {
 
 /// RFC 5321 4.5.1: every domain that takes mail has a postmaster.
 fn is_postmaster(config: &Config, address: &Address) -> bool {
-    let own = format!("postmaster@{}", address.domain());
-    address.lookup_key() == own || base_key(config, address).is_some_and(|base| base == own)
+    is_named(config, address, &format!("postmaster@{}", address.domain()))
+}
+
+/// Somebody whom everybody may write to: the postmaster, or abuse@ (RFC 2142 2), which is the same person
+/// unless an alias says otherwise.
+pub fn is_role(config: &Config, address: &Address) -> bool {
+    is_postmaster(config, address) || is_named(config, address, &format!("abuse@{}", address.domain()))
+}
+
+/// With a subaddress, too.
+fn is_named(config: &Config, address: &Address, key: &str) -> bool {
+    address.lookup_key() == key || base_key(config, address).is_some_and(|base| base == key)
 }
 
 fn postmaster_of(address: &Address) -> Option<Address> {
@@ -152,10 +207,9 @@ fn nobodys_postmaster(config: &Config, recipient: &Address) -> Delivery {
     );
     let counted_as = match config.is_bounce(recipient) {
         true => bounce_key(config, recipient),
-        false => format!("postmaster@{}", recipient.domain()),
+        false => base_key(config, recipient).unwrap_or_else(|| recipient.lookup_key()),
     };
-    let entry = Entry { counted_as, via_catchall: false, destinations: Cow::Borrowed(&[]) };
-    Walk::new(config, recipient, &entry).held(reason)
+    Walk::new(config, recipient, &Entry::new(counted_as, Cow::Borrowed(&[]))).held(reason)
 }
 
 /// Follows aliases to their ends.
@@ -163,6 +217,7 @@ struct Walk<'c> {
     config: &'c Config,
     recipient: &'c Address,
     counted_as: &'c str,
+    limits: AliasLimits,
     via_catchall: bool,
     found: Vec<Delivery>,
     discard: bool,
@@ -183,6 +238,7 @@ impl<'c> Walk<'c> {
             config,
             recipient,
             counted_as: &entry.counted_as,
+            limits: entry.limits,
             via_catchall: entry.via_catchall,
             found: Vec::new(),
             discard: false,
@@ -195,12 +251,18 @@ impl<'c> Walk<'c> {
     }
 
     /// `path`: the addresses that led here, so that a circle ends.
-    fn follow(&mut self, destinations: &[Destination], path: &mut Vec<String>) {
+    /// `at`: the address that these are the destinations of.
+    fn follow(&mut self, destinations: &[Destination], at: &Address, path: &mut Vec<String>) {
         for destination in destinations {
             match destination {
                 Destination::Discard => self.discard = true,
                 Destination::Reject => self.rejected = true,
-                Destination::Target(name) => self.push(self.recipient.clone(), Route::Target(name.clone())),
+                Destination::Target(name) => {
+                    // A server with mailboxes of its own knows those, and not what we call all of them.
+                    let has_mailboxes = self.config.targets.get(name).is_some_and(Target::has_mailboxes);
+                    let address = if has_mailboxes { at } else { self.recipient };
+                    self.push(address.clone(), Route::Target(name.clone()));
+                }
                 Destination::Address(address) if self.config.is_own(address.domain()) => self.own(address, path),
                 Destination::Address(address) => self.push(address.clone(), Route::Remote),
             }
@@ -223,7 +285,7 @@ impl<'c> Walk<'c> {
         }
         path.push(key);
         match entry(self.config, address) {
-            Some(entry) => self.follow(&entry.destinations, path),
+            Some(entry) => self.follow(&entry.destinations, address, path),
             None => {
                 self.lost.insert(format!("an alias leads to {address}, which does not exist"));
             }
@@ -249,6 +311,7 @@ impl<'c> Walk<'c> {
             address,
             alias: self.recipient.clone(),
             counted_as: self.counted_as.to_owned(),
+            limits: self.limits,
             route,
             hold: None,
             via_catchall: self.via_catchall,
@@ -287,180 +350,4 @@ impl<'c> Walk<'c> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
-    use super::*;
-    use crate::config::ReturnPath;
-    use crate::routing::fixture;
-
-    fn address(text: &str) -> Address {
-        Address::parse(text).unwrap()
-    }
-
-    fn target(name: &str) -> Destination {
-        Destination::Target(name.to_owned())
-    }
-
-    fn to(text: &str) -> Destination {
-        Destination::Address(address(text))
-    }
-
-    /// example.com with a catchall, plain.example without.
-    fn config(aliases: &[(&str, &[Destination])]) -> Config {
-        let mut config = fixture::config();
-        for (key, destinations) in aliases {
-            config.aliases.exact.insert((*key).to_owned(), destinations.to_vec());
-        }
-        config
-    }
-
-    fn lines(config: &Config, recipient: &str) -> Vec<String> {
-        match resolve(config, &address(recipient)) {
-            Resolution::Deliveries(deliveries) => {
-                assert!(deliveries.iter().all(|d| d.alias == address(recipient)));
-                deliveries.iter().map(|d| describe(config, d)).collect()
-            }
-            other => panic!("{recipient}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn order_is_exact_pattern_subaddress_postmaster_catchall() {
-        let mut config = config(&[
-            ("sales@example.com", &[target("sales-box")]),
-            ("sales+vip@example.com", &[to("bob@partner.example")]),
-            ("sales-2@example.com", &[target("sales-box")]),
-        ]);
-        let pattern = fixture::pattern("sales\\+[0-9]+@example\\.com", vec![target("crm")]);
-        config.aliases.patterns.push(pattern);
-        for (recipient, line) in [
-            ("Sales@Example.COM", "maildir sales-box"),
-            ("sales+vip@example.com", "forward to bob@partner.example"),
-            ("sales+77@example.com", "webhook crm"),
-            ("x-sales+77@example.com", "webhook catch"),
-            ("sales+other@example.com", "maildir sales-box"),
-            ("postmaster@example.com", "forward to ops@elsewhere.example"),
-            ("PostMaster+x@plain.example", "forward to ops@elsewhere.example"),
-            ("whoever@example.com", "webhook catch"),
-            ("+sales@example.com", "webhook catch"),
-        ] {
-            assert_eq!(lines(&config, recipient), [line], "{recipient}");
-        }
-        assert_eq!(resolve(&config, &address("x@plain.example")), Resolution::Unknown);
-        assert_eq!(resolve(&config, &address("x@foreign.example")), Resolution::NotOurs);
-        config.domains.get_mut(address("x@example.com").domain()).unwrap().subaddress = None;
-        assert_eq!(lines(&config, "sales+other@example.com"), ["webhook catch"]);
-    }
-
-    #[test]
-    fn bounces_of_our_mail_go_to_the_postmaster() {
-        let mut config = config(&[("bounce+vip@example.com", &[target("crm")])]);
-        assert_eq!(resolve(&config, &address("bounce@plain.example")), Resolution::Unknown);
-        let otherwise = address("x@example.com").domain().clone();
-        config.sender.return_path = ReturnPath::Bounce { otherwise };
-        for (recipient, line) in [
-            ("Bounce@plain.example", "forward to ops@elsewhere.example"),
-            ("bounce+token@plain.example", "forward to ops@elsewhere.example"),
-            ("bounce@example.com", "forward to ops@elsewhere.example"),
-            ("bounce+vip@example.com", "webhook crm"),
-            ("bounces@example.com", "webhook catch"),
-        ] {
-            assert_eq!(lines(&config, recipient), [line], "{recipient}");
-        }
-        assert_eq!(resolve(&config, &address("bounces@plain.example")), Resolution::Unknown);
-        let Resolution::Deliveries(found) = resolve(&config, &address("bounce+x@plain.example")) else { panic!() };
-        assert_eq!(found[0].counted_as, "bounce@plain.example");
-        // As for any postmaster: an alias decides where that mail goes, and without anybody it waits.
-        config.aliases.exact.insert("postmaster@plain.example".to_owned(), vec![target("sales-box")]);
-        assert_eq!(lines(&config, "bounce@plain.example"), ["maildir sales-box"]);
-        config.aliases.exact.clear();
-        config.postmaster = address("postmaster@plain.example");
-        let held = lines(&config, "bounce@plain.example");
-        assert!(held[0].starts_with("held: nobody is named for bounce@plain.example"), "{held:?}");
-    }
-
-    #[test]
-    fn says_what_limits_count() {
-        let config = config(&[("sales@example.com", &[target("crm")])]);
-        for (recipient, counted_as, via_catchall) in [
-            ("SALES+x@example.com", "sales@example.com", false),
-            ("who@example.com", "@example.com", true),
-            ("postmaster@plain.example", "postmaster@plain.example", false),
-        ] {
-            let Resolution::Deliveries(found) = resolve(&config, &address(recipient)) else { panic!("{recipient}") };
-            assert_eq!((found[0].counted_as.as_str(), found[0].via_catchall), (counted_as, via_catchall));
-        }
-    }
-
-    #[test]
-    fn lists_and_chains_are_followed_and_merged() {
-        let config = config(&[
-            ("all@example.com", &[to("team@example.com"), to("bob@partner.example"), to("all@example.com")]),
-            ("team@example.com", &[target("crm"), to("bob@partner.example"), Destination::Reject]),
-        ]);
-        assert_eq!(lines(&config, "all@example.com"), ["webhook crm", "forward to bob@partner.example"]);
-        let Resolution::Deliveries(found) = resolve(&config, &address("all+x@example.com")) else { panic!() };
-        assert_eq!(found[0].address, address("all+x@example.com"), "a target sees the address it came in for");
-        assert_eq!(found[1].address, address("bob@partner.example"));
-    }
-
-    #[test]
-    fn discard_and_reject_count_where_they_stand_alone() {
-        let config = config(&[
-            ("a@plain.example", &[Destination::Discard]),
-            ("b@plain.example", &[Destination::Reject]),
-            ("c@plain.example", &[Destination::Discard, target("crm")]),
-            ("d@plain.example", &[Destination::Reject, Destination::Discard]),
-            ("e@plain.example", &[to("b@plain.example")]),
-        ]);
-        assert_eq!(lines(&config, "a@plain.example"), ["discard"]);
-        assert_eq!(resolve(&config, &address("b@plain.example")), Resolution::Rejected);
-        assert_eq!(lines(&config, "c@plain.example"), ["webhook crm"]);
-        assert_eq!(lines(&config, "d@plain.example"), ["discard"]);
-        assert_eq!(resolve(&config, &address("e@plain.example")), Resolution::Rejected);
-    }
-
-    #[test]
-    fn mistakes_are_held_and_unknown_ends_refused() {
-        let config = config(&[
-            ("a@plain.example", &[to("b@plain.example")]),
-            ("b@plain.example", &[to("a@plain.example")]),
-            ("c@plain.example", &[to("gone@plain.example")]),
-            ("d@plain.example", &[to("gone@plain.example"), target("crm")]),
-        ]);
-        assert_eq!(lines(&config, "a@plain.example"), ["held: its aliases lead only back to themselves"]);
-        assert_eq!(resolve(&config, &address("c@plain.example")), Resolution::Unknown);
-        assert_eq!(
-            lines(&config, "d@plain.example"),
-            ["webhook crm", "held: an alias leads to gone@plain.example, which does not exist"]
-        );
-    }
-
-    #[test]
-    fn a_postmaster_nobody_is_named_for_is_held() {
-        let mut config = config(&[]);
-        config.postmaster = address("postmaster@plain.example");
-        let held = lines(&config, "postmaster@plain.example");
-        assert!(held[0].starts_with("held: nobody is named for postmaster@plain.example"), "{held:?}");
-        // Another domain's postmaster goes the same way; one with a catchall has a place.
-        assert!(lines(&config, "postmaster@example.com")[0].starts_with("held: nobody is named"));
-        config.postmaster = address("postmaster@example.com");
-        assert_eq!(lines(&config, "postmaster@example.com"), ["webhook catch"]);
-        assert_eq!(lines(&config, "postmaster@plain.example"), ["webhook catch"]);
-    }
-
-    #[test]
-    fn chains_and_lists_are_bounded() {
-        let mut config = config(&[]);
-        for step in 0..CHAIN_DEPTH_MAX + 2 {
-            let next = to(&format!("s{}@plain.example", step + 1));
-            config.aliases.exact.insert(format!("s{step}@plain.example"), vec![next.clone(), next]);
-        }
-        assert_eq!(lines(&config, "s0@plain.example"), ["held: more than 10 aliases lead from one to the next"]);
-        let many = (0..=DELIVERIES_MAX).map(|n| to(&format!("n{n}@partner.example"))).collect();
-        config.aliases.exact.insert("many@plain.example".to_owned(), many);
-        let found = lines(&config, "many@plain.example");
-        assert_eq!(found.len(), DELIVERIES_MAX + 1);
-        assert_eq!(found.last().unwrap(), "held: the alias leads to more than 100 places");
-    }
-}
+mod tests;

@@ -1,46 +1,67 @@
 //! The loop guard: limits that stop two machines from answering each other for ever.
 //!
 //! Asked once per message, after the header is read and before the commit, for the recipients that
-//! came in for an alias or catchall of ours. In this order: our own mark (`Delivered-To`), the same
-//! Message-ID again at the catchall, the policy for automatic mail, and then, unless the sender is
-//! trusted, so many messages of one sender to one alias in a period, and at the catchall the same
-//! text again.
+//! came in for an address of ours. In this order: signs that the message has been here (`trace`), an
+//! answer to a notice of ours, the same message again, the policy for automatic mail; then, unless the
+//! sender is trusted, so many messages of one sender, and of one domain, to one alias in a period, or so
+//! many on a thread that we know, and at the catchall the same text again.
 //!
 //! The guard reads counters through a closure and returns what is to be written; the caller puts
 //! that into the batch that queues the message, under locks for [`lock_keys`] that it keeps until
 //! the batch is written. So a message and its count are on disk together or not at all, and of two
 //! messages at once only one can be the last that is allowed. Only mail that passes is counted.
-//!
-//! An entry is a version, the time after which nobody needs it, and the newest times:
-//! `1 ‖ u64 ‖ u64…`, big-endian. Keys begin with a letter for their kind.
+//! What the entries look like is in `entry`, what becomes of the message in `ruling`; what we may say
+//! about mail that came in is counted in `budget`.
+
+mod budget;
+mod entry;
+mod ruling;
+pub mod trace;
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::inbound::Delivery;
 use super::sender::{self, Sender};
-use crate::clock::{self, Millis};
-use crate::config::{LoopKey, Loops, OnAutomatic, OnLimit};
+use super::sent::{self, Sent};
+use super::{free_mail, notice_id};
+use crate::clock::Millis;
+use crate::config::{AliasLimits, LoopKey, Loops, OnAutomatic};
 use crate::message::header::{self, Headers};
-use crate::message::{Address, Door, ReversePath};
+use crate::message::{Address, Domain, Door, ReversePath};
+use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 use crate::store::StoreError;
 
-/// How far ahead of the clock a stored time may be, in milliseconds. The clock was wrong when one
-/// further ahead was written; it is forgotten, or it would count until that day comes.
-const FUTURE_MAX: Millis = 5 * 60 * 1000;
-/// Characters of an address that a reply shows, so that the line stays within 512 bytes.
-const SHOWN_CHARS_MAX: usize = 120;
-/// Answers in a period where `limit = 0` takes only those: two machines can answer each other too.
-const ANSWERS_MAX: usize = 90;
-const VERSION: u8 = 1;
-/// Version and expiry, which every entry of the table begins with.
-pub const HEAD_BYTES: usize = 9;
+pub use budget::{Budget, NOTICES_PER_HOUR_MAX};
+pub use entry::{HEAD_BYTES, head, is_expired, key};
+use ruling::{period_text, shown, utc};
+
+/// Messages in a period that mail which must be taken has room for at least: bounces, and what comes for
+/// postmaster and abuse.
+const ALWAYS_MIN: usize = 5;
+/// How many times a sender's own limit all senders of its domain have together, and a sender on all threads.
+const TOGETHER: usize = 10;
+/// No such limit is kept where it would be higher: an entry has eight bytes for each message.
+const TOGETHER_MAX: usize = 10_000;
 
 const KIND_LIMIT: u8 = b'l';
+const KIND_DOMAIN: u8 = b'd';
+const KIND_THREAD: u8 = b't';
+const KIND_ANSWERS: u8 = b'a';
 const KIND_MESSAGE_ID: u8 = b'm';
+const KIND_COPY: u8 = b'c';
 const KIND_FINGERPRINT: u8 = b'f';
+
+/// How a recipient was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    Alias,
+    Catchall,
+    /// A bounce of what we have forwarded, on its way back to who wrote that (`routing::srs`).
+    Returned,
+}
 
 /// A recipient of ours, once per RCPT.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +70,12 @@ pub struct Inbound {
     pub address: Address,
     /// See [`Delivery::counted_as`].
     pub counted_as: String,
-    pub via_catchall: bool,
+    pub limits: AliasLimits,
+    pub via: Via,
+    /// Its mail must be taken, automatic or not: a return path of ours, postmaster, abuse.
+    pub always: bool,
+    /// No limit counts this message: it is a bounce that has been understood.
+    pub exempt: bool,
 }
 
 impl From<&Delivery> for Inbound {
@@ -57,7 +83,10 @@ impl From<&Delivery> for Inbound {
         Inbound {
             address: delivery.alias.clone(),
             counted_as: delivery.counted_as.clone(),
-            via_catchall: delivery.via_catchall,
+            limits: delivery.limits,
+            via: if delivery.via_catchall { Via::Catchall } else { Via::Alias },
+            always: false,
+            exempt: false,
         }
     }
 }
@@ -66,6 +95,9 @@ impl From<&Delivery> for Inbound {
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     pub config: &'a Loops,
+    /// This server's name in Received.
+    pub hostname: &'a Domain,
+    pub marks: &'a Marks,
     pub headers: &'a Headers<'a>,
     pub content: &'a [u8],
     pub mail_from: &'a ReversePath,
@@ -83,6 +115,10 @@ pub enum Verdict {
     Loop {
         reason: String,
     },
+    /// It answers a notice of ours: accept and swallow.
+    OwnNotice {
+        reason: String,
+    },
     /// Another copy of what was taken already: accept and swallow.
     Duplicate {
         reason: String,
@@ -90,6 +126,7 @@ pub enum Verdict {
     /// The message says that it is automatic, and such mail is not simply taken.
     Automatic {
         reason: String,
+        policy: OnAutomatic,
     },
     /// Over a limit. `retry_after`: when there is room again; none if waiting does not help.
     Violation {
@@ -106,12 +143,14 @@ pub enum Action {
     Discard(String),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruling {
     /// In the order of the input.
     pub verdicts: Vec<Verdict>,
     /// The sign by which the message is automatic.
     pub automatic: Option<&'static str>,
+    /// The message of ours that it answers.
+    pub answers: Option<Sent>,
     /// Keys and values for `Table::Loops`, to be written in the message's own batch.
     pub writes: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -134,8 +173,10 @@ pub fn lock_keys(input: &Input<'_>) -> Vec<u64> {
     let sender = sender::sender(input.headers, input.mail_from);
     let mut hashes: Vec<u64> = Vec::new();
     for recipient in input.recipients {
-        hashes.push(hash(&limit_key(input.config, recipient, &sender)));
-        hashes.extend(message_id_key(input, recipient).as_deref().map(hash));
+        // All counters of a sender lie under those of its domain, where there are such.
+        let limit = domain_limit(input, recipient, &sender).map(|(key, _)| key);
+        hashes.push(hash(&limit.unwrap_or_else(|| limit_key(input.config, recipient, &sender))));
+        hashes.extend(copy_key(input, recipient).as_deref().map(hash));
     }
     hashes.sort_unstable();
     hashes.dedup();
@@ -156,16 +197,19 @@ pub fn judge(
     let automatic = sender::automatic(input.headers, input.mail_from);
     if matches!(input.door, Door::Bounce) {
         let verdicts = input.recipients.iter().map(|_| Verdict::Pass).collect();
-        return Ok(Ruling { verdicts, automatic, writes: Vec::new() });
+        return Ok(Ruling { verdicts, automatic, answers: None, writes: Vec::new() });
     }
     let sender = sender::sender(input.headers, input.mail_from);
     let trusted = is_trusted(input, &sender);
-    let mut guard = Guard { input, read, sender, automatic, trusted, fresh: BTreeMap::new() };
+    let references = sent::references(input.headers);
+    let answers = sent::find(&references, input.now, &read)?;
+    let of_notice = references.iter().any(|id| notice_id::is_ours(input.marks, id));
+    let mut guard = Guard { input, read, sender, automatic, trusted, answers, of_notice, fresh: BTreeMap::new() };
     let mut verdicts = Vec::with_capacity(input.recipients.len());
     for recipient in input.recipients {
         verdicts.push(guard.recipient(recipient)?);
     }
-    Ok(Ruling { verdicts, automatic, writes: guard.fresh.into_iter().collect() })
+    Ok(Ruling { verdicts, automatic, answers: guard.answers, writes: guard.fresh.into_iter().collect() })
 }
 
 fn is_trusted(input: &Input<'_>, sender: &Sender) -> bool {
@@ -181,259 +225,225 @@ struct Guard<'i, R> {
     sender: Sender,
     automatic: Option<&'static str>,
     trusted: bool,
+    answers: Option<Sent>,
+    /// It names a notice of ours.
+    of_notice: bool,
     /// What this message will write. Two recipients with one key are one message there.
     fresh: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+type Writes = Vec<(Vec<u8>, Vec<u8>)>;
+
 impl<R: Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError>> Guard<'_, R> {
     fn recipient(&mut self, recipient: &Inbound) -> Result<Verdict, StoreError> {
         let mut writes = Vec::new();
-        let verdict = self.steps(recipient, &mut writes)?;
+        let verdict = match self.before_limits(recipient, &mut writes)? {
+            Some(verdict) => verdict,
+            None => self.limits(recipient, &mut writes)?.unwrap_or(Verdict::Pass),
+        };
         if verdict == Verdict::Pass {
             self.fresh.extend(writes);
         }
         Ok(verdict)
     }
 
-    fn steps(&self, recipient: &Inbound, writes: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<Verdict, StoreError> {
-        if carries_mark(self.input.headers, &recipient.address) {
-            return Ok(Verdict::Loop { reason: format!("it has been delivered to {} before", recipient.address) });
+    /// What trust does not help against.
+    fn before_limits(&self, recipient: &Inbound, writes: &mut Writes) -> Result<Option<Verdict>, StoreError> {
+        let Input { config, headers, hostname, marks, door, .. } = self.input;
+        let Inbound { address, limits, always, .. } = recipient;
+        if let Some(reason) = trace::been_here(headers, hostname, marks, address) {
+            return Ok(Some(Verdict::Loop { reason }));
         }
-        if let Some(key) = message_id_key(self.input, recipient) {
-            if !self.times(&key)?.is_empty() {
-                let reason = format!("a message with this Message-ID came for {} already", recipient.address);
-                return Ok(Verdict::Duplicate { reason });
+        // A person may ask the postmaster about a notice.
+        if self.of_notice && matches!(door, Door::Mx { .. }) && (self.automatic.is_some() || !always) {
+            let reason = format!("an answer to a notice of this server, for {address}");
+            return Ok(Some(Verdict::OwnNotice { reason }));
+        }
+        if let Some(key) = copy_key(self.input, recipient) {
+            let period = self.period(recipient);
+            if !self.times(&key, period)?.is_empty() {
+                let what =
+                    if recipient.via == Via::Catchall { "a message with this Message-ID" } else { "this message" };
+                return Ok(Some(Verdict::Duplicate { reason: format!("{what} came for {address} already") }));
             }
-            writes.push((key, self.entry(&[])));
+            writes.push((key, entry::entry(&[], period, self.input.now)));
         }
-        if let (Some(sign), true) = (self.automatic, self.input.config.automatic != OnAutomatic::Accept) {
-            return Ok(Verdict::Automatic { reason: format!("automatic mail ({sign}) for {}", recipient.address) });
-        }
-        if self.trusted {
-            return Ok(Verdict::Pass);
-        }
-        if let Some(violation) = self.limit(recipient, writes)? {
-            return Ok(violation);
-        }
-        match self.same_text(recipient, writes)? {
-            Some(violation) => Ok(violation),
-            None => Ok(Verdict::Pass),
+        let policy = limits.automatic.unwrap_or(config.automatic);
+        match self.automatic {
+            Some(sign) if policy != OnAutomatic::Accept && !always => {
+                let reason = format!("automatic mail ({sign}) for {address}");
+                Ok(Some(Verdict::Automatic { reason, policy }))
+            }
+            _ => Ok(None),
         }
     }
 
-    /// So many messages in a period.
-    fn limit(&self, recipient: &Inbound, writes: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<Option<Verdict>, StoreError> {
-        let limit = match self.input.config.limit {
-            0 if sender::is_reply(self.input.headers) => ANSWERS_MAX,
-            0 => {
-                let reason = format!("{} takes answers only, no new messages", shown(&recipient.address.to_string()));
-                return Ok(Some(Verdict::Violation { reason, retry_after: None }));
-            }
-            limit => limit as usize,
+    fn limits(&self, recipient: &Inbound, writes: &mut Writes) -> Result<Option<Verdict>, StoreError> {
+        if self.trusted || recipient.exempt {
+            return Ok(None);
+        }
+        let limit = self.limit(recipient);
+        // Two machines can answer each other, too: what says that it is automatic has no right to a
+        // conversation, unless nothing else is taken.
+        let thread = self.answers.as_ref().filter(|_| self.automatic.is_none() || limit == 0);
+        let violation = match thread {
+            Some(sent) => self.thread(recipient, sent, writes)?,
+            None => self.newly(recipient, limit, writes)?,
         };
-        let key = limit_key(self.input.config, recipient, &self.sender);
-        let times = self.times(&key)?;
-        let newest = &times[times.len().saturating_sub(limit)..];
-        match newest.first() {
-            Some(oldest) if newest.len() == limit => {
-                let retry_after = Some(oldest.saturating_add(self.period()));
-                Ok(Some(Verdict::Violation { reason: self.too_many(recipient, limit, retry_after), retry_after }))
-            }
-            _ => {
-                writes.push((key, self.entry(newest)));
-                Ok(None)
-            }
+        match violation {
+            Some(violation) => Ok(Some(violation)),
+            None => self.same_text(recipient, thread, writes),
         }
     }
 
-    /// The second copy of a text at the catchall, where nobody expects mail: two machines.
+    fn limit(&self, recipient: &Inbound) -> usize {
+        let limit = recipient.limits.limit.unwrap_or(self.input.config.limit) as usize;
+        match recipient.always {
+            true => limit.max(ALWAYS_MIN),
+            false => limit,
+        }
+    }
+
+    /// So many messages in a period that begin something.
+    fn newly(&self, recipient: &Inbound, limit: usize, writes: &mut Writes) -> Result<Option<Verdict>, StoreError> {
+        let to = shown(&recipient.address.to_string());
+        if limit == 0 {
+            let reason = format!("{to} takes answers to our messages only, no new ones");
+            return Ok(Some(Verdict::Violation { reason, retry_after: None }));
+        }
+        let by_sender = self.input.config.key == LoopKey::SenderAndAlias && recipient.via != Via::Returned;
+        let from = if by_sender { format!(" from {}", shown(&self.sender.key)) } else { String::new() };
+        let key = limit_key(self.input.config, recipient, &self.sender);
+        if let Some(violation) = self.room(recipient, key, limit, &format!("{from} to {to}"), writes)? {
+            return Ok(Some(violation));
+        }
+        let Some((key, limit)) = domain_limit(self.input, recipient, &self.sender) else { return Ok(None) };
+        let domain = self.sender.address.as_ref().map(|address| address.domain().to_string()).unwrap_or_default();
+        self.room(recipient, key, limit, &format!(" from {domain} to {to}"), writes)
+    }
+
+    /// So many on a thread that we know, and not too many on all of them.
+    fn thread(&self, recipient: &Inbound, sent: &Sent, writes: &mut Writes) -> Result<Option<Verdict>, StoreError> {
+        let limit = self.input.config.replies as usize;
+        let (alias, sender) = (recipient.counted_as.as_bytes(), self.sender.key.as_bytes());
+        let about = format!(" from {} to {}", shown(&self.sender.key), shown(&recipient.address.to_string()));
+        let thread = sent.thread.to_string();
+        let key = entry::key(KIND_THREAD, &[thread.as_bytes(), alias, sender]);
+        let on_one = format!("{about} on one thread");
+        if let Some(violation) = self.room(recipient, key, limit, &on_one, writes)? {
+            return Ok(Some(violation));
+        }
+        match together(limit) {
+            Some(limit) => self.room(recipient, entry::key(KIND_ANSWERS, &[alias, sender]), limit, &about, writes),
+            None => Ok(None),
+        }
+    }
+
+    /// Is there room under a limit?
+    fn room(
+        &self,
+        recipient: &Inbound,
+        key: Vec<u8>,
+        limit: usize,
+        about: &str,
+        writes: &mut Writes,
+    ) -> Result<Option<Verdict>, StoreError> {
+        let period = self.period(recipient);
+        let times = self.times(&key, period)?;
+        let newest = &times[times.len().saturating_sub(limit)..];
+        if let Some(oldest) = newest.first().filter(|_| newest.len() == limit) {
+            let retry_after = oldest.saturating_add(period);
+            let reason = format!(
+                "too many messages{about}: {limit} within {} are accepted, try again after {}",
+                period_text(period),
+                utc(retry_after)
+            );
+            return Ok(Some(Verdict::Violation { reason, retry_after: Some(retry_after) }));
+        }
+        writes.push((key, entry::entry(newest, period, self.input.now)));
+        Ok(None)
+    }
+
+    /// The second copy of a text at the catchall, where nobody expects mail: two machines. Answers on two
+    /// threads may say the same.
     fn same_text(
         &self,
         recipient: &Inbound,
-        writes: &mut Vec<(Vec<u8>, Vec<u8>)>,
+        thread: Option<&Sent>,
+        writes: &mut Writes,
     ) -> Result<Option<Verdict>, StoreError> {
-        if !recipient.via_catchall {
+        if recipient.via != Via::Catchall {
             return Ok(None);
         }
         let Input { headers, content, .. } = self.input;
         let print = sender::fingerprint(headers, content, &self.sender.key, &recipient.address);
-        let key = key(KIND_FINGERPRINT, &[recipient.address.lookup_key().as_bytes(), &print]);
-        if let Some(last) = self.times(&key)?.last() {
-            let retry_after = Some(last.saturating_add(self.period()));
+        let thread = thread.map(|sent| sent.thread.to_string()).unwrap_or_default();
+        let key = key(KIND_FINGERPRINT, &[recipient.address.lookup_key().as_bytes(), thread.as_bytes(), &print]);
+        let period = self.period(recipient);
+        if let Some(last) = self.times(&key, period)?.last() {
+            let retry_after = last.saturating_add(period);
             let reason = format!(
                 "the same message from {} to {} again within {}, try again after {}",
                 shown(&self.sender.key),
                 shown(&recipient.address.to_string()),
-                period_text(self.period()),
+                period_text(period),
                 utc(retry_after)
             );
-            return Ok(Some(Verdict::Violation { reason, retry_after }));
+            return Ok(Some(Verdict::Violation { reason, retry_after: Some(retry_after) }));
         }
-        writes.push((key, self.entry(&[])));
+        writes.push((key, entry::entry(&[], period, self.input.now)));
         Ok(None)
     }
 
-    fn too_many(&self, recipient: &Inbound, limit: usize, retry_after: Option<Millis>) -> String {
-        let from = match self.input.config.key {
-            LoopKey::SenderAndAlias => format!(" from {}", shown(&self.sender.key)),
-            LoopKey::Alias => String::new(),
-        };
-        format!(
-            "too many messages{from} to {}: {limit} within {} are accepted, try again after {}",
-            shown(&recipient.address.to_string()),
-            period_text(self.period()),
-            utc(retry_after)
-        )
+    fn period(&self, recipient: &Inbound) -> Millis {
+        let period = recipient.limits.period.unwrap_or(self.input.config.period);
+        u64::try_from(period.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn period(&self) -> Millis {
-        u64::try_from(self.input.config.period.as_millis()).unwrap_or(u64::MAX)
+    /// The times under a key that still count, oldest first.
+    fn times(&self, key: &[u8], period: Millis) -> Result<Vec<Millis>, StoreError> {
+        Ok(entry::times((self.read)(key)?.as_deref(), period, self.input.now))
     }
-
-    /// The times under a key that still count, oldest first. A damaged entry counts for nothing.
-    fn times(&self, key: &[u8]) -> Result<Vec<Millis>, StoreError> {
-        let now = self.input.now;
-        let since = now.checked_sub(self.period());
-        let value = (self.read)(key)?;
-        let mut times = value.as_deref().and_then(decode).map(|(_, times)| times).unwrap_or_default();
-        times.retain(|time| since.is_none_or(|since| *time > since) && *time <= now.saturating_add(FUTURE_MAX));
-        times.sort_unstable();
-        Ok(times)
-    }
-
-    /// `times` and now.
-    fn entry(&self, times: &[Millis]) -> Vec<u8> {
-        let now = self.input.now;
-        let newest = times.iter().copied().max().unwrap_or(now).max(now);
-        encode(newest.saturating_add(self.period()), times.iter().copied().chain([now]))
-    }
-}
-
-/// RFC 5321 4.4 calls it trace; Postfix and qmail brought the field into use. Written by us on
-/// delivery, so it proves that the message went round.
-fn carries_mark(headers: &Headers<'_>, address: &Address) -> bool {
-    let own = address.lookup_key();
-    let is_own = |text: &str| Address::parse(text.trim_matches(['<', '>'])).is_ok_and(|a| a.lookup_key() == own);
-    headers.all("Delivered-To").any(|field| is_own(&field.text()))
 }
 
 fn limit_key(config: &Loops, recipient: &Inbound, sender: &Sender) -> Vec<u8> {
     let alias = recipient.counted_as.as_bytes();
     match config.key {
+        // Whoever has seen the return path of a message can write to it, and as anybody.
+        _ if recipient.via == Via::Returned => key(KIND_LIMIT, &[alias]),
         LoopKey::SenderAndAlias => key(KIND_LIMIT, &[alias, sender.key.as_bytes()]),
         LoopKey::Alias => key(KIND_LIMIT, &[alias]),
     }
 }
 
-/// Only at the catchall and only for mail from outside: an alias may rightly get one message twice,
-/// by way of two lists.
-fn message_id_key(input: &Input<'_>, recipient: &Inbound) -> Option<Vec<u8>> {
-    if !recipient.via_catchall || !matches!(input.door, Door::Mx { .. }) {
+/// The counter of all senders of a domain, because a machine may answer by another address than the one that
+/// was written to. Not for providers whose customers have nothing to do with each other.
+fn domain_limit(input: &Input<'_>, recipient: &Inbound, sender: &Sender) -> Option<(Vec<u8>, usize)> {
+    let counts = input.config.key == LoopKey::SenderAndAlias
+        && recipient.via != Via::Returned
+        && matches!(input.door, Door::Mx { .. });
+    let domain = sender.address.as_ref().map(Address::domain).filter(|domain| counts && !free_mail::is(domain))?;
+    let limit = together(recipient.limits.limit.unwrap_or(input.config.limit) as usize)?;
+    Some((key(KIND_DOMAIN, &[recipient.counted_as.as_bytes(), domain.as_str().as_bytes()]), limit.max(ALWAYS_MIN)))
+}
+
+fn together(limit: usize) -> Option<usize> {
+    limit.checked_mul(TOGETHER).filter(|limit| *limit <= TOGETHER_MAX)
+}
+
+/// By what another copy of a message from outside is known. At the catchall, and for bounces on their way
+/// back, that is its Message-ID; elsewhere it must be the same message in all, because an alias may
+/// rightly get one by way of two lists.
+fn copy_key(input: &Input<'_>, recipient: &Inbound) -> Option<Vec<u8>> {
+    if !matches!(input.door, Door::Mx { .. }) {
         return None;
     }
     let id = header::message_id(input.headers.get("Message-ID")?.value)?;
-    Some(key(KIND_MESSAGE_ID, &[recipient.address.lookup_key().as_bytes(), &sender::message_id_hash(&id)]))
-}
-
-/// Parts with a zero byte between them, which no address holds.
-pub fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let mut key = vec![kind];
-    for part in parts {
-        key.push(0);
-        key.extend_from_slice(part);
-    }
-    key
-}
-
-/// What an entry begins with that may go at `expiry`.
-pub fn head(expiry: Millis) -> Vec<u8> {
-    let mut value = vec![VERSION];
-    value.extend_from_slice(&expiry.to_be_bytes());
-    value
-}
-
-fn encode(expiry: Millis, times: impl Iterator<Item = Millis>) -> Vec<u8> {
-    let mut value = head(expiry);
-    times.for_each(|time| value.extend_from_slice(&time.to_be_bytes()));
-    value
-}
-
-fn decode(value: &[u8]) -> Option<(Millis, Vec<Millis>)> {
-    let (words, []) = value.strip_prefix(&[VERSION])?.as_chunks::<8>() else { return None };
-    let mut words = words.iter().map(|word| Millis::from_be_bytes(*word));
-    Some((words.next()?, words.collect()))
-}
-
-/// May a sweep delete this entry? A damaged one, too: it counts for nothing.
-pub fn is_expired(value: &[u8], now: Millis) -> bool {
-    let expiry = value.strip_prefix(&[VERSION]).and_then(|rest| rest.first_chunk()).copied();
-    expiry.is_none_or(|expiry| Millis::from_be_bytes(expiry) <= now)
-}
-
-impl Ruling {
-    /// What becomes of the message. If every recipient would be refused, the message is, and the
-    /// other side tells its user: no backscatter. A message that is taken for some cannot be
-    /// refused for others after DATA, so those are held. `others`: the message has recipients that
-    /// were not put before the guard.
-    pub fn settle(&self, config: &Loops, others: bool) -> Result<Vec<Action>, Refusal> {
-        let wanted: Vec<_> = self.verdicts.iter().map(|verdict| verdict.wanted(config)).collect();
-        let taken = others || wanted.iter().any(|w| matches!(w, Ok(Action::Take | Action::Hold(_))));
-        if !taken && let Some(refusal) = wanted.iter().find_map(|w| w.as_ref().err()) {
-            return Err(refusal.clone());
-        }
-        Ok(wanted.into_iter().map(|w| w.unwrap_or_else(|refusal| Action::Hold(refusal.reason))).collect())
-    }
-}
-
-impl Verdict {
-    /// What the configuration wants for this recipient alone.
-    fn wanted(&self, config: &Loops) -> Result<Action, Refusal> {
-        let refuse = |code, enhanced, text: String| {
-            let reply = Reply::new(code, enhanced, ascii(&text));
-            Err(Refusal { reply, reason: text })
-        };
-        match self {
-            Verdict::Pass => Ok(Action::Take),
-            Verdict::Duplicate { reason } => Ok(Action::Discard(reason.clone())),
-            Verdict::Loop { reason } => refuse(554, (4, 6), format!("mail loop: {reason}")),
-            Verdict::Automatic { reason } => match config.automatic {
-                OnAutomatic::Accept => Ok(Action::Take),
-                OnAutomatic::Hold => Ok(Action::Hold(reason.clone())),
-                OnAutomatic::Discard => Ok(Action::Discard(reason.clone())),
-                OnAutomatic::Reject => refuse(550, (7, 1), format!("not accepted here: {reason}")),
-            },
-            Verdict::Violation { reason, retry_after } => match config.on_limit {
-                OnLimit::Hold => Ok(Action::Hold(reason.clone())),
-                OnLimit::Discard => Ok(Action::Discard(reason.clone())),
-                // Waiting only helps where a limit counts a period.
-                OnLimit::Defer if retry_after.is_some() => refuse(450, (7, 1), reason.clone()),
-                OnLimit::Reject | OnLimit::Defer => refuse(554, (4, 6), reason.clone()),
-            },
-        }
-    }
-}
-
-fn shown(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
-        Some((cut, _)) => format!("{}...", &text[..cut]),
-        None => text.to_owned(),
-    }
-}
-
-/// A reply is ASCII unless the session is SMTPUTF8 (RFC 6531 3.7.4.1), which is not known here.
-fn ascii(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect()
-}
-
-fn period_text(period: Millis) -> String {
-    let seconds = period / 1000;
-    if seconds.is_multiple_of(60) { format!("{} minutes", seconds / 60) } else { format!("{seconds} seconds") }
-}
-
-/// To the full second after it, so that who waits until then has waited long enough.
-fn utc(time: Option<Millis>) -> String {
-    let full_second = time.unwrap_or_default().div_ceil(1000).saturating_mul(1000);
-    clock::rfc3339(full_second).replace(".000Z", "Z")
+    let address = recipient.address.lookup_key();
+    Some(match recipient.via {
+        Via::Alias => key(KIND_COPY, &[address.as_bytes(), &sender::copy_hash(input.headers, &id)]),
+        Via::Catchall | Via::Returned => key(KIND_MESSAGE_ID, &[address.as_bytes(), &sender::message_id_hash(&id)]),
+    })
 }
 
 #[cfg(test)]

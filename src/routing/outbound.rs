@@ -6,8 +6,11 @@
 //! envelope sender stands in for it. Left out: changing the header (`intake::rewrite`).
 
 use crate::config::{Config, FromEntry, SmartHost, WayOut};
-use crate::message::{Address, ReversePath};
+use crate::message::{Address, Door, ReversePath};
 use crate::queue::record::Message;
+use crate::secret::Marks;
+
+use super::return_path::{self, Token};
 
 /// Why hosts were chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +60,39 @@ pub fn choose_for<'c>(config: &'c Config, message: &Message) -> Choice<'c> {
     choose(config, message.header_from.as_ref(), &message.mail_from, config.pinned(&message.stream))
 }
 
+/// As [`choose_for`], for a message that is forwarded and leaves with this envelope sender, whatever
+/// `sender.return_path` says.
+pub fn choose_forward<'c>(config: &'c Config, message: &Message, return_path: &Address) -> Choice<'c> {
+    let pinned = config.pinned(&message.stream);
+    choose_with(config, message.header_from.as_ref(), &message.mail_from, pinned, Wanted::Path(return_path))
+}
+
+/// The same for one of its recipients, whose return path names it if the message is one that has such.
+pub fn choose_for_one<'c>(config: &'c Config, message: &Message, number: u32, marks: &Marks) -> Choice<'c> {
+    let token = Token { id: message.id, number };
+    let mark = |bounce: &Address| return_path::mark(config, marks, bounce, token);
+    let wanted = if has_verp(config, message) { Wanted::Token(&mark) } else { Wanted::Usual };
+    let pinned = config.pinned(&message.stream);
+    choose_with(config, message.header_from.as_ref(), &message.mail_from, pinned, wanted)
+}
+
+/// Does each of its recipients have a return path of its own, and so a transaction? Mail that is only passed
+/// on does not: bounces of it belong to who sent it.
+pub fn has_verp(config: &Config, message: &Message) -> bool {
+    let is_ours = message.origin.door.is_trusted() && message.origin.door != Door::Bounce;
+    is_ours && !message.mail_from.is_null() && config.uses_verp(&message.stream)
+}
+
+/// The return path in place of the client's.
+#[derive(Clone, Copy)]
+enum Wanted<'w> {
+    /// As `sender.return_path` says.
+    Usual,
+    /// That of one recipient, made out of a bounce address.
+    Token(&'w dyn Fn(&Address) -> Option<Address>),
+    /// This one.
+    Path(&'w Address),
+}
 /// `header_from`: the one mailbox of the From field, if it can be read. `pinned`: the host of the
 /// message's stream.
 pub fn choose<'c>(
@@ -64,6 +100,16 @@ pub fn choose<'c>(
     header_from: Option<&Address>,
     envelope: &ReversePath,
     pinned: Option<&str>,
+) -> Choice<'c> {
+    choose_with(config, header_from, envelope, pinned, Wanted::Usual)
+}
+
+fn choose_with<'c>(
+    config: &'c Config,
+    header_from: Option<&Address>,
+    envelope: &ReversePath,
+    pinned: Option<&str>,
+    wanted: Wanted<'_>,
 ) -> Choice<'c> {
     match config.delivery.default {
         WayOut::Capture => return Choice { way: Way::Capture, rewrite: None },
@@ -76,7 +122,8 @@ pub fn choose<'c>(
         let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
         let passes = !direct || config.sender.passes(header_from);
         let rewrite = default.filter(|default| !passes && !same(from, default));
-        let envelope = bounce_for(config, envelope, rewrite.or(from)).map(ReversePath::Address);
+        let back = Back::of(config, envelope, rewrite.or(from), wanted);
+        let envelope = back.marked.or(back.plain).map(ReversePath::Address);
         return Choice { way: if direct { Way::Direct { envelope } } else { Way::Nowhere }, rewrite };
     };
     let keeps = match tier {
@@ -90,8 +137,8 @@ pub fn choose<'c>(
     };
     let shown = if keeps { None } else { default };
     let last = shown.or(from);
-    let bounce = bounce_for(config, envelope, last);
-    let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, bounce.as_ref(), last) };
+    let back = Back::of(config, envelope, last, wanted);
+    let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, &back, last) };
     let way = Way::Hosts { tier, hosts: hosts.into_iter().map(candidate).collect() };
     Choice { way, rewrite: shown.filter(|default| !same(header_from, default)) }
 }
@@ -133,10 +180,27 @@ fn names(host: &SmartHost, address: Option<&Address>, whole: bool) -> bool {
     address.is_some_and(|address| host.from_filter.iter().filter(of_kind).any(|entry| entry.matches(address)))
 }
 
-/// What `sender.return_path` wants in place of an envelope sender, if anything. `last`: the final From.
-/// The null sender stays: nobody is told of what becomes of a notice (RFC 5321 4.5.5).
-fn bounce_for(config: &Config, envelope: &ReversePath, last: Option<&Address>) -> Option<Address> {
-    if envelope.is_null() { None } else { config.bounce_address(last) }
+/// What is wanted in place of an envelope sender, if anything.
+struct Back {
+    /// With the token of a recipient.
+    marked: Option<Address>,
+    plain: Option<Address>,
+}
+
+impl Back {
+    /// `last`: the final From. The null sender stays: nobody is told of what becomes of a notice (RFC 5321
+    /// 4.5.5).
+    fn of(config: &Config, envelope: &ReversePath, last: Option<&Address>, wanted: Wanted<'_>) -> Back {
+        match wanted {
+            _ if envelope.is_null() => Back { marked: None, plain: None },
+            Wanted::Usual => Back { marked: None, plain: config.bounce_address(last) },
+            Wanted::Token(mark) => {
+                let plain = config.return_address(last);
+                Back { marked: plain.as_ref().and_then(mark), plain }
+            }
+            Wanted::Path(path) => Back { marked: None, plain: Some(path.clone()) },
+        }
+    }
 }
 
 /// Providers refuse foreign envelope senders, so one that the host's filter does not name gives way: the
@@ -146,12 +210,12 @@ fn envelope_for(
     config: &Config,
     host: &SmartHost,
     envelope: &ReversePath,
-    bounce: Option<&Address>,
+    back: &Back,
     last: Option<&Address>,
 ) -> ReversePath {
     let (ReversePath::Address(client), Some(last)) = (envelope, last) else { return envelope.clone() };
-    let wanted = bounce.unwrap_or(client);
-    if host.accepts(wanted) {
+    let wanted = [back.marked.as_ref(), Some(back.plain.as_ref().unwrap_or(client))];
+    if let Some(wanted) = wanted.into_iter().flatten().find(|wanted| host.accepts(wanted)) {
         return ReversePath::Address(wanted.clone());
     }
     let other = config.bounce_address(None).filter(|other| host.accepts(other));
@@ -262,6 +326,27 @@ mod tests {
         assert_eq!(hosts[0].envelope.to_string(), "bounce@my.com");
     }
 
+    /// What is forwarded leaves with the path that was made for it, where the host takes that.
+    #[test]
+    fn a_return_path_of_its_own_goes_before_that_of_all_mail() {
+        let ours = "return_path = \"bounce\"\n[domains.\"my.com\"]\n";
+        let sealed = address("SRS0=h=d=other.org=app@my.com");
+        let from = address("x@other.org");
+        let client = ReversePath::Address(address("app@other.org"));
+        let choice = |removed: &str, default: &str| {
+            let config = config_with(removed, default, ours);
+            match choose_with(&config, Some(&from), &client, None, Wanted::Path(&sealed)).way {
+                Way::Hosts { hosts, .. } => hosts[0].envelope.to_string(),
+                Way::Direct { envelope } => envelope.unwrap().to_string(),
+                other => unreachable!("{other:?}"),
+            }
+        };
+        assert_eq!(choice("ABCDE", "direct"), sealed.to_string());
+        assert_eq!(choice("", "smart_hosts"), sealed.to_string());
+        assert_eq!(choice("CD", "smart_hosts"), sealed.to_string(), "the host takes its domain");
+        assert_eq!(choice("CDE", "smart_hosts"), "notifications@my.com", "the host takes others only");
+    }
+
     #[test]
     fn pins_and_default_ways() {
         let direct = config("", "direct");
@@ -277,5 +362,65 @@ mod tests {
         assert_eq!(way(&direct, &bob, Some("gone")), ("Nowhere".to_owned(), false));
         assert_eq!(way(&config("", "capture"), &bob, Some("B")), ("Capture".to_owned(), false));
         assert_eq!(way(&config("", "file"), &bob, None), ("File".to_owned(), false));
+    }
+
+    fn queued(from: &str, mail_from: &str, door: Door) -> Message {
+        let mail_from = if mail_from.is_empty() { ReversePath::Null } else { ReversePath::Address(address(mail_from)) };
+        Message {
+            id: crate::message::MessageId::first_at(1_900_000_000_000),
+            received_at: 0,
+            origin: crate::message::Origin { door, account: None, peer: None },
+            mail_from,
+            body_type: crate::message::BodyType::SevenBit,
+            smtputf8: false,
+            dsn: crate::message::DsnRequest::default(),
+            header_from: Some(address(from)),
+            size: 0,
+            chunks: 0,
+            streamed: None,
+            message_id: String::new(),
+            subject: String::new(),
+            findings: None,
+            recipients: 1,
+            stream: "bulk".to_owned(),
+            tls: crate::message::TlsWish::Usual,
+            not_before: None,
+            answers: None,
+        }
+    }
+
+    /// From, hosts not active, envelope, door → with a token at this domain, or without one this address.
+    #[test]
+    fn a_token_goes_where_the_host_takes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks::open(folder.path()).unwrap();
+        let verp = "[domains.\"my.com\"]\n[domains.\"ex.com\"]\n[streams.bulk]\nverp = true\n";
+        for (row, from, removed, envelope, door, result) in [
+            ("direct", "ann@my.com", "ABCDE", "app@other.org", Door::Admin, "+my.com"),
+            ("direct, of a foreign author", "x@other.org", "ABCDE", "app@other.org", Door::Admin, "+my.com"),
+            ("null sender", "ann@my.com", "ABCDE", "", Door::Admin, ""),
+            ("a notice of ours", "ann@my.com", "ABCDE", "app@other.org", Door::Bounce, "app@other.org"),
+            ("passed on", "ann@my.com", "ABCDE", "a@other.org", Door::Mx { listener: "mx".into() }, "a@other.org"),
+            ("the host takes the domain", "bob@ex.com", "A", "app@other.org", Door::Admin, "+ex.com"),
+            ("the host takes the From only", "alice@ex.com", "B", "app@other.org", Door::Admin, "alice@ex.com"),
+        ] {
+            let config = config_with(removed, "direct", verp);
+            let message = queued(from, envelope, door);
+            let choice = choose_for_one(&config, &message, 3, &marks);
+            let found = match choice.way {
+                Way::Hosts { hosts, .. } => hosts[0].envelope.clone(),
+                Way::Direct { envelope } => envelope.unwrap_or_else(|| message.mail_from.clone()),
+                other => unreachable!("{row}: {other:?}"),
+            };
+            match (result.strip_prefix('+'), found.address()) {
+                (Some(domain), Some(path)) => {
+                    let token = Token { id: message.id, number: 3 };
+                    assert_eq!(path.domain().as_str(), domain, "{row}");
+                    let back = return_path::read(&config, &marks, path);
+                    assert_eq!(back, Some(return_path::Back::Of(token)), "{row}");
+                }
+                _ => assert_eq!(found.to_string(), result, "{row}"),
+            }
+        }
     }
 }

@@ -33,6 +33,10 @@ const PREFIXES: [&str; 14] = [
     "abwesend:",
 ];
 
+/// Those of them that only machines put there.
+const ANSWERS: [&str; 7] =
+    ["auto:", "autoreply:", "auto-reply:", "automatic reply:", "automatische antwort:", "out of office:", "abwesend:"];
+
 /// The one a message is counted for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sender {
@@ -40,6 +44,13 @@ pub struct Sender {
     pub address: Option<Address>,
     /// Lower case, without a `+tag`; `<>` for nobody.
     pub key: String,
+}
+
+/// Everybody whom a message says it is from, as written: From, MAIL FROM, and what is wrapped in that.
+pub fn names(headers: &Headers<'_>, mail_from: &ReversePath) -> Vec<Address> {
+    let authors = headers.all("From").filter_map(|field| header::mailboxes(field.value).ok()).flatten();
+    let envelope = mail_from.address().into_iter().flat_map(|address| [address.clone(), unwrapped(address)]);
+    authors.map(|mailbox| mailbox.address).chain(envelope).collect()
 }
 
 /// The header From if it names one mailbox, else MAIL FROM without what return paths wrap around it.
@@ -58,7 +69,7 @@ pub fn counting_key(address: &Address) -> String {
 
 /// The address inside a BATV (`prvs=…=`) or SRS (`SRS0=…`, `SRS1=…`) return path. What cannot be
 /// unwrapped stays as it is. `bounce+token@` needs no unwrapping, its tag is not counted.
-fn unwrapped(address: &Address) -> Address {
+pub fn unwrapped(address: &Address) -> Address {
     let local = address.local();
     let inner = match prefix_of(local, &["prvs=", "srs0", "srs1"]) {
         Some(("prvs=", rest)) => rest.split_once('=').and_then(|(_, local)| with(local, address.domain())),
@@ -129,6 +140,19 @@ pub fn fingerprint(headers: &Headers<'_>, content: &[u8], sender: &str, recipien
     shortened(context.finish())
 }
 
+/// What is the same in two copies of one message, whatever fields the way has added: its id, the author's
+/// fields and all of the body that is at hand.
+pub fn copy_hash(headers: &Headers<'_>, message_id: &str) -> [u8; 16] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let fields =
+        ["Date", "From", "Subject", "List-Id"].map(|name| headers.get(name).map_or(&b""[..], |field| field.value));
+    for part in fields.into_iter().chain([message_id.as_bytes(), headers.body()]) {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    shortened(context.finish())
+}
+
 /// A short name for a Message-ID of any length.
 pub fn message_id_hash(id: &str) -> [u8; 16] {
     shortened(digest::digest(&digest::SHA256, id.as_bytes()))
@@ -138,6 +162,12 @@ fn shortened(digest: digest::Digest) -> [u8; 16] {
     let mut short = [0; 16];
     short.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     short
+}
+
+/// Does a subject begin as those of automatic answers do? A guess.
+pub fn is_answer_subject(subject: &str) -> bool {
+    let lower = subject.to_lowercase();
+    ANSWERS.iter().any(|prefix| lower.trim_start().starts_with(prefix))
 }
 
 fn bare_subject(subject: &str) -> String {
@@ -161,12 +191,6 @@ fn letters(headers: &Headers<'_>, content: &[u8]) -> String {
     let text = parsed.as_ref().and_then(|message| message.body_text(0));
     let text = text.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(BODY_BYTES_MAX)]));
     text.chars().filter(|c| !c.is_whitespace() && !c.is_numeric()).take(TEXT_CHARS_MAX).collect()
-}
-
-/// True if the message says that it answers another.
-pub fn is_reply(headers: &Headers<'_>) -> bool {
-    let names_one = |name| headers.get(name).is_some_and(|field| header::message_id(field.value).is_some());
-    names_one("In-Reply-To") || names_one("References")
 }
 
 #[cfg(test)]
@@ -261,13 +285,5 @@ mod tests {
             prints.push(fingerprint(&Headers::parse(content.as_bytes()), content.as_bytes(), "x", &recipient));
         }
         assert_ne!(prints[0], prints[1]);
-    }
-
-    #[test]
-    fn an_answer_names_what_it_answers() {
-        let reply = |content: &[u8]| is_reply(&Headers::parse(content));
-        assert!(reply(b"In-Reply-To: <a@b>\r\n\r\n"));
-        assert!(reply(b"References: <a@b>\r\n <c@d>\r\n\r\n"));
-        assert!(!reply(b"In-Reply-To: \r\n\r\n"));
     }
 }

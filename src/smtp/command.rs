@@ -15,7 +15,7 @@ use crate::message::address::{AddressError, parse_forward_path, parse_reverse_pa
 use crate::message::{Address, Domain, ReversePath};
 use crate::smtp::Reply;
 
-pub use params::{ENVID_BYTES_MAX, MailParams, ORCPT_BYTES_MAX, RcptParams};
+pub use params::{ENVID_BYTES_MAX, MailParams, ORCPT_BYTES_MAX, RcptParams, decode_xtext};
 
 /// Longest EHLO argument, in octets.
 pub const HELO_BYTES_MAX: usize = 255;

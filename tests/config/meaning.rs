@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use postrider::config::{self, AddressOrDomain, ArcMode, Credential, Destination, EventLog, Senders, Target, WayOut};
+use postrider::config::{
+    self, AddressOrDomain, ArcMode, Credential, Destination, EventLog, PickupDone, PickupFormat, Senders, Target,
+    WayOut,
+};
 use postrider::events::kind::Kind;
 use postrider::message::{Address, Domain};
 use proptest::prelude::*;
@@ -422,4 +425,29 @@ fn events_are_kept_for_a_month_and_told_to_nobody_unless_wanted() {
     assert_eq!((events.keep, events.log), (Duration::from_secs(2 * 24 * 3600), EventLog::Failed));
     assert_eq!(events.webhooks["crm"].only.as_deref(), Some([Kind::Delivered, Kind::Bounced].as_slice()));
     assert_eq!(events.webhooks["all"].only, None);
+}
+
+#[test]
+fn a_pickup_folder_has_an_account_and_a_format() {
+    let folder = |more: &str| {
+        with(&format!("[accounts.shop]\npassword = \"x\"\n[pickup.main]\npath = \"/drop\"\naccount = \"shop\"\n{more}"))
+    };
+    let main = load(&folder("")).pickup["main"].clone();
+    assert_eq!((main.format, main.done, main.max_per_minute), (PickupFormat::Auto, PickupDone::Delete, 0));
+    let more = "format = \"iis\"\ndone = \"archive\"\nmax_per_minute = 100\nsettle = \"0s\"\n";
+    let main = load(&folder(more)).pickup["main"].clone();
+    assert_eq!((main.format, main.done, main.max_per_minute), (PickupFormat::Iis, PickupDone::Archive, 100));
+    assert_eq!(main.settle, Duration::ZERO);
+    for wrong in ["format = \"django\"\n", "done = \"keep\"\n", "max_per_minute = -1\n"] {
+        assert_eq!(refused(&folder(wrong)).len(), 1, "{wrong}");
+    }
+}
+
+#[test]
+fn local_programs_are_trusted_where_loopback_is() {
+    for (trusted, is_trusted) in [("127.0.0.0/8", true), ("::1/128", true), ("10.0.0.0/8", false)] {
+        let text = with(&format!("[networks]\ntrusted = [\"{trusted}\"]\n"));
+        assert_eq!(load(&text).trusts_loopback(), is_trusted, "{trusted}");
+    }
+    assert!(!load(&with("")).trusts_loopback());
 }

@@ -55,6 +55,7 @@ pub fn message(id: MessageId, body: &[Bytes], recipients: u32) -> Message {
         stream: postrider::message::stream::default_name(),
         tls: postrider::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     }
 }
 

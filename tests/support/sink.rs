@@ -1,4 +1,4 @@
-//! A far end that takes every message and remembers it, but for recipients named refused. Speaks SMTP with PIPELINING, and STARTTLS if
+//! A far end that takes every message and remembers it, but for senders and recipients named refused. Speaks SMTP with PIPELINING, and STARTTLS if
 //! asked to, on a loopback port of its own.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -136,6 +136,7 @@ impl Sink {
                     b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n",
                 ),
                 "HELO" => replies.extend_from_slice(b"250 sink.test\r\n"),
+                "MAIL" if path(&text).starts_with("refused") => replies.extend_from_slice(b"550 5.1.1 not you\r\n"),
                 "MAIL" => {
                     mail_from = path(&text);
                     recipients = Vec::new();

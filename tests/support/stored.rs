@@ -138,7 +138,7 @@ pub fn all() -> Vec<Kept> {
 
     let mut picked = kept(7, "from the pickup folder", &["a file\r\n"], vec![remote()]);
     picked.message.origin = Origin {
-        door: Door::Pickup { folder: "main".into(), file: "seven.eml".into() },
+        door: Door::Pickup { folder: "main".into(), file: "seven.eml".into(), owner: None },
         account: Some("shop".into()),
         peer: None,
     };

@@ -35,6 +35,7 @@ fn message() -> Message {
         stream: crate::message::stream::default_name(),
         tls: crate::message::TlsWish::default(),
         not_before: None,
+        answers: None,
     }
 }
 
@@ -80,6 +81,7 @@ impl Case {
             message: &self.message,
             recipients: &recipients,
             action: self.action,
+            id: "loop.1.mac@mail.our.example",
             original: &self.original,
             now: NOW,
             seed: 0xfeed,

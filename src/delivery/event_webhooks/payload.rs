@@ -208,6 +208,30 @@ mod tests {
     }
 
     #[test]
+    fn what_came_back() {
+        let (message, report) = (MessageId::from_u64(1), MessageId::from_u64(2));
+        let bounced = made(Event::Bounced {
+            recipient: bob(),
+            class: "full".into(),
+            status: "5.2.2".into(),
+            diagnostic: "552 mailbox full".into(),
+            message,
+            report,
+            counted: true,
+        });
+        assert_eq!(bounced["type"], "message.bounced");
+        assert_eq!(bounced["data"]["bounce"]["class"], "full");
+        let smtp = json!({"code": null, "enhanced": "5.2.2", "text": "552 mailbox full"});
+        assert_eq!((&bounced["data"]["smtp"], &bounced["data"]["report_id"]), (&smtp, &json!(report)));
+        let (kind, agent) = ("abuse".into(), "Example/1.0".into());
+        let complained = made(Event::Complained { recipient: bob(), kind, agent, message, report });
+        assert_eq!((&complained["type"], &complained["data"]["kind"]), (&json!("message.complained"), &json!("abuse")));
+        let suppressed = made(Event::Suppressed { recipient: bob(), reason: "hard_bounce".into() });
+        assert_eq!(suppressed["type"], "message.suppressed");
+        assert_eq!(suppressed["data"]["reason"], "hard_bounce");
+    }
+
+    #[test]
     fn classes_follow_the_status() {
         for (status, wanted) in [
             ("5.1.1", "hard"),

@@ -12,7 +12,8 @@ use super::addresses::{Refused, Source};
 use super::client::Client;
 use super::commands::{Mail, MailRecipient, Smtputf8};
 use super::connection::Connection;
-use super::pool::Way;
+use super::connection::Io;
+use super::pool::{Channel, Way};
 use super::step::{Stage, Tls, Trouble};
 use super::tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
 use super::trail::{Leg, Trail};
@@ -28,10 +29,12 @@ use crate::store::StoreError;
 const ATTEMPT_MAX: Duration = Duration::from_secs(60 * 60);
 /// A TCP connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+mod lmtp;
 mod parts;
 mod probe;
 mod through;
 
+pub use lmtp::run_lmtp;
 use parts::{Part, Parts};
 pub use probe::probe;
 pub use through::run_through;
@@ -79,6 +82,8 @@ struct Attempt<'a> {
     trail: Option<Trail>,
     /// A server did not know BDAT: from here on all goes by DATA.
     without_bdat: bool,
+    /// It ends at a mailbox: nothing is asked of a further way.
+    is_final: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -103,6 +108,7 @@ impl<'a> Attempt<'a> {
             policies: Vec::new(),
             trail: None,
             without_bdat: false,
+            is_final: false,
         })
     }
 
@@ -178,7 +184,7 @@ impl<'a> Attempt<'a> {
     async fn at_address(&mut self, host: &Domain, ip: IpAddr, terms: &Terms) {
         let (first, terms) = (terms.tls(), terms.clone());
         let address = SocketAddr::new(ip, self.transport.settings.mx_port);
-        let mut way = Way { host: host.clone(), address, tls: first, terms, agreed: None };
+        let mut way = Way { host: host.clone(), address, tls: first, terms, agreed: None, channel: Channel::Smtp };
         let Err(trouble) = self.by_way(&way).await else { return };
         let in_clear = trouble.clear_may_help;
         self.note(trouble);
@@ -234,15 +240,28 @@ impl<'a> Attempt<'a> {
 
     async fn connect(&self, way: &Way) -> Result<Connection, Trouble> {
         let transport = self.transport;
-        let Way { host, address, tls: mode, terms, agreed } = way;
-        let peer = peer_text(host, *address);
+        let Way { host, address, tls: mode, terms, agreed, channel } = way;
         let since = std::time::Instant::now();
-        let stream = self.connect_to(*address, &peer).await?;
+        let (peer, stream): (String, Box<dyn Io>) = match channel {
+            Channel::Smtp | Channel::Lmtp => {
+                let peer = peer_text(host, *address);
+                let stream = self.connect_to(*address, &peer).await?;
+                (peer, Box::new(stream))
+            }
+            Channel::LmtpSocket(path) => {
+                let peer = format!("unix:{}", path.display());
+                let stream = lmtp::connect_to_socket(path, &peer).await?;
+                (peer, Box::new(stream))
+            }
+        };
         if let Some(trail) = &self.trail {
             trail.mark(Leg::Connect, since, format!("connected to {peer}"));
         }
         let mut client = Client::new(peer.clone(), transport.settings.helo_name.clone(), *mode, transport.timeouts);
         client = client.demanded_by(terms.by.clone()).with_trail(self.trail.clone());
+        if *channel != Channel::Smtp {
+            client = client.lmtp();
+        }
         let judge = transport.judge(terms).await.map_err(|why| {
             Trouble::new(Stage::Tls, Failure::local("4.7.5", &peer, format!("no TLS with {peer}: {why}")))
         })?;
@@ -257,7 +276,7 @@ impl<'a> Attempt<'a> {
             }
         }
         let name = tls::server_name(host, address.ip());
-        let opened = Connection::open(Box::new(stream), client, connector, name, &judge, self.deadline).await;
+        let opened = Connection::open(stream, client, connector, name, &judge, self.deadline).await;
         let flaw = super::flaw(&opened).filter(|_| *mode != Tls::Never);
         if let Some(flaw) = flaw {
             for policy in &self.policies {
@@ -309,7 +328,7 @@ impl<'a> Attempt<'a> {
             eight_bit: self.traits.eight_bit,
             smtputf8: self.traits.smtputf8,
             dsn: message.dsn.clone(),
-            require_tls: message.tls == TlsWish::Required,
+            require_tls: message.tls == TlsWish::Required && !self.is_final,
             without_bdat: self.without_bdat,
             recipients: recipients
                 .map(|(number, recipient)| MailRecipient {
@@ -368,7 +387,7 @@ impl<'a> Attempt<'a> {
             2 => why.reason += "; one other try did no better",
             tries => why.reason += &format!("; {} other tries did no better", tries - 1),
         }
-        if for_want_of_tls && self.job.message.tls == TlsWish::Required {
+        if for_want_of_tls && !self.is_final && self.job.message.tls == TlsWish::Required {
             // RFC 8689 4.2.1, 5: without TLS that can be relied on it goes back.
             why.status = "5.7.30".into();
             self.decide_rest(&Outcome::Fail(why));

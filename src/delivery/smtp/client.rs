@@ -10,8 +10,8 @@
 //!                └→ Helo (RFC 5321 3.2)                         └→ EmptyDot (RFC 2920 3.1) ┘
 //! ```
 //!
-//! Under implicit TLS the handshake comes first of all. How the content goes is decided in `content`. Leaves
-//! out: LMTP.
+//! Under implicit TLS the handshake comes first of all. How the content goes is decided in `content`, what is
+//! different in LMTP in `lmtp`.
 
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ pub struct Client {
     /// `mx1.example.com [192.0.2.1]:25`
     peer: String,
     helo: Domain,
+    is_lmtp: bool,
     tls: Tls,
     timeouts: Timeouts,
     /// Version and cipher, once under TLS.
@@ -74,7 +75,8 @@ impl Client {
     pub fn new(peer: String, helo: Domain, tls: Tls, timeouts: Timeouts) -> Client {
         let offers = Extensions::default();
         let (demanded, state) = (By::Nobody, State::Greeting);
-        Client { peer, helo, tls, timeouts, secured: None, offers, account: None, demanded, trail: None, state }
+        let (is_lmtp, secured, account, trail) = (false, None, None, None);
+        Client { peer, helo, is_lmtp, tls, timeouts, secured, offers, account, demanded, trail, state }
     }
 
     /// For a server that somebody has named, with what was agreed with it.
@@ -138,6 +140,7 @@ impl Client {
             State::StartTls => self.on_starttls(raw),
             State::Login(exchange) => self.on_login(exchange, &raw),
             State::Envelope(transaction) => self.on_envelope(transaction, raw.parsed()),
+            State::End(transaction) if self.is_lmtp => self.on_end_of_one(transaction, raw.parsed()),
             State::End(transaction) => self.on_end(transaction, raw.parsed()),
             State::EmptyDot(transaction) => self.finish(transaction, false),
             // Nothing was asked.
@@ -147,63 +150,8 @@ impl Client {
         }
     }
 
-    fn on_greeting(&mut self, raw: RawReply) -> Step {
-        match raw.code {
-            220 => self.hello(),
-            400.. => self.refused_by_host(Stage::Greeting, "greeted with", &raw.plain()),
-            _ => self.nonsense(Stage::Greeting, "greeted with", &raw.plain()),
-        }
-    }
-
-    fn hello(&mut self) -> Step {
-        self.state = State::Ehlo;
-        self.talk(format!("EHLO {}\r\n", self.helo))
-    }
-
     fn talk(&self, command: String) -> Step {
         Step::Talk { send: command.into_bytes(), timeout: self.timeouts.command, secret: false }
-    }
-
-    fn on_ehlo(&mut self, raw: RawReply) -> Step {
-        match raw.code {
-            250 => {
-                self.offers = Extensions::parse(raw.lines.iter().map(String::as_str));
-                self.after_hello()
-            }
-            500..=599 => {
-                self.state = State::Helo;
-                self.talk(format!("HELO {}\r\n", self.helo))
-            }
-            400.. => self.refused_by_host(Stage::Hello, "answered EHLO with", &raw.parsed()),
-            _ => self.nonsense(Stage::Hello, "answered EHLO with", &raw.plain()),
-        }
-    }
-
-    fn on_helo(&mut self, raw: RawReply) -> Step {
-        match raw.code {
-            250 => {
-                self.offers = Extensions::default();
-                self.after_hello()
-            }
-            400.. => self.refused_by_host(Stage::Hello, "answered HELO with", &raw.parsed()),
-            _ => self.nonsense(Stage::Hello, "answered HELO with", &raw.plain()),
-        }
-    }
-
-    fn after_hello(&mut self) -> Step {
-        let wants_starttls = matches!(self.tls, Tls::IfOffered | Tls::Required);
-        if self.secured.is_none() && wants_starttls && self.offers.starttls {
-            self.state = State::StartTls;
-            return self.talk("STARTTLS\r\n".to_owned());
-        }
-        if self.secured.is_none() && self.tls == Tls::Required {
-            let reason = format!("{} does not offer TLS, which {}", self.peer, self.demands());
-            let trouble = Trouble::new(Stage::Tls, self.local("4.7.10", reason));
-            let trouble = Trouble { flaw: Some(TlsFlaw::StarttlsNotSupported), ..trouble };
-            self.state = State::Closed;
-            return Step::Over(Over { decided: Vec::new(), trouble });
-        }
-        self.log_in()
     }
 
     fn on_starttls(&mut self, raw: RawReply) -> Step {
@@ -391,7 +339,7 @@ impl Client {
                     return Step::Over(self.abandon(transaction, failure));
                 }
                 transaction.mail_refused = true;
-                transaction.decide_open(|| self.refusal(&reply));
+                transaction.decide_open(|| of_sender(self.refusal(&reply)));
             }
             Command::Mail => {}
             Command::Rcpt(at) => self.on_rcpt(&mut transaction, at, &reply),
@@ -488,6 +436,13 @@ impl Client {
     }
 }
 
+fn of_sender(mut outcome: Outcome) -> Outcome {
+    if let Outcome::Fail(why) | Outcome::Defer { why, .. } = &mut outcome {
+        why.of_sender = true;
+    }
+    outcome
+}
+
 /// 452, and 552 where old servers mean 452 (RFC 5321 4.5.3.1.10): too many recipients for one transaction.
 fn is_too_many(reply: &Reply) -> bool {
     let may_be = reply.enhanced.is_none_or(|enhanced| (enhanced.0, enhanced.1) == (5, 3));
@@ -495,6 +450,8 @@ fn is_too_many(reply: &Reply) -> bool {
 }
 
 mod content;
+mod hello;
+mod lmtp;
 mod login;
 mod losses;
 

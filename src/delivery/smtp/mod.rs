@@ -11,7 +11,9 @@
 //!
 //! `tls_policy` (with `mta_sts` and `dane`) says what TLS a mail exchanger has to show.
 //!
-//! Leaves out: which smart host a message goes by, LMTP.
+//! LMTP is the same conversation but for its beginning and its end (`client::lmtp`, `attempt::lmtp`).
+//!
+//! Leaves out: which smart host a message goes by.
 
 mod addresses;
 mod attempt;
@@ -49,6 +51,7 @@ use super::shelf::Shelf;
 use super::tls_report::{Flaw, Tally};
 use super::{Job, Outcome, groups};
 use crate::clock::Clock;
+use crate::config::targets::LmtpAddress;
 use crate::config::{self, Config};
 use crate::dns::{DnsError, MxAnswer, Resolver};
 use crate::message::{Domain, ReversePath, TlsWish};
@@ -175,6 +178,11 @@ impl SmtpTransport {
     /// goes wrong with a host, our login there included, never fails the mail.
     pub async fn deliver_through(&self, job: &Job, targets: &[HostTarget]) -> Attempted {
         attempt::run_through(self, job, targets).await
+    }
+
+    /// Tries the job once at a server that speaks LMTP. One outcome per recipient.
+    pub async fn deliver_lmtp(&self, job: &Job, address: &LmtpAddress) -> Vec<(u32, Outcome)> {
+        attempt::run_lmtp(self, job, address).await
     }
 
     /// Tests a named host with a job of one recipient, over a connection of its own, and notes the way there.

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -36,6 +37,16 @@ pub struct Way {
     pub terms: Terms,
     /// None for a mail exchanger. Whole logins are compared, so that nobody's mail goes by another's.
     pub agreed: Option<Agreed>,
+    pub channel: Channel,
+}
+
+/// What is spoken, and over what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Channel {
+    Smtp,
+    Lmtp,
+    /// A unix socket; `host` and `address` mean nothing.
+    LmtpSocket(PathBuf),
 }
 
 /// The waiting connections. A clone is the same pool.
@@ -204,6 +215,7 @@ mod tests {
             tls,
             terms: Terms::default(),
             agreed: None,
+            channel: Channel::Smtp,
         }
     }
 

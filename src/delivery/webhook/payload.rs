@@ -9,6 +9,7 @@
 //! not trust `from` unless `auth.dmarc.result` is `pass`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
@@ -18,8 +19,8 @@ use serde::{Serialize, Serializer};
 use crate::clock::rfc3339;
 use crate::message::header::{Headers, message_id, unfold};
 use crate::message::mime::{self, Content, Part};
-use crate::message::{Findings, ReversePath};
-use crate::queue::record::{Message, Recipient};
+use crate::message::{Address, Findings, ReversePath};
+use crate::queue::record::{Answered, Message, Recipient};
 
 /// How a recipient is known in webhooks: the same in every attempt, for receivers that drop copies.
 pub fn event_id(message: &Message, number: u32) -> String {
@@ -58,17 +59,29 @@ struct Matched<'a> {
     alias: String,
     subaddress: Option<&'a str>,
     target: &'a str,
+    /// What the named groups of a pattern alias have found.
+    groups: &'a BTreeMap<String, String>,
+    /// The message of ours that it answers, and whose that was. As far as the sender is to be believed.
+    answers: Option<&'a Answered>,
+    /// False: a machine wrote it, or a list; nothing automatic may answer it (RFC 3834 2).
+    may_answer: bool,
+}
+
+/// What is known of a recipient beside its record.
+pub struct Known<'a> {
+    /// What sets off a subaddress in its domain.
+    pub separator: Option<char>,
+    pub target: &'a str,
+    pub groups: BTreeMap<String, String>,
+    pub may_answer: bool,
 }
 
 /// The event up to and with `matched`; the rest of `data` is [`shared`], and [`TAIL`] ends it.
-/// `separator` is what sets off a subaddress in this recipient's domain.
-pub fn head(message: &Message, id: &str, recipient: &Recipient, separator: Option<char>, target: &str) -> Vec<u8> {
+pub fn head(message: &Message, id: &str, recipient: &Recipient, known: &Known<'_>) -> Vec<u8> {
+    let Known { separator, target, groups, may_answer } = known;
     let address = &recipient.address;
     let peer = message.origin.peer.as_ref();
-    let (local, subaddress) = match separator.and_then(|separator| address.local().split_once(separator)) {
-        Some((local, detail)) if !local.is_empty() && !address.local().starts_with('"') => (local, Some(detail)),
-        _ => (address.local(), None),
-    };
+    let (alias, subaddress) = matched(address, *separator);
     let event = Event {
         r#type: "inbound.received",
         id,
@@ -86,9 +99,12 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, separator: Optio
             },
             matched: Matched {
                 domain: address.domain().as_str(),
-                alias: format!("{local}@{}", address.domain()),
+                alias,
                 subaddress,
                 target,
+                groups,
+                answers: message.answers.as_ref(),
+                may_answer: *may_answer,
             },
         },
     };
@@ -97,6 +113,15 @@ pub fn head(message: &Message, id: &str, recipient: &Recipient, separator: Optio
     json.truncate(json.len().saturating_sub(2));
     json.push(b',');
     json
+}
+
+/// The address without its subaddress, and that.
+pub fn matched(address: &Address, separator: Option<char>) -> (String, Option<&str>) {
+    let (local, subaddress) = match separator.and_then(|separator| address.local().split_once(separator)) {
+        Some((local, detail)) if !local.is_empty() && !address.local().starts_with('"') => (local, Some(detail)),
+        _ => (address.local(), None),
+    };
+    (format!("{local}@{}", address.domain()), subaddress)
 }
 
 /// Closes the event; `data` has been closed by [`shared`].

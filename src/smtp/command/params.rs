@@ -125,7 +125,7 @@ fn original_recipient(value: &str) -> Option<OriginalRecipient> {
 
 /// RFC 3461 4: printable ASCII without `+` and `=`, or `+` and two upper-case hex digits (lower case
 /// is taken too). None if it is not that, is empty, or decodes to anything but printable ASCII.
-fn decode_xtext(text: &str) -> Option<String> {
+pub fn decode_xtext(text: &str) -> Option<String> {
     let mut decoded = String::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

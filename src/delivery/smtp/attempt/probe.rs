@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Attempt;
 use crate::delivery::smtp::connection::Connection;
 use crate::delivery::smtp::host::HostTarget;
-use crate::delivery::smtp::pool::Way;
+use crate::delivery::smtp::pool::{Channel, Way};
 use crate::delivery::smtp::step::{Stage, Tls, Trouble};
 use crate::delivery::smtp::tls_policy::Terms;
 use crate::delivery::smtp::trail::{Leg, Trail};
@@ -44,7 +44,8 @@ pub async fn probe(
     for ip in found.usable {
         let address = SocketAddr::new(ip, target.port);
         let agreed = Some(target.agreed(ip));
-        let mut way = Way { host: host.clone(), address, tls: target.tls.demand(), terms: Terms::default(), agreed };
+        let (tls, terms, channel) = (target.tls.demand(), Terms::default(), Channel::Smtp);
+        let mut way = Way { host: host.clone(), address, tls, terms, agreed, channel };
         let mut opened = attempt.connect(&way).await;
         // As in a delivery: in clear only where nothing is lost by it.
         if let Err(trouble) = &opened

@@ -12,7 +12,7 @@ use crate::delivery::smtp::auth::LoginFault;
 use crate::delivery::smtp::client::Account;
 use crate::delivery::smtp::host::{Agreed, Attempted, HostTarget, HostTrouble};
 use crate::delivery::smtp::mx::Addresses;
-use crate::delivery::smtp::pool::Way;
+use crate::delivery::smtp::pool::{Channel, Way};
 use crate::delivery::smtp::step::{Stage, Tls, Trouble};
 use crate::delivery::smtp::tls_policy::Terms;
 use crate::delivery::smtp::{SmtpTransport, mx};
@@ -102,7 +102,8 @@ impl Attempt<'_> {
     async fn at_target_address(&mut self, target: &HostTarget, host: &Domain, ip: IpAddr) -> Result<(), Trouble> {
         let address = SocketAddr::new(ip, target.port);
         let agreed = Some(target.agreed(ip));
-        let mut way = Way { host: host.clone(), address, tls: target.tls.demand(), terms: Terms::default(), agreed };
+        let (tls, terms, channel) = (target.tls.demand(), Terms::default(), Channel::Smtp);
+        let mut way = Way { host: host.clone(), address, tls, terms, agreed, channel };
         let Err(trouble) = self.by_way(&way).await else { return Ok(()) };
         self.note(trouble.clone());
         if !trouble.clear_may_help || target.verify_certificate || target.login.is_some() {

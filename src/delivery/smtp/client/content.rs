@@ -51,7 +51,8 @@ impl Client {
         if transaction.has_accepted() {
             return self.content(transaction);
         }
-        if transaction.confused {
+        // RFC 2033 4.2: there is nobody to answer for.
+        if transaction.confused || self.is_lmtp {
             // An empty message would reach those that it accepted.
             return Step::Over(self.abandon(transaction, self.local("4.5.0", self.desync())));
         }
