@@ -8,6 +8,8 @@
 mod alive;
 pub mod dkim;
 mod dmarc;
+mod event_hooks;
+mod events;
 pub mod operator;
 mod outside;
 mod space;
@@ -30,6 +32,7 @@ use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Config, Durability, PopTls, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::dmarc_report;
+use crate::delivery::event_webhooks::EventWebhookError;
 use crate::delivery::settle::Settler;
 use crate::delivery::smtp::tls as smtp_tls;
 use crate::delivery::tls_report::Reports;
@@ -56,8 +59,6 @@ use watch::Watch;
 
 /// How long attempts under way may go on after the first signal.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
-/// How long stories are kept after their message came in (`events.keep`).
-const STORIES_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often old stories and counters are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// While mail is turned away for want of space: how often the store is asked for what it can give back.
@@ -81,6 +82,8 @@ pub enum Error {
     Dns(#[from] DnsError),
     #[error(transparent)]
     WayOut(#[from] SetUpError),
+    #[error(transparent)]
+    EventWebhook(#[from] EventWebhookError),
     #[error(transparent)]
     Listen(#[from] BindError),
     #[error(transparent)]
@@ -127,7 +130,9 @@ impl App {
         let sync = config.queue.durability == Durability::Sync;
         let opened = Queue::with_streams(store, clock.clone(), sync, config.queue.memory, &config.streams);
         let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
-        let journal = Arc::new(Journal::new(clock.clone()));
+        let outbox = event_hooks::load(&config, &queue).await?;
+        let senders = event_hooks::senders(&config, &outbox, &queue, &clock)?;
+        let journal = Arc::new(Journal::with(clock.clone(), config.events.log, outbox));
         let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock, &queue)?);
         let (door, keys) = (resolver.clone(), signer.clone());
         let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), door, keys);
@@ -166,6 +171,7 @@ impl App {
             transports: transports.clone(),
             pickups,
             upkeep: Arc::default(),
+            followers: events::Followers::new(stop.clone()),
         });
 
         if let Err(error) = transports.pauses().lift_outdated().await {
@@ -219,7 +225,10 @@ impl App {
         app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
-        app.doors.spawn(sweep(intake.clone(), clock, app.stop.clone()));
+        app.doors.spawn(sweep(intake.clone(), clock, config.events.keep, app.stop.clone()));
+        for sender in senders {
+            app.doors.spawn(sender.run(app.stop.clone()));
+        }
         app.doors.spawn(space::give_back(intake, app.queue.clone(), app.stop.clone()));
         Ok(app)
     }
@@ -416,11 +425,11 @@ async fn finish_lifting(operator: Arc<Operator>) {
 }
 
 /// Forgets what is old, once in a while.
-async fn sweep(intake: Arc<Intake>, clock: Clock, stop: CancellationToken) {
+async fn sweep(intake: Arc<Intake>, clock: Clock, keep: Duration, stop: CancellationToken) {
     let queue = intake.queue();
     loop {
         let now = clock.now();
-        let before = now.saturating_sub(STORIES_KEPT.as_millis() as u64);
+        let before = now.saturating_sub(keep.as_millis() as u64);
         if let Err(error) = forget_stories(queue, before).await {
             tracing::warn!(%error, "old stories could not be removed");
         }

@@ -21,7 +21,8 @@
 //!   server makes for itself, and marks made with them), [`dns`], [`clock`].
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
-//!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal).
+//!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal, and the
+//!   queues of event webhooks).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
@@ -50,6 +51,8 @@
 //!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
 //! - Mail that comes back: `routing::return_path` has the addresses, `bounce::read` reads it, `intake::bounces` asks
 //!   for proof. Who gets no more mail because of that: `bounce::suppression` has the rule, `intake::suppress` the list.
+//! - What happened: `events` has the enum, its names (`kind`), the journal and the search in it, who watches (`live`), and
+//!   what webhooks are still to be told (`outbox`); `delivery::event_webhooks` tells it; `cli::events` is `postrider log`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
 //!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use rocksdb::{DB, ErrorKind, IteratorMode, WriteBatch, WriteOptions};
+use rocksdb::{DB, ErrorKind, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
 use damage::Damage;
 pub use range::{Entry, Range};
@@ -48,7 +48,8 @@ const WITNESS_KEY: &[u8] = b"witness";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
     /// `store`: format version. `queue`: highest id. `delivery::shelf`: what is known of TLS elsewhere (`tls/` ‖ a
-    /// letter ‖ what it is about). `bounce::suppression`: its list (`suppress/` ‖ address ‖ 0 ‖ scope).
+    /// letter ‖ what it is about). `bounce::suppression`: its list (`suppress/` ‖ address ‖ 0 ‖ scope). `events::outbox`:
+    /// what webhooks are to be told (`events/` ‖ name ‖ 0 ‖ number ‖ key in `Journal`).
     Meta,
     /// `queue`: message id → envelope and origin.
     Message,
@@ -442,6 +443,26 @@ impl Store {
             to.extend_from_slice(&KEY_END);
         }
         self.range(table, prefix, &to)
+    }
+
+    /// Entries with `from <= key < to`, the highest key first, at most so many: a slice, for who reads on from the
+    /// last of them.
+    pub fn newest(&self, table: Table, from: &[u8], to: &[u8], most: usize) -> Result<Vec<Entry>, StoreError> {
+        let open = self.open_database()?;
+        let Some(family) = open.family(table) else { return Ok(Vec::new()) };
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        let mut iterator = open.db.raw_iterator_cf_opt(family, options);
+        iterator.seek_to_last();
+        let mut entries: Vec<Entry> = Vec::new();
+        while entries.len() < most {
+            let Some((key, value)) = iterator.item() else { break };
+            entries.push((key.into(), value.into()));
+            iterator.prev();
+        }
+        iterator.status()?;
+        Ok(entries)
     }
 
     /// The entry with the highest key.

@@ -43,7 +43,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 32] = [
+    let commands: [&[&str]; 33] = [
         &[],
         &["serve"],
         &["demo"],
@@ -60,6 +60,7 @@ fn every_command_has_help_with_examples() {
         &["queue", "cancel"],
         &["queue", "export"],
         &["queue", "import"],
+        &["log"],
         &["store"],
         &["store", "check"],
         &["store", "backup"],
@@ -217,6 +218,7 @@ impl Backend for Fake {
             subject: "Hello".into(),
             signed: vec![],
             checked: String::new(),
+            stream: String::new(),
         };
         Ok(message.map(|message| Story {
             id,

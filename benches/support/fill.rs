@@ -119,6 +119,7 @@ fn deferred(queue: &Queue, clock: &Clock, journal: &Journal, filling: &Filling, 
             subject: message.subject.clone(),
             signed: Vec::new(),
             checked: String::new(),
+            stream: message.stream.clone(),
         },
     );
     telling.tell(id, Event::Deferred { recipient: recipient.address.clone(), why, attempt: 1, next: due });

@@ -7,6 +7,8 @@
 //! | `GET /api/v1/queue/{id}`                  | the story, also of a message that is done          |
 //! | `POST /api/v1/queue/{retry,hold,release,cancel}` with `{"ids": […], "filter": {…}, "all": true, "dry_run": true}` | `{"recipients": n, "dry_run": false}` |
 //! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON (`compose`) | 202 `{"id"}` once it is on disk (`submit`) |
+//! | `GET /api/v1/events?q=&account=&smart_host=&failed=&since=&limit=&before=` | `{"events": […], "next": id or null}` (`events`) |
+//! | `GET /api/v1/events?follow=true&…`        | a line of JSON for each event from now on          |
 //! | `GET /openapi.json`                       | the requests of this table that are for applications, as OpenAPI 3.1 |
 //! | `GET /api/v1/status`                      | version, host name, open listeners                 |
 //! | `GET /api/v1/queue?status=damaged`        | `{"messages": [], "next": null, "damaged": […]}`   |
@@ -67,6 +69,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
+        .merge(super::events::routes::<B>())
         .merge(super::submit::routes::<B>())
         .merge(super::pickup::routes::<B>())
         .merge(super::suspend::routes::<B>())

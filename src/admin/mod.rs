@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::Receiver;
 
 use crate::bounce::suppression::{self, Who};
 use crate::clock::Millis;
@@ -31,6 +32,7 @@ use crate::smtp::reply::Refusal;
 pub(crate) mod api;
 pub mod caller;
 mod compose;
+pub mod events;
 pub(crate) mod fetch;
 pub mod filter;
 pub mod http;
@@ -45,6 +47,7 @@ pub(crate) mod upkeep;
 pub mod view;
 
 pub use caller::Caller;
+pub use events::{EventLine, EventsPage, EventsWish};
 pub use fetch::FetchStatus;
 pub use filter::{Filter, Page, Pick, Selection};
 pub use http::{Http, HttpError};
@@ -181,6 +184,16 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Reads one of them now; `dry_run`: only counts what is new there.
     fn fetch_run(&self, _name: String, _dry_run: bool) -> impl Future<Output = Result<Ran, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// A page of what has happened, newest message first.
+    fn events(&self, _wish: EventsWish) -> impl Future<Output = Result<EventsPage, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// What happens from now on, as lines of JSON, until the receiver is dropped or the server stops.
+    fn follow(&self, _wish: EventsWish) -> impl Future<Output = Result<Receiver<Bytes>, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc::Receiver;
 
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, FetchStatus, Filter, Imported, Listed,
-    Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Exported, FetchStatus,
+    Filter, Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble,
+    transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
@@ -36,6 +38,7 @@ use crate::server::step::Login;
 use crate::smtp::reply::{Refusal, Severity};
 use crate::store::{Store, StoreError};
 
+use super::events::Followers;
 use super::transfer::Transfer;
 use super::upkeep;
 use super::watch::Watch;
@@ -73,6 +76,7 @@ pub struct Operator {
     pub pickups: Vec<pickup::Handle>,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
+    pub followers: Followers,
 }
 
 impl Backend for Operator {
@@ -224,6 +228,14 @@ impl Backend for Operator {
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
         let tested = self.transports.test_host(&wish).await;
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
+    }
+
+    async fn events(&self, wish: EventsWish) -> Result<EventsPage, Complaint> {
+        self.search_events(wish).await
+    }
+
+    async fn follow(&self, wish: EventsWish) -> Result<Receiver<Bytes>, Complaint> {
+        self.follow_events(wish)
     }
 
     async fn suppressions(

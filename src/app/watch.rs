@@ -19,6 +19,8 @@ use crate::queue::commit::WRITE_MICROS;
 use crate::queue::suspend::Suspension;
 use crate::store::Health;
 
+use super::event_hooks;
+
 /// How often the guards are looked at; they close and open by themselves, this only tells of it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// In percent of the limit: memory is called full above the first, good again below the second.
@@ -181,6 +183,7 @@ impl Watch {
     pub fn metrics(&self) -> String {
         let mut page = Page::default();
         self.mail_metrics(&mut page);
+        event_hooks::metrics(&mut page, self.journal.outbox());
         self.commit_metrics(&mut page);
         self.state_metrics(&mut page);
         page.finish()

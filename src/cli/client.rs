@@ -23,7 +23,8 @@ use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
 use crate::admin::{
-    Action, BackedUp, Compacted, FetchStatus, Filter, Page, Readiness, SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
+    Action, BackedUp, Compacted, EventsPage, FetchStatus, Filter, Page, Readiness, SOCKET_NAME, ServerStatus, Story,
+    SuspendAnswer,
 };
 use crate::delivery::host_test::{Report, Wish};
 use crate::intake::fetch::Ran;
@@ -31,6 +32,8 @@ use crate::message::MessageId;
 
 /// Bytes of an answer that are read at most: a full page of messages with many recipients.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of a line of an answer that goes on and on.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The longest wait for an answer; an action on a long queue takes a while.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// The same for the question whether it is well: who asks wants to know soon.
@@ -200,6 +203,50 @@ impl Client {
         self.post("/api/v1/smart-hosts/test", "application/json", body.into()).await
     }
 
+    /// A page of events; the parameters as in the URL.
+    pub(super) async fn events(&self, parameters: &[(&str, String)]) -> Result<EventsPage, Failure> {
+        self.get(&events_path(parameters)).await
+    }
+
+    /// Gives each line of events as they happen to `take`, until it fails or the server ends.
+    pub(super) async fn follow(
+        &self,
+        parameters: &[(&str, String)],
+        mut take: impl FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let request = Request::builder().uri(events_path(parameters)).header(header::HOST, "postrider");
+        let request = request.body(Full::new(Bytes::new())).map_err(|error| Failure::new(error.to_string()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(&error.to_string()))?;
+        let connection = tokio::spawn(connection);
+        let read = async {
+            let response = sender.send_request(request).await.map_err(|error| self.broken(&error.to_string()))?;
+            let status = response.status();
+            if !status.is_success() {
+                let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+                return Err(self.refused(status, &body.map(|body| body.to_bytes()).unwrap_or_default()));
+            }
+            let (mut body, mut rest) = (response.into_body(), Vec::new());
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|_| self.broken("the connection ended"))?;
+                rest.extend_from_slice(frame.data_ref().map(|data| &data[..]).unwrap_or_default());
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    take(String::from_utf8_lossy(&line).trim())?;
+                }
+                if rest.len() > LINE_BYTES_MAX {
+                    return Err(self.broken("a line is too long"));
+                }
+            }
+            Ok(())
+        };
+        let done = read.await;
+        connection.abort();
+        done
+    }
+
     pub(super) async fn submit(&self, from: &str, to: &[String], raw: Bytes) -> Result<MessageId, Failure> {
         let parameters = std::iter::once(("from", from)).chain(to.iter().map(|to| ("to", to.as_str())));
         let path = format!("/api/v1/messages?{}", query(parameters));
@@ -290,6 +337,10 @@ impl Client {
         Failure::new(format!("the server on {} could not be asked: {why}", self.socket.display()))
             .remedy("look into the server's log, then try again")
     }
+}
+
+fn events_path(parameters: &[(&str, String)]) -> String {
+    format!("/api/v1/events?{}", query(parameters.iter().map(|(name, value)| (*name, value.as_str()))))
 }
 
 async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {

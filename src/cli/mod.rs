@@ -26,6 +26,7 @@ mod completions;
 mod demo;
 mod dkim;
 pub mod dns;
+mod events;
 mod fetch;
 mod health;
 mod log;
@@ -56,6 +57,7 @@ Examples:
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
   postrider fetch list                            mailboxes elsewhere that mail comes from
   postrider suspend                               let nothing leave, until `postrider resume`
@@ -136,6 +138,9 @@ enum Command {
     Pickup(pickup::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// What happened to messages, and what happens
+    #[command(after_help = events::EXAMPLES)]
+    Log(events::Args),
     /// Send nothing more until `resume`: mail is taken and waits
     #[command(after_help = suspend::SUSPEND_EXAMPLES)]
     Suspend(suspend::Args),
@@ -197,6 +202,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Log(args) => block_on(Threads::One, events::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
         Command::Suppress(args) => block_on(Threads::One, suppress::run(config, args)),

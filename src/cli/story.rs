@@ -2,7 +2,7 @@
 
 use super::text::{Paint, clean, count, day, moment, time_of_day};
 use crate::events::{Entry, Event};
-use crate::message::{Door, Origin};
+use crate::message::{Door, MessageId, Origin};
 use crate::queue::record::Failure;
 
 /// The whole story, one line an entry; where the day changes, a line says so.
@@ -18,6 +18,11 @@ pub(super) fn lines(entries: &[Entry], paint: Paint) -> Vec<String> {
         lines.push(format!("  {}", line(entry, paint)));
     }
     lines
+}
+
+/// An event by itself, with its day and the id of its message.
+pub(super) fn alone(id: MessageId, entry: &Entry, paint: Paint) -> String {
+    format!("{} {id} {}", day(entry.at), line(entry, paint))
 }
 
 /// `22:30:01 delivered to bob@example.net: …`
@@ -36,7 +41,7 @@ fn line(entry: &Entry, paint: Paint) -> String {
 
 fn sentence(event: &Event) -> String {
     match event {
-        Event::Accepted { origin, from, recipients, size, message_id, subject, signed, checked } => {
+        Event::Accepted { origin, from, recipients, size, message_id, subject, signed, checked, .. } => {
             let from = if from.is_null() { "<> (the null sender)".to_owned() } else { from.to_string() };
             let mut parts = vec![
                 format!("accepted {}", origin_text(origin)),
@@ -200,6 +205,7 @@ mod tests {
                     subject: "Hello\u{1b}".into(),
                     signed: vec!["pr-rsa._domainkey.example.com".into(), "pr-ed._domainkey.example.com".into()],
                     checked: String::new(),
+                    stream: String::new(),
                 },
             ),
             entry(

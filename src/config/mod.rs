@@ -3,7 +3,7 @@
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
-//! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`), which take their values through
+//! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`, `events`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases. All of them put what they find wrong into one
 //! `report`, and `problem` says it.
 //!
@@ -17,6 +17,7 @@ mod command;
 mod destinations;
 mod domains;
 mod doors;
+pub mod events;
 mod fetch;
 pub mod file_path;
 mod files;
@@ -50,6 +51,7 @@ use ipnet::IpNet;
 use crate::message::{Address, Domain, stream};
 
 pub use domains::is_selector;
+pub use events::{EventLog, EventWebhook, Events};
 pub use file_path::FilePath;
 pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
@@ -90,6 +92,7 @@ pub struct Config {
     pub dns: Dns,
     /// None: only the admin socket.
     pub admin: Option<Admin>,
+    pub events: Events,
     pub log: Log,
     /// What loads but deserves a word at every start (`durability = "relaxed"`, no certificate…).
     pub warnings: Vec<String>,

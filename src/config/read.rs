@@ -11,7 +11,7 @@ use super::section::{Section, Wrong, read_address, read_domain};
 use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
-use super::{accounts, domains, doors, fetch, files, groups, keys};
+use super::{accounts, domains, doors, events, fetch, files, groups, keys};
 use super::{running, sender, smart_hosts, streams, targets, trust, ways_out};
 use crate::message::{Address, Domain};
 
@@ -89,6 +89,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let limits = running::limits(root);
     let dns = running::dns(root);
     let admin = running::admin(root);
+    let events = events::events(root);
     let log = running::log(root);
     origins.extend(catchalls(root, &names));
     origins.extend(fetch::origins(root, &fetch));
@@ -125,6 +126,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         limits,
         dns,
         admin,
+        events,
         log,
         warnings: Vec::new(),
     })

@@ -182,7 +182,7 @@ fn webhook(name: &str, section: &Section<'_>) -> Option<Target> {
 }
 
 /// Standard Webhooks writes keys as `whsec_` and base64; any other text is a key as it stands.
-fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
+pub(super) fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
     let secret = item.secret()?;
     let encoded = secret.0.strip_prefix("whsec_").unwrap_or_default();
     if STANDARD_NO_PAD.decode(encoded.trim_end_matches('=')).is_ok() {
@@ -195,7 +195,7 @@ fn webhook_secret(item: &Item<'_>) -> Option<Secret> {
     None
 }
 
-fn read_url(text: &str) -> Result<Url, Wrong> {
+pub(super) fn read_url(text: &str) -> Result<Url, Wrong> {
     let form = "Write an https address such as \"https://crm.example.com/hooks/mail\".";
     // What a parser would leave out in silence (CR, LF, tab) or read as a slash: it was not meant so.
     if text.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {

@@ -17,6 +17,7 @@ pub mod body;
 mod daily;
 pub mod dispatch;
 pub mod dmarc_report;
+pub mod event_webhooks;
 pub mod file;
 pub mod graph;
 pub mod groups;

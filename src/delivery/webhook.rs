@@ -300,7 +300,7 @@ fn client(name: &str, url: &Url) -> Result<Client, WebhookError> {
     })
 }
 
-fn signing_key(name: &str, Secret(secret): &Secret) -> Result<hmac::Key, WebhookError> {
+pub(super) fn signing_key(name: &str, Secret(secret): &Secret) -> Result<hmac::Key, WebhookError> {
     let bytes = match secret.strip_prefix("whsec_") {
         None => secret.clone().into_bytes(),
         Some(encoded) => STANDARD_NO_PAD
@@ -310,20 +310,20 @@ fn signing_key(name: &str, Secret(secret): &Secret) -> Result<hmac::Key, Webhook
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
-fn signature(key: &hmac::Key, id: &str, timestamp: &str, body: &[Bytes]) -> String {
+pub(super) fn signature(key: &hmac::Key, id: &str, timestamp: &str, body: &[Bytes]) -> String {
     let mut context = hmac::Context::with_key(key);
     context.update(format!("{id}.{timestamp}.").as_bytes());
     body.iter().for_each(|piece| context.update(piece));
     format!("v1,{}", STANDARD.encode(context.sign()))
 }
 
-fn shown(url: &Url) -> String {
+pub(super) fn shown(url: &Url) -> String {
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
     format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
 }
 
 /// The beginning of an answer as a piece of a sentence.
-async fn excerpt(mut response: Response) -> String {
+pub(super) async fn excerpt(mut response: Response) -> String {
     let line = http::one_line(&http::beginning(&mut response, ANSWER_BYTES_MAX).await, ANSWER_CHARS_SHOWN);
     if line.is_empty() { line } else { format!(": {line}") }
 }

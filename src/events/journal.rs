@@ -6,11 +6,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bytes::Bytes;
+
 use crate::clock::{Clock, Millis};
+use crate::config::EventLog;
 use crate::message::MessageId;
 use crate::store::{Batch, Store, StoreError, Table};
 
 use super::counters::Counters;
+use super::kind::{Kind, is_trouble};
+use super::live::Live;
+use super::outbox::{JOURNAL_KEY_BYTES, Outbox, Put};
 use super::{Entry, Event};
 
 /// Most entries of one story that are read at once; 5 days of retries make a few hundred.
@@ -23,11 +29,29 @@ pub struct Journal {
     counters: Arc<Counters>,
     /// Tells entries of one millisecond apart.
     count: AtomicU32,
+    log: EventLog,
+    outbox: Arc<Outbox>,
+    live: Live,
 }
 
 impl Journal {
+    /// Logs everything and tells no webhook.
     pub fn new(clock: Clock) -> Journal {
-        Journal { clock, counters: Arc::default(), count: AtomicU32::new(0) }
+        Journal::with(clock, EventLog::All, Arc::default())
+    }
+
+    pub fn with(clock: Clock, log: EventLog, outbox: Arc<Outbox>) -> Journal {
+        Journal { clock, counters: Arc::default(), count: AtomicU32::new(0), log, outbox, live: Live::default() }
+    }
+
+    /// What happens from now on, for those who watch.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// What webhooks are to be told.
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
     }
 
     /// How often what has happened, since the start.
@@ -37,11 +61,11 @@ impl Journal {
 
     /// Starts telling what a step does.
     pub fn begin(&self) -> Telling<'_> {
-        Telling { journal: self, batch: Batch::new(), events: Vec::new() }
+        Telling { journal: self, batch: Batch::new(), events: Vec::new(), put: Vec::new() }
     }
 
-    fn key(&self, id: MessageId, at: Millis) -> [u8; 20] {
-        let mut key = [0; 20];
+    fn key(&self, id: MessageId, at: Millis) -> [u8; JOURNAL_KEY_BYTES] {
+        let mut key = [0; JOURNAL_KEY_BYTES];
         key[..8].copy_from_slice(&id.to_key());
         key[8..16].copy_from_slice(&at.to_be_bytes());
         key[16..].copy_from_slice(&self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes());
@@ -54,27 +78,36 @@ impl Journal {
 pub struct Telling<'a> {
     journal: &'a Journal,
     batch: Batch,
-    events: Vec<(MessageId, Event)>,
+    events: Vec<(MessageId, Entry)>,
+    /// What of them webhooks are told.
+    put: Vec<Put>,
 }
 
 impl Telling<'_> {
     pub fn tell(&mut self, id: MessageId, event: Event) {
-        let event = self.write(id, event);
-        self.events.push((id, event));
-    }
-
-    /// What is told already, in one more story. It is neither logged nor counted again.
-    pub fn tell_also(&mut self, id: MessageId, event: Event) {
-        self.write(id, event);
-    }
-
-    fn write(&mut self, id: MessageId, event: Event) -> Event {
         let entry = Entry { at: self.journal.clock.now(), event };
-        match serde_json::to_vec(&entry) {
-            Ok(value) => self.batch.put(Table::Journal, self.journal.key(id, entry.at), value),
+        self.write(id, &entry, Kind::of(&entry.event));
+        self.events.push((id, entry));
+    }
+
+    /// What is told already, in one more story. It is neither logged nor counted again, and no webhook is told.
+    pub fn tell_also(&mut self, id: MessageId, event: Event) {
+        let entry = Entry { at: self.journal.clock.now(), event };
+        self.write(id, &entry, None);
+    }
+
+    /// Into the journal, and to the webhooks that want this kind.
+    fn write(&mut self, id: MessageId, entry: &Entry, kind: Option<Kind>) {
+        match serde_json::to_vec(entry) {
+            Ok(value) => {
+                let (key, value) = (self.journal.key(id, entry.at), Bytes::from(value));
+                if let Some(kind) = kind {
+                    self.journal.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
+                }
+                self.batch.put(Table::Journal, key, value);
+            }
             Err(error) => tracing::error!(%id, %error, "an event could not be written to the journal"),
         }
-        entry.event
     }
 
     /// What to write together with the step.
@@ -84,9 +117,21 @@ impl Telling<'_> {
 
     /// The step is written: say so.
     pub fn log(self) {
-        for (id, event) in &self.events {
-            self.journal.counters.count(event);
-            log(*id, event);
+        let journal = self.journal;
+        journal.outbox.written(&self.put);
+        for (id, entry) in self.events {
+            journal.counters.count(&entry.event);
+            let is_logged = match journal.log {
+                EventLog::All => true,
+                EventLog::Failed => is_trouble(&entry.event),
+                EventLog::Off => false,
+            };
+            if is_logged {
+                log(id, &entry.event);
+            }
+            if journal.live.is_watched() {
+                journal.live.show(id, entry);
+            }
         }
     }
 }

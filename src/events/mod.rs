@@ -1,8 +1,12 @@
-//! What happened to each message. One enum; the log line and the journal record derive from it, so
-//! they cannot disagree. Passwords and bodies are never in an event.
+//! What happened to each message. One enum; the log line, the counters, the journal record, what
+//! webhooks are told and what `postrider log` shows derive from it, so they cannot disagree. Passwords and bodies are never in an event.
 
 pub mod counters;
 pub mod journal;
+pub mod kind;
+pub mod live;
+pub mod outbox;
+pub mod search;
 pub mod server;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +38,9 @@ pub enum Event {
         signed: Vec<String>,
         /// The Authentication-Results we gave, without the server's name.
         checked: String,
+        /// The stream it goes by; empty in stories that are older than this field.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        stream: String,
     },
     /// Put into the queue from an export of this or another server, as it had been there.
     Imported {

@@ -559,6 +559,7 @@ fn tell_accepted(
             subject: message.subject.clone(),
             signed,
             checked: header::unfold(checked.as_bytes()),
+            stream: message.stream.clone(),
         },
     );
     for (alias, to) in &plan.routed {

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use postrider::config::{
-    self, AddressOrDomain, ArcMode, Credential, Destination, PickupDone, PickupFormat, Senders, Target, WayOut,
+    self, AddressOrDomain, ArcMode, Credential, Destination, EventLog, PickupDone, PickupFormat, Senders, Target,
+    WayOut,
 };
+use postrider::events::kind::Kind;
 use postrider::message::{Address, Domain};
 use proptest::prelude::*;
 
@@ -449,6 +451,19 @@ fn milters_in_every_way_they_are_written() {
     let many: Vec<String> = (1..=17).map(|port| format!("\"inet:127.0.0.1:{port}\"")).collect();
     let said = refused(&with(&format!("[checks]\nmilters = [{}]\n", many.join(", "))));
     assert!(said[0].contains("17 milters, more than 16"), "{said:?}");
+}
+
+#[test]
+fn events_are_kept_for_a_month_and_told_to_nobody_unless_wanted() {
+    let events = load(&with("")).events;
+    assert_eq!((events.keep, events.log), (Duration::from_secs(30 * 24 * 3600), EventLog::All));
+    assert!(events.webhooks.is_empty());
+    let text = "[events]\nkeep = \"2d\"\nlog = \"failed\"\n[events.webhooks.crm]\nurl = \"http://127.0.0.1:1/x\"\n\
+                only = [\"delivered\", \"bounced\"]\n[events.webhooks.all]\nurl = \"https://crm.example.com/\"\n";
+    let events = load(&with(text)).events;
+    assert_eq!((events.keep, events.log), (Duration::from_secs(2 * 24 * 3600), EventLog::Failed));
+    assert_eq!(events.webhooks["crm"].only.as_deref(), Some([Kind::Delivered, Kind::Bounced].as_slice()));
+    assert_eq!(events.webhooks["all"].only, None);
 }
 
 #[test]

@@ -163,6 +163,7 @@ pub fn story(kept: &Kept) -> Vec<Event> {
         subject: kept.message.subject.clone(),
         signed: vec!["pr-ed._domainkey.home.test".into()],
         checked: String::new(),
+        stream: String::new(),
     };
     std::iter::once(accepted).chain(kept.events.clone()).collect()
 }
