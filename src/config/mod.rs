@@ -23,6 +23,7 @@ mod keys;
 mod milters;
 mod nearest;
 mod oauth;
+mod places;
 pub mod problem;
 mod read;
 mod report;
@@ -50,6 +51,7 @@ pub use domains::is_selector;
 pub use file_path::FilePath;
 pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
+pub use places::Places;
 pub use problem::{Problem, ProblemKind, Problems};
 pub use read::{load, parse};
 

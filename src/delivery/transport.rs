@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::{Config, Target};
 use crate::dns::Resolver;
-use crate::message::{Address, Domain};
+use crate::message::{Address, Domain, TlsWish};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
@@ -23,7 +23,7 @@ use super::maildir::Maildir;
 use super::oauth::{Tokens, TokensError};
 use super::shelf::Shelf;
 use super::smart_hosts::SmartHosts;
-use super::smtp::{SetupError, SmtpTransport, Timeouts, TlsPolicies};
+use super::smtp::{Prospect, SetupError, SmtpTransport, Timeouts, TlsPolicies};
 use super::tls_report::Tally;
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
@@ -192,6 +192,16 @@ impl Transports {
     /// Tests a smart host for a person.
     pub async fn test_host(&self, wish: &Wish) -> Result<Report, NoTest> {
         self.smart_hosts.test(&self.smtp, &self.config, wish).await
+    }
+
+    /// Where mail for a domain would go, and what is demanded of the servers there.
+    pub async fn prospect(&self, domain: &Domain, wish: TlsWish) -> Prospect {
+        self.smtp.prospect(domain, wish).await
+    }
+
+    /// Why and until when a smart host is left alone because of its login.
+    pub fn resting(&self, smart_host: &str) -> Option<(Failure, Millis)> {
+        self.smart_hosts.resting(smart_host)
     }
 
     pub fn tls(&self) -> &TlsKnowledge {

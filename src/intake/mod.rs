@@ -14,6 +14,7 @@ mod milters;
 pub mod pickup;
 mod plan;
 mod quota;
+pub mod rehearse;
 pub mod rewrite;
 mod rights;
 mod seal;
@@ -296,7 +297,7 @@ impl Intake {
     fn hold_for_account(&self, plan: &mut Plan, draft: &Draft) {
         let Some(name) = draft.origin.account.as_deref() else { return };
         if self.config.accounts.get(name).is_some_and(|account| account.hold) {
-            plan.hold_all(&format!("accounts.{name}.hold is set, until `postrider queue release`"));
+            plan.hold_all(&account_holds(name));
         }
     }
 
@@ -389,6 +390,11 @@ impl Intake {
         }
         locks
     }
+}
+
+/// Why what this account sends is held.
+fn account_holds(name: &str) -> String {
+    format!("accounts.{name}.hold is set, until `postrider queue release`")
 }
 
 /// Keys and values of the loop guard's table.

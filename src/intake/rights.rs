@@ -22,22 +22,24 @@ impl Intake {
 
     /// At RCPT: is this recipient taken, and may the account send to one more?
     pub fn recipient(&self, role: Role, account: Option<&str>, recipient: &Address) -> Result<(), Refusal> {
-        self.takes(role, recipient)?;
+        takes(&self.config, role, recipient)?;
         account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
 
-    fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
-        match resolve(&self.config, recipient) {
-            Resolution::Deliveries(_) => Ok(()),
-            Resolution::NotOurs if role == Role::Submission => Ok(()),
-            Resolution::NotOurs => Err(Refusal::plain(Reply::new(
-                550,
-                (7, 1),
-                "this server takes mail for its own domains only; to send, log in on the submission port",
-            ))),
-            Resolution::Unknown => Err(unknown(recipient)),
-            Resolution::Rejected => Err(rejected(recipient)),
-        }
+}
+
+/// Is this recipient taken at all?
+pub(super) fn takes(config: &Config, role: Role, recipient: &Address) -> Result<(), Refusal> {
+    match resolve(config, recipient) {
+        Resolution::Deliveries(_) => Ok(()),
+        Resolution::NotOurs if role == Role::Submission => Ok(()),
+        Resolution::NotOurs => Err(Refusal::plain(Reply::new(
+            550,
+            (7, 1),
+            "this server takes mail for its own domains only; to send, log in on the submission port",
+        ))),
+        Resolution::Unknown => Err(unknown(recipient)),
+        Resolution::Rejected => Err(rejected(recipient)),
     }
 }
 

@@ -102,6 +102,55 @@ impl Inner {
     }
 }
 
+/// Why a gate is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closed {
+    Suspended { what: Suspension, since: Millis },
+    Paced { stream: String, wait: Wait },
+}
+
+impl Closed {
+    /// When it opens by itself; none: that cannot be told, or a person has to open it.
+    pub fn until(&self) -> Option<Millis> {
+        match self {
+            Closed::Paced { wait: Wait::Day { until, .. } | Wait::Pause { until, .. }, .. } => Some(*until),
+            Closed::Suspended { .. } | Closed::Paced { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (name, wait) = match self {
+            Closed::Suspended { what, since } => {
+                let since = rfc3339(*since);
+                return write!(f, "{what} is suspended since {since} (`postrider resume{}`)", option(what));
+            }
+            Closed::Paced { stream, wait } => (stream, wait),
+        };
+        match wait {
+            Wait::Day { limit, until } => write!(
+                f,
+                "the stream {name} has had the {limit} recipients of a day (streams.{name}.daily_limit); it goes on at {}",
+                rfc3339(*until)
+            ),
+            Wait::Pause { block, until } => write!(
+                f,
+                "the stream {name} pauses behind a block of {block} (streams.{name}.block_pause); it goes on at {}",
+                rfc3339(*until)
+            ),
+            Wait::Block(block) => write!(
+                f,
+                "a block of {block} of the stream {name} is under way (streams.{name}.block_size); a pause comes first"
+            ),
+            Wait::Attempts(most) => write!(
+                f,
+                "{most} attempts of the stream {name} are under way, which is all it may have at once (streams.{name}.concurrency)"
+            ),
+        }
+    }
+}
+
 /// A pace that is not on disk as it is.
 #[derive(Debug)]
 pub(super) struct Unkept {
@@ -233,31 +282,23 @@ impl Gates {
     /// Why mail of this stream does not start, or None if nothing of the kind holds it up. `due`: when
     /// it is to be tried.
     pub fn why(&self, stream: &str, attempts: u32, due: Millis) -> Option<String> {
+        self.closed(stream, attempts, due).map(|closed| closed.to_string())
+    }
+
+    /// As [`Gates::why`], for programs.
+    pub fn closed(&self, stream: &str, attempts: u32, due: Millis) -> Option<Closed> {
         let (inner, now) = (self.lock(), self.clock.now());
         let find = |name: &str| inner.gates.values().find(|gate| gate.name == name);
         let gate = find(stream).or_else(|| find(stream::DEFAULT))?;
         if let Some((what, since)) = inner.suspension(gate) {
-            let since = rfc3339(since);
-            return Some(format!("{what} is suspended since {since} (`postrider resume{}`)", option(what)));
+            return Some(Closed::Suspended { what: what.clone(), since });
         }
-        let name = &gate.name;
-        match gate.pace.as_ref()?.wait(attempts > 0, now)? {
-            Wait::Day { limit, until } if due < until => Some(format!(
-                "the stream {name} has had the {limit} recipients of a day (streams.{name}.daily_limit); it goes on at {}",
-                rfc3339(until)
-            )),
-            Wait::Pause { block, until } if due < until => Some(format!(
-                "the stream {name} pauses behind a block of {block} (streams.{name}.block_pause); it goes on at {}",
-                rfc3339(until)
-            )),
-            Wait::Block(block) if due <= now => Some(format!(
-                "a block of {block} of the stream {name} is under way (streams.{name}.block_size); a pause comes first"
-            )),
-            Wait::Attempts(most) if due <= now => Some(format!(
-                "{most} attempts of the stream {name} are under way, which is all it may have at once (streams.{name}.concurrency)"
-            )),
-            _ => None,
-        }
+        let wait = gate.pace.as_ref()?.wait(attempts > 0, now)?;
+        let holds = match wait {
+            Wait::Day { until, .. } | Wait::Pause { until, .. } => due < until,
+            Wait::Block(_) | Wait::Attempts(_) => due <= now,
+        };
+        holds.then(|| Closed::Paced { stream: gate.name.clone(), wait })
     }
 
     /// What is suspended, and since when.
@@ -357,7 +398,7 @@ fn pace_key(stream: &str) -> Vec<u8> {
 }
 
 /// How `postrider resume` is told of it.
-fn option(what: &Suspension) -> String {
+pub fn option(what: &Suspension) -> String {
     match what {
         Suspension::All => String::new(),
         Suspension::Stream(name) => format!(" --stream {name}"),

@@ -7,12 +7,16 @@
 //! Pure: the same configuration and address give the same answer; nothing is counted here (`loops`)
 //! and no way out is chosen.
 
+mod links;
+
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
 use crate::config::{Config, Destination, Target};
 use crate::message::Address;
 use crate::queue::record::Route;
+
+pub use links::{Link, links};
 
 /// Aliases that may lead to one another.
 pub const CHAIN_DEPTH_MAX: usize = 10;
