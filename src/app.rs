@@ -7,6 +7,7 @@
 
 pub mod dkim;
 mod dmarc;
+pub mod explain;
 pub mod operator;
 mod outside;
 mod space;
@@ -16,7 +17,7 @@ pub mod upkeep;
 pub mod watch;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -151,6 +152,7 @@ impl App {
             transfer: Transfer::new(clock.clone(), queue.clone(), journal.clone()),
             watch: watch.clone(),
             transports: transports.clone(),
+            inquiry: OnceLock::new(),
             upkeep: Arc::default(),
         });
 
@@ -168,7 +170,9 @@ impl App {
         let noting = Semaphore::new(NOTING_MAX);
         let parts =
             Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting });
-        app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
+        let dispatcher = Dispatcher::new(parts, fresh);
+        operator.inquiry.get_or_init(|| dispatcher.inquiry());
+        app.doors.spawn(dispatcher.run(app.attempts.clone(), app.stop.clone()));
         for listener in bound {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }

@@ -16,6 +16,7 @@
 //! | `POST /api/v1/store/backup` with `{"to": "/…"}` | `{"to", "bytes", "files"}` once it is on disk |
 //! | `POST /api/v1/store/compact`              | `{"before", "after"}`, bytes                       |
 //! | `POST /api/v1/suspend`, `…/resume` with `{}`, `{"stream": "…"}`, `{"smart_host": "…"}` or `{"fetch": true}` | `{"changed", "suspended": […], "exempt": […]}` |
+//! | `GET /api/v1/explain/{id}`                | why each recipient still waits, or what became of it |
 //! | `POST /api/v1/smart-hosts/test` with `{"name", "from", "to", "send"}` | the report of a test, good or not |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
 //! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
@@ -60,6 +61,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
+        .merge(super::explain::routes::<B>())
         .merge(super::submit::routes::<B>())
         .merge(super::suspend::routes::<B>())
         .merge(super::upkeep::routes::<B>());

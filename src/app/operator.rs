@@ -3,17 +3,18 @@
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Exported, Filter, Imported, Listed, Page, Pick,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Explanation, Exported, Filter, Imported, Listed, Page, Pick,
     Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
 use crate::delivery::host_test::{Report, Wish};
+use crate::delivery::standing::Inquiry;
 use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
@@ -63,6 +64,8 @@ pub struct Operator {
     pub transfer: Transfer,
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
+    /// To ask the dispatcher, once there is one.
+    pub inquiry: OnceLock<Inquiry>,
     pub logins: Logins,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
@@ -215,6 +218,10 @@ impl Backend for Operator {
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
         let tested = self.transports.test_host(&wish).await;
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
+    }
+
+    async fn explain(&self, id: MessageId) -> Result<Option<Explanation>, Trouble> {
+        self.explain_message(id).await
     }
 
     async fn readiness(&self) -> Option<Readiness> {

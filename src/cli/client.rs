@@ -19,7 +19,7 @@ use crate::admin::submit::SubmitAnswer;
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
-use crate::admin::{Action, BackedUp, Compacted, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
+use crate::admin::{Action, BackedUp, Compacted, Explanation, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
 use crate::delivery::host_test::{Report, Wish};
 use crate::message::MessageId;
 
@@ -135,6 +135,10 @@ impl Client {
         let path = if on { "/api/v1/suspend" } else { "/api/v1/resume" };
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(error.to_string()))?;
         self.post(path, "application/json", body.into()).await
+    }
+
+    pub(super) async fn explain(&self, id: MessageId) -> Result<Explanation, Failure> {
+        self.get(&format!("/api/v1/explain/{id}")).await
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

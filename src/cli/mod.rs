@@ -25,6 +25,7 @@ mod client;
 mod demo;
 mod dkim;
 pub mod dns;
+mod explain;
 mod log;
 mod progress;
 mod queue;
@@ -49,6 +50,7 @@ Examples:
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider explain 0d3c9k2p5v8xq                 why it waits, which setting holds it, what comes next
   postrider smart-host test relay                 does that server take our mail?
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider store backup /var/backups/mail        while the server runs
@@ -113,6 +115,8 @@ enum Command {
     Send(send::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// Why a message waits, or what would become of one
+    Explain(explain::Args),
     /// Send nothing more until `resume`: mail is taken and waits
     #[command(after_help = suspend::SUSPEND_EXAMPLES)]
     Suspend(suspend::Args),
@@ -159,6 +163,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Explain(args) => block_on(Threads::One, explain::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),

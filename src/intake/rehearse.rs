@@ -10,7 +10,7 @@ use crate::queue::record::{Recipient, Status};
 use crate::smtp::reply::Refusal;
 
 use super::account_holds;
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::rewrite::Author;
 use super::rights;
 
@@ -39,14 +39,24 @@ pub struct Rehearsed {
     pub signed_by: Option<Address>,
 }
 
-/// Goes through the decisions for a draft, as a listener of this role would.
-pub fn rehearse(config: &Config, draft: &Draft, role: Role, now: Millis) -> Result<Rehearsed, (At, Refusal)> {
+/// Goes through the decisions for a draft, as a listener of this role would. `size`: what the message is
+/// taken to have.
+pub fn rehearse(
+    config: &Config,
+    draft: &Draft,
+    role: Role,
+    size: u64,
+    now: Millis,
+) -> Result<Rehearsed, (At, Refusal)> {
     let account = draft.origin.account.as_deref();
     rights::envelope_sender(config, account, &draft.envelope.mail_from).map_err(|refusal| (At::Mail, refusal))?;
     for recipient in &draft.envelope.recipients {
         rights::takes(config, role, &recipient.address).map_err(|refusal| (At::Rcpt, refusal))?;
     }
     let refused = |refusal| (At::Message, refusal);
+    for recipient in &draft.envelope.recipients {
+        plan::check_size(config, &recipient.address, size).map_err(refused)?;
+    }
     let headers = Headers::parse(draft.content.head());
     if draft.origin.door.is_trusted() {
         rights::author(config, draft, &headers).map_err(refused)?;
