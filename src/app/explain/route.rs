@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::config::{Config, ListenerTls, Places, Role};
+use crate::config::{Account, Config, ListenerTls, Places, Role, Senders};
 use crate::delivery::smtp::Prospect;
 use crate::intake::rehearse::{At, rehearse};
 use crate::message::{Address, Content, Domain, Door, Draft, Envelope, Origin, ReversePath, TlsWish};
@@ -230,11 +230,7 @@ fn entrance<'c>(config: &'c Config, question: &Question, steps: &mut Steps<'_>) 
         let door = Door::Mx { listener: name.clone() };
         return Ok(Entrance { door, role: Role::Mx, account: None, tls: Some(listener.tls), config });
     }
-    let may = |from: &Address| {
-        let mut accounts = config.accounts.iter().filter(|(_, account)| account.active);
-        accounts.find(|(_, account)| config.may_send_as(account, from)).map(|(name, _)| name.clone())
-    };
-    let account = named.or_else(|| question.from.address().and_then(may)).or_else(|| config.accounts.keys().next().cloned());
+    let account = named.or_else(|| likely_account(config, &question.from));
     let Some(account) = account else {
         let what = "It is submitted on the admin socket (`postrider send`): there are no [accounts]";
         steps.say(Topic::Door, Verdict::Good, what, None);
@@ -250,6 +246,17 @@ fn entrance<'c>(config: &'c Config, question: &Question, steps: &mut Steps<'_>) 
     let chosen = if question.account.is_some() { "" } else { " (--account names another)" };
     steps.good(Topic::Door, format!("It is submitted by the account {account}{over}{chosen}"), &key);
     Ok(Entrance { door, role: Role::Submission, account: Some(account), tls, config })
+}
+
+/// An account that may use this sender: rather one that it is named for, and that is not held. If none may,
+/// the first one has to say so.
+fn likely_account(config: &Config, from: &ReversePath) -> Option<String> {
+    let may = |account: &Account| from.address().is_none_or(|from| config.may_send_as(account, from));
+    let rank = |account: &Account| {
+        let is_named = matches!(account.senders, Senders::Only(_));
+        (!account.active, !may(account), !is_named, account.hold)
+    };
+    config.accounts.iter().min_by_key(|(_, account)| rank(account)).map(|(name, _)| name.clone())
 }
 
 /// What the session looks at before it asks intake.

@@ -61,7 +61,7 @@ pub(super) fn way(
             None => "it waits: delivery.default is \"smart_hosts\", and none of them is active".to_owned(),
         }),
         Way::Direct { envelope } => {
-            lines.push("it goes straight to the mail exchangers of the recipient's domain (delivery.default)".to_owned());
+            lines.push("it goes straight to the mail exchangers of the recipient's domain".to_owned());
             lines.extend(prospect.map(exchangers).unwrap_or_default());
             lines.extend(envelope.as_ref().map(left_by));
         }

@@ -93,8 +93,7 @@ fn stream(config: &Config, name: &str, steps: &mut Steps<'_>) {
 fn from(config: &Config, question: &Question, rehearsed: &Rehearsed, steps: &mut Steps<'_>) {
     let shown = rehearsed.header_from.as_ref().map_or_else(String::new, ToString::to_string);
     if !rehearsed.is_rewritten {
-        let key = if config.sender.from_filter.is_empty() { "sender.default_from" } else { "sender.from_filter" };
-        return steps.good(Topic::From, format!("From stays <{shown}>"), key);
+        return steps.good(Topic::From, format!("From stays <{shown}>"), "sender.from_filter");
     }
     let pinned = config.pinned(&rehearsed.stream);
     let first = outbound::choose(config, question.from.address(), &question.from, pinned);
@@ -132,7 +131,8 @@ fn way_out(config: &Config, question: &Question, rehearsed: &Rehearsed, choice: 
         for host in hosts.iter().map(|candidate| candidate.host).filter(|host| small(host.max_size)) {
             let all = hosts.iter().all(|candidate| small(candidate.host.max_size));
             let verdict = if all { Verdict::Refused } else { Verdict::Note };
-            let what = format!("{size} bytes are more than {} takes", host.name);
+            let then = if all { ": it would be taken, and come back as undeliverable" } else { "" };
+            let what = format!("{size} bytes are more than {} takes{then}", host.name);
             steps.say(Topic::Size, verdict, what, Some(&format!("smart_hosts.{}.max_size", host.name)));
         }
     }
