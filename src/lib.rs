@@ -38,6 +38,8 @@
 //! - The DMARC policy of a sender's domain: `checks::dmarc`; what is told to it: `checks::feedback` counts,
 //!   `delivery::dmarc_report` sends.
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
+//! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
+//!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use postrider::admin::explain::{Condition, Remedy};
 use postrider::admin::{Action, Backend, Cause, Explained, Explanation, Filter, Pick, Selection};
 use postrider::clock::Clock;
 use postrider::events::Event;
-use postrider::message::MessageId;
+use postrider::message::{Address, Content, Door, Draft, Envelope, MessageId, Origin, ReversePath};
 use postrider::queue::suspend::Suspension;
 use remote::Remotes;
 use support::client::Client;
@@ -42,7 +43,11 @@ struct House {
 }
 
 fn zone() -> Zone {
-    Zone::new().mx("far.test", 10, "mx.far.test").a("mx.far.test", "127.0.0.1").fail("lost.test")
+    Zone::new()
+        .mx("far.test", 10, "mx.far.test")
+        .a("mx.far.test", "127.0.0.1")
+        .fail("lost.test")
+        .txt("_dmarc.strict.test", "v=DMARC1; p=quarantine")
 }
 
 impl House {
@@ -64,11 +69,15 @@ impl House {
     }
 
     async fn submit(&self, account: &str, to: &str) -> MessageId {
+        self.submit_to(account, &[to]).await
+    }
+
+    async fn submit_to(&self, account: &str, to: &[&str]) -> MessageId {
         let mut client = Client::connect(self.server.submission).await.unwrap();
         let secret = STANDARD.encode(format!("\0{account}\0secret"));
         client.command(&format!("AUTH PLAIN {secret}"), "235").await.unwrap();
-        let content = format!("From: <me@home.test>\r\nTo: <{to}>\r\nSubject: x\r\n\r\nhello\r\n");
-        let reply = client.send("me@home.test", &[to], &content).await.unwrap();
+        let content = "From: <me@home.test>\r\nTo: <you@far.test>\r\nSubject: x\r\n\r\nhello\r\n";
+        let reply = client.send("me@home.test", to, content).await.unwrap();
         assert!(reply.starts_with("250 2.0.0"), "{reply}");
         queued_id(&reply)
     }
@@ -117,7 +126,9 @@ async fn far(script: &str, times: usize) -> Remotes {
 
 /// It takes MAIL and answers RCPT with this.
 fn at_rcpt(reply: &str) -> String {
-    format!("S: 220 mx.far.test ESMTP\nC: EHLO...\nS: 250 mx.far.test\nC: MAIL...\nS: 250 ok\nC: RCPT...\nS: {reply}\ndrop")
+    format!(
+        "S: 220 mx.far.test ESMTP\nC: EHLO...\nS: 250 mx.far.test\nC: MAIL...\nS: 250 ok\nC: RCPT...\nS: {reply}\ndrop"
+    )
 }
 
 /// A port of this machine on which nobody listens.
@@ -206,7 +217,11 @@ async fn servers_that_turn_us_away_hold_up_what_comes_after() {
     // The clock stands still, and so does the pause of five seconds.
     let second = house.submit("app", "other@far.test").await;
     let explained = house.wait_for(second, Cause::BackOff).await;
-    holds(&explained, "destinations.\"mx.far.test\".connections", &["mx.far.test has turned us away", "too busy today"]);
+    holds(
+        &explained,
+        "destinations.\"mx.far.test\".connections",
+        &["mx.far.test has turned us away", "too busy today"],
+    );
     assert_eq!((explained.next, explained.attempts), (Some(START + 5_000), 0));
     assert!(commands(&explained).contains(&format!("postrider queue retry {second}").as_str()));
     remotes.finish().await;
@@ -233,7 +248,8 @@ async fn a_host_without_the_tls_that_is_demanded_is_named_with_who_demands_it() 
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::TlsPolicy).await;
     holds(&explained, "delivery.tls.policy", &["a TLS policy was not met", "mx.far.test", "does not offer TLS"]);
-    let demand = "mx.far.test: TLS with any certificate, or the mail waits; demanded by delivery.tls.policy = \"required\"";
+    let demand =
+        "mx.far.test: TLS with any certificate, or the mail waits; demanded by delivery.tls.policy = \"required\"";
     assert!(explained.then.iter().any(|line| line == demand), "{explained:#?}");
     assert_eq!((explained.attempts, sink.count()), (1, 0));
     house.server.stop().await;
@@ -250,7 +266,10 @@ async fn what_is_held_for_a_person_is_named_with_the_setting() {
     let id = house.submit("kept", "box@far.test").await;
     let explained = house.wait_for(id, Cause::AccountHold).await;
     holds(&explained, "accounts.kept.hold", &["accounts.kept.hold is set"]);
-    assert_eq!((explained.state, commands(&explained)[0]), (Condition::Held, format!("postrider queue release {id}").as_str()));
+    assert_eq!(
+        (explained.state, commands(&explained)[0]),
+        (Condition::Held, format!("postrider queue release {id}").as_str())
+    );
     // Nobody is named as postmaster.
     let id = house.submit("app", "postmaster@home.test").await;
     let explained = house.wait_for(id, Cause::NoDestination).await;
@@ -264,6 +283,92 @@ async fn what_is_held_for_a_person_is_named_with_the_setting() {
     let explained = house.wait_for(id, Cause::Operator).await;
     assert!(explained.why.contains("a person has asked for it") && explained.key.is_none(), "{explained:#?}");
     house.server.stop().await;
+}
+
+/// Over the listener for mail from outside.
+async fn from_outside(house: &House, from: &str, subject: &str) -> MessageId {
+    let mut client = Client::connect(house.server.mx).await.unwrap();
+    let content = format!("From: <{from}>\r\nTo: <box@home.test>\r\nSubject: {subject}\r\n\r\nhello\r\n");
+    queued_id(&client.send(from, &["box@home.test"], &content).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_guard_against_loops_holds_is_named_with_its_limit() {
+    let house = House::new(nobody(), "[loops]\nlimit = 1\non_limit = \"hold\"\n").await;
+    let first = from_outside(&house, "bob@elsewhere.test", "one").await;
+    house.server.wait_done(first).await;
+    let second = from_outside(&house, "bob@elsewhere.test", "two").await;
+    let explained = house.wait_for(second, Cause::LoopLimit).await;
+    holds(&explained, "loops.limit", &["the guard against loops", "too many messages"]);
+    assert!(explained.then[0].starts_with("it goes into the Maildir targets.box"), "{explained:#?}");
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_of_its_domain_holds_is_named_with_the_check() {
+    let house = House::new(nobody(), "").await;
+    let id = from_outside(&house, "bob@strict.test", "one").await;
+    let explained = house.wait_for(id, Cause::Dmarc).await;
+    holds(&explained, "checks.dmarc", &["DMARC quarantine of strict.test"]);
+    assert_eq!(commands(&explained)[0], format!("postrider queue release {id}"));
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_waits_for_the_connections_to_its_servers_says_so() {
+    let remotes = far("S: 220 mx.far.test ESMTP\nC: EHLO...\nstall", 1).await;
+    let house = House::new(remotes.port, "[destinations.default]\nconnections = 1\n").await;
+    let first = house.submit("app", "you@far.test").await;
+    let second = house.submit("app", "other@far.test").await;
+    let explained = house.wait_for(second, Cause::Connections).await;
+    holds(&explained, "destinations.default.connections", &["1 attempts to mx.far.test are under way"]);
+    let explained = house.wait_for(first, Cause::UnderWay).await;
+    assert_eq!((explained.why.as_str(), explained.key), ("It is being tried now at mx.far.test: try 1", None));
+    house.server.app.stop(std::future::ready(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_may_have_arrived_and_one_that_is_to_go_later_say_so() {
+    let script = "S: 220 mx.far.test ESMTP\nC: EHLO...\nS: 250 mx.far.test\nC: MAIL...\nS: 250 ok\nC: RCPT...\nS: 250 ok\n\
+                  C: DATA\nS: 354 go on\ncontent\ndrop";
+    let remotes = far(script, 1).await;
+    let house = House::new(remotes.port, "").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::Unsure).await;
+    holds(&explained, "delivery.retry.schedule", &["may have arrived"]);
+    remotes.finish().await;
+
+    let sender = ReversePath::Address(Address::parse("me@home.test").unwrap());
+    let mut envelope = Envelope::new(sender, [Address::parse("you@far.test").unwrap()]);
+    envelope.not_before = Some(START + HOUR);
+    let content = Content::from(Bytes::from_static(b"From: <me@home.test>\r\nSubject: x\r\n\r\nhello\r\n"));
+    let origin = Origin { door: Door::Admin, account: None, peer: None };
+    let draft = Draft { envelope, content, origin };
+    let id = house.server.app.operator().submit(draft, None).await.unwrap().id;
+    let explained = house.wait_for(id, Cause::NotBefore).await;
+    assert!(explained.why.contains("its sender wanted it to go at 2027-"), "{explained:#?}");
+    assert_eq!((explained.next, explained.key), (Some(START + HOUR), None));
+    house.server.stop().await;
+}
+
+/// A target that does not do, and a server whose disk is short, which is told of every message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_take_it_is_named_and_so_is_a_disk_that_is_short() {
+    let house = House::new(nobody(), "").await;
+    // The path of the Maildir is taken by a file.
+    std::fs::write(house.folder.path().join("box"), "in the way").unwrap();
+    let id = from_outside(&house, "bob@elsewhere.test", "one").await;
+    let explained = house.wait_for(id, Cause::Target).await;
+    holds(&explained, "targets.box.path", &["its target does not take it now"]);
+    assert!(explained.attempts == 1 && explained.next.unwrap() > START, "{explained:#?}");
+    assert!(house.explain(id).await.troubles.is_empty());
+    house.server.stop().await;
+
+    let line = ("min_free = \"1MiB\"", "min_free = \"100000TiB\"");
+    let server = TestServer::start_with(house.folder.path(), "[domains.\"home.test\"]\n", line.0, line.1).await;
+    let explanation = server.app.operator().explain(id).await.unwrap().unwrap();
+    assert!(explanation.troubles[0].contains("less than queue.min_free"), "{explanation:#?}");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,6 +442,13 @@ async fn what_is_done_is_told_in_a_sentence_for_each_recipient() {
     house.server.wait_for(refused, |event| matches!(event, Event::Failed { .. })).await;
     let done = house.wait_for(refused, Cause::Failed).await;
     assert!(done.why.contains("failed for good") && done.can.is_empty(), "{done:#?}");
+    // One of two is done: what waits comes first.
+    let both = house.submit_to("app", &["you@lost.test", "you@far.test"]).await;
+    house.server.wait_for(both, |event| matches!(event, Event::Delivered { .. })).await;
+    house.wait_for(both, Cause::Dns).await;
+    let explanation = house.explain(both).await;
+    let causes: Vec<Cause> = explanation.recipients.iter().map(|recipient| recipient.cause).collect();
+    assert!(explanation.queued && causes == [Cause::Dns, Cause::Delivered], "{explanation:#?}");
     let other = MessageId::from_u64(77);
     assert!(house.server.app.operator().explain(other).await.unwrap().is_none());
     house.server.stop().await;

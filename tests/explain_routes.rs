@@ -137,7 +137,13 @@ fn mail_from_outside_is_followed_through_its_aliases() {
     has(&answer, "door", "good", "the listener mx, from outside", "listeners.mx.role");
     let alias = "the alias without the subaddress and leads to the target box, <team@home.test>";
     has(&answer, "alias", "good", alias, "aliases.\"sales@home.test\"");
-    has(&answer, "alias", "good", "<team@home.test> is taken by the alias and leads to <bob@partner.test>", "aliases.\"team@home.test\"");
+    has(
+        &answer,
+        "alias",
+        "good",
+        "<team@home.test> is taken by the alias and leads to <bob@partner.test>",
+        "aliases.\"team@home.test\"",
+    );
     has(&answer, "loops", "note", "At most 7 messages from one sender to sales@home.test", "loops.limit");
     has(&answer, "checks", "note", "DMARC", "checks.dmarc");
     has(&answer, "checks", "note", "bl.test", "checks.dnsbl");
@@ -163,7 +169,13 @@ async fn refusals_are_those_of_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let server = TestServer::start(folder.path(), &format!("[accounts.shop]{server_part}")).await;
     for (arguments, topic, key, to, mail) in [
-        ("--from x@far.test --to nobody@home.test", "recipient", "aliases.\"nobody@home.test\"", "nobody@home.test", ""),
+        (
+            "--from x@far.test --to nobody@home.test",
+            "recipient",
+            "aliases.\"nobody@home.test\"",
+            "nobody@home.test",
+            "",
+        ),
         ("--from x@far.test --to gone@home.test", "recipient", "domains.\"home.test\".catchall", "gone@home.test", ""),
         ("--from x@far.test --to y@other.test --listener mx", "recipient", "domains", "y@other.test", ""),
         ("--from x@far.test --to order-1@home.test --size 40MiB", "size", "limits.max_size", "", " SIZE=41943040"),
@@ -197,22 +209,48 @@ fn smart_hosts_rewriting_and_staging_are_told() {
                  [networks]\ntrusted = [\"127.0.0.0/8\"]\n";
     let files = Files::new(hosts);
     let answer = files.ask("--from shop@home.test --to bob@far.test --size 2MiB");
-    has(&answer, "way_out", "good", "its from_filter names the domain of <shop@home.test>", "smart_hosts.ses.from_filter");
-    has(&answer, "way_out", "good", "First ses: ses.test port 587, STARTTLS demanded, valid certificate demanded, login u", "");
+    has(
+        &answer,
+        "way_out",
+        "good",
+        "its from_filter names the domain of <shop@home.test>",
+        "smart_hosts.ses.from_filter",
+    );
+    has(
+        &answer,
+        "way_out",
+        "good",
+        "First ses: ses.test port 587, STARTTLS demanded, valid certificate demanded, login u",
+        "",
+    );
     has(&answer, "way_out", "good", "the envelope sender <bounce@home.test>", "sender.return_path");
     has(&answer, "size", "refused", "more than ses takes", "smart_hosts.ses.max_size");
     assert!(!answer.to_string().contains("hush"));
     let answer = files.ask("--from x@elsewhere.test --to bob@far.test --listener submission");
-    has(&answer, "from", "good", "From <x@elsewhere.test> gives way to <notifications@home.test>", "sender.default_from");
+    has(
+        &answer,
+        "from",
+        "good",
+        "From <x@elsewhere.test> gives way to <notifications@home.test>",
+        "sender.default_from",
+    );
     has(&answer, "signature", "good", "._domainkey.home.test", "domains.\"home.test\".dkim.selectors");
     let answer = files.ask("--from news@home.test --to bob@far.test --account news");
     has(&answer, "way_out", "good", "the stream bulk is for that host alone", "streams.bulk.smart_host");
     has(&answer, "limits", "note", "5 recipients a day", "streams.bulk.daily_limit");
 
-    let staging = "[delivery]\nredirect_all_to = \"me@test.test\"\nallow_recipients = [\"near.test\"]\n";
-    let answer = Files::new(staging).ask("--from shop@home.test --to bob@far.test");
-    has(&answer, "delivery", "good", "goes to <me@test.test>, also what is for <bob@far.test>", "delivery.redirect_all_to");
-    has(&answer, "delivery", "held", "me@test.test is not among", "delivery.allow_recipients");
+    let answer =
+        Files::new("[delivery]\nredirect_all_to = \"me@test.test\"\n").ask("--from shop@home.test --to bob@far.test");
+    has(
+        &answer,
+        "delivery",
+        "good",
+        "goes to <me@test.test>, also what is for <bob@far.test>",
+        "delivery.redirect_all_to",
+    );
+    let answer =
+        Files::new("[delivery]\nallow_recipients = [\"near.test\"]\n").ask("--from shop@home.test --to bob@far.test");
+    has(&answer, "delivery", "held", "bob@far.test is not among", "delivery.allow_recipients");
     let answer = Files::new("[delivery]\ndefault = \"capture\"\n").ask("--from shop@home.test --to bob@far.test");
     has(&answer, "way_out", "good", "nothing leaves", "delivery.default");
 }

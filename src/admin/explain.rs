@@ -38,6 +38,8 @@ pub struct Explanation {
     pub stream: Option<String>,
     /// Those that are queued first.
     pub recipients: Vec<Explained>,
+    /// Queued recipients that are not told of, because there are too many.
+    pub left_out: usize,
     /// What is wrong with this server as a whole.
     pub troubles: Vec<String>,
 }
@@ -84,6 +86,8 @@ pub enum Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
+    /// It is in an attempt.
+    UnderWay,
     /// It is due, and nothing holds it.
     Turn,
     /// Its sender wanted it to go later.

@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::operator::{Operator, blocking};
-use crate::admin::explain::{Cause, Explained, Explanation, Remedy, Condition};
+use crate::admin::explain::{Cause, Condition, Explained, Explanation, Remedy};
 use crate::admin::{Backend, Damaged, Story, Trouble};
 use crate::clock::{Millis, rfc3339};
 use crate::config::Config;
@@ -39,11 +39,19 @@ const DOMAINS_MAX: usize = 20;
 /// All look-ups for one question together.
 const LOOK_UP_TIME: Duration = Duration::from_secs(20);
 
+/// What the name servers say of a domain.
+struct Found {
+    prospect: Prospect,
+    servers: Vec<Domain>,
+}
+
 /// What is known when a recipient is explained.
 struct Facts<'a> {
     config: &'a Config,
     message: &'a Message,
     now: Millis,
+    /// It is in an attempt.
+    is_running: bool,
     standing: Option<Standing>,
     /// The store has failed: nothing starts.
     store: Option<String>,
@@ -78,9 +86,12 @@ impl Operator {
         let queued = queued.await?;
         let mut recipients: Vec<Explained> = damaged.iter().map(|damaged| damaged_one(id, damaged)).collect();
         let (mut from, mut stream) = (None, None);
+        let mut left_out = 0;
         if let Some((message, queued)) = queued {
             (from, stream) = (Some(message.mail_from.clone()), Some(message.stream.clone()));
-            recipients.extend(self.explain_queued(Arc::new(message), queued).await);
+            left_out = queued.len().saturating_sub(RECIPIENTS_MAX);
+            let told = queued.get(..RECIPIENTS_MAX).unwrap_or(&queued);
+            recipients.extend(self.explain_queued(Arc::new(message), told).await);
         }
         let is_queued = !recipients.is_empty();
         recipients.extend(done::fates(&entries, &recipients));
@@ -92,7 +103,8 @@ impl Operator {
             }
         }
         let troubles = self.troubles();
-        Ok(Some(Explanation { id, now: self.clock.now(), queued: is_queued, from, stream, recipients, troubles }))
+        let now = self.clock.now();
+        Ok(Some(Explanation { id, now, queued: is_queued, from, stream, recipients, left_out, troubles }))
     }
 
     /// What is wrong with the server as a whole.
@@ -122,46 +134,53 @@ impl Operator {
         ))
     }
 
-    async fn explain_queued(&self, message: Arc<Message>, recipients: Vec<(u32, Recipient)>) -> Vec<Explained> {
+    async fn explain_queued(&self, message: Arc<Message>, recipients: &[(u32, Recipient)]) -> Vec<Explained> {
         let config = self.intake.config();
         let store = self.store_trouble();
-        let prospects = self.prospects(&message, &recipients).await;
+        let prospects = self.prospects(&message, recipients).await;
+        let mut inquiry = self.inquiry.get();
         let mut explained = Vec::new();
-        for (_, recipient) in recipients.into_iter().take(RECIPIENTS_MAX) {
-            let domain = recipient.address.domain();
-            let standing = match (self.inquiry.get(), &recipient.status) {
-                (Some(inquiry), Status::Waiting { .. }) => {
-                    let servers = match prospects.get(domain) {
-                        Some(_) => timeout(LOOK_UP_TIME, self.transports.exchangers(domain)).await.ok().flatten(),
-                        None => None,
-                    };
-                    inquiry.ask(message.clone(), recipient.clone(), servers.unwrap_or_default()).await
+        for (number, recipient) in recipients {
+            let found = prospects.get(recipient.address.domain());
+            let standing = match (inquiry, &recipient.status) {
+                (Some(asked), Status::Waiting { .. }) => {
+                    let servers = found.map(|found| found.servers.clone()).unwrap_or_default();
+                    asked.ask(message.clone(), recipient.clone(), servers).await
                 }
                 _ => None,
             };
-            let facts =
-                Facts { config, message: &message, now: self.clock.now(), standing, store: store.clone() };
-            explained.push(self.explain_one(&facts, &recipient, prospects.get(domain)));
+            // One that does not answer is not asked a thousand times.
+            if standing.is_none() && matches!(recipient.status, Status::Waiting { .. }) {
+                inquiry = None;
+            }
+            let is_running = self.queue.claims().is_running(message.id, *number);
+            let (message, now, store) = (&*message, self.clock.now(), store.clone());
+            let facts = Facts { config, message, now, is_running, standing, store };
+            explained.push(self.explain_one(&facts, recipient, found.map(|found| &found.prospect)));
         }
         explained
     }
 
     /// Of the domains that mail goes to directly.
-    async fn prospects(&self, message: &Message, recipients: &[(u32, Recipient)]) -> HashMap<Domain, Prospect> {
+    async fn prospects(&self, message: &Message, recipients: &[(u32, Recipient)]) -> HashMap<Domain, Found> {
         let config = self.intake.config();
         let mut prospects = HashMap::new();
         if !matches!(outbound::choose_for(config, message).way, Way::Direct { .. }) {
             return prospects;
         }
-        let deadline = tokio::time::Instant::now() + LOOK_UP_TIME;
+        let deadline = Instant::now() + LOOK_UP_TIME;
         for (_, recipient) in recipients {
             let domain = recipient.address.domain();
             let leaves = recipient.route == Route::Remote && !config.is_own(domain);
             if !leaves || prospects.contains_key(domain) || prospects.len() >= DOMAINS_MAX {
                 continue;
             }
-            match tokio::time::timeout_at(deadline, self.transports.prospect(domain, message.tls)).await {
-                Ok(prospect) => prospects.insert(domain.clone(), prospect),
+            let look_up = async {
+                let prospect = self.transports.prospect(domain, message.tls).await;
+                Found { prospect, servers: self.transports.exchangers(domain).await.unwrap_or_default() }
+            };
+            match timeout_at(deadline, look_up).await {
+                Ok(found) => prospects.insert(domain.clone(), found),
                 Err(_) => break,
             };
         }
@@ -228,6 +247,12 @@ impl Operator {
 
     /// Why a recipient waits. What lasts longest, or needs a person, comes first.
     fn waits(&self, facts: &Facts<'_>, recipient: &Recipient, due: Millis) -> Reason {
+        if facts.is_running {
+            let place =
+                facts.standing.as_ref().map_or(String::new(), |standing| format!(" at {}", standing.destination));
+            let why = format!("It is being tried now{place}: try {}", recipient.attempts + 1);
+            return Reason::new(Cause::UnderWay, why, None, Some(facts.now));
+        }
         if let Some(trouble) = &facts.store {
             return Reason::new(Cause::Store, format!("It waits because {trouble}"), Some("data_dir".into()), None);
         }
@@ -327,7 +352,7 @@ fn its_turn(facts: &Facts<'_>, recipient: &Recipient) -> Reason {
         None => String::new(),
     };
     let by_hand = if recipient.by_hand.is_some() { ", because a person asked for it" } else { "" };
-    let why = format!("It is due{by_hand} and nothing holds it: it is being tried, or its turn comes next{rest}");
+    let why = format!("It is due{by_hand} and nothing holds it: its turn comes next{rest}");
     Reason::new(Cause::Turn, why, None, Some(facts.now))
 }
 
@@ -370,7 +395,12 @@ fn remedies(id: MessageId, state: Condition, cause: Cause, closed: Option<&Close
         _ => {}
     }
     match state {
-        Condition::Waiting if !matches!(cause, Cause::Suspended | Cause::DailyLimit | Cause::BlockPause | Cause::Turn) => {
+        Condition::Waiting
+            if !matches!(
+                cause,
+                Cause::Suspended | Cause::DailyLimit | Cause::BlockPause | Cause::Turn | Cause::UnderWay
+            ) =>
+        {
             can.push(Remedy::new(format!("postrider queue retry {id}"), "try it now; a failure then does not count"));
         }
         Condition::Held => {

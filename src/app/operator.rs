@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Explanation, Exported, Filter, Imported, Listed, Page, Pick,
-    Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, Explanation, Exported, Filter, Imported, Listed,
+    Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};

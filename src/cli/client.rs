@@ -19,7 +19,9 @@ use crate::admin::submit::SubmitAnswer;
 use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
-use crate::admin::{Action, BackedUp, Compacted, Explanation, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer};
+use crate::admin::{
+    Action, BackedUp, Compacted, Explanation, Filter, Page, SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
+};
 use crate::delivery::host_test::{Report, Wish};
 use crate::message::MessageId;
 

@@ -120,7 +120,7 @@ async fn look_up(config: &Config, places: &Places, question: &Question, routed: 
 }
 
 fn lines(explanation: &Explanation, paint: Paint) -> Vec<String> {
-    let Explanation { id, now, queued, from, stream, recipients, troubles } = explanation;
+    let Explanation { id, now, queued, from, stream, recipients, left_out, troubles } = explanation;
     let from = match from {
         Some(ReversePath::Null) => " from the null sender".to_owned(),
         Some(ReversePath::Address(from)) => format!(" from {from}"),
@@ -135,6 +135,9 @@ fn lines(explanation: &Explanation, paint: Paint) -> Vec<String> {
     }
     for recipient in recipients {
         lines.extend(recipient_lines(recipient, *now, paint));
+    }
+    if *left_out > 0 {
+        lines.push(format!("and {left_out} more that are queued; see `postrider queue show {id}`"));
     }
     lines
 }
@@ -157,7 +160,9 @@ fn recipient_lines(recipient: &Explained, now: Millis, paint: Paint) -> Vec<Stri
     }
     match (state, next) {
         (Condition::Waiting, Some(next)) => row("next try", format!("{} UTC, {}", moment(*next), relative(*next, now))),
-        (Condition::Waiting, None) => row("next try", "not before somebody acts, or what holds it has ended".to_owned()),
+        (Condition::Waiting, None) => {
+            row("next try", "not before somebody acts, or what holds it has ended".to_owned())
+        }
         _ => {}
     }
     if let Some(last) = last.as_ref().filter(|_| *state != Condition::Done) {
@@ -242,6 +247,7 @@ mod tests {
                 then: vec!["it goes straight".into(), "mx.far.test: TLS if it is offered".into()],
                 can: vec![Remedy::new("postrider queue cancel 7", "take it out")],
             }],
+            left_out: 0,
             troubles: Vec::new(),
         };
         let id = MessageId::from_u64(7);

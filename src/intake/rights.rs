@@ -25,7 +25,6 @@ impl Intake {
         takes(&self.config, role, recipient)?;
         account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
-
 }
 
 /// Is this recipient taken at all?

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::admin::explain::{Cause, Explained, Condition};
+use crate::admin::explain::{Cause, Condition, Explained};
 use crate::clock::rfc3339;
 use crate::events::{Entry, Event};
 use crate::queue::record::Failure;

@@ -46,9 +46,14 @@ fn account_hold(reason: &str) -> Option<&str> {
 }
 
 fn leads_nowhere(reason: &str) -> bool {
-    ["which does not exist", "aliases lead from one to the next", "the alias leads to more than", "lead only back to themselves"]
-        .iter()
-        .any(|text| reason.contains(text))
+    [
+        "which does not exist",
+        "aliases lead from one to the next",
+        "the alias leads to more than",
+        "lead only back to themselves",
+    ]
+    .iter()
+    .any(|text| reason.contains(text))
 }
 
 fn is_limit(reason: &str) -> bool {
@@ -58,12 +63,25 @@ fn is_limit(reason: &str) -> bool {
 /// The first path of a key that a sentence names, such as `delivery.retry.expire`.
 pub(super) fn first_key(sentence: &str) -> Option<String> {
     const SECTIONS: [&str; 12] = [
-        "accounts.", "aliases.", "bounces.", "checks.", "delivery.", "destinations.", "domains.", "limits.", "loops.",
-        "smart_hosts.", "streams.", "targets.",
+        "accounts.",
+        "aliases.",
+        "bounces.",
+        "checks.",
+        "delivery.",
+        "destinations.",
+        "domains.",
+        "limits.",
+        "loops.",
+        "smart_hosts.",
+        "streams.",
+        "targets.",
     ];
     let is_key = |c: char| c.is_alphanumeric() || c == '.' || c == '_' || c == '-';
     let words = sentence.split(|c: char| !is_key(c));
-    words.map(|word| word.trim_matches('.')).find(|word| SECTIONS.iter().any(|section| word.starts_with(section))).map(str::to_owned)
+    words
+        .map(|word| word.trim_matches('.'))
+        .find(|word| SECTIONS.iter().any(|section| word.starts_with(section)))
+        .map(str::to_owned)
 }
 
 #[cfg(test)]

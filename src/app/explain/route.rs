@@ -222,10 +222,11 @@ fn entrance<'c>(config: &'c Config, question: &Question, steps: &mut Steps<'_>) 
         return Err(NoAnswer { what: format!("there is no account named {name:?}"), remedy });
     }
     let listener = |role: Role| config.listeners.iter().find(|(_, listener)| listener.role == role);
-    let is_inward = config.is_own(question.to.domain())
-        && question.from.address().is_none_or(|from| !config.is_own(from.domain()));
+    let is_inward =
+        config.is_own(question.to.domain()) && question.from.address().is_none_or(|from| !config.is_own(from.domain()));
     if let (None, true, Some((name, listener))) = (&named, is_inward, listener(Role::Mx)) {
-        let what = format!("It comes in over the listener {name}, from outside (--account or --listener names another way)");
+        let what =
+            format!("It comes in over the listener {name}, from outside (--account or --listener names another way)");
         steps.good(Topic::Door, what, &format!("listeners.{name}.role"));
         let door = Door::Mx { listener: name.clone() };
         return Ok(Entrance { door, role: Role::Mx, account: None, tls: Some(listener.tls), config });
@@ -285,7 +286,11 @@ fn before_mail(entrance: &Entrance<'_>, question: &Question, size: u64, steps: &
         return Some(replies::too_large(max));
     }
     if question.size.is_some() {
-        steps.good(Topic::Size, format!("{size} bytes are within the {max} that any message may have"), "limits.max_size");
+        steps.good(
+            Topic::Size,
+            format!("{size} bytes are within the {max} that any message may have"),
+            "limits.max_size",
+        );
     }
     None
 }
@@ -307,13 +312,7 @@ fn refused(steps: Steps<'_>, at: &str, reply: &Reply) -> Routed {
     Routed { accepted: false, reply: reply.to_string(), at: at.to_owned(), steps, domains: Vec::new() }
 }
 
-fn refused_by_intake(
-    config: &Config,
-    question: &Question,
-    mut steps: Steps<'_>,
-    at: At,
-    refusal: &Refusal,
-) -> Routed {
+fn refused_by_intake(config: &Config, question: &Question, mut steps: Steps<'_>, at: At, refusal: &Refusal) -> Routed {
     let command = match at {
         At::Mail => "MAIL",
         At::Rcpt => "RCPT",

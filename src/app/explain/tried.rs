@@ -4,7 +4,7 @@
 use super::{Reason, held};
 use crate::admin::explain::Cause;
 use crate::clock::Millis;
-use crate::config::{Config, SmartHost, Target};
+use crate::config::{Config, SmartHost};
 use crate::delivery::smtp::By;
 use crate::delivery::throttle::is_greylisting;
 use crate::queue::record::{Failure, Message, Recipient, Route};
@@ -44,7 +44,7 @@ pub(super) fn reason(
         attempts => format!(" (after {attempts} tries)"),
     };
     let sentence = format!("It waits for its next try{tries} because {because}: {said}");
-    Reason::new(cause, sentence, Some(key), Some(due))
+    Reason::new(cause, sentence, key, Some(due))
 }
 
 /// What it is about, and the key.
@@ -54,8 +54,8 @@ fn cause(
     recipient: &Recipient,
     why: &Failure,
     resting: Resting<'_>,
-) -> (Cause, String) {
-    let schedule = |cause| (cause, SCHEDULE.to_owned());
+) -> (Cause, Option<String>) {
+    let schedule = |cause| (cause, Some(SCHEDULE.to_owned()));
     if why.unsure {
         return schedule(Cause::Unsure);
     }
@@ -63,7 +63,8 @@ fn cause(
         return of_target(config, name, why);
     }
     if let Way::Hosts { hosts, .. } = outbound::choose_for(config, message).way {
-        let rests = |host: &SmartHost| resting(&host.name).is_some_and(|(rest, _)| why.reason.starts_with(&rest.reason));
+        let rests =
+            |host: &SmartHost| resting(&host.name).is_some_and(|(rest, _)| why.reason.starts_with(&rest.reason));
         let code = why.reply.as_ref().map_or(0, |reply| reply.code);
         let is_login = LOGIN_CODES.contains(&code) || why.reason.contains("the login of ");
         let resting = hosts.iter().map(|candidate| candidate.host).find(|host| rests(host));
@@ -75,25 +76,23 @@ fn cause(
                 (None, Some(_)) if host.login.is_none() => "pop_before_smtp",
                 (None, _) => "password",
             };
-            return (Cause::SmartHostLogin, format!("smart_hosts.{}.{key}", host.name));
+            return (Cause::SmartHostLogin, Some(format!("smart_hosts.{}.{key}", host.name)));
         }
         if let (true, Some(host)) = (is_tls(why), named.or(first)) {
-            return (Cause::TlsPolicy, format!("smart_hosts.{}.tls", host.name));
+            return (Cause::TlsPolicy, Some(format!("smart_hosts.{}.tls", host.name)));
         }
     }
     if is_tls(why) {
-        let key = By::key_in(&why.reason).unwrap_or("delivery.tls.policy");
-        return (Cause::TlsPolicy, key.to_owned());
+        // None where the sender demands it.
+        return (Cause::TlsPolicy, By::key_in(&why.reason).map(str::to_owned));
     }
     match (&why.reply, why.status.as_str()) {
         (Some(reply), _) if is_greylisting(reply) => schedule(Cause::Greylisted),
         (Some(_), _) => schedule(Cause::Reply),
-        (None, "4.4.3") => (Cause::Dns, "dns.nameservers".to_owned()),
+        (None, "4.4.3") => (Cause::Dns, Some("dns.nameservers".to_owned())),
         (None, "4.4.1" | "4.4.2" | "4.4.7") => schedule(Cause::NoConnection),
-        (None, "4.3.1") => (Cause::Disk, held::first_key(&why.reason).unwrap_or("delivery.file_path".into())),
-        (None, "4.3.5") => {
-            (Cause::Configuration, held::first_key(&why.reason).unwrap_or("delivery.default".to_owned()))
-        }
+        (None, "4.3.1") => (Cause::Disk, held::first_key(&why.reason).or(Some("delivery.file_path".to_owned()))),
+        (None, "4.3.5") => (Cause::Configuration, held::first_key(&why.reason).or(Some("delivery.default".to_owned()))),
         (None, _) => schedule(Cause::OwnTrouble),
     }
 }
@@ -103,13 +102,14 @@ fn is_tls(why: &Failure) -> bool {
     matches!(why.status.as_str(), "4.7.5" | "4.7.10")
 }
 
-fn of_target(config: &Config, name: &str, why: &Failure) -> (Cause, String) {
-    let key = match config.targets.get(name) {
-        Some(Target::Maildir { .. }) => format!("targets.{name}.path"),
-        Some(_) => format!("targets.{name}"),
-        None if (Route::Target(name.to_owned())).is_archive() => "archive".to_owned(),
-        None => return (Cause::Configuration, format!("targets.{name}")),
-    };
+fn of_target(config: &Config, name: &str, why: &Failure) -> (Cause, Option<String>) {
+    let is_archive = Route::Target(name.to_owned()).is_archive();
+    if !is_archive && !config.targets.contains_key(name) {
+        return (Cause::Configuration, Some(format!("targets.{name}")));
+    }
     let cause = if why.status == "4.3.1" { Cause::Disk } else { Cause::Target };
-    (cause, key)
+    let section = if is_archive { "archive".to_owned() } else { format!("targets.{name}") };
+    // What went wrong may name the very key.
+    let key = held::first_key(&why.reason).filter(|key| key.starts_with(&section));
+    (cause, Some(key.unwrap_or(section)))
 }

@@ -61,9 +61,10 @@ pub(super) fn recipient(entrance: &Entrance<'_>, question: &Question, at: Option
     if at == Some(At::Rcpt) {
         let last = chain.last();
         let (what, key) = match resolve(config, to) {
-            Resolution::NotOurs => {
-                (format!("{} is none of our domains, and this listener does not relay", to.domain()), "domains".to_owned())
-            }
+            Resolution::NotOurs => (
+                format!("{} is none of our domains, and this listener does not relay", to.domain()),
+                "domains".to_owned(),
+            ),
             Resolution::Rejected => (
                 format!("<{to}> is ours, and its alias says reject"),
                 last.and_then(|link| link.key.clone()).unwrap_or("aliases".to_owned()),
@@ -118,7 +119,10 @@ pub(super) fn guards(entrance: &Entrance<'_>, question: &Question, steps: &mut S
         let seconds = loops.period.as_secs();
         let what = match loops.limit {
             0 => format!("{counted} takes answers only; what is over that is {then}"),
-            limit => format!("At most {limit} messages {who}to {counted} in {} min; what is over that is {then}", seconds / 60),
+            limit => format!(
+                "At most {limit} messages {who}to {counted} in {} min; what is over that is {then}",
+                seconds / 60
+            ),
         };
         steps.note(Topic::Loops, what, "loops.limit");
     }
@@ -153,7 +157,9 @@ fn checks(entrance: &Entrance<'_>, steps: &mut Steps<'_>) {
     }
     match checks.dmarc {
         DmarcMode::Off => {}
-        DmarcMode::Annotate => steps.note(Topic::Checks, "DMARC: looked at and written into the header", "checks.dmarc"),
+        DmarcMode::Annotate => {
+            steps.note(Topic::Checks, "DMARC: looked at and written into the header", "checks.dmarc")
+        }
         DmarcMode::Enforce => {
             let what = "DMARC: a failure is refused or held, as the domain's policy says";
             steps.note(Topic::Checks, what, "checks.dmarc");

@@ -29,12 +29,8 @@ pub(super) fn deliveries(
     }
     stream(config, &rehearsed.stream, steps);
     from(config, question, rehearsed, steps);
-    let choice = outbound::choose(
-        config,
-        rehearsed.header_from.as_ref(),
-        &question.from,
-        config.pinned(&rehearsed.stream),
-    );
+    let choice =
+        outbound::choose(config, rehearsed.header_from.as_ref(), &question.from, config.pinned(&rehearsed.stream));
     way_out(config, question, rehearsed, &choice, steps);
     signature(config, rehearsed, steps);
     if !matches!(choice.way, Way::Direct { .. }) {
@@ -116,14 +112,21 @@ fn way_out(config: &Config, question: &Question, rehearsed: &Rehearsed, choice: 
             let first = hosts.first().map(|candidate| candidate.host.name.as_str());
             way::tier_key(*tier, &rehearsed.stream, first)
         }
-        Way::Nowhere if config.pinned(&rehearsed.stream).is_some() => format!("streams.{}.smart_host", rehearsed.stream),
+        Way::Nowhere if config.pinned(&rehearsed.stream).is_some() => {
+            format!("streams.{}.smart_host", rehearsed.stream)
+        }
         _ => "delivery.default".to_owned(),
     };
     let lines = way::way(config, choice, &asked, None, &HashMap::new());
     let verdict = if choice.way == Way::Nowhere { Verdict::Held } else { Verdict::Good };
     for (number, line) in lines.into_iter().enumerate() {
         let key = if line.contains("(sender.return_path)") { Some("sender.return_path") } else { Some(key.as_str()) };
-        steps.say(Topic::WayOut, verdict, capitalized(&line), key.filter(|key| number == 0 || key.starts_with("sender")));
+        steps.say(
+            Topic::WayOut,
+            verdict,
+            capitalized(&line),
+            key.filter(|key| number == 0 || key.starts_with("sender")),
+        );
     }
     let size = question.size.unwrap_or(0);
     if let Way::Hosts { hosts, .. } = &choice.way {
@@ -172,7 +175,12 @@ fn signature(config: &Config, rehearsed: &Rehearsed, steps: &mut Steps<'_>) {
     let names: Vec<String> = own.dkim.selectors.iter().chain(own.dkim.key_files.keys()).map(name).collect();
     let key = format!("domains.\"{domain}\".dkim.selectors");
     match names.is_empty() {
-        true => steps.say(Topic::Signature, Verdict::Note, format!("{domain} has no DKIM keys, so nothing signs it"), Some(&key)),
+        true => steps.say(
+            Topic::Signature,
+            Verdict::Note,
+            format!("{domain} has no DKIM keys, so nothing signs it"),
+            Some(&key),
+        ),
         false => steps.good(Topic::Signature, format!("It is signed with {}", names.join(" and ")), &key),
     }
 }
