@@ -42,6 +42,9 @@ const SLICE_MESSAGES: usize = 500;
 /// Damaged records that are listed.
 const DAMAGED_MAX: usize = 1000;
 
+/// Why something is held that a person has asked to hold.
+pub(super) const BY_OPERATOR: &str = "by the operator";
+
 /// No account is called so: wrong tokens count against the client alone.
 const TOKEN: &str = "";
 
@@ -377,7 +380,7 @@ fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> 
 fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
     let status = match action {
         Action::Retry | Action::Release => Status::Waiting { due: now },
-        Action::Hold => Status::Held { reason: "by the operator".into() },
+        Action::Hold => Status::Held { reason: BY_OPERATOR.into() },
         Action::Cancel => return None,
     };
     let by_hand = match (action, &before.status) {
@@ -395,7 +398,7 @@ fn event(action: Action, before: &Recipient) -> Option<Event> {
             Some(Event::Released { recipient })
         }
         Action::Retry | Action::Release => None,
-        Action::Hold => Some(Event::Held { recipient, reason: "by the operator".into() }),
+        Action::Hold => Some(Event::Held { recipient, reason: BY_OPERATOR.into() }),
         Action::Cancel => Some(Event::Cancelled { recipient }),
     }
 }

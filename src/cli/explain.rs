@@ -187,7 +187,7 @@ fn at(key: &str, place: Option<&str>) -> String {
 }
 
 fn route_lines(routed: &Routed, paint: Paint) -> Vec<String> {
-    let rows: Vec<Vec<String>> = routed.steps.iter().map(|step| row(step)).collect();
+    let rows: Vec<Vec<String>> = routed.steps.iter().map(row).collect();
     let mut lines: Vec<String> = table(&rows)
         .into_iter()
         .zip(&routed.steps)

@@ -17,10 +17,12 @@
 //! [`Queue::suspend`]: super::Queue::suspend
 //! [`Queue::keep_pace`]: super::Queue::keep_pace
 
+mod closed;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::clock::{Clock, Millis, rfc3339};
+use crate::clock::{Clock, Millis};
 use crate::config::Stream;
 use crate::message::stream;
 use crate::store::{Batch, Store, StoreError, Table};
@@ -30,6 +32,8 @@ use super::keys;
 use super::lane::{Lane, Streams};
 use super::pace::{Limits, Pace, Wait};
 use super::suspend::{self, LIFTING, Suspension};
+
+pub use closed::{Closed, option};
 
 /// Where in the meta table the pace of a stream is.
 const META_PREFIX: &str = "pace/";
@@ -99,55 +103,6 @@ impl Inner {
         };
         let mut found = self.suspended.iter().filter(|(what, since)| **since != LIFTING && holds(what));
         found.next().map(|(what, since)| (what, *since))
-    }
-}
-
-/// Why a gate is closed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Closed {
-    Suspended { what: Suspension, since: Millis },
-    Paced { stream: String, wait: Wait },
-}
-
-impl Closed {
-    /// When it opens by itself; none: that cannot be told, or a person has to open it.
-    pub fn until(&self) -> Option<Millis> {
-        match self {
-            Closed::Paced { wait: Wait::Day { until, .. } | Wait::Pause { until, .. }, .. } => Some(*until),
-            Closed::Suspended { .. } | Closed::Paced { .. } => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Closed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (name, wait) = match self {
-            Closed::Suspended { what, since } => {
-                let since = rfc3339(*since);
-                return write!(f, "{what} is suspended since {since} (`postrider resume{}`)", option(what));
-            }
-            Closed::Paced { stream, wait } => (stream, wait),
-        };
-        match wait {
-            Wait::Day { limit, until } => write!(
-                f,
-                "the stream {name} has had the {limit} recipients of a day (streams.{name}.daily_limit); it goes on at {}",
-                rfc3339(*until)
-            ),
-            Wait::Pause { block, until } => write!(
-                f,
-                "the stream {name} pauses behind a block of {block} (streams.{name}.block_pause); it goes on at {}",
-                rfc3339(*until)
-            ),
-            Wait::Block(block) => write!(
-                f,
-                "a block of {block} of the stream {name} is under way (streams.{name}.block_size); a pause comes first"
-            ),
-            Wait::Attempts(most) => write!(
-                f,
-                "{most} attempts of the stream {name} are under way, which is all it may have at once (streams.{name}.concurrency)"
-            ),
-        }
     }
 }
 
@@ -395,16 +350,6 @@ impl Drop for Started {
 
 fn pace_key(stream: &str) -> Vec<u8> {
     format!("{META_PREFIX}{stream}").into_bytes()
-}
-
-/// How `postrider resume` is told of it.
-pub fn option(what: &Suspension) -> String {
-    match what {
-        Suspension::All => String::new(),
-        Suspension::Stream(name) => format!(" --stream {name}"),
-        Suspension::SmartHost(name) => format!(" --smart-host {name}"),
-        Suspension::Fetch => " --fetch".to_owned(),
-    }
 }
 
 #[cfg(test)]
