@@ -306,7 +306,8 @@ fn behind_a_gate(facts: &Facts<'_>, closed: &Closed, due: Millis) -> Reason {
 fn at_the_servers(facts: &Facts<'_>, recipient: &Recipient, due: Millis) -> Option<Reason> {
     let now = facts.now;
     let standing = facts.standing.as_ref()?;
-    let Standing { destination, section, connections, .. } = standing;
+    let Standing { destination, connections, .. } = standing;
+    let connections_key = limit_key(facts, standing, "connections");
     let last = recipient.last_failure.as_ref();
     let was_left_alone = last.and_then(complaint_in).filter(|_| due > now);
     let paused = standing.until > now && standing.until >= due;
@@ -319,7 +320,7 @@ fn at_the_servers(facts: &Facts<'_>, recipient: &Recipient, due: Millis) -> Opti
             rfc3339(next),
             standing.window
         );
-        return Some(Reason::new(Cause::BackOff, why, Some(format!("{section}.connections")), Some(next)));
+        return Some(Reason::new(Cause::BackOff, why, Some(connections_key), Some(next)));
     }
     let waits_for_rate = last.is_some_and(is_rate) && due > now;
     if let Some((count, per)) = standing.rate.filter(|_| waits_for_rate || (due <= now && standing.opens_at > now)) {
@@ -328,7 +329,7 @@ fn at_the_servers(facts: &Facts<'_>, recipient: &Recipient, due: Millis) -> Opti
             "It waits because {destination} gets at most {count} messages in {} s, and others come first",
             per / 1000
         );
-        return Some(Reason::new(Cause::Rate, why, Some(format!("{section}.rate")), Some(next)));
+        return Some(Reason::new(Cause::Rate, why, Some(limit_key(facts, standing, "rate")), Some(next)));
     }
     if due <= now && standing.waiting > 0 && standing.running >= standing.window {
         let (cause, more) = match standing.window < *connections {
@@ -339,9 +340,25 @@ fn at_the_servers(facts: &Facts<'_>, recipient: &Recipient, due: Millis) -> Opti
             "It waits because {} attempts to {destination} are under way, which is all there may be at once{more}",
             standing.running
         );
-        return Some(Reason::new(cause, why, Some(format!("{section}.connections")), Some(now)));
+        return Some(Reason::new(cause, why, Some(connections_key), Some(now)));
     }
     None
+}
+
+/// The key of a limit: in the section of the destination, if that has a value of its own.
+fn limit_key(facts: &Facts<'_>, standing: &Standing, name: &str) -> String {
+    let Standing { section, connections, rate, .. } = standing;
+    let default = &facts.config.destinations.default;
+    let is_default = match name {
+        "rate" => default.rate.map(|rate| rate.count) == rate.map(|(count, _)| count),
+        _ => default.connections == *connections,
+    };
+    match section.strip_prefix("targets.") {
+        // It has no such key.
+        Some(_) => section.clone(),
+        None if is_default => format!("destinations.default.{name}"),
+        None => format!("{section}.{name}"),
+    }
 }
 
 fn its_turn(facts: &Facts<'_>, recipient: &Recipient) -> Reason {

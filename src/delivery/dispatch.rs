@@ -196,7 +196,11 @@ impl Dispatcher {
                 Destination::Group(group) => group.name().to_owned(),
                 Destination::Host(name) | Destination::Target(name) => name.clone(),
             },
-            section: config.destinations.section(domain, &servers, limits),
+            section: match &place {
+                Destination::Host(_) => "destinations.default".to_owned(),
+                Destination::Target(name) => format!("targets.{name}"),
+                Destination::Domain(_) | Destination::Group(_) => config.destinations.section(domain, &servers, limits),
+            },
             connections: limits.connections,
             window: throttle.map_or(limits.connections, |throttle| throttle.window(limits.connections)),
             until: throttle.map_or(0, |throttle| throttle.until(now)),

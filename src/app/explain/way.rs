@@ -162,8 +162,16 @@ pub(super) fn to_target(config: &Config, name: &str) -> String {
         return "a copy is written into an [[archive]]".to_owned();
     }
     match config.targets.get(name) {
-        Some(Target::Webhook { url, .. }) => format!("it goes to the webhook targets.{name} ({url})"),
+        Some(Target::Webhook { url, .. }) => format!("it goes to the webhook targets.{name} ({})", place_of(url)),
         Some(Target::Maildir { path }) => format!("it goes into the Maildir targets.{name} ({})", path.display()),
         None => format!("it waits: there is no targets.{name} in the configuration any more"),
     }
+}
+
+/// Scheme and host of a URL: what follows, and who is named before, may be secret.
+fn place_of(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = host.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}/…")
 }

@@ -7,6 +7,7 @@ use super::{Question, Steps, Topic, Verdict};
 use crate::app::explain::{held, way};
 use crate::config::{Config, GroupLimits};
 use crate::intake::rehearse::{Rehearsed, held as held_because};
+use crate::intake::sign::life;
 use crate::message::{Domain, ReversePath};
 use crate::queue::record::{Recipient, Route};
 use crate::routing::outbound::{self, Choice, Way};
@@ -170,9 +171,8 @@ fn signature(config: &Config, rehearsed: &Rehearsed, steps: &mut Steps<'_>) {
         return steps.say(Topic::Signature, Verdict::Note, what, Some("domains"));
     };
     let domain = author.domain();
-    let Some(own) = config.domains.get(domain) else { return };
-    let name = |selector: &String| format!("{selector}._domainkey.{domain}");
-    let names: Vec<String> = own.dkim.selectors.iter().chain(own.dkim.key_files.keys()).map(name).collect();
+    let name = |selector: String| format!("{selector}._domainkey.{domain}");
+    let names: Vec<String> = life::signing(config, domain).into_iter().map(name).collect();
     let key = format!("domains.\"{domain}\".dkim.selectors");
     match names.is_empty() {
         true => steps.say(
