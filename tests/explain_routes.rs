@@ -194,6 +194,11 @@ async fn refusals_are_those_of_the_server() {
         };
         assert_eq!(said.trim_end(), answer["reply"].as_str().unwrap(), "{arguments}");
     }
+    let answer = files.ask("--from shop@home.test --to bob@far.test --listener submission");
+    has(&answer, "sender", "refused", "no network is trusted", "networks.trusted");
+    let mut client = Client::connect(server.submission).await.unwrap();
+    let said = client.command("MAIL FROM:<shop@home.test>", "5").await.unwrap();
+    assert_eq!(said.trim_end(), answer["reply"].as_str().unwrap());
     let answer = files.ask("--from x@far.test --to order-1@home.test --size 2MiB");
     assert_eq!(answer["at"], "the end of the message");
     has(&answer, "size", "refused", "1048576 bytes", "domains.\"home.test\".max_size");

@@ -279,6 +279,12 @@ fn before_mail(entrance: &Entrance<'_>, question: &Question, size: u64, steps: &
         let what = "REQUIRETLS: no server gets it without TLS and a certificate that is valid";
         steps.say(Topic::Tls, Verdict::Note, what, None);
     }
+    let nobody = entrance.config.networks.trusted.is_empty();
+    if let (Door::Submission { .. }, None, true) = (&entrance.door, &entrance.account, nobody) {
+        let what = "Without a login nobody may submit here: no network is trusted (--account names a login)";
+        steps.say(Topic::Sender, Verdict::Refused, what, Some("networks.trusted"));
+        return Some(replies::auth_first());
+    }
     let max = entrance.config.limits.max_size;
     if size > max {
         let what = format!("{size} bytes are more than the {max} that any message may have");

@@ -77,3 +77,40 @@ fn shown(destination: &Destination) -> String {
         Destination::Reject => "reject (refused)".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_chain_is_told_link_by_link_and_a_circle_ends() {
+        let text = "hostname = \"mail.own.test\"\ndata_dir = \"/nowhere\"\npostmaster = \"a@own.test\"\n\
+                    [domains.\"own.test\"]\n[aliases]\n\"a@own.test\" = [\"b@own.test\", \"you@far.test\"]\n\
+                    \"b@own.test\" = \"you@far.test\"\n";
+        let mut config = config::parse("test.toml", text).unwrap();
+        // No configuration loads with a circle.
+        let back = Destination::Address(Address::parse("a@own.test").unwrap());
+        config.aliases.exact.get_mut("b@own.test").unwrap().insert(0, back);
+        let of = |address: &str| {
+            let links = links(&config, &Address::parse(address).unwrap());
+            links
+                .iter()
+                .map(|link| format!("{} by {}: {}", link.address, link.by, link.to.join(" ")))
+                .collect::<Vec<_>>()
+        };
+        let (a, b) = (
+            "a@own.test by the alias: <b@own.test> <you@far.test>",
+            "b@own.test by the alias: <a@own.test> <you@far.test>",
+        );
+        assert_eq!(of("a@own.test"), [a, b]);
+        assert_eq!(
+            of("b+x@own.test"),
+            ["b+x@own.test by the alias without the subaddress: <a@own.test> <you@far.test>", a, b]
+        );
+        assert_eq!(of("postmaster@own.test")[1..], [a, b]);
+        assert_eq!(of("nobody@own.test"), ["nobody@own.test by : "]);
+        assert!(of("you@far.test").is_empty());
+    }
+}
