@@ -10,6 +10,7 @@ pub mod dkim;
 mod dmarc;
 mod event_hooks;
 mod events;
+pub mod explain;
 pub mod operator;
 mod outside;
 mod space;
@@ -19,7 +20,7 @@ pub mod upkeep;
 pub mod watch;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -170,6 +171,7 @@ impl App {
             watch: watch.clone(),
             transports: transports.clone(),
             pickups,
+            inquiry: OnceLock::new(),
             upkeep: Arc::default(),
             followers: events::Followers::new(stop.clone()),
         });
@@ -191,7 +193,9 @@ impl App {
         let noting = Semaphore::new(NOTING_MAX);
         let parts =
             Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting });
-        app.doors.spawn(Dispatcher::new(parts, fresh).run(app.attempts.clone(), app.stop.clone()));
+        let dispatcher = Dispatcher::new(parts, fresh);
+        operator.inquiry.get_or_init(|| dispatcher.inquiry());
+        app.doors.spawn(dispatcher.run(app.attempts.clone(), app.stop.clone()));
         for listener in bound {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }

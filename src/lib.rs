@@ -46,6 +46,8 @@
 //! - The DMARC policy of a sender's domain: `checks::dmarc`; what is told to it: `checks::feedback` counts,
 //!   `delivery::dmarc_report` sends.
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
+//! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
+//!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
 //!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.

@@ -67,6 +67,19 @@ impl Marks {
         Ok(Marks { key: hmac::Key::new(hmac::HMAC_SHA256, &load(data_dir, MARKS_FILE)?) })
     }
 
+    /// With the key in `data_dir` if that can be read; else with one that nothing was marked with. Writes
+    /// nothing.
+    pub fn look(data_dir: &Path) -> io::Result<Marks> {
+        let mut key = vec![0; KEY_BYTES];
+        getrandom::fill(&mut key).map_err(io::Error::other)?;
+        if let Ok(bytes) = std::fs::read(data_dir.join(MARKS_FILE))
+            && bytes.len() == KEY_BYTES
+        {
+            key = bytes;
+        }
+        Ok(Marks { key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+    }
+
     /// HMAC-SHA256 of the parts, for one purpose: a mark for another never fits. Each part counts with its
     /// length, so that they cannot be cut differently.
     pub fn mark(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {

@@ -43,8 +43,9 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 33] = [
+    let commands: [&[&str]; 34] = [
         &[],
+        &["explain"],
         &["serve"],
         &["demo"],
         &["check"],

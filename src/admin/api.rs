@@ -25,6 +25,7 @@
 //! | `POST /api/v1/pickup/once` with `{}` or `{"name": "…"}` | `{"folders": [{"queued": […], "bad": […], …}]}` |
 //! | `GET /api/v1/fetch`                       | `{"accounts": […]}`, how each mailbox elsewhere is doing |
 //! | `POST /api/v1/fetch/run` with `{"account", "dry_run"}` | what a run at once has done, or would do |
+//! | `GET /api/v1/explain/{id}`                | why each recipient still waits, or what became of it |
 //! | `POST /api/v1/smart-hosts/test` with `{"name", "from", "to", "send"}` | the report of a test, good or not |
 //! | `GET /healthz`                            | 200 `{"status": "ok"}` while the process answers   |
 //! | `GET /readyz`                             | 200 while mail can be taken, else 503; both say how it stands |
@@ -70,6 +71,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
         .merge(super::events::routes::<B>())
+        .merge(super::explain::routes::<B>())
         .merge(super::submit::routes::<B>())
         .merge(super::pickup::routes::<B>())
         .merge(super::suspend::routes::<B>())

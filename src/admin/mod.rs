@@ -33,6 +33,7 @@ pub(crate) mod api;
 pub mod caller;
 mod compose;
 pub mod events;
+pub mod explain;
 pub(crate) mod fetch;
 pub mod filter;
 pub mod http;
@@ -48,6 +49,7 @@ pub mod view;
 
 pub use caller::Caller;
 pub use events::{EventLine, EventsPage, EventsWish};
+pub use explain::{Cause, Explained, Explanation};
 pub use fetch::FetchStatus;
 pub use filter::{Filter, Page, Pick, Selection};
 pub use http::{Http, HttpError};
@@ -136,6 +138,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Lets nothing more of this start, also after a restart, or (`on` false) lets it go again.
     fn suspend(&self, _what: Suspension, _on: bool) -> impl Future<Output = Result<SuspendAnswer, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Why a message is where it is, or what became of it. None: no such id is known (any more).
+    fn explain(&self, _id: MessageId) -> impl Future<Output = Result<Option<Explanation>, Trouble>> + Send {
+        async { Err(Trouble::new(CANNOT)) }
     }
 
     /// Tests a smart host with what this server knows of it.

@@ -4,21 +4,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Exported, FetchStatus,
-    Filter, Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble,
-    transfer, view,
+    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Explanation, Exported,
+    FetchStatus, Filter, Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer,
+    Suspended, Trouble, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
 use crate::delivery::host_test::{Report, Wish};
+use crate::delivery::standing::Inquiry;
 use crate::delivery::transport::Transports;
 use crate::events::Event;
 use crate::events::journal::{self, Journal};
@@ -49,6 +50,9 @@ const SLICE_MESSAGES: usize = 500;
 /// Damaged records that are listed.
 const DAMAGED_MAX: usize = 1000;
 
+/// Why something is held that a person has asked to hold.
+pub(super) const BY_OPERATOR: &str = "by the operator";
+
 /// No account is called so: wrong tokens count against the client alone.
 const TOKEN: &str = "";
 
@@ -72,6 +76,8 @@ pub struct Operator {
     pub watch: Arc<Watch>,
     pub transports: Arc<Transports>,
     pub fetcher: Arc<Fetcher>,
+    /// To ask the dispatcher, once there is one.
+    pub inquiry: OnceLock<Inquiry>,
     pub logins: Logins,
     pub pickups: Vec<pickup::Handle>,
     /// Backups and compactions, one at a time.
@@ -286,6 +292,10 @@ impl Backend for Operator {
             };
             Complaint::new(not_run.to_string(), remedy)
         })
+    }
+
+    async fn explain(&self, id: MessageId) -> Result<Option<Explanation>, Trouble> {
+        self.explain_message(id).await
     }
 
     async fn readiness(&self) -> Option<Readiness> {
@@ -519,7 +529,7 @@ fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> 
 fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
     let status = match action {
         Action::Retry | Action::Release => Status::Waiting { due: now },
-        Action::Hold => Status::Held { reason: "by the operator".into() },
+        Action::Hold => Status::Held { reason: BY_OPERATOR.into() },
         Action::Cancel => return None,
     };
     let by_hand = match (action, &before.status) {
@@ -537,7 +547,7 @@ fn event(action: Action, before: &Recipient) -> Option<Event> {
             Some(Event::Released { recipient })
         }
         Action::Retry | Action::Release => None,
-        Action::Hold => Some(Event::Held { recipient, reason: "by the operator".into() }),
+        Action::Hold => Some(Event::Held { recipient, reason: BY_OPERATOR.into() }),
         Action::Cancel => Some(Event::Cancelled { recipient }),
     }
 }

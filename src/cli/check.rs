@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::config::{self, Config, ListenerTls, Problem, ProblemKind, Problems, Role, WayOut};
+use crate::config::{self, Config, ListenerTls, OutboundTls, Problem, ProblemKind, Problems, Role, WayOut};
 use crate::server;
 
 pub mod retry;
@@ -95,6 +95,7 @@ pub fn summary(path: &Path, config: &Config) -> String {
     row("aliases", &aliases(config));
     row("targets", &list(config.targets.iter().map(|(name, target)| format!("{name} ({})", target.kind()))));
     row("way out", way_out(config));
+    row("TLS out", &tls_out(config));
     for warning in &config.warnings {
         row("warning", warning);
     }
@@ -155,6 +156,21 @@ fn tls(tls: ListenerTls) -> &'static str {
         ListenerTls::Required => "required",
         ListenerTls::Implicit => "implicit",
     }
+}
+
+/// What is demanded of mail exchangers. Whether the name servers validate is not asked here.
+fn tls_out(config: &Config) -> String {
+    let delivery = &config.delivery;
+    let policy = match delivery.tls {
+        OutboundTls::Opportunistic => "where it is offered",
+        OutboundTls::Required => "demanded of every server",
+    };
+    let on = |is_on: bool, text: &'static str| if is_on { text } else { "" };
+    format!(
+        "{policy}{}{}",
+        on(delivery.mta_sts, "; demanded where MTA-STS says so"),
+        on(delivery.dane, "; demanded where DANE says so (if the name servers validate DNSSEC)")
+    )
 }
 
 fn way_out(config: &Config) -> &'static str {

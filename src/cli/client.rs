@@ -23,8 +23,8 @@ use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
 use crate::admin::{
-    Action, BackedUp, Compacted, EventsPage, FetchStatus, Filter, Page, Readiness, SOCKET_NAME, ServerStatus, Story,
-    SuspendAnswer,
+    Action, BackedUp, Compacted, EventsPage, Explanation, FetchStatus, Filter, Page, Readiness, SOCKET_NAME,
+    ServerStatus, Story, SuspendAnswer,
 };
 use crate::delivery::host_test::{Report, Wish};
 use crate::intake::fetch::Ran;
@@ -196,6 +196,10 @@ impl Client {
         let kind = Some("application/json");
         let answer = self.talk(Method::POST, "/api/v1/fetch/run", kind, body.into(), WORK_TIMEOUT).await?;
         self.understand(answer)
+    }
+
+    pub(super) async fn explain(&self, id: MessageId) -> Result<Explanation, Failure> {
+        self.get(&format!("/api/v1/explain/{id}")).await
     }
 
     pub(super) async fn test_host(&self, wish: &Wish) -> Result<Report, Failure> {

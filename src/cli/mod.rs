@@ -1,7 +1,6 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim`, `account`, `completions` and `man` need none, `store`, `smart-host test` and `queue export|import` do with
-//! one and without,
-//! everything else speaks to the running server over its
+//! `check`, `dns`, `dkim`, `account`, `completions`, `man` and `explain --from --to` need none, `store`, `smart-host test`
+//! and `queue export|import` do with one and without, everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
 //! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,
@@ -27,6 +26,7 @@ mod demo;
 mod dkim;
 pub mod dns;
 mod events;
+mod explain;
 mod fetch;
 mod health;
 mod log;
@@ -57,6 +57,7 @@ Examples:
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider explain 0d3c9k2p5v8xq                 why it waits, which setting holds it, what comes next
   postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
   postrider fetch list                            mailboxes elsewhere that mail comes from
@@ -141,6 +142,8 @@ enum Command {
     /// What happened to messages, and what happens
     #[command(after_help = events::EXAMPLES)]
     Log(events::Args),
+    /// Why a message waits, or what would become of one
+    Explain(explain::Args),
     /// Send nothing more until `resume`: mail is taken and waits
     #[command(after_help = suspend::SUSPEND_EXAMPLES)]
     Suspend(suspend::Args),
@@ -203,6 +206,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
         Command::Log(args) => block_on(Threads::One, events::run(config, args)),
+        Command::Explain(args) => block_on(Threads::One, explain::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
         Command::Resume(args) => block_on(Threads::One, suspend::run(config, args, false)),
         Command::Suppress(args) => block_on(Threads::One, suppress::run(config, args)),

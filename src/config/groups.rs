@@ -90,12 +90,26 @@ impl Destinations {
     }
 
     fn of_host(&self, host: &str) -> Option<GroupLimits> {
+        self.named_for(host).map(|(_, limits)| limits)
+    }
+
+    fn named_for(&self, host: &str) -> Option<(&str, GroupLimits)> {
         let mut rest = host;
         loop {
-            if let Some(limits) = self.named.get(rest) {
-                return Some(*limits);
+            if let Some((name, limits)) = self.named.get_key_value(rest) {
+                return Some((name, *limits));
             }
             (_, rest) = rest.split_once('.')?;
+        }
+    }
+
+    /// The path of the section that these limits are from, for mail to this domain by these hosts.
+    pub fn section(&self, domain: &Domain, hosts: &[Domain], limits: GroupLimits) -> String {
+        let own = self.named.get_key_value(domain.as_str()).map(|(name, own)| (name.as_str(), *own));
+        let of_hosts = hosts.iter().filter_map(|host| self.named_for(host.as_str()));
+        match own.into_iter().chain(of_hosts).find(|(_, named)| *named == limits) {
+            Some((name, _)) => format!("destinations.\"{name}\""),
+            None => "destinations.default".to_owned(),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::queue::{FreshBody, Queue};
 use crate::store::StoreError;
 
 use super::settle::Settler;
+use super::standing::Question;
 use super::throttle::{Moment, Sign};
 use super::transport::Transports;
 use super::{Body, Destination, Job, Outcome};
@@ -81,6 +82,8 @@ pub(super) enum Note {
     Found { domain: Domain, hosts: Option<Vec<Domain>> },
     /// What was to be remembered about groups is written, or cannot be.
     Kept,
+    /// Somebody wants to know how it stands.
+    Asked(Box<Question>),
 }
 
 /// Gives the place among the running attempts back, at the latest when it is dropped.

@@ -36,6 +36,7 @@ pub mod settle;
 pub mod shelf;
 pub mod smart_hosts;
 pub mod smtp;
+pub mod standing;
 pub mod throttle;
 pub mod tls_report;
 pub mod transport;

@@ -210,6 +210,12 @@ impl SmartHosts {
         resting.insert(host.name.clone(), Rest { until: now + length, length, why: why.clone() });
     }
 
+    /// Why and until when a host is left alone because of its login; also a time that is over, as long as no
+    /// login was good since.
+    pub fn resting(&self, name: &str) -> Option<(Failure, Millis)> {
+        self.lock().get(name).map(|rest| (rest.why.clone(), rest.until))
+    }
+
     fn rest_of(&self, host: &SmartHost) -> Option<Unusable> {
         let now = self.clock.now();
         let resting = self.lock();

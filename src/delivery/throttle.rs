@@ -78,7 +78,8 @@ fn is_complaint(why: &Failure) -> bool {
     }
 }
 
-fn is_greylisting(reply: &Reply) -> bool {
+/// Are we asked to come again, as all are that come for the first time?
+pub fn is_greylisting(reply: &Reply) -> bool {
     let text = reply.text.to_ascii_lowercase();
     ["greylist", "graylist", "grey-list", "gray-list", "grey list", "gray list"].iter().any(|word| text.contains(word))
 }
@@ -138,6 +139,11 @@ impl Throttle {
     /// Nothing begins before. A clock that was set back does not make the pause longer.
     pub fn until(&self, now: Millis) -> Millis {
         self.until.min(now.saturating_add(self.pause))
+    }
+
+    /// When the last complaint was heard.
+    pub fn at(&self) -> Millis {
+        self.at
     }
 
     /// What was complained of.

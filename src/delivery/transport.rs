@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::targets::LmtpAddress;
 use crate::config::{Config, SmartHostTls, Target};
 use crate::dns::Resolver;
-use crate::message::{Address, Domain};
+use crate::message::{Address, Domain, TlsWish};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
@@ -29,7 +29,7 @@ use super::paused::Pauses;
 use super::pipe::Pipe;
 use super::shelf::Shelf;
 use super::smart_hosts::{SmartHosts, tls_mode};
-use super::smtp::{HostTarget, SetupError, SmtpTransport, Timeouts, TlsPolicies};
+use super::smtp::{HostTarget, Prospect, SetupError, SmtpTransport, Timeouts, TlsPolicies};
 use super::tls_report::Tally;
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
@@ -250,6 +250,16 @@ impl Transports {
     /// Tests a smart host for a person.
     pub async fn test_host(&self, wish: &Wish) -> Result<Report, NoTest> {
         self.smart_hosts.test(&self.smtp, &self.config, wish).await
+    }
+
+    /// Where mail for a domain would go, and what is demanded of the servers there.
+    pub async fn prospect(&self, domain: &Domain, wish: TlsWish) -> Prospect {
+        self.smtp.prospect(domain, wish).await
+    }
+
+    /// Why and until when a smart host is left alone because of its login.
+    pub fn resting(&self, smart_host: &str) -> Option<(Failure, Millis)> {
+        self.smart_hosts.resting(smart_host)
     }
 
     pub fn tls(&self) -> &TlsKnowledge {

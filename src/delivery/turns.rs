@@ -276,6 +276,11 @@ impl<J> Turns<J> {
         self.asleep = asleep.into_iter().map(|(at, destination)| (at.saturating_sub(back), destination)).collect();
     }
 
+    /// Attempts under way at a destination, jobs that wait for it, and when the next may start.
+    pub fn look(&self, destination: &Destination) -> Option<(usize, u64, Millis)> {
+        self.destinations.get(destination).map(|waits| (waits.running, waits.jobs, waits.opens_at()))
+    }
+
     /// When [`Turns::wake`] is due.
     pub fn next_wake(&self) -> Option<Millis> {
         self.asleep.first().map(|(at, _)| *at)

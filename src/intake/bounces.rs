@@ -7,6 +7,7 @@
 
 use crate::bounce::read::{self, Action, Bounce, Complaint, Original, Report, Reported};
 use crate::bounce::suppression;
+use crate::config::Config;
 use crate::events::Event;
 use crate::events::journal::{self, Telling};
 use crate::message::header::{self, Headers};
@@ -14,6 +15,7 @@ use crate::message::{Address, Door, Draft, Findings, MessageId};
 use crate::queue::record::Recipient;
 use crate::routing::return_path::{self, Back, Token};
 use crate::routing::sent::{self, Sent};
+use crate::secret::Marks;
 use crate::smtp::reply::Refusal;
 use crate::store::{Batch, StoreError, Table};
 
@@ -63,12 +65,12 @@ struct Proved<'r> {
     reported: &'r Reported,
 }
 
-impl Intake {
-    /// At RCPT: has it the form of a return path with a token, and is none of ours?
-    pub(super) fn is_forged(&self, recipient: &Address) -> bool {
-        return_path::read(&self.config, &self.marks, recipient) == Some(Back::Forged)
-    }
+/// At RCPT: has it the form of a return path with a token, and is none of ours?
+pub(super) fn is_forged(config: &Config, marks: &Marks, recipient: &Address) -> bool {
+    return_path::read(config, marks, recipient) == Some(Back::Forged)
+}
 
+impl Intake {
     /// Reads what came back.
     pub(super) async fn returned(
         &self,

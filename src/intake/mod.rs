@@ -17,6 +17,7 @@ pub mod notices;
 pub mod pickup;
 mod plan;
 mod quota;
+pub mod rehearse;
 pub mod rewrite;
 mod rights;
 mod seal;
@@ -338,7 +339,7 @@ impl Intake {
     fn hold_for_account(&self, plan: &mut Plan, draft: &Draft) {
         let Some(name) = draft.origin.account.as_deref() else { return };
         if self.config.accounts.get(name).is_some_and(|account| account.hold) {
-            plan.hold_all(&format!("accounts.{name}.hold is set, until `postrider queue release`"));
+            plan.hold_all(&account_holds(name));
         }
     }
 
@@ -492,6 +493,11 @@ fn held_instead(draft: &Draft, refusal: Refusal) -> Result<String, Refusal> {
         Door::Fetch { .. } if refusal.reply.severity() == Severity::Permanent => Ok(refusal.reason),
         _ => Err(refusal),
     }
+}
+
+/// Why what this account sends is held.
+fn account_holds(name: &str) -> String {
+    format!("accounts.{name}.hold is set, until `postrider queue release`")
 }
 fn store_trouble(error: &StoreError) -> Refusal {
     Refusal::inner(format!("the message could not be stored: {error}"))

@@ -96,7 +96,7 @@ impl Door for Intake {
     }
 
     fn recipient(&self, recipient: &Address) -> Result<(), Refusal> {
-        self.takes(Role::Submission, recipient)
+        super::rights::takes(&self.config, &self.marks, Role::Submission, recipient)
     }
 
     fn notice(&self, about: &notice::About<'_>) -> Option<Draft> {

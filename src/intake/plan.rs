@@ -333,7 +333,7 @@ fn waiting(written: &Written, address: Address, route: Route, now: Millis) -> Re
     }
 }
 
-fn check_size(config: &Config, address: &Address, size: u64) -> Result<(), Refusal> {
+pub(super) fn check_size(config: &Config, address: &Address, size: u64) -> Result<(), Refusal> {
     let limit = config.domains.get(address.domain()).and_then(|domain| domain.max_size);
     match limit {
         Some(limit) if size > limit => {

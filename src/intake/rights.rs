@@ -10,7 +10,7 @@ use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
-use super::Intake;
+use super::{Intake, bounces};
 
 /// Fields besides From that say who sent a message.
 const NAMING_FIELDS: [&str; 3] = ["sender", "resent-from", "resent-sender"];
@@ -32,27 +32,28 @@ impl Intake {
         recipient: &Address,
     ) -> Result<(), Refusal> {
         if returned(&self.config, &self.marks, sender, recipient, self.clock.now())?.is_none() {
-            self.takes(role, recipient)?;
+            takes(&self.config, &self.marks, role, recipient)?;
         }
         account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
+}
 
-    pub(super) fn takes(&self, role: Role, recipient: &Address) -> Result<(), Refusal> {
-        if self.is_forged(recipient) {
-            let text = format!("<{recipient}>: this return path is not one that was given out here");
-            return Err(Refusal::plain(Reply::new(550, (1, 1), text)));
-        }
-        match resolve(&self.config, recipient) {
-            Resolution::Deliveries(_) => Ok(()),
-            Resolution::NotOurs if role == Role::Submission => Ok(()),
-            Resolution::NotOurs => Err(Refusal::plain(Reply::new(
-                550,
-                (7, 1),
-                "this server takes mail for its own domains only; to send, log in on the submission port",
-            ))),
-            Resolution::Unknown => Err(unknown(recipient)),
-            Resolution::Rejected => Err(rejected(recipient)),
-        }
+/// Is this recipient taken at all?
+pub(super) fn takes(config: &Config, marks: &Marks, role: Role, recipient: &Address) -> Result<(), Refusal> {
+    if bounces::is_forged(config, marks, recipient) {
+        let text = format!("<{recipient}>: this return path is not one that was given out here");
+        return Err(Refusal::plain(Reply::new(550, (1, 1), text)));
+    }
+    match resolve(config, recipient) {
+        Resolution::Deliveries(_) => Ok(()),
+        Resolution::NotOurs if role == Role::Submission => Ok(()),
+        Resolution::NotOurs => Err(Refusal::plain(Reply::new(
+            550,
+            (7, 1),
+            "this server takes mail for its own domains only; to send, log in on the submission port",
+        ))),
+        Resolution::Unknown => Err(unknown(recipient)),
+        Resolution::Rejected => Err(rejected(recipient)),
     }
 }
 

@@ -375,6 +375,11 @@ impl Claims {
         self.lock().held.contains_key(&(id, number))
     }
 
+    /// Is it in an attempt?
+    pub fn is_running(&self, id: MessageId, number: u32) -> bool {
+        self.lock().held.get(&(id, number)).is_some_and(|holder| holder.phase == Phase::Running)
+    }
+
     pub(super) fn release(&self, id: MessageId, number: u32) {
         self.lock().release((id, number));
     }

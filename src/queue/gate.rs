@@ -17,10 +17,12 @@
 //! [`Queue::suspend`]: super::Queue::suspend
 //! [`Queue::keep_pace`]: super::Queue::keep_pace
 
+mod closed;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::clock::{Clock, Millis, rfc3339};
+use crate::clock::{Clock, Millis};
 use crate::config::Stream;
 use crate::message::stream;
 use crate::store::{Batch, Store, StoreError, Table};
@@ -30,6 +32,8 @@ use super::keys;
 use super::lane::{Lane, Streams};
 use super::pace::{Limits, Pace, Wait};
 use super::suspend::{self, LIFTING, Suspension};
+
+pub use closed::{Closed, option};
 
 /// Where in the meta table the pace of a stream is.
 const META_PREFIX: &str = "pace/";
@@ -234,31 +238,23 @@ impl Gates {
     /// Why mail of this stream does not start, or None if nothing of the kind holds it up. `due`: when
     /// it is to be tried.
     pub fn why(&self, stream: &str, attempts: u32, due: Millis) -> Option<String> {
+        self.closed(stream, attempts, due).map(|closed| closed.to_string())
+    }
+
+    /// As [`Gates::why`], for programs.
+    pub fn closed(&self, stream: &str, attempts: u32, due: Millis) -> Option<Closed> {
         let (inner, now) = (self.lock(), self.clock.now());
         let find = |name: &str| inner.gates.values().find(|gate| gate.name == name);
         let gate = find(stream).or_else(|| find(stream::DEFAULT))?;
         if let Some((what, since)) = inner.suspension(gate) {
-            let since = rfc3339(since);
-            return Some(format!("{what} is suspended since {since} (`postrider resume{}`)", option(what)));
+            return Some(Closed::Suspended { what: what.clone(), since });
         }
-        let name = &gate.name;
-        match gate.pace.as_ref()?.wait(attempts > 0, now)? {
-            Wait::Day { limit, until } if due < until => Some(format!(
-                "the stream {name} has had the {limit} recipients of a day (streams.{name}.daily_limit); it goes on at {}",
-                rfc3339(until)
-            )),
-            Wait::Pause { block, until } if due < until => Some(format!(
-                "the stream {name} pauses behind a block of {block} (streams.{name}.block_pause); it goes on at {}",
-                rfc3339(until)
-            )),
-            Wait::Block(block) if due <= now => Some(format!(
-                "a block of {block} of the stream {name} is under way (streams.{name}.block_size); a pause comes first"
-            )),
-            Wait::Attempts(most) if due <= now => Some(format!(
-                "{most} attempts of the stream {name} are under way, which is all it may have at once (streams.{name}.concurrency)"
-            )),
-            _ => None,
-        }
+        let wait = gate.pace.as_ref()?.wait(attempts > 0, now)?;
+        let holds = match wait {
+            Wait::Day { until, .. } | Wait::Pause { until, .. } => due < until,
+            Wait::Block(_) | Wait::Attempts(_) => due <= now,
+        };
+        holds.then(|| Closed::Paced { stream: gate.name.clone(), wait })
     }
 
     /// What is suspended, and since when.
@@ -360,16 +356,6 @@ impl Drop for Started {
 
 fn pace_key(stream: &str) -> Vec<u8> {
     format!("{META_PREFIX}{stream}").into_bytes()
-}
-
-/// How `postrider resume` is told of it.
-fn option(what: &Suspension) -> String {
-    match what {
-        Suspension::All | Suspension::Target(_) => String::new(),
-        Suspension::Stream(name) => format!(" --stream {name}"),
-        Suspension::SmartHost(name) => format!(" --smart-host {name}"),
-        Suspension::Fetch => " --fetch".to_owned(),
-    }
 }
 
 #[cfg(test)]

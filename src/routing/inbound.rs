@@ -8,12 +8,16 @@
 //! counted here (`loops`) and no way out is chosen. Bounces of what was forwarded are not looked up here
 //! (`srs`).
 
+mod links;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::config::{AliasLimits, Config, Destination, Target};
 use crate::message::Address;
 use crate::queue::record::Route;
+
+pub use links::{Link, links};
 
 /// Aliases that may lead to one another.
 pub const CHAIN_DEPTH_MAX: usize = 10;

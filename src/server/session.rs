@@ -19,7 +19,7 @@
 //! time-outs and connection limits (`connection`, `limits`).
 
 mod auth;
-mod replies;
+pub(crate) mod replies;
 mod transaction;
 
 use std::mem;

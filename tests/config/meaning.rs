@@ -281,6 +281,7 @@ fn a_summary_says_what_it_amounts_to() {
         "5 exact, 1 by pattern, 1 catchall",
         "crm (webhook), inbox (maildir)",
         "way out    direct",
+        "TLS out    where it is offered; demanded where MTA-STS says so; demanded where DANE says so (if the name",
         "warning    tls: no certificate",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");

@@ -70,6 +70,27 @@ impl By {
         })
     }
 
+    /// The key that makes it count. None: nobody demands, or the sender does.
+    pub fn key(&self) -> Option<&'static str> {
+        match self {
+            By::Nobody | By::Sender => None,
+            By::Setting | By::Known(_) => Some("delivery.tls.policy"),
+            By::Sts(_) => Some("delivery.tls.mta_sts"),
+            By::Dane(_) => Some("delivery.tls.dane"),
+        }
+    }
+
+    /// The key of who demands, in a sentence that has [`By::name`] in it.
+    pub fn key_in(sentence: &str) -> Option<&'static str> {
+        let has = |text: &str| sentence.contains(text);
+        match () {
+            () if has("DANE of ") => Some("delivery.tls.dane"),
+            () if has("MTA-STS of ") => Some("delivery.tls.mta_sts"),
+            () if has("delivery.tls.policy") || has("earlier knowledge (") => Some("delivery.tls.policy"),
+            () => None,
+        }
+    }
+
     /// "X demands", with what can be done about it.
     pub fn demanding(&self) -> String {
         format!("{} demands{}", self.name().unwrap_or_default(), self.remedy())
@@ -378,4 +399,18 @@ fn refused_by_dns(policy: &DomainPolicy, host: &Domain, reason: String) -> Box<U
     let trouble = Trouble::new(Stage::Address, Failure::local("4.7.5", host.as_str(), text));
     let policy = HostPolicy { terms: Terms::default(), ruling, flaw: Some((Flaw::DnssecInvalid, reason)) };
     Box::new(Unused { policy, trouble })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn who_demands_is_found_again_in_a_sentence() {
+        let far = Domain::parse("far.test").unwrap();
+        for by in [By::Setting, By::Sender, By::Known(far.clone()), By::Sts(far.clone()), By::Dane(far)] {
+            assert_eq!(By::key_in(&format!("mx does not offer TLS, which {}", by.demanding())), by.key(), "{by:?}");
+        }
+    }
 }

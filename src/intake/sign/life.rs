@@ -244,6 +244,20 @@ pub(super) fn lives(data_dir: &Path, domain: &Domain) -> Result<Lives, SignError
     read_states(&states_path(data_dir, domain))
 }
 
+/// The selectors of the keys that sign for a domain: those of the configuration, then those that were made
+/// besides. Only the states are read, and nothing is made; where they cannot be read, the configuration counts.
+pub fn signing(config: &Config, domain: &Domain) -> Vec<String> {
+    let Some(own) = config.domains.get(domain) else { return Vec::new() };
+    let lives = lives(&config.data_dir, domain).unwrap_or_default();
+    let mut selectors: Vec<String> = Vec::new();
+    for selector in own.dkim.selectors.iter().chain(own.dkim.key_files.keys()).chain(lives.selectors()) {
+        if !selectors.contains(selector) && lives.state(selector) == State::Signing {
+            selectors.push(selector.clone());
+        }
+    }
+    selectors
+}
+
 /// Reads, changes and writes what is noted of a domain; nobody else does so meanwhile. Blocks.
 pub fn change<T>(
     data_dir: &Path,

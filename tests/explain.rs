@@ -1,0 +1,501 @@
+//! `postrider explain ID`: for each thing that can hold a message up, a real server is made to hold one up by
+//! it, and has to name it, with the setting. What became of messages that are done, and the command itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "support/remote.rs"]
+mod remote;
+mod support {
+    pub mod client;
+    pub mod server;
+    pub mod sink;
+    pub mod zone;
+}
+
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use postrider::admin::explain::{Condition, Remedy};
+use postrider::admin::{Action, Backend, Cause, Explained, Explanation, Filter, Pick, Selection};
+use postrider::clock::Clock;
+use postrider::events::Event;
+use postrider::message::{Address, Content, Door, Draft, Envelope, MessageId, Origin, ReversePath};
+use postrider::queue::suspend::Suspension;
+use remote::Remotes;
+use support::client::Client;
+use support::server::{TestServer, queued_id};
+use support::sink::Sink;
+use support::zone::{Zone, ZoneServer};
+
+const START: u64 = 1_799_960_400_000;
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+
+/// A server, with accounts for each stream and one that is held, and far ends behind a zone of its own.
+struct House {
+    server: TestServer,
+    clock: Clock,
+    folder: tempfile::TempDir,
+    _zone: ZoneServer,
+}
+
+fn zone() -> Zone {
+    Zone::new()
+        .mx("far.test", 10, "mx.far.test")
+        .a("mx.far.test", "127.0.0.1")
+        .fail("lost.test")
+        .txt("_dmarc.strict.test", "v=DMARC1; p=quarantine")
+}
+
+impl House {
+    /// Mail to far.test goes to this port. `delivery`: further lines of that section, and other sections.
+    async fn new(port: u16, delivery: &str) -> House {
+        let (folder, zone, clock) = (tempfile::tempdir().unwrap(), zone().serve().await, Clock::manual(START));
+        let account = |name: &str, more: &str| format!("[accounts.{name}]\npassword = \"secret\"\n{more}");
+        let text = format!(
+            "[domains.\"home.test\"]\n[aliases]\n\"box@home.test\" = \"box\"\n[targets.box]\nkind = \"maildir\"\n\
+             path = \"DATA_DIR/box\"\n{}{}{}[dns]\nnameservers = [\"{}\"]\n[delivery]\nmx_port = {port}\n\
+             allow_private_addresses = true\n{delivery}",
+            account("app", ""),
+            account("news", "stream = \"bulk\"\n"),
+            account("kept", "hold = true\n"),
+            zone.addr()
+        );
+        let server = TestServer::start_at(folder.path(), &text, clock.clone()).await;
+        House { server, clock, folder, _zone: zone }
+    }
+
+    async fn submit(&self, account: &str, to: &str) -> MessageId {
+        self.submit_to(account, &[to]).await
+    }
+
+    async fn submit_to(&self, account: &str, to: &[&str]) -> MessageId {
+        let mut client = Client::connect(self.server.submission).await.unwrap();
+        let secret = STANDARD.encode(format!("\0{account}\0secret"));
+        client.command(&format!("AUTH PLAIN {secret}"), "235").await.unwrap();
+        let content = "From: <me@home.test>\r\nTo: <you@far.test>\r\nSubject: x\r\n\r\nhello\r\n";
+        let reply = client.send("me@home.test", to, content).await.unwrap();
+        assert!(reply.starts_with("250 2.0.0"), "{reply}");
+        queued_id(&reply)
+    }
+
+    async fn explain(&self, id: MessageId) -> Explanation {
+        self.server.app.operator().explain(id).await.unwrap().expect("the id is known")
+    }
+
+    /// Asks until the cause is this one: there is no event to wait for from outside. The bound only turns a
+    /// wrong answer into a failure that shows it.
+    async fn wait_for(&self, id: MessageId, cause: Cause) -> Explained {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let explanation = self.explain(id).await;
+            match explanation.recipients.first() {
+                Some(first) if first.cause == cause => return first.clone(),
+                _ => assert!(Instant::now() < deadline, "not {cause:?}: {explanation:#?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn suspend(&self, what: Suspension, on: bool) {
+        assert!(self.server.app.operator().suspend(what, on).await.unwrap().changed);
+    }
+}
+
+fn commands(explained: &Explained) -> Vec<&str> {
+    explained.can.iter().map(|Remedy { command, .. }| command.as_str()).collect()
+}
+
+#[track_caller]
+fn holds(explained: &Explained, key: &str, words: &[&str]) {
+    assert_eq!(explained.key.as_deref(), Some(key), "{explained:#?}");
+    for word in words {
+        assert!(explained.why.contains(word), "no {word:?} in {:?}", explained.why);
+    }
+    assert!(!explained.why.contains('\n') && !explained.can.is_empty(), "{explained:#?}");
+}
+
+/// A far end that plays so many connections of one script.
+async fn far(script: &str, times: usize) -> Remotes {
+    let all = vec![script; times].join("\n---\n");
+    Remotes::play(&[&all]).await
+}
+
+/// It takes MAIL and answers RCPT with this.
+fn at_rcpt(reply: &str) -> String {
+    format!(
+        "S: 220 mx.far.test ESMTP\nC: EHLO...\nS: 250 mx.far.test\nC: MAIL...\nS: 250 ok\nC: RCPT...\nS: {reply}\ndrop"
+    )
+}
+
+/// A port of this machine on which nobody listens.
+fn nobody() -> u16 {
+    let listener = std::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_has_suspended_is_named_with_how_to_resume_it() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "").await;
+    house.suspend(Suspension::Stream("bulk".into()), true).await;
+    let id = house.submit("news", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::Suspended).await;
+    holds(&explained, "streams.bulk.exempt_from_suspend", &["the stream bulk is suspended since 2027-"]);
+    assert_eq!(commands(&explained)[0], "postrider resume --stream bulk");
+    assert_eq!((explained.state, explained.next, explained.attempts), (Condition::Waiting, None, 0));
+    // Where it would go stands there all the same.
+    assert!(explained.then.iter().any(|line| line == "mx.far.test: TLS if it is offered"), "{explained:#?}");
+
+    house.suspend(Suspension::Stream("bulk".into()), false).await;
+    house.suspend(Suspension::All, true).await;
+    let other = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(other, Cause::Suspended).await;
+    holds(&explained, "streams.transactional.exempt_from_suspend", &["all sending is suspended"]);
+    assert_eq!(commands(&explained)[0], "postrider resume");
+    house.suspend(Suspension::All, false).await;
+    house.server.wait_done(other).await;
+    house.server.wait_done(id).await;
+    house.server.stop().await;
+}
+
+const RELAY: &str = "default = \"smart_hosts\"\n[sender]\ndefault_from = \"me@home.test\"\n[smart_hosts.relay]\n\
+                     host = \"127.0.0.1\"\ntls = \"off\"\nfrom_filter = [\"home.test\"]\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_smart_host_is_named_by_what_is_pinned_there_and_by_what_is_not() {
+    let sink = Sink::start().await;
+    let port = sink.address.port();
+    let more = format!("{RELAY}port = {port}\n[streams.bulk]\nsmart_host = \"relay\"\n");
+    let house = House::new(port, &more).await;
+    house.suspend(Suspension::SmartHost("relay".into()), true).await;
+    let (pinned, other) = (house.submit("news", "you@far.test").await, house.submit("app", "you@far.test").await);
+    let explained = house.wait_for(pinned, Cause::Suspended).await;
+    holds(&explained, "streams.bulk.smart_host", &["the smart host relay is suspended"]);
+    assert!(explained.then[0].contains("the stream bulk is for that host alone"), "{explained:#?}");
+    assert!(explained.then[1].ends_with("; suspended"), "{explained:#?}");
+    let explained = house.wait_for(other, Cause::Suspended).await;
+    holds(&explained, "smart_hosts.relay", &["the smart host relay is suspended"]);
+    assert_eq!(explained.state, Condition::Held);
+    assert_eq!(commands(&explained)[0], "postrider resume --smart-host relay");
+    assert!(explained.then[0].contains("its from_filter names the domain of <me@home.test>"), "{explained:#?}");
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_stream_are_named_with_when_it_goes_on() {
+    let sink = Sink::start().await;
+    let more = "[streams.bulk]\ndaily_limit = 1\n[streams.transactional]\nblock_size = 1\nblock_pause = \"1h\"\n";
+    let house = House::new(sink.address.port(), more).await;
+    for account in ["news", "app"] {
+        let first = house.submit(account, "you@far.test").await;
+        house.server.wait_done(first).await;
+    }
+    let second = house.submit("news", "you@far.test").await;
+    let explained = house.wait_for(second, Cause::DailyLimit).await;
+    holds(&explained, "streams.bulk.daily_limit", &["1 recipients of a day"]);
+    assert_eq!(explained.next.unwrap() % (24 * HOUR), 0, "midnight");
+    let second = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(second, Cause::BlockPause).await;
+    holds(&explained, "streams.transactional.block_pause", &["pauses behind a block of 1"]);
+    assert_eq!(explained.next, Some(START + HOUR));
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_turn_us_away_hold_up_what_comes_after() {
+    let remotes = far("S: 421 4.3.2 too busy today\ndrop", 1).await;
+    let house = House::new(remotes.port, "[destinations.\"mx.far.test\"]\nconnections = 1\n").await;
+    let first = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(first, Cause::Reply).await;
+    holds(&explained, "delivery.retry.schedule", &["421 4.3.2 too busy today"]);
+    assert_eq!(explained.last.unwrap().reply.unwrap().code, 421);
+    assert!(explained.next.unwrap() >= START + MINUTE / 2 && explained.attempts == 1);
+    // The clock stands still, and so does the pause of five seconds.
+    let second = house.submit("app", "other@far.test").await;
+    let explained = house.wait_for(second, Cause::BackOff).await;
+    holds(
+        &explained,
+        "destinations.\"mx.far.test\".connections",
+        &["mx.far.test has turned us away", "too busy today"],
+    );
+    assert_eq!((explained.next, explained.attempts), (Some(START + 5_000), 0));
+    assert!(commands(&explained).contains(&format!("postrider queue retry {second}").as_str()));
+    remotes.finish().await;
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_that_is_used_up_is_named_with_its_section() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "[destinations.\"far.test\"]\nrate = \"1/h\"\n").await;
+    let first = house.submit("app", "you@far.test").await;
+    house.server.wait_done(first).await;
+    let second = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(second, Cause::Rate).await;
+    holds(&explained, "destinations.\"far.test\".rate", &["at most 1 messages in 3600 s"]);
+    assert!(explained.next.unwrap() > START + HOUR - MINUTE, "{explained:#?}");
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_the_tls_that_is_demanded_is_named_with_who_demands_it() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "[delivery.tls]\npolicy = \"required\"\n").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::TlsPolicy).await;
+    holds(&explained, "delivery.tls.policy", &["a TLS policy was not met", "mx.far.test", "does not offer TLS"]);
+    let demand =
+        "mx.far.test: TLS with any certificate, or the mail waits; demanded by delivery.tls.policy = \"required\"";
+    assert!(explained.then.iter().any(|line| line == demand), "{explained:#?}");
+    assert_eq!((explained.attempts, sink.count()), (1, 0));
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_for_a_person_is_named_with_the_setting() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "allow_recipients = [\"near.test\", \"box@far.test\"]\n").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::AllowRecipients).await;
+    holds(&explained, "delivery.allow_recipients", &["you@far.test is not among"]);
+    assert!(explained.then[0].starts_with("it is held again: "), "{explained:#?}");
+    let id = house.submit("kept", "box@far.test").await;
+    let explained = house.wait_for(id, Cause::AccountHold).await;
+    holds(&explained, "accounts.kept.hold", &["accounts.kept.hold is set"]);
+    assert_eq!(
+        (explained.state, commands(&explained)[0]),
+        (Condition::Held, format!("postrider queue release {id}").as_str())
+    );
+    // Nobody is named as postmaster.
+    let id = house.submit("app", "postmaster@home.test").await;
+    let explained = house.wait_for(id, Cause::NoDestination).await;
+    holds(&explained, "postmaster", &["its address leads nowhere", "nobody is named for postmaster@home.test"]);
+
+    house.suspend(Suspension::All, true).await;
+    let id = house.submit("app", "box@far.test").await;
+    house.wait_for(id, Cause::Suspended).await;
+    let selection = Selection { pick: Pick::Ids(vec![id], Filter::default()), dry_run: false };
+    assert_eq!(house.server.app.operator().change(Action::Hold, selection).await.unwrap(), 1);
+    let explained = house.wait_for(id, Cause::Operator).await;
+    assert!(explained.why.contains("a person has asked for it") && explained.key.is_none(), "{explained:#?}");
+    house.server.stop().await;
+}
+
+/// Over the listener for mail from outside.
+async fn from_outside(house: &House, from: &str, subject: &str) -> MessageId {
+    let mut client = Client::connect(house.server.mx).await.unwrap();
+    let content = format!("From: <{from}>\r\nTo: <box@home.test>\r\nSubject: {subject}\r\n\r\nhello\r\n");
+    queued_id(&client.send(from, &["box@home.test"], &content).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_guard_against_loops_holds_is_named_with_its_limit() {
+    let house = House::new(nobody(), "[loops]\nlimit = 1\non_limit = \"hold\"\n").await;
+    let first = from_outside(&house, "bob@elsewhere.test", "one").await;
+    house.server.wait_done(first).await;
+    let second = from_outside(&house, "bob@elsewhere.test", "two").await;
+    let explained = house.wait_for(second, Cause::LoopLimit).await;
+    holds(&explained, "loops.limit", &["the guard against loops", "too many messages"]);
+    assert!(explained.then[0].starts_with("it goes into the Maildir targets.box"), "{explained:#?}");
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_of_its_domain_holds_is_named_with_the_check() {
+    let house = House::new(nobody(), "").await;
+    let id = from_outside(&house, "bob@strict.test", "one").await;
+    let explained = house.wait_for(id, Cause::Dmarc).await;
+    holds(&explained, "checks.dmarc", &["DMARC quarantine of strict.test"]);
+    assert_eq!(commands(&explained)[0], format!("postrider queue release {id}"));
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_waits_for_the_connections_to_its_servers_says_so() {
+    let remotes = far("S: 220 mx.far.test ESMTP\nC: EHLO...\nstall", 1).await;
+    let house = House::new(remotes.port, "[destinations.default]\nconnections = 1\n").await;
+    let first = house.submit("app", "you@far.test").await;
+    let second = house.submit("app", "other@far.test").await;
+    let explained = house.wait_for(second, Cause::Connections).await;
+    holds(&explained, "destinations.default.connections", &["1 attempts to mx.far.test are under way"]);
+    let explained = house.wait_for(first, Cause::UnderWay).await;
+    assert_eq!((explained.why.as_str(), explained.key), ("It is being tried now at mx.far.test: try 1", None));
+    house.server.app.stop(std::future::ready(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_may_have_arrived_and_one_that_is_to_go_later_say_so() {
+    let script = "S: 220 mx.far.test ESMTP\nC: EHLO...\nS: 250 mx.far.test\nC: MAIL...\nS: 250 ok\nC: RCPT...\nS: 250 ok\n\
+                  C: DATA\nS: 354 go on\ncontent\ndrop";
+    let remotes = far(script, 1).await;
+    let house = House::new(remotes.port, "").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::Unsure).await;
+    holds(&explained, "delivery.retry.schedule", &["may have arrived"]);
+    remotes.finish().await;
+
+    let sender = ReversePath::Address(Address::parse("me@home.test").unwrap());
+    let mut envelope = Envelope::new(sender, [Address::parse("you@far.test").unwrap()]);
+    envelope.not_before = Some(START + HOUR);
+    let content = Content::from(Bytes::from_static(b"From: <me@home.test>\r\nSubject: x\r\n\r\nhello\r\n"));
+    let origin = Origin { door: Door::Admin, account: None, peer: None };
+    let draft = Draft { envelope, content, origin };
+    let id = house.server.app.operator().submit(draft, None).await.unwrap().id;
+    let explained = house.wait_for(id, Cause::NotBefore).await;
+    assert!(explained.why.contains("its sender wanted it to go at 2027-"), "{explained:#?}");
+    assert_eq!((explained.next, explained.key), (Some(START + HOUR), None));
+    house.server.stop().await;
+}
+
+/// A target that does not do, and a server whose disk is short, which is told of every message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_take_it_is_named_and_so_is_a_disk_that_is_short() {
+    let house = House::new(nobody(), "").await;
+    // The path of the Maildir is taken by a file.
+    std::fs::write(house.folder.path().join("box"), "in the way").unwrap();
+    let id = from_outside(&house, "bob@elsewhere.test", "one").await;
+    let explained = house.wait_for(id, Cause::Target).await;
+    holds(&explained, "targets.box.path", &["its target does not take it now"]);
+    assert!(explained.attempts == 1 && explained.next.unwrap() > START, "{explained:#?}");
+    assert!(house.explain(id).await.troubles.is_empty());
+    house.server.stop().await;
+
+    let line = ("min_free = \"1MiB\"", "min_free = \"100000TiB\"");
+    let server = TestServer::start_with(house.folder.path(), "[domains.\"home.test\"]\n", line.0, line.1).await;
+    let explanation = server.app.operator().explain(id).await.unwrap().unwrap();
+    assert!(explanation.troubles[0].contains("less than queue.min_free"), "{explanation:#?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smart_host_that_does_not_take_our_login_is_named_with_its_password() {
+    let script = "S: 220 relay.test ESMTP\nC: EHLO...\nS: 250-relay.test\nS: 250 AUTH PLAIN\nC: AUTH PLAIN...\n\
+                  S: 535 5.7.8 wrong password\ndrop";
+    let remotes = far(script, 1).await;
+    let more = format!("{RELAY}port = {}\nusername = \"me\"\npassword = \"hush-hush\"\n", remotes.port);
+    let house = House::new(remotes.port, &more).await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::SmartHostLogin).await;
+    holds(&explained, "smart_hosts.relay.password", &["does not take our login", "535 5.7.8 wrong password"]);
+    assert_eq!(commands(&explained)[0], "postrider smart-host test relay");
+    assert!(explained.then[1].contains("left alone until") && explained.then[1].contains("login me"), "{explained:#?}");
+    assert!(!serde_json::to_string(&house.explain(id).await).unwrap().contains("hush-hush"));
+    remotes.finish().await;
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_on_the_way_are_told_apart() {
+    let remotes = far(&at_rcpt("450 4.2.1 mailbox busy"), 1).await;
+    let house = House::new(remotes.port, "").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::Reply).await;
+    holds(&explained, "delivery.retry.schedule", &["refused it for now", "450 4.2.1 mailbox busy"]);
+    remotes.finish().await;
+    let lost = house.submit("app", "you@lost.test").await;
+    let explained = house.wait_for(lost, Cause::Dns).await;
+    holds(&explained, "dns.nameservers", &["the name servers gave no answer"]);
+    assert!(explained.then.iter().any(|line| line.starts_with("it waits: ")), "{explained:#?}");
+    // Nobody listens there any more.
+    let id = house.submit("app", "other@far.test").await;
+    let explained = house.wait_for(id, Cause::NoConnection).await;
+    holds(&explained, "delivery.retry.schedule", &["no connection was to be had"]);
+    house.server.stop().await;
+
+    let remotes = far(&at_rcpt("450 4.7.1 Greylisted, come back in 5 minutes"), 1).await;
+    let house = House::new(remotes.port, "").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::Greylisted).await;
+    holds(&explained, "delivery.retry.schedule", &["(greylisting)", "come back in 5 minutes"]);
+    remotes.finish().await;
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_captured_stays_and_says_so() {
+    let house = House::new(nobody(), "default = \"capture\"\n").await;
+    let id = house.submit("app", "you@far.test").await;
+    let explained = house.wait_for(id, Cause::Captured).await;
+    holds(&explained, "delivery.default", &["It was captured at 2027-"]);
+    assert_eq!((explained.state, explained.then.len()), (Condition::Captured, 0));
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_is_told_in_a_sentence_for_each_recipient() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "").await;
+    let good = house.submit("app", "you@far.test").await;
+    house.server.wait_done(good).await;
+    let explanation = house.explain(good).await;
+    assert!(!explanation.queued && explanation.recipients.len() == 1, "{explanation:#?}");
+    let done = &explanation.recipients[0];
+    assert_eq!((done.state, done.cause), (Condition::Done, Cause::Delivered));
+    assert!(done.why.starts_with("It was delivered to mx.far.test [127.0.0.1]"), "{}", done.why);
+    assert_eq!(explanation.from.unwrap().to_string(), "me@home.test");
+
+    let refused = house.submit("app", "refused@far.test").await;
+    house.server.wait_for(refused, |event| matches!(event, Event::Failed { .. })).await;
+    let done = house.wait_for(refused, Cause::Failed).await;
+    assert!(done.why.contains("failed for good") && done.can.is_empty(), "{done:#?}");
+    // One of two is done: what waits comes first.
+    let both = house.submit_to("app", &["you@lost.test", "you@far.test"]).await;
+    house.server.wait_for(both, |event| matches!(event, Event::Delivered { .. })).await;
+    house.wait_for(both, Cause::Dns).await;
+    let explanation = house.explain(both).await;
+    let causes: Vec<Cause> = explanation.recipients.iter().map(|recipient| recipient.cause).collect();
+    assert!(explanation.queued && causes == [Cause::Dns, Cause::Delivered], "{explanation:#?}");
+    let other = MessageId::from_u64(77);
+    assert!(house.server.app.operator().explain(other).await.unwrap().is_none());
+    house.server.stop().await;
+}
+
+/// The command against the running server: the sentence, the line of the key in the file, and JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_names_the_line_of_the_setting() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "[streams.bulk]\ndaily_limit = 1\n").await;
+    let first = house.submit("news", "you@far.test").await;
+    house.server.wait_done(first).await;
+    let second = house.submit("news", "you@far.test").await;
+    house.wait_for(second, Cause::DailyLimit).await;
+    let file = house.folder.path().join("p.toml");
+    let text = format!(
+        "hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n[streams.bulk]\ndaily_limit = 1\n",
+        house.folder.path().display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let ask = |arguments: Vec<String>| {
+        let file = file.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
+            let output = command.arg("explain").arg("--config").arg(file).args(arguments).stdin(Stdio::null()).output();
+            let output = output.unwrap();
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+            (output.status.code(), text(output.stdout), text(output.stderr))
+        })
+    };
+    let (status, said, complaint) = ask(vec![second.to_string()]).await.unwrap();
+    assert_eq!(status, Some(0), "{complaint}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], format!("{second} from me@home.test, stream bulk is queued"));
+    assert!(lines[1].starts_with("you@far.test: It waits because the stream bulk has had the 1 recipients"), "{said}");
+    assert_eq!(lines[2], format!("  setting     streams.bulk.daily_limit ({}:4)", file.display()));
+    assert!(lines[3].starts_with("  next try    2027-01-15 00:00:00 UTC, in "), "{said}");
+    let (_, json, _) = ask(vec![second.to_string(), "--json".into()]).await.unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let recipient = &json["recipients"][0];
+    assert_eq!(recipient["cause"], "daily_limit");
+    assert_eq!(recipient["key"], "streams.bulk.daily_limit");
+    assert_eq!(recipient["state"], "waiting");
+    assert_eq!(recipient["next"], "2027-01-15T00:00:00.000Z");
+    let (status, _, complaint) = ask(vec!["0000000000077".into()]).await.unwrap();
+    assert_eq!(status, Some(1));
+    assert!(complaint.contains("0000000000077"), "{complaint}");
+    house.server.stop().await;
+    house.clock.advance(1);
+}
