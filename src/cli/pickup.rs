@@ -29,6 +29,7 @@ pub(super) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Say whether a folder is fit, and what each waiting file would become
+    #[command(after_help = EXAMPLES)]
     Check {
         /// One of [pickup], or the path of a folder; all of [pickup] if none is named
         folder: Option<PathBuf>,
@@ -37,6 +38,7 @@ enum Command {
         json: bool,
     },
     /// Take what is ready now, and say what became of it
+    #[command(after_help = EXAMPLES)]
     Once {
         /// One of [pickup]; all if none is named
         name: Option<String>,
