@@ -256,9 +256,10 @@ impl Intake {
         self.check_attachments(&draft, &headers, id, now).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
         let mut plan = Plan::make(&self.config, &self.marks, &draft, &headers, begin)?;
+        let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
+        // From here on others with the same counters wait, so nothing slow may follow.
         let returned = self.returned(&draft, &headers, &checked.findings, id).await?;
         plan.leave_out(&self.config, &returned.taken);
-        let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
         let headers = match &passed.header {
             Some(section) => Headers::apart(section, headers.body()),
             None => headers,
