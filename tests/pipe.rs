@@ -107,6 +107,15 @@ fn is_gone(pid: &str) -> bool {
     stat.map_or(true, |stat| stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
 
+/// A process that was killed is gone when the kernel has come to it.
+async fn until_gone(pid: &str) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !is_gone(pid) {
+        assert!(std::time::Instant::now() < deadline, "{pid} still runs");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_program_gets_the_message_its_arguments_and_nothing_else() {
     let script = Script::new(RECORDER);
@@ -212,7 +221,8 @@ async fn a_program_that_does_not_end_is_ended_with_all_it_has_started() {
     let outcomes = script.pipe(&[], "1s").deliver(&job).await;
     let why = deferred(&outcomes[0].1);
     assert!(why.unsure && why.reason == "/bin/sh had not ended after 1 s (targets.script.timeout): busy", "{why:?}");
-    assert!(is_gone(&script.text("own")) && is_gone(&script.text("child")));
+    until_gone(&script.text("own")).await;
+    until_gone(&script.text("child")).await;
     // The second was not tried.
     assert!(!deferred(&outcomes[1].1).unsure);
 }
@@ -327,11 +337,15 @@ async fn a_server_that_stops_ends_its_programs_and_the_next_one_tries_again() {
     let first = pids(1).await;
     assert!(first.iter().all(|pid| !is_gone(pid)));
     server.stop_at_once().await;
-    assert!(first.iter().all(|pid| is_gone(pid)), "{first:?} still run");
+    for pid in &first {
+        until_gone(pid).await;
+    }
     let server = Served::start(folder.path(), &conf, 1).await;
     let both = pids(2).await;
     server.stop_at_once().await;
-    assert!(both.iter().all(|pid| is_gone(pid)), "{both:?} still run");
+    for pid in &both {
+        until_gone(pid).await;
+    }
 }
 
 /// Whole ones.
