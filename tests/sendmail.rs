@@ -374,9 +374,10 @@ async fn a_user_without_rights_sends_and_leaves_messages() {
         return;
     }
     let mut post = Post::new(TRUSTED).await;
-    // The binary may lie where nobody else can go.
+    // The binary may lie where nobody else can go. Copied by a process of its own: what another test starts
+    // meanwhile would inherit our open copy, and a file that is open for writing cannot be run.
     let binary = post.base.path().join("postrider");
-    std::fs::copy(BINARY, &binary).unwrap();
+    assert!(std::process::Command::new("cp").arg(BINARY).arg(&binary).status().unwrap().success());
     let call = |post: &Post| {
         let mut command = Command::new(&binary);
         post.environment(&mut command);

@@ -118,7 +118,7 @@ impl Telling<'_> {
     /// The step is written: say so.
     pub fn log(self) {
         let journal = self.journal;
-        journal.outbox.written(&self.put);
+        self.put.into_iter().for_each(Put::written);
         for (id, entry) in self.events {
             journal.counters.count(&entry.event);
             let is_logged = match journal.log {

@@ -2,8 +2,9 @@
 //! an event tells of, so that none is lost and none is told that did not happen. Who sends is `delivery`.
 //!
 //! Filling one costs a put with bytes that the journal has made already, and no sync of its own. An event that no
-//! webhook wants is not put there. How full a queue is is counted in memory, and anew at the start; there is one
-//! that takes entries away, its sender, which also keeps it below [`BYTES_MAX`].
+//! webhook wants is not put there. How full a queue is is counted in memory, and anew at the start: before an entry is
+//! written, because its sender, the one that takes entries away, may be done with it before the writer hears that
+//! it is written. The sender also keeps the queue below [`BYTES_MAX`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,11 +117,12 @@ impl Tray {
         [PREFIX, self.name.as_bytes(), &[0], &number.to_be_bytes(), journal_key].concat()
     }
 
-    fn put(&self, batch: &mut Batch, journal_key: &[u8; JOURNAL_KEY_BYTES], value: &Bytes) -> u64 {
+    fn put(self: &Arc<Self>, batch: &mut Batch, journal_key: &[u8; JOURNAL_KEY_BYTES], value: &Bytes) -> Put {
         let key = self.key(self.next.fetch_add(1, Ordering::Relaxed), journal_key);
         let bytes = (key.len() + value.len()) as u64;
         batch.put(Table::Meta, key, value.clone());
-        bytes
+        self.added(bytes);
+        Put { tray: self.clone(), bytes, is_written: false }
     }
 
     fn added(&self, bytes: u64) {
@@ -131,7 +133,7 @@ impl Tray {
     /// Entries have been taken away.
     pub fn removed(&self, events: u64, bytes: u64) {
         let less = |counter: &AtomicU64, by: u64| {
-            // What was written after its session had gone was never counted.
+            // What was written after its session had gone is not counted any more.
             let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count.saturating_sub(by)));
         };
         less(&self.bytes, bytes);
@@ -176,11 +178,27 @@ pub struct Outbox {
     trays: Vec<Arc<Tray>>,
 }
 
-/// What was put somewhere, to be counted when it is written.
+/// What was put into a batch for a webhook. Counted from then on, unless it is dropped before it is written.
 #[derive(Debug)]
 pub struct Put {
-    tray: usize,
+    tray: Arc<Tray>,
     bytes: u64,
+    is_written: bool,
+}
+
+impl Put {
+    pub(super) fn written(mut self) {
+        self.is_written = true;
+        self.tray.wake.notify_one();
+    }
+}
+
+impl Drop for Put {
+    fn drop(&mut self) {
+        if !self.is_written {
+            self.tray.removed(1, self.bytes);
+        }
+    }
 }
 
 impl Outbox {
@@ -222,18 +240,8 @@ impl Outbox {
         value: &Bytes,
         put: &mut Vec<Put>,
     ) {
-        for (index, tray) in self.trays.iter().enumerate().filter(|(_, tray)| tray.wants(kind)) {
-            put.push(Put { tray: index, bytes: tray.put(batch, journal_key, value) });
-        }
-    }
-
-    /// They are written.
-    pub(super) fn written(&self, put: &[Put]) {
-        for Put { tray, bytes } in put {
-            if let Some(tray) = self.trays.get(*tray) {
-                tray.added(*bytes);
-                tray.wake.notify_one();
-            }
+        for tray in self.trays.iter().filter(|tray| tray.wants(kind)) {
+            put.push(tray.put(batch, journal_key, value));
         }
     }
 }
@@ -273,7 +281,7 @@ mod tests {
             outbox.put(&mut batch, kind, &[7; 20], &value, &mut put);
         }
         store.write(&[batch], false).unwrap();
-        outbox.written(&put);
+        put.into_iter().for_each(Put::written);
         let held = |outbox: &Outbox| -> Vec<u64> { outbox.trays.iter().map(|tray| tray.events()).collect() };
         assert_eq!(held(&outbox), [2, 1, 0]);
 
@@ -291,5 +299,30 @@ mod tests {
         store.write(&[batch], false).unwrap();
         let (left, ..) = Outbox::load(&store, &hooks).unwrap();
         assert_eq!(held(&left), [2, 0, 0]);
+    }
+
+    #[test]
+    fn what_is_told_before_its_writer_hears_of_it_does_not_count_for_ever() {
+        let hooks = BTreeMap::from([("a".to_owned(), hook(None))]);
+        let folder = tempfile::tempdir().unwrap();
+        let (outbox, ..) = Outbox::load(&Store::open(folder.path()).unwrap(), &hooks).unwrap();
+        let tray = &outbox.trays[0];
+        let (mut batch, mut put) = (Batch::new(), Vec::new());
+        outbox.put(&mut batch, Kind::Accepted, &[7; 20], &Bytes::from_static(b"{}"), &mut put);
+        assert_eq!(tray.events(), 1);
+        tray.removed(1, tray.bytes());
+        put.into_iter().for_each(Put::written);
+        assert_eq!((tray.events(), tray.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_not_written_is_not_counted() {
+        let hooks = BTreeMap::from([("a".to_owned(), hook(None))]);
+        let folder = tempfile::tempdir().unwrap();
+        let (outbox, ..) = Outbox::load(&Store::open(folder.path()).unwrap(), &hooks).unwrap();
+        let (mut batch, mut put) = (Batch::new(), Vec::new());
+        outbox.put(&mut batch, Kind::Accepted, &[7; 20], &Bytes::from_static(b"{}"), &mut put);
+        drop(put);
+        assert_eq!((outbox.trays[0].events(), outbox.trays[0].bytes()), (0, 0));
     }
 }

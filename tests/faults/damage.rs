@@ -15,6 +15,7 @@ use super::far::{Far, Gate};
 use super::house::{House, Running, Settings, zone};
 use super::ledger::{Ledger, mark};
 use super::report::{Random, Report, count, say, seed};
+use super::wal;
 use super::zone::ZoneServer;
 
 /// Messages of the store that is damaged, by what they are when it is killed.
@@ -97,11 +98,12 @@ impl Base {
         Base { folder, ledger, captured, waiting, new }
     }
 
-    /// Messages whose record begins in this part of a log file.
+    /// Messages that begin in the records of this part of a log file.
     pub fn marked(&self, log: &Path, from: usize, to: usize) -> BTreeSet<u64> {
         let bytes = std::fs::read(log).unwrap();
-        let part = &bytes[from.min(bytes.len())..to.min(bytes.len())];
-        self.new.iter().copied().filter(|number| memchr::memmem::find(part, &mark(*number)).is_some()).collect()
+        let records = wal::records(log).into_iter().filter(|record| record.from < to && from < record.to);
+        let part: Vec<u8> = records.flat_map(|record| wal::payload(&bytes, record)).collect();
+        self.new.iter().copied().filter(|number| memchr::memmem::find(&part, &mark(*number)).is_some()).collect()
     }
 
     pub fn old(&self) -> BTreeSet<u64> {

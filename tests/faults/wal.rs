@@ -58,6 +58,36 @@ fn parse(bytes: &[u8]) -> Vec<Record> {
     records
 }
 
+/// What a record says, without the headers that lie in it where it goes on in another block.
+pub fn payload(bytes: &[u8], record: Record) -> Vec<u8> {
+    let (mut at, mut payload) = (record.from, Vec::new());
+    while at < record.to {
+        let left = BLOCK - at % BLOCK;
+        if left < HEADER {
+            at += left;
+            continue;
+        }
+        let length = usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
+        let header = if matches!(bytes[at + 6], 5..=8 | 11 | 131) { RECYCLED_HEADER } else { HEADER };
+        payload.extend_from_slice(&bytes[at + header..at + header + length]);
+        at += header + length;
+    }
+    payload
+}
+
+#[test]
+fn what_goes_on_in_another_block_is_read_as_one() {
+    let fragment = |kind: u8, payload: &[u8]| {
+        let length = (payload.len() as u16).to_le_bytes();
+        [&[1, 2, 3, 4], length.as_slice(), &[kind], payload].concat()
+    };
+    let mut file = fragment(2, &[&vec![b'x'; BLOCK - HEADER - 4], b"numb".as_slice()].concat());
+    file.extend(fragment(4, b"er 7"));
+    let found = parse(&file);
+    assert_eq!(found, [Record { from: 0, to: file.len() }]);
+    assert!(payload(&file, found[0]).ends_with(b"xnumber 7"));
+}
+
 #[test]
 fn records_are_found_and_what_is_unused_is_not() {
     let fragment = |kind: u8, payload: &[u8]| {
