@@ -97,3 +97,6 @@ pub mod server;
 
 pub mod app;
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
