@@ -18,7 +18,8 @@
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
 //! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
-//!   server makes for itself, and marks made with them), [`dns`], [`clock`].
+//!   server makes for itself, and marks made with them), [`dns`], [`clock`], [`trail`] (how far a test of a connection
+//!   has come).
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal, and the
@@ -82,6 +83,7 @@ pub mod config;
 pub mod dns;
 pub mod secret;
 pub mod store;
+pub mod trail;
 
 pub mod bounce;
 pub mod checks;

@@ -42,6 +42,8 @@ mod store;
 mod story;
 mod suppress;
 mod suspend;
+mod target;
+mod tested;
 mod text;
 mod transfer;
 
@@ -60,7 +62,9 @@ Examples:
   postrider explain 0d3c9k2p5v8xq                 why it waits, which setting holds it, what comes next
   postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
+  postrider account test shop                     may this login send, as an application would?
   postrider fetch list                            mailboxes elsewhere that mail comes from
+  postrider target test crm                       can inbound mail be handed over there?
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider suppress explain bob@example.net      why does bob get no newsletter?
   postrider pickup check                          what would become of the files dropped there?
@@ -156,9 +160,11 @@ enum Command {
     SmartHost(smart_host::Args),
     /// Mailboxes elsewhere that mail is brought in from
     Fetch(fetch::Args),
+    /// Try where inbound mail is handed over
+    Target(target::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
-    /// Password hashes for the accounts of the configuration
+    /// Password hashes for the accounts of the configuration, and their logins
     Account(account::Args),
     /// Write what a shell needs to complete these commands
     Completions(completions::Args),
@@ -213,7 +219,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Fetch(args) => block_on(Threads::One, fetch::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
-        Command::Account(args) => account::run(args),
+        Command::Target(args) => block_on(Threads::One, target::run(config, args)),
+        Command::Account(args) => block_on(Threads::One, account::run(config, args)),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

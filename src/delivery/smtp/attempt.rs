@@ -16,7 +16,7 @@ use super::connection::Io;
 use super::pool::{Channel, Way};
 use super::step::{Stage, Tls, Trouble};
 use super::tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
-use super::trail::{Leg, Trail};
+use crate::trail::{Leg, Trail};
 use super::{SmtpTransport, mx, tls};
 use crate::config::GroupLimits;
 use crate::delivery::{Body, Delivered, Hop, Job, Outcome};
@@ -36,7 +36,7 @@ mod through;
 
 pub use lmtp::run_lmtp;
 use parts::{Part, Parts};
-pub use probe::probe;
+pub use probe::{probe, probe_lmtp};
 pub use through::run_through;
 
 pub async fn run(transport: &SmtpTransport, job: &Job, mail_from: &ReversePath) -> Vec<(u32, Outcome)> {

@@ -22,7 +22,7 @@ use super::replies::RawReply;
 use super::step::{Framing, Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
 use super::tls::Fault;
 use super::tls_policy::By;
-use super::trail::{Leg, Trail};
+use crate::trail::{Leg, Trail};
 use super::transaction::{Command, Fate, Transaction};
 use crate::delivery::Outcome;
 use crate::delivery::tls_report::Flaw as TlsFlaw;

@@ -20,7 +20,7 @@ use super::dialogue::{self, Said};
 use super::replies::{RawReply, ReplyReader};
 use super::step::{Framing, Loss, Over, Step, Trouble};
 use super::tls::{self, Fault, Judge};
-use super::trail::Leg;
+use crate::trail::Leg;
 use crate::delivery::Outcome;
 use crate::delivery::body::Body;
 
