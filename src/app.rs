@@ -19,6 +19,7 @@ mod tls;
 pub mod transfer;
 pub mod upkeep;
 pub mod watch;
+pub mod world;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};

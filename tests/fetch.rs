@@ -93,7 +93,8 @@ async fn tokens_are_shown_by_xoauth2() {
     );
     let remotes = Remotes::play(&[&script]).await;
     let site = imap_site(TO_SALES);
-    let ways = Ways { resolver: Resolver::new(&site.config(1).dns).unwrap(), tls: Err("not needed".to_owned()), trail: None };
+    let ways =
+        Ways { resolver: Resolver::new(&site.config(1).dns).unwrap(), tls: Err("not needed".to_owned()), trail: None };
     let account = site.config(remotes.port).fetch.remove("box").unwrap();
     let open = || wire::connect(&ways, &account);
     let refused = imap::Imap::open(open().await.unwrap(), &ways, "x", account.tls, &credential).await;

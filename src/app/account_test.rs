@@ -105,9 +105,7 @@ fn plan<'a>(config: &'a Config, wish: &Wish) -> Result<Plan<'a>, NoTest> {
         };
         NoTest(what, there)
     })?;
-    let no_address = || {
-        NoTest("no address fits the test".to_owned(), "name them with --from and --to".to_owned())
-    };
+    let no_address = || NoTest("no address fits the test".to_owned(), "name them with --from and --to".to_owned());
     let own = config.domains.keys().next().unwrap_or(&config.hostname);
     let at = |local: &str| Address::parse(&format!("{local}@{own}")).ok();
     let from = wish.from.clone().or_else(|| sender(account)).or_else(|| at("postmaster")).ok_or_else(no_address)?;
@@ -129,10 +127,7 @@ fn plan<'a>(config: &'a Config, wish: &Wish) -> Result<Plan<'a>, NoTest> {
         },
         // Of an address nobody has a certificate.
         verify_certificate: wish.host.is_some() && listener.tls != ListenerTls::Off,
-        login: Some(smtp::Login {
-            username: wish.name.clone(),
-            secret: smtp::Secret::Password(wish.password.clone()),
-        }),
+        login: Some(smtp::Login { username: wish.name.clone(), secret: smtp::Secret::Password(wish.password.clone()) }),
         mail_from: None,
         debug: false,
     };

@@ -1,5 +1,5 @@
-//! `postrider account`: the argon2id hash of a password, for `password_hash` in the configuration; the logins that
-//! there are; and a test of one, as an application would use it. A password is asked for on a terminal, or read from standard
+//! `postrider account`: the argon2id hash of a password, for `password_hash` in the configuration,
+//! and a test of a login, as an application would use it. A password is asked for on a terminal, or read from standard
 //! input, a file or the environment; never an argument, which other users could see.
 
 use std::fs::File;
@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-use serde_json::{Value, json};
 
 use super::target::address;
 use super::{Failure, load, print_json, tested, text};
 use crate::app::account_test::{self, NoTest, Wish};
-use crate::config::{Account, Config, Secret, Senders};
+use crate::config::{Config, Secret};
 use crate::delivery::smtp::SmtpTransport;
 use crate::dns::Resolver;
 use crate::message::Address;
@@ -27,7 +26,6 @@ const EXAMPLES: &str = "\
 Examples:
   postrider account hash                                 asks for the password
   openssl rand -base64 24 | tee /dev/stderr | postrider account hash
-  postrider account list                                 who may log in, as whom it may send
   postrider account test shop                            may it send? asks for the password";
 
 const HASH_EXAMPLES: &str = "\
@@ -38,13 +36,6 @@ Examples:
 Put the line into the configuration:
   [accounts.shop]
   password_hash = \"$argon2id$...\"";
-
-const LIST_EXAMPLES: &str = "\
-Examples:
-  postrider account list
-  postrider account list --json | jq -r 'select(.active | not).name'
-
-As the configuration has them; no server is asked.";
 
 const TEST_EXAMPLES: &str = "\
 Examples:
@@ -69,13 +60,6 @@ enum AccountCommand {
     /// Hash a password for `password_hash`
     #[command(after_help = HASH_EXAMPLES)]
     Hash(HashArgs),
-    /// Who may log in
-    #[command(after_help = LIST_EXAMPLES)]
-    List {
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
-    },
     /// Log in and go the way of a message, as an application would
     #[command(after_help = TEST_EXAMPLES)]
     Test(TestArgs),
@@ -121,7 +105,6 @@ struct HashArgs {
 pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
     match args.command {
         AccountCommand::Hash(args) => hash(&args),
-        AccountCommand::List { json } => list(&load(config)?, json),
         AccountCommand::Test(args) => test(load(config)?, args).await,
     }
 }
@@ -149,42 +132,6 @@ async fn test(config: Config, args: TestArgs) -> Result<(), Failure> {
     let tested = tested.map_err(|NoTest(what, remedy)| Failure::usage(what).remedy(remedy))?;
     let good = if send { "The server has taken the message." } else { "The account may send." };
     tested::tell(&tested, json, good)
-}
-
-fn list(config: &Config, json: bool) -> Result<(), Failure> {
-    if json {
-        return config.accounts.iter().try_for_each(|(name, account)| print_json(&listed(name, account)));
-    }
-    if config.accounts.is_empty() {
-        return Ok(text::print("Nobody may log in: the configuration has no [accounts.NAME].")?);
-    }
-    let row = |(name, account): (&String, &Account)| {
-        let state = if account.active { "active" } else { "not active" };
-        let limit = account.daily_limit.map_or(String::new(), |limit| format!("{limit} a day"));
-        vec![name.clone(), state.to_owned(), account.stream.clone(), limit, senders(account).join(", ")]
-    };
-    let rows: Vec<Vec<String>> = config.accounts.iter().map(row).collect();
-    text::table(&rows).iter().try_for_each(|line| Ok(text::print(line)?))
-}
-
-fn listed(name: &str, account: &Account) -> Value {
-    json!({
-        "name": name,
-        "label": account.label,
-        "active": account.active,
-        "stream": account.stream,
-        "senders": senders(account),
-        "daily_limit": account.daily_limit,
-        "max_recipients": account.max_recipients,
-        "hold": account.hold,
-    })
-}
-
-fn senders(account: &Account) -> Vec<String> {
-    match &account.senders {
-        Senders::OwnDomains => vec!["all our domains".to_owned()],
-        Senders::Only(list) => list.iter().map(ToString::to_string).collect(),
-    }
 }
 
 fn hash(args: &HashArgs) -> Result<(), Failure> {

@@ -147,7 +147,8 @@ async fn test_one(config: &Path, name: &str, json: bool) -> Result<(), Failure> 
         (None, Some(account)) => account.tls,
         (None, None) => {
             let names: Vec<&str> = config.fetch.keys().map(String::as_str).collect();
-            let there = if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+            let there =
+                if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) };
             return Err(Failure::usage(format!("there is no [fetch] account named {name:?}")).remedy(there));
         }
     };

@@ -54,6 +54,7 @@ const EXAMPLES: &str = "\
 Examples:
   postrider demo                                  try it: no configuration, nothing leaves this machine
   postrider check                                 is the configuration right?
+  postrider check --dns                           and DNS, port 25, certificate, clock, disk?
   postrider serve                                 run the server
   postrider dns example.com                       the DNS records to publish
   postrider dkim rotate example.com               new DKIM keys in the place of the old
@@ -79,13 +80,17 @@ Examples:
   postrider check --config ./postrider.toml --json
   postrider check --explain-retry                 when is a message that keeps failing tried again?
   postrider check --health                        does the running server take mail? 0 if so, else 1
+  postrider check --dns                           what DNS says of us, port 25, certificate, clock, disk
+  postrider check --dns --json | jq -c 'select(.level == \"problem\")'
 
-Every problem is named with its line and what to do; then the exit status is 2.";
+Every problem of the configuration is named with its line and what to do; then the exit status is 2. With --dns
+it is 1 where something around the server keeps mail from arriving; no server is needed, and nothing is sent.";
 
 const DNS_EXAMPLES: &str = "\
 Examples:
-  postrider dns example.com                              lines for a zone file
-  postrider dns example.com --json
+  postrider dns example.com                              lines for a zone file; comments say what is there
+  postrider dns example.com --offline                    without looking into DNS
+  postrider dns example.com --json | jq -r 'select(.published == \"missing\").name'
 
 DKIM keys that do not exist yet are made, so run it as the user who runs the server.";
 
@@ -118,12 +123,18 @@ enum Command {
         /// Ask the running server whether it takes mail, as /readyz does
         #[arg(long, conflicts_with = "explain_retry")]
         health: bool,
+        /// Look around, too: DNS records, port 25, certificate, clock, disk
+        #[arg(long, conflicts_with_all = ["explain_retry", "health"])]
+        dns: bool,
     },
-    /// The DNS records to publish for a domain
+    /// The DNS records to publish for a domain, and which are there
     #[command(after_help = DNS_EXAMPLES)]
     Dns {
         /// One of [domains]
         domain: String,
+        /// Do not look which of them are there
+        #[arg(long)]
+        offline: bool,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -203,9 +214,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
+        Command::Check { json, dns: true, .. } => return exit(check::world::run(config, json)),
         Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),
         Command::Check { json, explain_retry, .. } => return Ok(check::run(config, json, explain_retry)),
-        Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
+        Command::Dns { domain, json, offline } => {
+            return exit(dns::run(load(config)?, &domain, json, offline));
+        }
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
@@ -225,6 +239,16 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// For what has an exit status of its own.
+fn exit(work: impl Future<Output = ExitCode>) -> Result<ExitCode, Failure> {
+    let mut code = ExitCode::SUCCESS;
+    block_on(Threads::One, async {
+        code = work.await;
+        Ok(())
+    })?;
+    Ok(code)
 }
 
 enum Threads {

@@ -28,6 +28,12 @@ impl Progress {
         Progress { what, total, begun: Instant::now(), drawn: None, is_shown }
     }
 
+    /// As [`Progress::set`], where the whole becomes known on the way.
+    pub(super) fn set_of(&mut self, done: u64, total: u64) {
+        self.total = total;
+        self.set(done);
+    }
+
     pub(super) fn set(&mut self, done: u64) {
         let last = self.drawn.map_or(QUIET, |_| DRAW_EVERY);
         if !self.is_shown || self.drawn.unwrap_or(self.begun).elapsed() < last {

@@ -68,7 +68,9 @@ impl Group {
             Group::Unsupported => {
                 "the server does not offer what the settings or the message ask for; compare the extensions above"
             }
-            Group::System | Group::Other => "look into the server's log; debug = true in the host's section puts the dialogue there",
+            Group::System | Group::Other => {
+                "look into the server's log; debug = true in the host's section puts the dialogue there"
+            }
         }
     }
 }

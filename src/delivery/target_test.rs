@@ -290,7 +290,9 @@ fn remedy(group: Group, name: &str, target: &Target) -> String {
         Group::BadHostName => format!("check {place}, and that this machine can resolve the name"),
         Group::NoResponse => format!("check {place}, whether the server there runs, and whether a firewall is between"),
         Group::Disconnected => format!("check {place}: another protocol may be spoken there; else try later"),
-        Group::Tls => format!("check that the name in {place} is one in the certificate, and that the system trusts its issuer"),
+        Group::Tls => {
+            format!("check that the name in {place} is one in the certificate, and that the system trusts its issuer")
+        }
         Group::Refused => match target {
             Target::Webhook { .. } => format!("read what the endpoint says; check {place} and targets.{name}.secret"),
             Target::Pipe { .. } => "read what the program says; it gets the message on its standard input".to_owned(),

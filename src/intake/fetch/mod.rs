@@ -110,7 +110,8 @@ impl Credential {
     /// A server may repeat what it was told.
     fn without_secrets(&self, text: &str) -> String {
         let (_, secret) = self.parts();
-        let encoded = [self.plain(), self.xoauth2(), secret.as_bytes().to_vec()].map(|said| BASE64_STANDARD.encode(said));
+        let encoded =
+            [self.plain(), self.xoauth2(), secret.as_bytes().to_vec()].map(|said| BASE64_STANDARD.encode(said));
         let repeats = |said: &str| text.contains(said);
         match !secret.is_empty() && (repeats(secret) || encoded.iter().any(|said| repeats(said))) {
             true => "something that repeats the password".to_owned(),

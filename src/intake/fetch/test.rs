@@ -147,7 +147,9 @@ fn remedy(group: Group, name: &str, marks: &[Mark]) -> String {
             format!("check {section}.folder: it has to be named as the server names it, such as \"INBOX\"")
         }
         Group::Refused => format!("read what the server says; check {section}.username and password"),
-        Group::Unsupported => format!("check {section}.protocol, port and tls: this server speaks another protocol there"),
+        Group::Unsupported => {
+            format!("check {section}.protocol, port and tls: this server speaks another protocol there")
+        }
         Group::System | Group::Other => "look into the text above, then try again".to_owned(),
     }
 }

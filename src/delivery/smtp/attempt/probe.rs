@@ -12,10 +12,10 @@ use crate::delivery::smtp::host::HostTarget;
 use crate::delivery::smtp::pool::{Channel, Way};
 use crate::delivery::smtp::step::{Stage, Tls, Trouble};
 use crate::delivery::smtp::tls_policy::Terms;
-use crate::trail::{Leg, Trail};
 use crate::delivery::smtp::{ProbeMode, SmtpTransport};
 use crate::delivery::{Job, Outcome};
 use crate::queue::record::Failure;
+use crate::trail::{Leg, Trail};
 
 /// A test takes no longer: a person waits for it.
 const PROBE_MAX: std::time::Duration = std::time::Duration::from_secs(120);
