@@ -210,7 +210,17 @@ impl World {
         };
         let why = "Bounces have no sender, so receivers ask about the name that this server greets with.";
         let mut worst: Option<(IpAddr, Outcome)> = None;
-        for ip in &self.sources().await.addresses {
+        // Where nobody knows from where we send, whether there is a record at all can be told still.
+        let known = &self.sources().await.addresses;
+        if known.is_empty() {
+            let outcome = self.evaluate(&self.resolver, &helo, NOBODY).await;
+            if outcome.result != SpfResult::None {
+                let found = "there is a record; from where we send is not known";
+                return Looked::unknown(wanted, Finding::new(Topic::Spf, of, Level::Note, found));
+            }
+            worst = Some((NOBODY, outcome));
+        }
+        for ip in known {
             let outcome = self.evaluate(&self.resolver, &helo, *ip).await;
             if outcome.result != SpfResult::Pass {
                 worst = Some((*ip, outcome));

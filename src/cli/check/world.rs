@@ -4,6 +4,7 @@
 //! Exit status: 0 if there is no problem (warnings are none), 1 if there is one, 2 for a configuration that does
 //! not load.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,8 +31,9 @@ pub async fn run(path: &Path, json: bool) -> ExitCode {
     let mut findings = configuration(path, &config);
     match world(&config) {
         Ok(world) => {
-            let mut progress = Progress::new("looking around", 0);
-            findings.extend(Arc::new(world).check(|done, total| progress.set_of(done, total)).await);
+            let told = Cell::new((0, 0));
+            let looking = Arc::new(world).check(|done, total| told.set((done, total)));
+            findings.extend(Progress::new("looking around", 0).following(&told, looking).await);
         }
         Err(finding) => findings.push(finding),
     }
