@@ -36,8 +36,12 @@
 //! - What programs drop as files: `intake::pickup`. What they give to `sendmail`: `cli::sendmail`, by SMTP or
 //!   through a folder of the same kind.
 //! - Smart hosts (named servers in place of those in DNS): `routing::outbound` chooses, `delivery::smart_hosts`
-//!   goes from one to the next, `delivery::host_test` tests one for a person. Their tokens: `delivery::oauth`;
+//!   goes from one to the next. Their tokens: `delivery::oauth`;
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.
+//! - Tests of connections for a person, leg by leg: [`trail`] has the words, `delivery::host_test` smart hosts,
+//!   `delivery::target_test` targets, `intake::fetch::test` mailboxes, `app::account_test` logins of our own.
+//! - What DNS says of us, and what else around a server keeps mail from arriving: `app::world`, whose `records` has the
+//!   lines to publish.
 //! - Targets of inbound mail: `config::targets` and `config::command` read them, `delivery::transport` sets them up;
 //!   one that has answered 410 is paused in `delivery::paused`, what none takes in time is a dead letter
 //!   (`delivery::settle`). Who may be told of a failure: `bounce::backscatter`.

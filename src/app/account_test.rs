@@ -216,9 +216,8 @@ async fn login_remedy(config: &Arc<Config>, wish: &Wish, plan: &Plan<'_>, accoun
             "this password is not the one of {account}: give the right one, or put the line of `postrider account \
              hash` into {account}.password_hash"
         ),
-        Ok(_) => format!(
-            "by this configuration the password is right: the server may run with an older one (reload it), or \
-             limits.auth_failures keeps this address or account away for a while"
-        ),
+        Ok(_) => "by this configuration the password is right: the server may run with an older one (reload it), or \
+                  limits.auth_failures keeps this address or account away for a while"
+            .to_owned(),
     }
 }

@@ -96,7 +96,7 @@ fn marked(records: Vec<Record>, looked: Result<Vec<Looked>, String>) -> Vec<Mark
     let mark = |record: Record| {
         let same = |one: &&Looked| one.record.name == record.name && one.record.kind == record.kind;
         match looked.iter().find(same) {
-            // What has to be added to a record that is there is known only now.
+            // What is there, and what has to be added to it, is known only now.
             Some(Looked { record: better, published, finding }) => {
                 let found = if *published == Published::Missing { String::new() } else { finding.found.clone() };
                 let record = Record { value: better.value.clone(), ..record };

@@ -1,6 +1,6 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim`, `account`, `completions`, `man` and `explain --from --to` need none, `store`, `smart-host test`
-//! and `queue export|import` do with one and without, everything else speaks to the running server over its
+//! `check`, `dns`, `dkim`, `account hash`, `fetch test`, `target test`, `completions`, `man` and `explain --from --to` need
+//! none, `store`, `smart-host test` and `queue export|import` do with one and without, everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
 //! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,

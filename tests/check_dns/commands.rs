@@ -94,7 +94,7 @@ async fn what_is_missing_ends_with_1_and_says_what_to_publish_and_why() {
         "         publish: 1.2.0.192.in-addr.arpa. IN PTR mail.my.test.",
         "         publish: mail.my.test. IN A 192.0.2.1",
         "         Without it mail for the domain goes elsewhere, or back to its sender.",
-        "note     DKIM          my.test: there are keys still to be made",
+        "note     DKIM          my.test: not looked at: there are no keys that can be read",
     ] {
         assert!(said.lines().any(|said| said == line), "{line}\n{said}");
     }
@@ -103,6 +103,19 @@ async fn what_is_missing_ends_with_1_and_says_what_to_publish_and_why() {
     let mx = all.iter().find(|one| one["check"] == "mx").unwrap();
     assert_eq!(mx["level"], "problem");
     assert_eq!(mx["publish"], serde_json::json!([{"name": "my.test", "type": "MX", "value": "10 mail.my.test."}]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_be_read_is_a_finding_beside_the_others() {
+    let place = Place::new(good(), "source_addresses = [\"127.0.0.1\"]\n").await;
+    place.signer();
+    std::fs::write(place.folder.path().join("dkim/my.test/pr-rsa.pem"), "nonsense").unwrap();
+    let all = objects(&postrider(&place, &["check", "--dns", "--json"]).await.stdout);
+    let level = |check: &str, of: &str| {
+        all.iter().find(|one| one["check"] == check && one["of"] == of).map(|one| &one["level"])
+    };
+    assert_eq!(level("dkim", "keys"), Some(&"problem".into()), "{all:?}");
+    assert_eq!(level("mx", "my.test"), Some(&"ok".into()), "{all:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,6 +152,20 @@ async fn dns_marks_what_is_there_and_its_lines_can_be_put_into_a_zone() {
     assert!(said.lines().all(|line| line.starts_with(';') || is_record(line)), "{said}");
     assert!(said.lines().last().unwrap().starts_with("; 1 there, 6 missing, 1 different"), "{said}");
 
+    // A stricter record that is there is not to be replaced by ours.
+    place.zone.replace(good());
+    let said = text(&postrider(&place, &["dns", "my.test"]).await.stdout);
+    assert!(said.contains("\n_dmarc.my.test. IN TXT \"v=DMARC1; p=reject; rua=mailto:dmarc@my.test\"\n"), "{said}");
+    assert!(said.contains("\n_smtp._tls.my.test. IN TXT \"v=TLSRPTv1; rua=mailto:tls@my.test\"\n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dns_says_to_programs_which_records_are_there() {
+    let zone = Zone::new()
+        .mx("my.test", 10, "mail.my.test")
+        .a("mail.my.test", "127.0.0.1")
+        .txt("my.test", "v=spf1 a:x.test ~all");
+    let place = Place::new(zone, "source_addresses = [\"127.0.0.1\"]\n").await;
     let all = objects(&postrider(&place, &["dns", "my.test", "--json"]).await.stdout);
     let marks: Vec<(&str, &str)> =
         all.iter().map(|one| (one["name"].as_str().unwrap(), one["published"].as_str().unwrap())).collect();

@@ -59,7 +59,9 @@ async fn an_mx_that_leads_elsewhere_is_told_from_one_that_leads_here() {
         let looked = Place::new(zone, FROM_HERE).await.record(Topic::Mx).await;
         assert_eq!((looked.published, looked.finding.level), (published, wanted), "{looked:?}");
         assert!(looked.finding.found.starts_with(found), "{looked:?}");
-        assert_eq!(looked.record.line(), "my.test. IN MX 10 mail.my.test.");
+        if published != Published::There {
+            assert_eq!(looked.record.line(), "my.test. IN MX 10 mail.my.test.");
+        }
         let is_told = matches!(published, Published::Missing | Published::Differs);
         assert_eq!(lines(&looked.finding), vec![looked.record.line(); usize::from(is_told)]);
     }

@@ -8,6 +8,9 @@ use super::zone::Zone;
 
 const FROM_HERE: &str = "source_addresses = [\"127.0.0.1\"]\n";
 
+/// Texts in DNS; where the record stands, how bad it is, how the finding begins, the line to publish.
+type Case<'a> = (&'a [&'a str], Published, Level, &'a str, Option<&'a str>);
+
 fn base() -> Zone {
     Zone::new().mx("my.test", 10, "mail.my.test").a("mail.my.test", "127.0.0.1")
 }
@@ -17,7 +20,7 @@ async fn spf_is_evaluated_as_receivers_do_and_the_better_record_is_printed() {
     let (missing, differs, problem) = (Published::Missing, Published::Differs, Level::Problem);
     let fresh = "my.test. IN TXT \"v=spf1 mx a:mail.my.test -all\"";
     let many = format!("v=spf1 {}-all", "a:x.test ".repeat(11));
-    let table: [(&[&str], Published, Level, &str, Option<&str>); 9] = [
+    let table: [Case<'_>; 9] = [
         (&["v=spf1 mx -all"], Published::There, Level::Ok, "127.0.0.1 gets \"pass\"", None),
         (&["v=spf1 ip4:127.0.0.0/8 ~all", "other"], Published::There, Level::Ok, "127.0.0.1 gets \"pass\"", None),
         (&[], missing, problem, "there is no record", Some(fresh)),
@@ -127,7 +130,7 @@ async fn a_key_that_waits_for_its_record_is_no_problem() {
 async fn dmarc_is_one_record_that_can_be_used_and_whose_reports_arrive() {
     let (there, missing, differs) = (Published::There, Published::Missing, Published::Differs);
     let fresh = "_dmarc.my.test. IN TXT \"v=DMARC1; p=none; rua=mailto:postmaster@my.test\"";
-    let table: [(&[&str], Published, Level, &str, Option<&str>); 8] = [
+    let table: [Case<'_>; 8] = [
         (&["v=DMARC1; p=reject; rua=mailto:a@my.test"], there, Level::Ok, "p=reject; our signatures", None),
         (&["v=DMARC1; p=none; rua=mailto:a@my.test"], there, Level::Note, "p=none; our signatures", None),
         (

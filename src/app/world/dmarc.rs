@@ -52,7 +52,12 @@ impl World {
             return Looked::differs(wanted, Finding::new(Topic::Dmarc, of, Level::Problem, found).why(missing));
         };
         let finding = self.dmarc_policy(domain, &applying, policy).await;
-        Looked::there(wanted, finding.unwrap_or_else(not_now))
+        let is_there = match own.first() {
+            Some(text) => wanted.with(text.as_str()),
+            // Of its own it would be as strict as the one that applies.
+            None => wanted.with(format!("v=DMARC1; p={}; rua=mailto:postmaster@{domain}", policy.text())),
+        };
+        Looked::there(is_there, finding.unwrap_or_else(not_now))
     }
 
     /// None: the name servers could not tell.

@@ -32,6 +32,7 @@ pub(super) fn or_none<T>(answer: Result<Vec<T>, DnsError>) -> Result<Vec<T>, Dns
 }
 
 impl Looked {
+    /// `record`: as it is in DNS, so that nobody puts a weaker one in its place.
     pub(super) fn there(record: Record, finding: Finding) -> Looked {
         Looked { record, published: Published::There, finding }
     }
@@ -103,6 +104,7 @@ impl World {
         let Some(ours) = ours else {
             return Looked::differs(wanted, finding(format!("{list}: none of them is this server")));
         };
+        let wanted = wanted.with(format!("{} {}.", ours.preference, ours.host));
         if ours.preference > first.preference {
             let found = format!("{list}: this server is not the first, so most mail goes elsewhere");
             return Looked::there(wanted, Finding::new(Topic::Mx, domain.as_str(), Level::Note, found));
@@ -130,10 +132,15 @@ impl World {
     /// Can what we sign be verified?
     pub(super) async fn dkim(&self, domain: &Domain) -> Vec<Looked> {
         let Some(signer) = &self.signer else {
-            let finding = Finding::new(Topic::Dkim, domain.as_str(), Level::Note, "there are keys still to be made")
-                .remedy(format!(
-                    "`postrider dns {domain}` makes them and prints their records; so does the server's first start"
-                ));
+            let finding = Finding::new(
+                Topic::Dkim,
+                domain.as_str(),
+                Level::Note,
+                "not looked at: there are no keys that can be read",
+            )
+            .remedy(format!(
+                "`postrider dns {domain}` makes them and prints their records; so does the server's first start"
+            ));
             let record = Record::new(format!("_domainkey.{domain}"), "TXT", "", "DKIM");
             return vec![Looked::unknown(record, finding)];
         };
@@ -219,6 +226,7 @@ impl World {
             return Looked::differs(wanted, finding);
         }
         let host = format!("mta-sts.{domain}");
+        let is_there = wanted.with(text.as_str());
         let got = self.https.get(&host, "/.well-known/mta-sts.txt", "text/plain", POLICY_BYTES_MAX).await;
         let policy = got.map_err(|error| error.to_string()).and_then(|body| Policy::parse(&body));
         let finding = match policy {
@@ -227,7 +235,7 @@ impl World {
                 .why("Who has fetched an older policy goes by that until it ends, and everybody else by none."),
             Ok(policy) => self.sts_policy(domain, &policy).await,
         };
-        Looked::there(wanted, finding)
+        Looked::there(is_there, finding)
     }
 
     async fn sts_policy(&self, domain: &Domain, policy: &Policy) -> Finding {
@@ -280,7 +288,9 @@ impl World {
                     format!("{} names nobody to report to: there has to be exactly one record, with rua=", shown(text));
                 Looked::differs(wanted, Finding::new(Topic::TlsRpt, of, Level::Warning, found).why(why))
             }
-            Some(_) => {
+            Some(text) => {
+                let ours = texts.iter().find(|text| text.starts_with("v=TLSRPTv1"));
+                let wanted = wanted.with(ours.unwrap_or(text).as_str());
                 let to: Vec<String> = to.mail.iter().map(ToString::to_string).chain(to.https).collect();
                 Looked::there(wanted, Finding::ok(Topic::TlsRpt, of, format!("reports go to {}", to.join(", "))))
             }

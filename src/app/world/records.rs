@@ -61,6 +61,11 @@ impl Record {
         Record::new(name, "TXT", value, comment)
     }
 
+    /// The same with what is in DNS.
+    pub fn with(self, value: impl Into<String>) -> Record {
+        Record { value: value.into(), ..self }
+    }
+
     /// As a line of a zone file.
     pub fn line(&self) -> String {
         let value = if self.kind == "TXT" { quoted(&self.value) } else { self.value.clone() };
@@ -277,10 +282,22 @@ pub fn zone_line(record: &Record, mark: &str) -> String {
     text
 }
 
-/// A text as strings of at most 255 octets. Ours are ASCII without quotes and backslashes.
+/// A text as strings of at most 255 octets (RFC 1035 5.1). One that is in DNS may hold anything.
 fn quoted(text: &str) -> String {
     let strings = text.as_bytes().chunks(TXT_STRING_BYTES_MAX);
-    strings.map(|part| format!("\"{}\"", String::from_utf8_lossy(part))).collect::<Vec<_>>().join(" ")
+    strings.map(|part| format!("\"{}\"", escaped(part))).collect::<Vec<_>>().join(" ")
+}
+
+fn escaped(octets: &[u8]) -> String {
+    octets.iter().fold(String::new(), |mut text, octet| {
+        match octet {
+            b'"' | b'\\' => text.extend(['\\', char::from(*octet)]),
+            b' '..=b'~' => text.push(char::from(*octet)),
+            // Writing to a String cannot fail.
+            other => drop(write!(text, "\\{other:03}")),
+        }
+        text
+    })
 }
 
 /// One JSON object a line.
@@ -321,6 +338,14 @@ mod tests {
         assert_eq!(spf_of("[delivery]\ndefault = \"capture\"\n"), "v=spf1 mx a:mail.my.com -all");
         let addresses = "[delivery]\nhelo_name = \"out.my.com\"\nsource_addresses = [\"8.8.4.4\", \"10.0.0.1\"]\n";
         assert_eq!(spf_of(addresses), "v=spf1 mx a:out.my.com ip4:8.8.4.4 -all");
+    }
+
+    #[test]
+    fn what_is_in_dns_is_written_as_a_zone_file_has_it() {
+        let line = Record::new("a.test", "TXT", "a \"b\" \\ é", "").line();
+        assert_eq!(line, r#"a.test. IN TXT "a \"b\" \\ \195\169""#);
+        let long = Record::new("a.test", "TXT", "x".repeat(300), "").line();
+        assert_eq!(long, format!("a.test. IN TXT \"{}\" \"{}\"", "x".repeat(255), "x".repeat(45)));
     }
 
     #[test]

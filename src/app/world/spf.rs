@@ -121,7 +121,7 @@ impl World {
         let (lacking, said) = self.lacking(domain, &ways, &asked).await;
         if !lacking.is_empty() {
             let terms: Vec<&str> = lacking.iter().map(|(term, _)| term.as_str()).collect();
-            let better = Record { value: with_terms(text, &terms), ..wanted };
+            let better = wanted.with(with_terms(text, &terms));
             let sure = lacking.iter().any(|(_, is_sure)| *is_sure) && !ways.stays_here;
             let level = if sure { Level::Problem } else { Level::Warning };
             let finding = Finding::new(Topic::Spf, of, level, format!("{}: {}", shown(text), said.join("; ")))
@@ -144,7 +144,7 @@ impl World {
             }
             _ => Finding::ok(Topic::Spf, of, if said.is_empty() { shown(text) } else { said.join("; ") }),
         };
-        Looked::there(wanted, finding)
+        Looked::there(wanted.with(text), finding)
     }
 
     /// Terms that the record needs, each with whether that is sure; and what was found. `asked`: whose records it includes.

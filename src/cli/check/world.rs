@@ -29,13 +29,10 @@ pub async fn run(path: &Path, json: bool) -> ExitCode {
         }
     };
     let mut findings = configuration(path, &config);
-    match world(&config) {
-        Ok(world) => {
-            let told = Cell::new((0, 0));
-            let looking = Arc::new(world).check(|done, total| told.set((done, total)));
-            findings.extend(Progress::new("looking around", 0).following(&told, looking).await);
-        }
-        Err(finding) => findings.push(finding),
+    if let Some(world) = world(&config, &mut findings) {
+        let told = Cell::new((0, 0));
+        let looking = Arc::new(world).check(|done, total| told.set((done, total)));
+        findings.extend(Progress::new("looking around", 0).following(&told, looking).await);
     }
     let text = if json { lines_json(&findings) } else { lines(&findings, Paint::for_stdout()) };
     print(&mut std::io::stdout().lock(), &text);
@@ -43,20 +40,26 @@ pub async fn run(path: &Path, json: bool) -> ExitCode {
     if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Keys are read, and not made: who runs this may be another user than the server.
-fn world(config: &Arc<Config>) -> Result<World, Finding> {
-    let resolver = Resolver::new(&config.dns).map_err(|error| {
-        Finding::new(Topic::Resolver, "name servers", Level::Problem, error.to_string())
-            .remedy("name them in [dns] nameservers")
-    })?;
+/// None: there are no name servers to ask. Keys are read, and not made: who runs this may be another user than the
+/// server.
+fn world(config: &Arc<Config>, findings: &mut Vec<Finding>) -> Option<World> {
     let signer = match missing_keys(config).is_empty() {
-        true => Some(Signer::load(config).map_err(|error| {
-            Finding::new(Topic::Dkim, "keys", Level::Problem, error.to_string())
-                .remedy("run this as the user that runs the server")
-        })?),
-        false => None,
+        true => Signer::load(config),
+        false => return resolver(config, findings).map(|resolver| World::new(config.clone(), resolver, None)),
     };
-    Ok(World::new(config.clone(), resolver, signer))
+    let signer = signer.map_err(|error| {
+        let finding = Finding::new(Topic::Dkim, "keys", Level::Problem, error.to_string());
+        findings.push(finding.remedy("correct that, or run this as the user that runs the server"));
+    });
+    resolver(config, findings).map(|resolver| World::new(config.clone(), resolver, signer.ok()))
+}
+
+fn resolver(config: &Config, findings: &mut Vec<Finding>) -> Option<Resolver> {
+    let made = Resolver::new(&config.dns).map_err(|error| {
+        let finding = Finding::new(Topic::Resolver, "name servers", Level::Problem, error.to_string());
+        findings.push(finding.remedy("name them in [dns] nameservers"));
+    });
+    made.ok()
 }
 
 fn configuration(path: &Path, config: &Config) -> Vec<Finding> {
