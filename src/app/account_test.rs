@@ -177,13 +177,16 @@ async fn remedy(
             format!("start the server with `postrider serve`, or check {listener}.bind and firewalls on the way")
         }
         Group::Tls if wish.host.is_some() => {
-            "the certificate has to be for the name in --host and from an issuer that applications trust: see tls.certificate, tls.acme and `postrider check --dns`".to_owned()
+            "the certificate has to be for the name in --host and from an issuer that applications trust: \
+                     see tls.certificate, tls.acme and `postrider check --dns`"
+                .to_owned()
         }
         Group::Tls => format!("check {listener}.tls and tls.certificate; the server's log tells more"),
         Group::Login => login_remedy(config, wish, plan, &account).await,
         Group::Unsupported => format!("no login is offered there: check {listener}.tls and its role"),
         Group::Refused if !has(Leg::Mail) => format!(
-            "this server turned the connection away: see networks.blocked, limits.connections and limits.auth_failures, and {listener}"
+            "this server turned the connection away: see networks.blocked, limits.connections and \
+                     limits.auth_failures, and {listener}"
         ),
         Group::Refused if !config.may_send_as(plan.account, &plan.from) => {
             format!("<{}> is not among {account}.senders: add it there, or give another --from", plan.from)

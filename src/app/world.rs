@@ -344,7 +344,10 @@ impl World {
         let finding = Finding::new(Topic::Dnssec, of, Level::Note, found);
         match wants {
             true => finding
-                .remedy("use a resolver that passes signatures on, such as unbound on this machine, in [dns] nameservers; or set delivery.tls.dane = false")
+                .remedy(
+                    "use a resolver that passes signatures on, such as unbound on this machine, in [dns] \
+                     nameservers; or set delivery.tls.dane = false",
+                )
                 .why("DANE, by which a domain demands TLS of whoever sends to it, is off until then."),
             false => finding,
         }

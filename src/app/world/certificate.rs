@@ -143,15 +143,25 @@ impl Look {
         match self.leads(first, others, roots) {
             Ok(()) => self.finding(Level::Ok, "leads to an authority that this system trusts"),
             Err(TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-                self.finding(Level::Problem, "a certificate in the chain has ended").remedy("get the chain from the issuer again")
+                self.finding(Level::Problem, "a certificate in the chain has ended")
+                    .remedy("get the chain from the issuer again")
             }
             Err(TlsError::InvalidCertificate(CertificateError::UnknownIssuer)) if others.is_empty() => self
-                .finding(Level::Problem, "the file holds one certificate, and its issuer is none that this system trusts")
-                .remedy("put the intermediate certificates behind it (fullchain.pem); with an authority of your own see that all who connect trust that")
+                .finding(
+                    Level::Problem,
+                    "the file holds one certificate, and its issuer is none that this system trusts",
+                )
+                .remedy(
+                    "put the intermediate certificates behind it (fullchain.pem); \
+                     with an authority of your own see that all who connect trust that",
+                )
                 .why("Who connects cannot find the certificates in between by himself."),
             Err(error) => self
                 .finding(Level::Warning, format!("leads to no authority that this system trusts: {error}"))
-                .remedy("see that the file holds all intermediate certificates; with an authority of your own see that all who connect trust that")
+                .remedy(
+                    "see that the file holds all intermediate certificates; \
+                     with an authority of your own see that all who connect trust that",
+                )
                 .why("Applications refuse a certificate that they cannot trace to somebody they trust."),
         }
     }
@@ -169,7 +179,10 @@ impl Look {
         let level = if self.submission { Level::Warning } else { Level::Note };
         self.finding(level, found)
             .remedy("get one that others trust: tls.certificate and tls.private_key, or tls.acme")
-            .why("Applications that check certificates refuse it; other mail servers use TLS all the same, unless MTA-STS asks for more.")
+            .why(
+                "Applications that check certificates refuse it; other mail servers use TLS \
+                     all the same, unless MTA-STS asks for more.",
+            )
     }
 }
 

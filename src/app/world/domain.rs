@@ -215,7 +215,10 @@ impl World {
         let ours: Vec<&String> = texts.iter().filter(|text| text.starts_with("v=STSv1")).collect();
         let Some(text) = ours.first() else {
             let finding = Finding::new(Topic::MtaSts, of, Level::Note, "there is none")
-                .remedy(format!("first serve https://mta-sts.{domain}/.well-known/mta-sts.txt; `postrider dns {domain}` prints what it has to say"))
+                .remedy(format!(
+                    "first serve https://mta-sts.{domain}/.well-known/mta-sts.txt; \
+                     `postrider dns {domain}` prints what it has to say"
+                ))
                 .why("With it other servers insist on TLS to this one, and nobody on the way can read or divert mail.");
             return Looked::missing(wanted, finding);
         };
@@ -230,9 +233,18 @@ impl World {
         let got = self.https.get(&host, "/.well-known/mta-sts.txt", "text/plain", POLICY_BYTES_MAX).await;
         let policy = got.map_err(|error| error.to_string()).and_then(|body| Policy::parse(&body));
         let finding = match policy {
-            Err(why) => Finding::new(Topic::MtaSts, of, Level::Problem, format!("the record is there, but not the policy: {why}"))
-                .remedy(format!("serve https://{host}/.well-known/mta-sts.txt with a certificate that others trust, as text/plain, without a redirect:\n{}", records::policy(&self.config).trim_end()))
-                .why("Who has fetched an older policy goes by that until it ends, and everybody else by none."),
+            Err(why) => Finding::new(
+                Topic::MtaSts,
+                of,
+                Level::Problem,
+                format!("the record is there, but not the policy: {why}"),
+            )
+            .remedy(format!(
+                "serve https://{host}/.well-known/mta-sts.txt with a certificate that others trust, as text/plain, \
+                     without a redirect:\n{}",
+                records::policy(&self.config).trim_end()
+            ))
+            .why("Who has fetched an older policy goes by that until it ends, and everybody else by none."),
             Ok(policy) => self.sts_policy(domain, &policy).await,
         };
         Looked::there(is_there, finding)

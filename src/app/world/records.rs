@@ -138,7 +138,8 @@ pub fn mta_sts(config: &Config, domain: &Domain) -> Record {
         .fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
     let comment = format!(
         "MTA-STS: publish it once https://mta-sts.{domain}/.well-known/mta-sts.txt says this, as text/plain:\n{}\n\
-         (a new id with each change; mode: enforce once TLS reports show no failures; it wants a certificate that others trust)",
+         (a new id with each change; mode: enforce once TLS reports show no failures; \
+                     it wants a certificate that others trust)",
         policy.trim_end().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
     );
     Record::txt(format!("_mta-sts.{domain}"), format!("v=STSv1; id={id}"), &comment)

@@ -277,8 +277,10 @@ impl World {
         }
         failed.sort();
         let found = format!("cannot be connected to: {}", failed.join("; "));
-        let finding = Finding::new(Topic::Port25, of, self.if_direct(Level::Problem), found)
-            .remedy("ask your provider to open port 25, or let mail go by a smart host: delivery.default = \"smart_hosts\" and [smart_hosts.NAME]");
+        let finding = Finding::new(Topic::Port25, of, self.if_direct(Level::Problem), found).remedy(
+            "ask your provider to open port 25, or let mail go by a smart host: \
+                     delivery.default = \"smart_hosts\" and [smart_hosts.NAME]",
+        );
         match self.sends_directly() {
             true => finding.why(
                 "Many providers block port 25 at first; without it no mail reaches the servers of its recipients.",
