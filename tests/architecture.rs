@@ -26,6 +26,7 @@ const LAYERS: [(&str, u8); 19] = [
     ("admin", 5),
     ("app", 6),
     ("cli", 7),
+    ("fuzzing", 8),
 ];
 
 /// Data that every layer may use although it lives with its owner.
