@@ -226,15 +226,15 @@ mod tests {
 
     const NOW: u64 = 1_795_300_000;
 
-    /// Certificates of an authority and of a host, for `days`.
-    fn made(names: &[&str], days: i64) -> (CertificateDer<'static>, CertificateDer<'static>) {
+    /// Certificates of an authority of this name and of a host, for `days`.
+    fn made(authority_name: &str, names: &[&str], days: i64) -> (CertificateDer<'static>, CertificateDer<'static>) {
         let at = |days: i64| {
             let epoch = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(NOW);
             if days < 0 { epoch - DAY * days.unsigned_abs() as u32 } else { epoch + DAY * days as u32 }
         };
         let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "An authority");
+        authority.distinguished_name.push(rcgen::DnType::CommonName, authority_name);
         (authority.not_before, authority.not_after) = (at(-1000), at(1000));
         let authority_key = rcgen::KeyPair::generate().unwrap();
         let root = authority.self_signed(&authority_key).unwrap().der().clone();
@@ -255,10 +255,10 @@ mod tests {
     fn found(names: &[&str], days: i64, trusted: bool) -> Vec<(Level, String)> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("chain.pem");
-        let (root, host) = made(names, days);
+        let (root, host) = made("An authority", names, days);
         std::fs::write(&file, pem(&host)).unwrap();
         let mut roots = RootCertStore::empty();
-        roots.add(if trusted { root } else { made(&["x.test"], 1).0 }).unwrap();
+        roots.add(if trusted { root } else { made("Another", &["x.test"], 1).0 }).unwrap();
         look(&file).findings(Some(roots)).into_iter().map(|finding| (finding.level, finding.found)).collect()
     }
 
