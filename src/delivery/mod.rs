@@ -40,6 +40,7 @@ pub mod shelf;
 pub mod smart_hosts;
 pub mod smtp;
 pub mod standing;
+pub mod target_test;
 pub mod throttle;
 pub mod tls_report;
 pub mod transport;

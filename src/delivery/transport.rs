@@ -36,7 +36,7 @@ use super::{Job, Outcome};
 
 /// A target that is set up.
 #[derive(Debug)]
-enum TargetTransport {
+pub(super) enum TargetTransport {
     Webhook(Box<Webhook>),
     Maildir(Maildir),
     Lmtp(LmtpAddress),
@@ -308,7 +308,12 @@ fn leaves(delivery: &Delivery) -> bool {
     delivery.route == Route::Remote
 }
 
-fn set_up(config: &Arc<Config>, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
+pub(super) fn set_up(
+    config: &Arc<Config>,
+    name: &str,
+    target: &Target,
+    clock: &Clock,
+) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
             let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;

@@ -54,7 +54,7 @@ impl Wanted {
         wanted
     }
 
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.mail.is_empty() && self.https.is_empty()
     }
 }
