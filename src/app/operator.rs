@@ -578,6 +578,7 @@ mod tests {
             last_failure: None,
             delay_notified: false,
             by_hand,
+            released: None,
         };
         let (held, waiting) = (Status::Held { reason: "x".into() }, |due| Status::Waiting { due });
         for (action, before, by_hand) in [
