@@ -165,8 +165,7 @@ impl Operator {
     async fn prospects(&self, message: &Message, recipients: &[(u32, Recipient)]) -> HashMap<Domain, Found> {
         let config = self.intake.config();
         let mut prospects = HashMap::new();
-        let is_direct =
-            |released| matches!(outbound::choose_for(config, message, released).way, Way::Direct { .. });
+        let is_direct = |released| matches!(outbound::choose_for(config, message, released).way, Way::Direct { .. });
         let (is_direct, is_direct_if_released) = (is_direct(false), is_direct(true));
         if !is_direct && !is_direct_if_released {
             return prospects;

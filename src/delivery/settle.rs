@@ -216,9 +216,12 @@ impl Settler {
                 untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
             }
             Outcome::Suppressed(reason) => untold(Event::Suppressed { recipient: address, reason }, None),
-            Outcome::Captured => untold(Event::Captured { recipient: address }, Some(captured(recipient, attempt, now))),
+            Outcome::Captured => {
+                untold(Event::Captured { recipient: address }, Some(captured(recipient, attempt, now)))
+            }
             Outcome::Complained => {
-                let (to, reply) = (capture::DOMAIN.to_owned(), "250 2.0.0 taken, and called spam by its reader".to_owned());
+                let (to, reply) =
+                    (capture::DOMAIN.to_owned(), "250 2.0.0 taken, and called spam by its reader".to_owned());
                 let event = Event::Delivered { recipient: address, to, reply, tls: None, attempt };
                 let after = captured(recipient, attempt, now);
                 Decided { complains: true, ..untold(event, Some(after)) }

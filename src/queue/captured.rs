@@ -115,10 +115,7 @@ pub fn beyond(store: &Store, bounds: Bounds, most: usize) -> Result<Vec<MessageI
 }
 
 /// Each captured message once, the oldest first, with when it was captured and its size.
-fn each(
-    store: &Store,
-    mut show: impl FnMut(MessageId, Millis, u64) -> ControlFlow<()>,
-) -> Result<(), StoreError> {
+fn each(store: &Store, mut show: impl FnMut(MessageId, Millis, u64) -> ControlFlow<()>) -> Result<(), StoreError> {
     let mut last = None;
     for entry in store.range(Table::Meta, PREFIX, END)? {
         let (key, value) = entry?;

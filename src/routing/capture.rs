@@ -33,9 +33,7 @@ pub fn answer(config: &Config, recipient: &Recipient) -> Option<Answer> {
     match &recipient.route {
         Route::Remote if config.is_own(recipient.address.domain()) => None,
         Route::Remote => Some(stands_for(&recipient.address)),
-        Route::Target(name) => {
-            matches!(config.targets.get(name), Some(Target::Smtp { .. })).then_some(Answer::Kept)
-        }
+        Route::Target(name) => matches!(config.targets.get(name), Some(Target::Smtp { .. })).then_some(Answer::Kept),
     }
 }
 

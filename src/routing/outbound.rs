@@ -76,12 +76,7 @@ pub fn choose_for<'c>(config: &'c Config, message: &Message, released: bool) -> 
 
 /// As [`choose_for`], for a message that is forwarded and leaves with this envelope sender, whatever
 /// `sender.return_path` says.
-pub fn choose_forward<'c>(
-    config: &'c Config,
-    message: &Message,
-    released: bool,
-    return_path: &Address,
-) -> Choice<'c> {
+pub fn choose_forward<'c>(config: &'c Config, message: &Message, released: bool, return_path: &Address) -> Choice<'c> {
     let (default, pinned) = (default_way(config, released), config.pinned(&message.stream));
     let wanted = Wanted::Path(return_path);
     choose_with(config, default, message.header_from.as_ref(), &message.mail_from, pinned, wanted)
