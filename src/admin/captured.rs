@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::filter::address_fits;
 use super::view;
 use crate::clock::Millis;
-use crate::message::{Address, Findings, MessageId, ReversePath};
+use crate::message::{Address, Findings, MessageId, ReversePath, mime};
 use crate::queue::record::{Message, Recipient, Route, Status};
 
 mod html;
@@ -149,7 +149,7 @@ impl Captured {
                 to: recipients.iter().map(|recipient| recipient.address.clone()).collect(),
             },
             author: message.header_from.clone(),
-            subject: message.subject.clone(),
+            subject: mime::decode_words(message.subject.as_bytes()),
             message_id: message.message_id.clone(),
             size: message.size,
             stream: message.stream.clone(),

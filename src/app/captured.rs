@@ -80,6 +80,11 @@ impl Operator {
         }
     }
 
+    /// How many wait for something to be captured.
+    pub fn waiters(&self) -> usize {
+        self.followers.waiting()
+    }
+
     pub(super) async fn captured_one(&self, id: MessageId) -> Result<Option<Kept>, Trouble> {
         let (Some(message), Some(shown)) = ({
             let queue = self.queue.clone();

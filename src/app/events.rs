@@ -35,6 +35,11 @@ impl Followers {
         Followers { free, waiting: Arc::new(Semaphore::new(WAITERS_MAX)), stop }
     }
 
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        WAITERS_MAX.saturating_sub(self.waiting.available_permits())
+    }
+
     /// A place for one who waits for something, and what ends the wait. None: too many wait.
     pub(super) fn wait(&self) -> Option<(OwnedSemaphorePermit, CancellationToken)> {
         Some((self.waiting.clone().try_acquire_owned().ok()?, self.stop.clone()))

@@ -230,10 +230,15 @@ pub(crate) struct ReleaseAnswer {
 async fn release<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Path(id): Path<String>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Answer<ReleaseAnswer> {
     let id = parse_id(&id)?;
     let shape = "send nothing, {}, or {\"to\": \"ann@example.net\"}";
+    if !body.is_empty() && !is_json(&headers) {
+        let error = "the content type is not application/json";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, shape));
+    }
     let body: ReleaseBody = match body.is_empty() {
         true => ReleaseBody::default(),
         false => serde_json::from_slice(&body).map_err(|error| ApiError::bad(error.to_string(), shape))?,
@@ -257,6 +262,11 @@ async fn release<B: Backend>(
     let backend = api.backend.clone();
     let released = to_its_end(async move { backend.release_captured(id, to).await }).await??;
     released.map(|recipients| Json(ReleaseAnswer { recipients })).ok_or_else(|| unknown(id))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }
 
 /// How many messages are gone.
