@@ -362,7 +362,7 @@ mod tests {
         let client = ReversePath::Address(address("app@other.org"));
         let choice = |removed: &str, default: &str| {
             let config = config_with(removed, default, ours);
-            match choose_with(&config, Some(&from), &client, None, Wanted::Path(&sealed)).way {
+            match choose_with(&config, config.delivery.default, Some(&from), &client, None, Wanted::Path(&sealed)).way {
                 Way::Hosts { hosts, .. } => hosts[0].envelope.to_string(),
                 Way::Direct { envelope } => envelope.unwrap().to_string(),
                 other => unreachable!("{other:?}"),
