@@ -151,6 +151,6 @@ mod tests {
         let parts = [part];
         let html = with_images("cid:big@x cid:big@x", &mut Images::new(MessageId::from_u64(1), &parts));
         assert!(html.starts_with("data:image/png;base64,AAAA"));
-        assert!(html.ends_with("A== /api/v1/captured/0000000000001/attachments/1"), "{}", html.len());
+        assert!(html.ends_with("AA= /api/v1/captured/0000000000001/attachments/1"), "{}", html.len());
     }
 }
