@@ -331,6 +331,7 @@ pub fn test_job(from: &Address, to: &Address, route: Route, now: Millis, hostnam
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     };
     Job { message: Arc::new(message), body: Body::new(vec![content]), recipients: vec![(0, recipient)] }
 }
