@@ -1,13 +1,15 @@
-//! `postrider account hash`: the argon2id hash of a password, for `password_hash` in the
-//! configuration. The password is asked for on a terminal, or read from standard input; never an
-//! argument, which other users could see.
+//! `postrider account`: the argon2id hash of a password, for `password_hash` in the configuration, and the accounts
+//! that this has. The password is asked for on a terminal, or read from standard input; never an argument, which other
+//! users could see.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 
 use clap::Subcommand;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use super::{Failure, print_json, text};
+use super::{Failure, load, print_json, text};
+use crate::config::{Account, Config, Senders};
 use crate::server::accounts::hash_password;
 
 /// Bytes of a password at most.
@@ -16,7 +18,13 @@ const PASSWORD_BYTES_MAX: usize = 1024;
 const EXAMPLES: &str = "\
 Examples:
   postrider account hash                                 asks for the password
-  openssl rand -base64 24 | tee /dev/stderr | postrider account hash";
+  openssl rand -base64 24 | tee /dev/stderr | postrider account hash
+  postrider account list";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  postrider account list
+  postrider account list --json | jq -r 'select(.active | not) | .name'";
 
 const HASH_EXAMPLES: &str = "\
 Examples:
@@ -39,6 +47,16 @@ enum AccountCommand {
     /// Hash a password for `password_hash`
     #[command(after_help = HASH_EXAMPLES)]
     Hash(HashArgs),
+    /// The accounts of the configuration
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ListArgs {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,8 +66,55 @@ struct HashArgs {
     json: bool,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let AccountCommand::Hash(args) = args.command;
+pub(super) fn run(config: &Path, args: Args) -> Result<(), Failure> {
+    match args.command {
+        AccountCommand::Hash(args) => hash(&args),
+        AccountCommand::List(args) => list(&load(config)?, &args),
+    }
+}
+
+fn list(config: &Config, args: &ListArgs) -> Result<(), Failure> {
+    if args.json {
+        return config.accounts.iter().try_for_each(|(name, account)| print_json(&as_json(name, account)));
+    }
+    if config.accounts.is_empty() {
+        return Ok(text::print("There are no accounts.")?);
+    }
+    let rows: Vec<Vec<String>> = config.accounts.iter().map(|(name, account)| row(name, account)).collect();
+    text::table(&rows).iter().try_for_each(|line| Ok(text::print(line)?))
+}
+
+fn as_json(name: &str, account: &Account) -> serde_json::Value {
+    serde_json::json!({
+        "name": name,
+        "label": account.label,
+        "active": account.active,
+        "hold": account.hold,
+        "stream": account.stream,
+        "senders": senders(account),
+        "daily_limit": account.daily_limit,
+    })
+}
+
+/// None: all domains that are ours.
+fn senders(account: &Account) -> Option<Vec<String>> {
+    match &account.senders {
+        Senders::OwnDomains => None,
+        Senders::Only(list) => Some(list.iter().map(ToString::to_string).collect()),
+    }
+}
+
+fn row(name: &str, account: &Account) -> Vec<String> {
+    let mut notes = Vec::new();
+    notes.extend((!account.active).then(|| "not active".to_owned()));
+    notes.extend(account.hold.then(|| "all it sends is held".to_owned()));
+    notes.extend(account.daily_limit.map(|limit| format!("{limit} recipients a day")));
+    notes.extend(Some(account.label.clone()).filter(|label| !label.is_empty()));
+    let senders = senders(account).map_or("all our domains".to_owned(), |list| list.join(", "));
+    vec![name.to_owned(), format!("stream {}", account.stream), format!("as {senders}"), notes.join("; ")]
+}
+
+fn hash(args: &HashArgs) -> Result<(), Failure> {
     let password = if io::stdin().is_terminal() { ask()? } else { first_line(io::stdin().lock())? };
     let hash = hash_password(&password).map_err(|error| Failure::new(format!("cannot hash: {error}")))?;
     if args.json {

@@ -158,7 +158,7 @@ enum Command {
     Fetch(fetch::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
-    /// Password hashes for the accounts of the configuration
+    /// Password hashes, and the accounts of the configuration
     Account(account::Args),
     /// Write what a shell needs to complete these commands
     Completions(completions::Args),
@@ -213,7 +213,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Fetch(args) => block_on(Threads::One, fetch::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
-        Command::Account(args) => account::run(args),
+        Command::Account(args) => account::run(config, args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

@@ -56,7 +56,8 @@ Examples:
 const RELEASE_EXAMPLES: &str = "\
 Examples:
   postrider queue release 0d3c9k2p5v8xq
-  postrider queue release --from newsletter@example.com";
+  postrider queue release --from newsletter@example.com
+  postrider queue release --stream bulk --dry-run        how many would it be?";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
@@ -110,6 +111,9 @@ pub(super) struct Filters {
     /// Recipient's domain
     #[arg(long)]
     domain: Option<String>,
+    /// The stream that they go by
+    #[arg(long, value_name = "NAME")]
+    stream: Option<String>,
     /// waiting, held, captured or damaged
     #[arg(long)]
     status: Option<Status>,
@@ -120,8 +124,8 @@ pub(super) struct Filters {
 
 impl From<Filters> for Filter {
     fn from(filters: Filters) -> Filter {
-        let Filters { to, from, domain, status, older } = filters;
-        Filter { to, from, domain, status, older_than: older }
+        let Filters { to, from, domain, stream, status, older } = filters;
+        Filter { to, from, domain, stream, status, older_than: older }
     }
 }
 
@@ -380,6 +384,7 @@ mod tests {
             status,
             due: None,
             held_because: None,
+            held_by: None,
             kept_back: None,
             attempts: 0,
             last_failure: None,

@@ -139,8 +139,8 @@ pub fn check<'a>(config: &'a Config, wish: &Wish) -> Result<&'a SmartHost, NoTes
         return Ok(host);
     }
     let Some(to) = &wish.to else { return Err(no_test("nobody is named to send to", "add --to ADDRESS")) };
-    if let Some(why) = config.delivery.forbids(to) {
-        return Err(no_test(why, "test without --send, or send to an address that is allowed"));
+    if let Some(hold) = config.delivery.forbids(to) {
+        return Err(no_test(hold.reason, "test without --send, or send to an address that is allowed"));
     }
     match &config.delivery.redirect_all_to {
         Some(only) if only.lookup_key() != to.lookup_key() => {

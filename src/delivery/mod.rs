@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::message::{Address, Domain};
+use crate::message::{Address, Domain, Hold};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
@@ -63,7 +63,7 @@ pub enum Outcome {
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
-    Held(String),
+    Held(Hold),
     /// Not sent: the address is on the suppression list. Nobody is told.
     Suppressed(String),
     /// Try again: on the schedule, or not before the given number of seconds from now

@@ -49,7 +49,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::message::{
-    Address, BodyType, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
+    Address, BodyType, DsnRequest, Findings, Hold, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
 };
 use crate::smtp::Reply;
 
@@ -197,7 +197,7 @@ pub enum Status {
     /// In the due index at this time.
     Waiting { due: Millis },
     /// Until somebody releases or cancels it.
-    Held { reason: String },
+    Held(Hold),
     /// Delivered to the capture store; never leaves by itself.
     Captured { at: Millis },
 }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use postrider::events::Event;
 use postrider::message::findings::{DkimFinding, DmarcFinding, SpfFinding};
 use postrider::message::{
-    Address, BodyType, Door, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, Peer, Ret, ReversePath,
+    Address, BodyType, Door, DsnRequest, Findings, HeldBy, Hold, MessageId, Notify, Origin, OriginalRecipient, Peer,
+    Ret, ReversePath,
 };
 use postrider::queue::record::{Failure, Message, Recipient, Route, Status};
 use postrider::smtp::Reply;
@@ -63,7 +64,7 @@ pub fn all() -> Vec<Kept> {
         by_hand: None,
         ..remote()
     };
-    let held = |why: &str| Recipient { status: Status::Held { reason: why.into() }, ..remote() };
+    let held = |why: &str| Recipient { status: Status::Held(Hold::new(HeldBy::Operator, why)), ..remote() };
     let captured = || Recipient { status: Status::Captured { at: WRITTEN }, attempts: 1, ..remote() };
 
     let mut new = kept(1, "waiting, new", &["hello\r\n"], vec![remote()]);
