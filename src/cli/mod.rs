@@ -1,5 +1,5 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim`, `account`, `completions`, `man` and `explain --from --to` need none, `store`, `smart-host test`
+//! `check`, `config`, `dns`, `dkim`, `account`, `completions`, `man` and `explain --from --to` need none, `store`, `smart-host test`
 //! and `queue export|import` do with one and without, everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
@@ -16,12 +16,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::Config;
 
 mod account;
 pub mod check;
 mod client;
 mod completions;
+mod config;
 mod demo;
 mod dkim;
 pub mod dns;
@@ -52,6 +53,7 @@ const EXAMPLES: &str = "\
 Examples:
   postrider demo                                  try it: no configuration, nothing leaves this machine
   postrider check                                 is the configuration right?
+  postrider config show --docs queue              what does each key mean?
   postrider serve                                 run the server
   postrider dns example.com                       the DNS records to publish
   postrider dkim rotate example.com               new DKIM keys in the place of the old
@@ -105,7 +107,7 @@ enum Command {
     /// Say what is wrong with the configuration, or what it amounts to
     #[command(after_help = CHECK_EXAMPLES)]
     Check {
-        /// JSON, one object a line
+        /// One JSON object a line
         #[arg(long)]
         json: bool,
         /// Print when a message that keeps failing is tried, told of and given up
@@ -115,6 +117,8 @@ enum Command {
         #[arg(long, conflicts_with = "explain_retry")]
         health: bool,
     },
+    /// What the configuration amounts to, and what its keys mean
+    Config(config::Args),
     /// The DNS records to publish for a domain
     #[command(after_help = DNS_EXAMPLES)]
     Dns {
@@ -199,6 +203,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
         Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),
         Command::Check { json, explain_retry, .. } => return Ok(check::run(config, json, explain_retry)),
+        Command::Config(args) => config::run(config, args),
         Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
@@ -249,7 +254,8 @@ fn worker_threads() -> usize {
 
 /// Loads the configuration, or says all that is wrong with it: exit status 2.
 fn load(path: &Path) -> Result<Config, Failure> {
-    config::load(path).map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
+    crate::config::load(path)
+        .map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
 }
 
 /// A client for the server of this configuration.

@@ -33,7 +33,7 @@ enum Command {
     Check {
         /// One of [pickup], or the path of a folder; all of [pickup] if none is named
         folder: Option<PathBuf>,
-        /// JSON, one object a folder
+        /// One JSON object a folder
         #[arg(long)]
         json: bool,
     },
@@ -42,7 +42,7 @@ enum Command {
     Once {
         /// One of [pickup]; all if none is named
         name: Option<String>,
-        /// JSON, one object a folder
+        /// One JSON object a folder
         #[arg(long)]
         json: bool,
     },

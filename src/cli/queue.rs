@@ -337,7 +337,7 @@ async fn change(client: &Client, action: Action, args: ChangeArgs) -> Result<(),
     let body = SelectionBody { ids: args.ids, filter: args.filters.into(), all: args.all, dry_run: args.dry_run };
     if let Err(error) = crate::admin::Selection::try_from(body.clone()) {
         return Err(Failure::usage(error.to_string()).remedy(format!(
-            "postrider queue {} ID…, or --to, --from, --domain, --status, --older, or --all",
+            "postrider queue {} ID…, or --to, --from, --domain, --stream, --status, --older, or --all",
             action.name()
         )));
     }
