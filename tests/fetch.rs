@@ -239,7 +239,7 @@ async fn the_command_line_shows_the_mailboxes_and_reads_one() {
     );
     let (good, json) = postrider(&site, &["fetch", "run", "box", "--dry-run", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert!(good && json["new"] == 1 && json["dry_run"] == true, "{json}");
+    assert!(good && json["found"] == 1 && json["fetched"] == 0, "{json}");
     remotes.finish().await;
     let (good, failed) = postrider(&site, &["fetch", "run", "box"]);
     assert!(!good && failed.contains("cannot be connected to"), "{failed}");
