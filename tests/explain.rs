@@ -6,6 +6,7 @@
 mod remote;
 mod support {
     pub mod client;
+    pub mod endpoint;
     pub mod server;
     pub mod sink;
     pub mod zone;
@@ -26,6 +27,7 @@ use postrider::message::{Address, Content, Door, Draft, Envelope, MessageId, Ori
 use postrider::queue::suspend::Suspension;
 use remote::Remotes;
 use support::client::Client;
+use support::endpoint::{Endpoint, answer};
 use support::server::{TestServer, queued_id};
 use support::sink::Sink;
 use support::zone::{Zone, ZoneServer};
@@ -116,6 +118,15 @@ fn holds(explained: &Explained, key: &str, words: &[&str]) {
         assert!(explained.why.contains(word), "no {word:?} in {:?}", explained.why);
     }
     assert!(!explained.why.contains('\n') && !explained.can.is_empty(), "{explained:#?}");
+}
+
+/// It was tried once, and is tried again: when, and what was said.
+#[track_caller]
+fn tried(explained: &Explained, said: &str) {
+    assert_eq!((explained.state, explained.attempts), (Condition::Waiting, 1), "{explained:#?}");
+    assert!(explained.next.is_some_and(|next| next > START), "{explained:#?}");
+    let last = explained.last.as_ref().expect("what the last try ended with");
+    assert!(last.reason.contains(said), "no {said:?} in {last:?}");
 }
 
 /// A far end that plays so many connections of one script.
@@ -251,7 +262,8 @@ async fn a_host_without_the_tls_that_is_demanded_is_named_with_who_demands_it() 
     let demand =
         "mx.far.test: TLS with any certificate, or the mail waits; demanded by delivery.tls.policy = \"required\"";
     assert!(explained.then.iter().any(|line| line == demand), "{explained:#?}");
-    assert_eq!((explained.attempts, sink.count()), (1, 0));
+    tried(&explained, "does not offer TLS");
+    assert_eq!(sink.count(), 0);
     house.server.stop().await;
 }
 
@@ -336,6 +348,7 @@ async fn one_that_may_have_arrived_and_one_that_is_to_go_later_say_so() {
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::Unsure).await;
     holds(&explained, "delivery.retry.schedule", &["may have arrived"]);
+    tried(&explained, "mx.far.test");
     remotes.finish().await;
 
     let sender = ReversePath::Address(Address::parse("me@home.test").unwrap());
@@ -348,6 +361,38 @@ async fn one_that_may_have_arrived_and_one_that_is_to_go_later_say_so() {
     let explained = house.wait_for(id, Cause::NotBefore).await;
     assert!(explained.why.contains("its sender wanted it to go at 2027-"), "{explained:#?}");
     assert_eq!((explained.next, explained.key), (Some(START + HOUR), None));
+    house.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_target_has_not_taken_in_time_is_kept_and_says_so() {
+    let house = House::new(nobody(), "[delivery.retry]\nmax_attempts = 1\n").await;
+    std::fs::write(house.folder.path().join("box"), "in the way").unwrap();
+    let id = from_outside(&house, "bob@elsewhere.test", "one").await;
+    let explained = house.wait_for(id, Cause::DeadLetter).await;
+    holds(&explained, "delivery.retry.expire", &["its target has not taken it in time", "given up after 1 try"]);
+    assert_eq!((explained.state, explained.next, explained.attempts), (Condition::Held, None, 1));
+    assert!(explained.last.is_some(), "{explained:#?}");
+    house.server.stop().await;
+}
+
+/// An endpoint that is gone: what comes after waits for a person, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_has_paused_itself_is_named() {
+    let gone = Endpoint::answering(&[&answer("410 Gone", "", "")]).await;
+    let more = format!(
+        "[domains.\"hooks.test\"]\ncatchall = \"hook\"\n[targets.hook]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        gone.url
+    );
+    let house = House::new(nobody(), &more).await;
+    for subject in ["one", "two"] {
+        let mut client = Client::connect(house.server.mx).await.unwrap();
+        let content = format!("From: <bob@elsewhere.test>\r\nSubject: {subject}\r\n\r\nhello\r\n");
+        let reply = client.send("bob@elsewhere.test", &["you@hooks.test"], &content).await.unwrap();
+        let explained = house.wait_for(queued_id(&reply), Cause::Target).await;
+        holds(&explained, "targets.hook", &["the target hook is paused, because it has answered 410 Gone"]);
+        assert_eq!(explained.state, Condition::Held);
+    }
     house.server.stop().await;
 }
 
@@ -395,15 +440,18 @@ async fn failures_on_the_way_are_told_apart() {
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::Reply).await;
     holds(&explained, "delivery.retry.schedule", &["refused it for now", "450 4.2.1 mailbox busy"]);
+    tried(&explained, "450 4.2.1 mailbox busy");
     remotes.finish().await;
     let lost = house.submit("app", "you@lost.test").await;
     let explained = house.wait_for(lost, Cause::Dns).await;
     holds(&explained, "dns.nameservers", &["the name servers gave no answer"]);
+    tried(&explained, "MX of lost.test");
     assert!(explained.then.iter().any(|line| line.starts_with("it waits: ")), "{explained:#?}");
     // Nobody listens there any more.
     let id = house.submit("app", "other@far.test").await;
     let explained = house.wait_for(id, Cause::NoConnection).await;
     holds(&explained, "delivery.retry.schedule", &["no connection was to be had"]);
+    tried(&explained, "mx.far.test");
     house.server.stop().await;
 
     let remotes = far(&at_rcpt("450 4.7.1 Greylisted, come back in 5 minutes"), 1).await;
@@ -411,6 +459,7 @@ async fn failures_on_the_way_are_told_apart() {
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::Greylisted).await;
     holds(&explained, "delivery.retry.schedule", &["(greylisting)", "come back in 5 minutes"]);
+    tried(&explained, "450 4.7.1 Greylisted");
     remotes.finish().await;
     house.server.stop().await;
 }
