@@ -234,6 +234,7 @@ fn store_of_a_stopped_server(say: &mut Protocol, config: &Path) {
         "store check",
         "store check --json",
         "store compact",
+        "store backup ~/third",
         "store restore ~/backup",
         "store restore ~/backup --force",
         "store restore ~/other --force --json",
