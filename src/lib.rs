@@ -27,6 +27,7 @@
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
 //! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
+//! - Only in tests and under a fuzzer: [`fuzzing`], what must hold of each parser whatever the bytes are.
 //!
 //! # Where to look for
 //!
@@ -97,3 +98,6 @@ pub mod server;
 
 pub mod app;
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
