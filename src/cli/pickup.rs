@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::client::Reached;
+use super::progress::Progress;
 use super::text::{clean, count, print, size};
 use super::{Failure, client, load, print_json};
 use crate::admin::pickup::{PickupAnswer, PickupBody};
@@ -59,7 +60,8 @@ pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
                 return Err(Failure::new("no server is running: nothing was taken")
                     .remedy("start it with `postrider serve`; it takes what is ready by itself"));
             }
-            let PickupAnswer { folders } = client.pick_up(&PickupBody { name }).await?;
+            let wish = PickupBody { name };
+            let PickupAnswer { folders } = Progress::new("taking files", 0).during(client.pick_up(&wish)).await?;
             tell(&folders, json)
         }
     }

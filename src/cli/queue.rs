@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::Subcommand;
 
 use super::client::Client;
+use super::progress::Progress;
 use super::text::{Paint, clean, count, moment, print, relative, shortened, size, table};
 use super::{Failure, client, print_json, story, transfer};
 use crate::admin::filter::{PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
@@ -341,7 +342,7 @@ async fn change(client: &Client, action: Action, args: ChangeArgs) -> Result<(),
             action.name()
         )));
     }
-    let answer = client.change(action, &body).await?;
+    let answer = Progress::new("changing the queue", 0).during(client.change(action, &body)).await?;
     if args.json {
         let recipients = answer.recipients;
         print_json(&serde_json::json!({ "action": action.name(), "recipients": recipients, "dry_run": body.dry_run }))?;

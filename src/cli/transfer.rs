@@ -191,10 +191,16 @@ pub(super) async fn export(config: &Path, args: ExportArgs) -> Result<(), Failur
     let mut progress = Progress::new("exporting", 0);
     match selection.pick {
         Pick::Ids(ids, filter) => {
+            let mut taken = 0;
             for id in ids {
                 if filter.is_empty() || place.takes(&filter, id).await? {
+                    taken += 1;
                     writer.export(&place, id, true, &mut progress).await?;
                 }
+            }
+            if taken == 0 {
+                return Err(Failure::new("nothing was there to export")
+                    .remedy("`postrider queue show ID` tells where a message stands; leave the filters out"));
             }
         }
         Pick::Matching(filter) => {

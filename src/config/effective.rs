@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::files;
+use super::keys::lists;
 use super::reference::{self, Key, Said, Standard};
 use super::report::Report;
 use super::tree::{Node, Table, Value, join};
@@ -20,9 +21,6 @@ const STREAMS: [&str; 3] = ["transactional", "bulk", "security"];
 const LISTENERS: [&str; 3] = ["mx", "submission", "submissions"];
 /// Sections that are there only if they are written.
 const OPTIONAL: [&str; 1] = ["smart_hosts.*.oauth"];
-
-/// `[[sections]]`, of which there may be several.
-pub(super) const LISTS: [&str; 1] = ["archive"];
 
 /// A key and what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,13 +49,13 @@ pub fn settings(path: &Path) -> Result<Vec<Setting>, Problems> {
 fn of_tree(tree: &Table, config: &Config) -> Vec<Setting> {
     let keys = reference::keys();
     let mut settings = Vec::new();
-    let is_listed = |key: &&Key| LISTS.iter().any(|list| key.path == *list || is_in(key.path, list));
+    let is_listed = |key: &&Key| lists().any(|list| key.path == list || is_in(key.path, list));
     for key in keys.iter().filter(|key| key.is_supported && !is_listed(key)) {
         for path in paths(tree, key.path) {
             settings.extend(setting(tree, config, key, &path));
         }
     }
-    for list in LISTS {
+    for list in lists() {
         let path: Vec<String> = list.split('.').map(str::to_owned).collect();
         let Some((Node { value: Value::Array(items), .. }, _)) = find(tree, &path) else { continue };
         for (at, item) in items.iter().enumerate() {

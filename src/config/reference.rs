@@ -5,7 +5,7 @@
 //! in whole lines above it. A comment says "required", or names the default; where it does neither the value shown is
 //! the default.
 
-use super::keys::{known_keys, pattern};
+use super::keys::{known_keys, lists, pattern};
 use super::report::Report;
 use super::tree::{self, Value};
 use super::value::{parse_duration, parse_rate, parse_size};
@@ -109,7 +109,7 @@ pub fn keys() -> Vec<Key> {
         // Of inline tables the whole is documented.
         let documented = if path.starts_with("aliases.limits.") { "aliases.limits.*" } else { path };
         let said = lines.iter().filter(|line| line.path == documented).map(|line| line.said.clone()).collect();
-        let is_supported = is_supported || super::effective::LISTS.contains(&path);
+        let is_supported = is_supported || lists().any(|list| list == path);
         Key { path, is_supported, is_secret: SECRETS.contains(&path), said }
     };
     known_keys().into_iter().map(key).collect()
