@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Config};
 
 mod account;
+mod captured;
 pub mod check;
 mod client;
 mod completions;
@@ -57,6 +58,7 @@ Examples:
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider captured list                         what is kept here in place of being sent
   postrider explain 0d3c9k2p5v8xq                 why it waits, which setting holds it, what comes next
   postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
@@ -139,6 +141,8 @@ enum Command {
     Pickup(pickup::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// Read, release and delete what is captured in place of being sent
+    Captured(captured::Args),
     /// What happened to messages, and what happens
     #[command(after_help = events::EXAMPLES)]
     Log(events::Args),
@@ -205,6 +209,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Captured(args) => block_on(Threads::One, captured::run(config, args)),
         Command::Log(args) => block_on(Threads::One, events::run(config, args)),
         Command::Explain(args) => block_on(Threads::One, explain::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),

@@ -361,6 +361,7 @@ fn job(from: &Address, to: &Address, now: Millis, hostname: &str) -> Job {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     };
     Job { message: Arc::new(message), body: Body::new(vec![content]), recipients: vec![(0, recipient)] }
 }

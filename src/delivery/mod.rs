@@ -65,6 +65,8 @@ pub enum Outcome {
     Delivered(Delivered),
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
+    /// The same, for an address that stands for a reader who calls it spam.
+    Complained,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
     Held(String),
     /// Not sent: the address is on the suppression list. Nobody is told.
@@ -133,4 +135,6 @@ pub enum Destination {
     /// A smart host, by its name.
     Host(String),
     Target(String),
+    /// Nowhere: what is captured does not leave.
+    Capture,
 }
