@@ -121,7 +121,7 @@ pub(super) struct Filters {
 impl From<Filters> for Filter {
     fn from(filters: Filters) -> Filter {
         let Filters { to, from, domain, status, older } = filters;
-        Filter { to, from, domain, status, older_than: older }
+        Filter { to, from, domain, status, older_than: older, ..Filter::default() }
     }
 }
 
