@@ -223,7 +223,6 @@ async function main() {
   });
   try {
     await refused(browser);
-    // Pages of two servers: cookies go by the name of a host and not by its port, so each has a context.
     const page = await open(await browser.createBrowserContext());
     await logIn(page, wish.origin);
     await reads(page);

@@ -22,10 +22,9 @@ async fn nobody_gets_in_without_the_token_and_the_api_is_as_it_was() {
         assert_eq!(answer.body, "");
     }
     assert_eq!(ask(house.http, "GET /", &[], "").await.field("location"), Some("/login"));
-    for cookie in
-        ["Cookie: postrider_session=", "Cookie: postrider_session=abc", &format!("Cookie: postrider_session={TOKEN}")]
-    {
-        assert_eq!(ask(house.http, "GET /queue", &[cookie], "").await.status, 303, "{cookie}");
+    for value in ["", "abc", TOKEN] {
+        let cookie = format!("Cookie: postrider_session_{}={value}", house.http.port());
+        assert_eq!(ask(house.http, "GET /queue", &[&cookie], "").await.status, 303, "{cookie}");
     }
     for action in ["/queue/retry", "/suspend", "/resume", "/suppressions/add", "/logout", "/captured/delete"] {
         assert_eq!(

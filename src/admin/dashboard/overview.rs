@@ -292,3 +292,50 @@ fn server(readiness: &Readiness, version: &str, started_at: Millis, now: Millis)
 pub(super) fn depth(queued: Option<u64>) -> Markup {
     html! { @match queued { Some(queued) => { (words::number(queued)) " in the queue" }, None => "being counted" } }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::admin::history::Reading;
+
+    const NOW: Millis = 1_800_000_000_000;
+
+    /// Ten messages every ten seconds, five of them put off, for two hours.
+    fn history() -> History {
+        let mut history = History::default();
+        for look in (0..=720).rev() {
+            let done = 720 - look;
+            let (accepted, deferred, queued) = (done * 10, done * 5, Some(done));
+            history.take(&Reading { at: NOW - look * 10_000, accepted, deferred, queued, ..Reading::default() });
+        }
+        history
+    }
+
+    #[test]
+    fn a_chart_has_a_rate_for_each_point_of_its_time_and_no_more() {
+        let history = history();
+        let hour = Points::new(history.hour(), HOUR, NOW - 1);
+        let rates = hour.rate(|sample| sample.accepted);
+        assert_eq!((rates.len(), hour.from + hour.step * 120), (120, NOW));
+        assert!(rates.iter().all(|rate| *rate == Some(60.0)), "{rates:?}");
+        assert_eq!(hour.last(|sample| sample.queued).last(), Some(&Some(720.0)));
+        assert!(hour.most(|sample| sample.p95).iter().all(Option::is_none), "nothing was delivered");
+
+        let day = Points::new(history.day(), DAY, NOW - 1);
+        let rates = day.rate(|sample| sample.deferred);
+        assert_eq!(rates.iter().flatten().count(), 12, "two hours of ten minutes each");
+        assert!(rates.iter().flatten().all(|rate| *rate == 30.0), "{rates:?}");
+        assert!(rates.first().unwrap().is_none());
+    }
+
+    #[test]
+    fn all_four_charts_are_drawn_of_it() {
+        let drawn: String = charts(&history(), false, NOW - 1).into_iter().map(maud::PreEscaped::into_string).collect();
+        for wanted in ["accepted: now 60, at most 60", "queued: now 720, at most 720", "put off: now 30", "half: now –"]
+        {
+            assert!(drawn.contains(wanted), "{wanted}");
+        }
+        assert_eq!(drawn.matches("<polyline").count(), 5);
+    }
+}

@@ -26,6 +26,8 @@ const SESSIONS_MAX: usize = 100;
 const LIFE: Millis = 12 * 3_600_000;
 /// Nor longer than this without a request.
 const IDLE: Millis = 4 * 3_600_000;
+/// Begins the name of the cookie; the port follows, because browsers tell the cookies of one host's servers apart
+/// by nothing else.
 const COOKIE: &str = "postrider_session";
 /// Random bytes of a cookie, and of the token in forms.
 const RANDOM_BYTES: usize = 32;
@@ -143,6 +145,14 @@ pub(super) fn host(headers: &HeaderMap) -> String {
     field(headers, header::HOST).unwrap_or_default().to_ascii_lowercase()
 }
 
+fn cookie_name(headers: &HeaderMap) -> String {
+    let host = host(headers);
+    match host.rsplit_once(':').map(|(_, port)| port) {
+        Some(port) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => format!("{COOKIE}_{port}"),
+        _ => COOKIE.to_owned(),
+    }
+}
+
 /// Does a proxy in front say that the browser came by https? Who lies about that harms itself.
 fn is_https(headers: &HeaderMap) -> bool {
     field(headers, "x-forwarded-proto").is_some_and(|proto| proto.eq_ignore_ascii_case("https"))
@@ -152,14 +162,15 @@ fn is_https(headers: &HeaderMap) -> bool {
 pub(super) fn set_cookie(headers: &HeaderMap, cookie: Option<&str>) -> String {
     let secure = if is_https(headers) { "; Secure" } else { "" };
     let (value, age) = cookie.map_or(("", 0), |cookie| (cookie, LIFE / 1000));
-    format!("{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{secure}")
+    format!("{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{secure}", cookie_name(headers))
 }
 
 /// The cookies of that name; there may be more than one, set under another path or by another server of the name.
 fn cookies(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
     let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.filter(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+    let own = cookie_name(headers);
+    pairs.filter(move |(name, _)| *name == own).map(|(_, value)| value)
 }
 
 pub(super) fn visitor<B: Backend>(dashboard: &Dashboard<B>, headers: &HeaderMap) -> Option<Visitor> {
@@ -261,6 +272,10 @@ mod tests {
         headers.append(header::COOKIE, "postrider_session=two;x=y".parse().unwrap());
         assert_eq!(cookies(&headers).collect::<Vec<_>>(), ["one", "two"]);
         assert!(!set_cookie(&headers, Some("c")).contains("Secure"));
+        let mut other = headers.clone();
+        other.insert(header::HOST, "mail.example:8025".parse().unwrap());
+        assert_eq!(cookies(&other).count(), 0);
+        assert!(set_cookie(&other, None).starts_with("postrider_session_8025=; "));
         headers.insert("x-forwarded-proto", "https".parse().unwrap());
         assert_eq!(
             set_cookie(&headers, Some("c")),
