@@ -13,6 +13,7 @@ mod dmarc;
 mod event_hooks;
 mod events;
 pub mod explain;
+mod history;
 pub mod operator;
 mod outside;
 mod space;
@@ -178,6 +179,7 @@ impl App {
             inquiry: OnceLock::new(),
             upkeep: Arc::default(),
             followers: events::Followers::new(stop.clone()),
+            history: history::Shared::default(),
         });
 
         if let Err(error) = transports.pauses().lift_outdated().await {
@@ -212,6 +214,7 @@ impl App {
         for name in fetcher.names() {
             app.doors.spawn(fetcher.clone().watch(name));
         }
+        app.doors.spawn(history::keep(watch.clone(), operator.history.clone(), app.stop.clone()));
         let (max_size, stop) = (config.limits.max_size, app.stop.clone());
         app.doors.spawn(finish_lifting(operator.clone()));
         if let (Some(http), Some(admin)) = (http, config.admin.clone()) {

@@ -108,8 +108,8 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
 pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
-    error: String,
-    remedy: String,
+    pub(super) error: String,
+    pub(super) remedy: String,
 }
 
 impl ApiError {

@@ -4,26 +4,27 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
+use crate::admin::history::History;
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Compacted, Complaint, Damaged,
-    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, Page, Pick, Readiness,
-    Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, Page, Part, Pick,
+    Readiness, Selection, ServerStatus, Story, StreamWay, SuspendAnswer, Suspended, Trouble, Ways, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Secret};
 use crate::delivery::host_test::{Report, Wish};
-use crate::delivery::standing::Inquiry;
+use crate::delivery::standing::{Inquiry, Places};
 use crate::delivery::transport::Transports;
-use crate::events::Event;
 use crate::events::journal::{self, Journal};
+use crate::events::{Entry, Event};
 use crate::intake::fetch::{Fetcher, NotRun, Ran};
 use crate::intake::idempotency::Key;
 use crate::intake::suppress::{NewEntry, SuppressError};
@@ -84,6 +85,7 @@ pub struct Operator {
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
     pub followers: Followers,
+    pub history: super::history::Shared,
 }
 
 impl Backend for Operator {
@@ -330,6 +332,40 @@ impl Backend for Operator {
     async fn metrics(&self) -> String {
         self.watch.metrics()
     }
+
+    async fn look(&self, filter: Filter, page: Page, looked_at_max: usize) -> Result<Part, Trouble> {
+        let (queue, now) = (self.queue.clone(), self.clock.now());
+        blocking(move || look(&queue, &filter, page, looked_at_max, now)).await
+    }
+
+    fn queued(&self) -> Option<u64> {
+        self.queue.store().messages()
+    }
+
+    fn history(&self) -> History {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn troubles(&self, max: usize) -> Vec<(MessageId, Entry)> {
+        self.journal.troubles().newest(max)
+    }
+
+    async fn destinations(&self) -> Option<Places> {
+        self.inquiry.get()?.overview().await
+    }
+
+    fn ways(&self) -> Ways {
+        let config = self.intake.config();
+        let stream = |name: &String| {
+            let suppresses = config.streams.get(name).is_some_and(|stream| stream.suppress);
+            StreamWay { name: name.clone(), is_exempt: self.queue.gates().is_exempt(name), suppresses }
+        };
+        Ways {
+            streams: config.streams.keys().map(stream).collect(),
+            smart_hosts: config.smart_hosts.iter().map(|host| host.name.clone()).collect(),
+            fetches: !config.fetch.is_empty(),
+        }
+    }
 }
 
 impl Operator {
@@ -491,6 +527,23 @@ pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Ve
         if chosen.len() < page.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     Ok(chosen)
+}
+
+/// As [`select`], and looks at so many recipients at most.
+fn look(queue: &Queue, filter: &Filter, page: Page, looked_at_max: usize, now: u64) -> Result<Part, StoreError> {
+    let (mut messages, mut looked_at, mut records, mut next) = (Vec::new(), 0, 0, None);
+    queue.walk(page.after, |message, recipients| {
+        if messages.len() >= page.limit || records >= looked_at_max {
+            return ControlFlow::Break(());
+        }
+        looked_at += 1;
+        records += recipients.len().max(1);
+        next = Some(message.id);
+        messages.extend(filter.apply(listed(queue, &message, &recipients), now));
+        ControlFlow::Continue(())
+    })?;
+    let is_end = messages.len() < page.limit && records < looked_at_max;
+    Ok(Part { messages, looked_at, next: next.filter(|_| !is_end) })
 }
 
 /// A message as it is shown, with what keeps it from being tried.

@@ -17,6 +17,7 @@ use super::counters::Counters;
 use super::kind::{Kind, is_trouble};
 use super::live::Live;
 use super::outbox::{JOURNAL_KEY_BYTES, Outbox, Put};
+use super::troubles::Troubles;
 use super::{Entry, Event};
 
 /// Most entries of one story that are read at once; 5 days of retries make a few hundred.
@@ -32,6 +33,7 @@ pub struct Journal {
     log: EventLog,
     outbox: Arc<Outbox>,
     live: Live,
+    troubles: Troubles,
 }
 
 impl Journal {
@@ -41,12 +43,25 @@ impl Journal {
     }
 
     pub fn with(clock: Clock, log: EventLog, outbox: Arc<Outbox>) -> Journal {
-        Journal { clock, counters: Arc::default(), count: AtomicU32::new(0), log, outbox, live: Live::default() }
+        Journal {
+            clock,
+            counters: Arc::default(),
+            count: AtomicU32::new(0),
+            log,
+            outbox,
+            live: Live::default(),
+            troubles: Troubles::default(),
+        }
     }
 
     /// What happens from now on, for those who watch.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// What went wrong last.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// What webhooks are to be told.
@@ -121,9 +136,16 @@ impl Telling<'_> {
         self.put.into_iter().for_each(Put::written);
         for (id, entry) in self.events {
             journal.counters.count(&entry.event);
+            if matches!(entry.event, Event::Delivered { .. }) {
+                journal.counters.delivered_after(entry.at.saturating_sub(id.made_at_ms()));
+            }
+            let is_trouble = is_trouble(&entry.event);
+            if is_trouble {
+                journal.troubles.add(id, &entry);
+            }
             let is_logged = match journal.log {
                 EventLog::All => true,
-                EventLog::Failed => is_trouble(&entry.event),
+                EventLog::Failed => is_trouble,
                 EventLog::Off => false,
             };
             if is_logged {
