@@ -130,7 +130,6 @@ impl Client {
             ("domain", filter.domain.as_deref()),
             ("stream", filter.stream.as_deref()),
             ("status", filter.status.map(|status| status.name())),
-            ("stream", filter.stream.as_deref()),
             ("older_than", age.as_deref()),
         ];
         let given = parameters.iter().filter_map(|(name, value)| value.map(|value| (*name, value)));
