@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
+# The whole suite: a Python, a Node, a Go, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -54,6 +54,12 @@ fi
 .ci/php.sh "$CARGO_TARGET_DIR/php"
 if [ -x "$CARGO_TARGET_DIR/php/php" ]; then
     export POSTRIDER_TEST_PHP="$CARGO_TARGET_DIR/php/php"
+fi
+
+# The same of Go.
+.ci/go.sh "$CARGO_TARGET_DIR/go"
+if [ -x "$CARGO_TARGET_DIR/go/go" ]; then
+    export POSTRIDER_TEST_GO="$CARGO_TARGET_DIR/go/go"
 fi
 
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.
