@@ -2,14 +2,14 @@
 //! that is named is there, and no link leads nowhere. What programs in them do is in `guides_code.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-#[path = "docs/configuration.rs"]
-mod configuration;
-#[path = "docs/words.rs"]
-mod words;
-
 mod support {
     pub mod pages;
 }
+
+#[path = "guides/configuration.rs"]
+mod configuration;
+#[path = "guides/words.rs"]
+mod words;
 
 use support::pages::{Page, page, pages, root};
 

@@ -5,11 +5,6 @@
 //! where one is missing its part says SKIPPED. Ruby and .NET are not run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-#[path = "guides_code/signatures.rs"]
-mod signatures;
-#[path = "guides_code/submission.rs"]
-mod submission;
-
 mod support {
     pub mod client;
     pub mod endpoint;
@@ -18,6 +13,11 @@ mod support {
     pub mod sink;
     pub mod zone;
 }
+
+#[path = "guides/signatures.rs"]
+mod signatures;
+#[path = "guides/submission.rs"]
+mod submission;
 
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -64,7 +64,8 @@ impl Language {
             Language::Php => (named.clone().unwrap_or_else(|_| "php".into()), None, "--version"),
             Language::Go => (named.clone().unwrap_or_else(|_| "go".into()), Some("run"), "version"),
         };
-        let there = std::process::Command::new(&program).arg(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let there =
+            std::process::Command::new(&program).arg(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !there.is_ok_and(|status| status.success()) {
             assert!(named.is_err(), "{program} does not work");
             eprintln!("SKIPPED: there is no {program} here; nothing was shown of it");

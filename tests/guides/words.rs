@@ -75,8 +75,18 @@ fn every_command_in_a_sentence_is_one() {
 fn keys() -> BTreeSet<String> {
     /// Sections whose next word is a name.
     const NAMED: [&str; 12] = [
-        "listeners", "accounts", "domains", "aliases", "targets", "streams", "smart_hosts", "destinations", "pickup",
-        "fetch", "webhooks", "limits",
+        "listeners",
+        "accounts",
+        "domains",
+        "aliases",
+        "targets",
+        "streams",
+        "smart_hosts",
+        "destinations",
+        "pickup",
+        "fetch",
+        "webhooks",
+        "limits",
     ];
     let text = std::fs::read_to_string(root().join("conf/postrider.toml")).unwrap();
     let (mut section, mut keys) = (Vec::<String>::new(), BTreeSet::new());

@@ -26,7 +26,8 @@ async fn request(secret: &str) -> Request {
         zone.addr()
     );
     let server = TestServer::start(folder.path(), &conf).await;
-    let content = "From: Bob <bob@example.net>\r\nTo: Sales <sales+web@example.com>\r\nSubject: Grüße\r\n\r\nTwo boxes.\r\n";
+    let content =
+        "From: Bob <bob@example.net>\r\nTo: Sales <sales+web@example.com>\r\nSubject: Grüße\r\n\r\nTwo boxes.\r\n";
     let mut client = Client::connect(server.mx).await.unwrap();
     let reply = client.send("bob@example.net", &["sales+web@example.com"], content).await.unwrap();
     server.wait_done(queued_id(&reply)).await;

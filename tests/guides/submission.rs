@@ -163,7 +163,8 @@ async fn the_guides_line_of_php_ini_lets_mail_send() {
     let blocks = page("docs/submission.md").blocks();
     let line = blocks.iter().find(|block| block.heading == "PHP" && block.text.contains("sendmail_path")).unwrap();
     let ini = house.file("php.ini", &line.text.replace("/usr/bin/postrider", BINARY));
-    let send = "exit(mail('you@example.net', 'Your order', \"It is on its way.\\r\\n\", 'From: orders@example.com') ? 0 : 1);";
+    let send =
+        "exit(mail('you@example.net', 'Your order', \"It is on its way.\\r\\n\", 'From: orders@example.com') ? 0 : 1);";
     // `-n`, which our PHP has, reads no file of settings: the line is handed on as an option.
     let setting = std::fs::read_to_string(ini).unwrap().trim().replace(" = ", "=").replace('"', "");
     house.sends(command.args(["-d", &setting, "-r", send]), 1).await;
@@ -184,7 +185,8 @@ async fn the_guides_shell_commands_send() {
         let start = block.text.find(&format!("{first} ")).unwrap();
         let script = &block.text[start..];
         assert!(commands(script).len() <= 2, "{script}");
-        let script = script.replace("shop:PASSWORD", &format!("'shop:{PASSWORD}'")).replace("postrider ", &format!("{BINARY} "));
+        let script =
+            script.replace("shop:PASSWORD", &format!("'shop:{PASSWORD}'")).replace("postrider ", &format!("{BINARY} "));
         let root = house.folder.path().join("root.pem");
         let script = script.replace("curl --crlf", &format!("curl --crlf --cacert {}", root.display()));
         let file = house.file("script.sh", &script);
