@@ -16,50 +16,14 @@ without() {
     exit 0
 }
 
-# ── The fresh Debian ──────────────────────────────────────────────────────────────────────────────
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+# shellcheck source=.ci/debian.sh
+. "$here/debian.sh"
 base=$folder/base-$codename.tar
-
-# From where this machine has its own packages.
-mirror() {
-    apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(LABEL) $(CREATED_BY) $(SITE)' |
-        awk -v codename="$codename" '$1 == codename && $2 == "main" && $3 == "Debian" && $4 == "Packages" { print $5; exit }'
-}
 
 # What the package depends on, the first of several that would do; and nothing else, so that what it
 # fails to name is missed.
 dependencies() {
     dpkg-deb -f "$1" Depends | tr ',' '\n' | sed 's/|.*//; s/([^)]*)//; s/ //g' | sort -u | paste -s -d ,
-}
-
-# The system's debootstrap, or one that is only unpacked here.
-bootstrap() {
-    if command -v debootstrap >/dev/null; then
-        debootstrap "$@"
-        return
-    fi
-    local unpacked=$folder/debootstrap
-    if [ ! -e "$unpacked/usr/sbin/debootstrap" ]; then
-        mkdir -p "$unpacked"
-        (cd "$unpacked" && apt-get download -qq debootstrap && dpkg-deb -x debootstrap_*.deb .) || return 1
-    fi
-    DEBOOTSTRAP_DIR=$unpacked/usr/share/debootstrap sh "$unpacked/usr/sbin/debootstrap" "$@"
-}
-
-make_base() {
-    local from root
-    [ -n "$codename" ] || without "this is not Debian"
-    from=$(mirror)
-    [ -n "$from" ] || without "apt knows no mirror for $codename (apt-get update)"
-    root=$(mktemp -d "$folder/base.XXXXXX")
-    if ! bootstrap --variant=minbase --include="$(dependencies "$1")" "$codename" "$root" "$from" >"$folder/debootstrap.log" 2>&1; then
-        tail -n 5 "$folder/debootstrap.log" >&2
-        rm -rf "$root"
-        without "debootstrap has failed, see $folder/debootstrap.log"
-    fi
-    rm -rf "$root"/var/cache/apt/archives/*.deb
-    tar -C "$root" -cf "$base.new" . && mv "$base.new" "$base"
-    rm -rf "$root"
 }
 
 if [ "${3:-}" != inside ]; then
@@ -74,12 +38,7 @@ if [ "${3:-}" != inside ]; then
     again=$(mktemp -d)
     cmp "$first" "$("$here/deb.sh" "$binary" "$again")"
     rm -rf "$again"
-    # Made anew where the package needs something else.
-    wanted=$(dependencies "$first")
-    if [ ! -e "$base" ] || [ "$(cat "$base.for" 2>/dev/null)" != "$wanted" ]; then
-        make_base "$first"
-        echo "$wanted" >"$base.for"
-    fi
+    fresh_debian "$base" "$(dependencies "$first")"
     # Ends with all it has started, however it ends.
     exec unshare --net --mount --pid --fork --kill-child "$here/deb-test.sh" "$binary" "$folder" inside "$first" "$second"
 fi
@@ -90,7 +49,7 @@ second=$5
 root=$(mktemp -d "$folder/chroot.XXXXXX")
 tidy() {
     umount "$root/proc" "$root/dev/null" "$root/dev/urandom" 2>/dev/null || true
-    rm -rf --one-file-system "$root"
+    rm -rf --one-file-system "$root" "$folder/far.$$"
 }
 trap tidy EXIT
 tar -C "$root" -xf "$base"
@@ -213,10 +172,13 @@ fi
 
 step "install"
 install_package "$first"
+(cd "$root/usr/share/doc/postrider" && grep -rhoE '\]\((docs/|examples/|\.\./|[a-z-]+\.md)[^)#]*' README.md docs | sed 's/^](//' | sort -u |
+    while read -r target; do [ -e "$target" ] || [ -e "docs/$target" ] || { echo "$target"; exit 1; }; done) ||
+    fail "a link in the guides leads nowhere"
 inside id postrider >/dev/null || fail "no user"
 same "$(owner /etc/postrider)" "root:postrider 750" /etc/postrider
 same "$(owner /etc/postrider/postrider.toml)" "root:postrider 640" postrider.toml
-same "$(owner /var/lib/postrider)" "postrider:postrider 700" /var/lib/postrider
+same "$(owner /var/lib/postrider)" "postrider:postrider 711" /var/lib/postrider
 same "$(owner /var/spool/postrider/pickup)" "postrider:postrider 2770" pickup
 [ -L "$root/etc/systemd/system/multi-user.target.wants/postrider.service" ] || fail "not enabled"
 (cd "$root" && md5sum --quiet -c var/lib/dpkg/info/postrider.md5sums) || fail "md5sums"
@@ -242,6 +204,44 @@ step "start and send"
 start
 send "the first"
 same "$(kept)" 1 "messages kept"
+
+# As the file itself says: [delivery] away, and here the names of a test network in its place.
+step "send to somebody else"
+stop
+mkdir "$folder/far.$$"
+"$here/far.py" "$folder/far.$$" &
+cp -p "$root/etc/postrider/postrider.toml" "$folder/captures.toml"
+sed -i '/^\[delivery\]/,$d' "$root/etc/postrider/postrider.toml"
+printf '[delivery]\nallow_private_addresses = true\n[dns]\nnameservers = ["127.0.0.1:53"]\n' >>"$root/etc/postrider/postrider.toml"
+inside postrider check >/dev/null || fail "the configuration as it is told to be changed"
+start
+send "to somebody else"
+arrived() {
+    for _ in $(seq 150); do
+        [ ! -e "$folder/far.$$/$1.eml" ] || return 0
+        sleep 0.2
+    done
+    fail "message $1 does not arrive: $(inside postrider queue list 2>&1)"
+}
+arrived 1
+grep -q '^RCPT TO:<someone@example.net>' "$folder/far.$$/1.eml" || fail "envelope: $(head -n 3 "$folder/far.$$/1.eml")"
+same "$(grep -c '^DKIM-Signature:' "$folder/far.$$/1.eml")" 2 "signatures"
+inside postrider log someone@example.net | grep -q delivered || fail "the log does not say that it was delivered"
+
+step "sendmail, by anybody, with the server up and down"
+letter() { printf 'From: cron@example.com\nTo: someone@example.net\nSubject: %s\n\nHello.\n' "$1"; }
+as_nobody() { inside setpriv --reuid nobody --regid nogroup --clear-groups "$@"; }
+letter up | as_nobody postrider sendmail -t -i || fail "sendmail"
+arrived 2
+stop
+letter down | as_nobody postrider sendmail -t -i || fail "sendmail while the server is down"
+as_nobody ls /var/lib/postrider >/dev/null 2>&1 && fail "anybody may look into data_dir"
+as_nobody ls /var/lib/postrider/maildrop >/dev/null 2>&1 && fail "anybody may look into the maildrop"
+start
+arrived 3
+stop
+cp -p "$folder/captures.toml" "$root/etc/postrider/postrider.toml"
+start
 
 step "upgrade"
 # What an administrator has changed stays, and so does what is queued.
