@@ -1,7 +1,7 @@
 #!/bin/bash
 # The Debian package, as an administrator meets it, in a fresh Debian of its own (debootstrap): install,
 # start, send, upgrade, remove, purge. Nothing is installed in the system, and after the packages of the
-# fresh Debian have come nothing is asked of the network: the rest has a network of its own with loopback only.
+# fresh Debian have come nothing is asked of the network: the rest has one of its own, with nobody in it but what it starts itself.
 # Without root or debootstrap it says so and proves nothing.
 #   .ci/deb-test.sh BINARY FOLDER       FOLDER keeps the packages made and the fresh Debian
 set -euo pipefail
@@ -29,6 +29,7 @@ dependencies() {
 if [ "${3:-}" != inside ]; then
     [ "$(id -u)" -eq 0 ] || without "it takes root"
     unshare --net --mount --pid --fork true 2>/dev/null || without "this machine lets nobody have a network of their own (unshare)"
+    command -v ip >/dev/null || without "ip is missing (apt-get install iproute2)"
     command -v dpkg-shlibdeps >/dev/null || without "dpkg-shlibdeps is missing (apt-get install dpkg-dev)"
     export DPKG_DEB_COMPRESSOR_TYPE=gzip
     first=$("$here/deb.sh" "$binary" "$folder")
@@ -40,7 +41,7 @@ if [ "${3:-}" != inside ]; then
     rm -rf "$again"
     fresh_debian "$base" "$(dependencies "$first")"
     # Ends with all it has started, however it ends.
-    exec unshare --net --mount --pid --fork --kill-child "$here/deb-test.sh" "$binary" "$folder" inside "$first" "$second"
+    exec unshare --net --mount --pid --fork --kill-child --mount-proc "$here/deb-test.sh" "$binary" "$folder" inside "$first" "$second"
 fi
 
 # ── Inside: no network but loopback, processes and mounts of its own ──────────────────────────────
@@ -59,12 +60,7 @@ for device in null urandom; do
     [ -e "$root/dev/$device" ] || : >"$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-if command -v ip >/dev/null; then
-    ip link set lo up
-else
-    python3 -c 'import fcntl, socket, struct
-fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh22x", b"lo", 0x1 | 0x40))'
-fi
+ip link set lo up
 
 export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 inside() { chroot "$root" "$@"; }
@@ -205,15 +201,24 @@ start
 send "the first"
 same "$(kept)" 1 "messages kept"
 
-# As the file itself says: [delivery] away, and here the names of a test network in its place.
+# As the file itself says: [delivery] away.
 step "send to somebody else"
 stop
 mkdir "$folder/far.$$"
-"$here/far.py" "$folder/far.$$" &
+# In a network of its own, at an address as servers of the internet have them: mail goes to no other by default.
+unshare --net bash -c 'until [ -e "$1/go" ]; do sleep 0.1; done; rm "$1/go"; exec "$2" 100.0.0.25 "$1"' \
+    far "$folder/far.$$" "$here/far.py" &
+ip link add near type veth peer name far netns "$!"
+ip address add 100.0.0.1/24 dev near
+ip link set near up
+nsenter --target "$!" --net ip address add 100.0.0.25/24 dev far
+nsenter --target "$!" --net ip link set far up
+touch "$folder/far.$$/go"
+until [ -e "$folder/far.$$/ready" ]; do kill -0 "$!" || fail "there is nobody else"; sleep 0.1; done
+rm -f "$root/etc/resolv.conf"
+echo "nameserver 100.0.0.25" >"$root/etc/resolv.conf"
 cp -p "$root/etc/postrider/postrider.toml" "$folder/captures.toml"
 sed -i '/^\[delivery\]/,$d' "$root/etc/postrider/postrider.toml"
-printf '[delivery]\nallow_private_addresses = true\n[dns]\nnameservers = ["127.0.0.1:53"]\n' >>"$root/etc/postrider/postrider.toml"
-inside postrider check >/dev/null || fail "the configuration as it is told to be changed"
 start
 send "to somebody else"
 arrived() {
@@ -240,6 +245,27 @@ as_nobody ls /var/lib/postrider/maildrop >/dev/null 2>&1 && fail "anybody may lo
 start
 arrived 3
 stop
+
+# The first configuration on README's first screen, as it stands there but for the hash, on the ports that it has; and the
+# first message, by its command.
+step "what README has a newcomer do"
+if command -v curl >/dev/null; then
+    fenced() { awk -v fence='```'"$1" '$0 == fence { on = 1; next } /^```/ { on = 0 } on' "$here/../README.md"; }
+    hash=$(echo "PASSWORD" | inside postrider account hash)
+    fenced toml | awk -v hash="$hash" '/^password_hash/ { $0 = "password_hash = \"" hash "\"" } { print }' \
+        >"$root/etc/postrider/postrider.toml"
+    [ "$(grep -c '[^[:space:]]' "$root/etc/postrider/postrider.toml")" -lt 12 ] || fail "it has twelve lines or more"
+    start
+    printf 'From: orders@example.com\nTo: you@example.net\nSubject: First\n\nHello.\n' >"$folder/message.eml"
+    (cd "$folder" && fenced sh | sed -n '/^curl /,/[^\\]$/p' |
+        sed 's/^curl /&-sS --insecure --resolve mail.example.com:587:127.0.0.1 /' | sh -eu) || fail "the command with curl"
+    arrived 4
+    same "$(grep -c '^DKIM-Signature:' "$folder/far.$$/4.eml")" 2 "signatures"
+    stop
+    rm "$folder/message.eml"
+else
+    echo "WARNING: there is no curl, so the first message was NOT SENT" >&2
+fi
 cp -p "$folder/captures.toml" "$root/etc/postrider/postrider.toml"
 start
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The rest of the world for the test of the package: a name server on 127.0.0.1:53 by which every domain's mail goes to
-mx.DOMAIN at 127.0.0.2, and a server on port 25 there that takes each message into a file of its own.
+"""The rest of the world for the test of the package: a name server by which every domain's mail goes to mx.DOMAIN, and a
+server on port 25 there that takes each message into a file of its own. Both are at ADDRESS.
 
-    far.py FOLDER      FOLDER/1.eml, FOLDER/2.eml, …, with the envelope as two lines in front
+    far.py ADDRESS FOLDER      FOLDER/1.eml, FOLDER/2.eml, …, with the envelope as two lines in front; FOLDER/ready at
+                               the beginning
 """
 
 import os
@@ -12,8 +13,7 @@ import struct
 import sys
 import threading
 
-FOLDER = sys.argv[1]
-MX_ADDRESS = "127.0.0.2"
+ADDRESS, FOLDER = sys.argv[1:]
 A, MX = 1, 15
 NO_SUCH_NAME = 3
 
@@ -34,7 +34,7 @@ def answer(query):
     if kind == MX and not name.startswith(b"_"):
         data = struct.pack("!H", 10) + encoded(b"mx." + name)
     elif kind == A and name.startswith(b"mx."):
-        data = socket.inet_aton(MX_ADDRESS)
+        data = socket.inet_aton(ADDRESS)
     else:
         data = None
     code = NO_SUCH_NAME if name.startswith(b"_") else 0
@@ -50,6 +50,8 @@ class Names(socketserver.BaseRequestHandler):
 
 
 class Mail(socketserver.StreamRequestHandler):
+    taken = 0
+
     def say(self, line):
         self.wfile.write(line.encode() + b"\r\n")
 
@@ -74,15 +76,16 @@ class Mail(socketserver.StreamRequestHandler):
                 self.say("250 mx.example.net")
 
     def keep(self, envelope, content):
-        number = len(os.listdir(FOLDER)) + 1
+        Mail.taken += 1
+        number = Mail.taken
         temporary = f"{FOLDER}/.{number}"
         with open(temporary, "wb") as file:
             file.write(b"".join(envelope) + content)
         os.rename(temporary, f"{FOLDER}/{number}.eml")
 
 
-socketserver.ThreadingTCPServer.allow_reuse_address = True
-names = socketserver.UDPServer(("127.0.0.1", 53), Names)
-mail = socketserver.TCPServer((MX_ADDRESS, 25), Mail)
+names = socketserver.UDPServer((ADDRESS, 53), Names)
+mail = socketserver.TCPServer((ADDRESS, 25), Mail)
 threading.Thread(target=names.serve_forever, daemon=True).start()
+open(f"{FOLDER}/ready", "w").close()
 mail.serve_forever()

@@ -228,3 +228,35 @@ fn every_alert_is_explained() {
         assert!(operations.text.contains(&format!("`{}`", alert.trim())), "{alert}");
     }
 }
+
+/// The left column of the table of settings has names that Postfix knows.
+#[test]
+fn what_is_said_to_be_a_setting_of_postfix_is_one() {
+    let Some(folder) = std::env::var_os("POSTRIDER_TEST_POSTFIX") else {
+        eprintln!("SKIPPED: POSTRIDER_TEST_POSTFIX names no Postfix; nothing was shown");
+        return;
+    };
+    let usr = Path::new(&folder).join("usr");
+    let lib = usr.join("lib");
+    let mut libraries: Vec<_> = std::fs::read_dir(&lib).unwrap().map(|entry| entry.unwrap().path()).collect();
+    libraries.retain(|path| path.is_dir());
+    let mut postconf = std::process::Command::new(usr.join("sbin/postconf"));
+    let defaults =
+        postconf.arg("-d").env("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap()).output().unwrap();
+    let defaults = String::from_utf8(defaults.stdout).unwrap();
+    let known: BTreeSet<&str> = defaults.lines().filter_map(|line| line.split(" =").next()).collect();
+    let guide = page("docs/migrate-from-postfix.md");
+    let (mut count, table) =
+        (0, guide.text.split("## What becomes of main.cf").nth(1).unwrap().split("## ").next().unwrap());
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        for span in row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2) {
+            let name = span.split(" = ").next().unwrap();
+            // Restrictions and files are no parameters.
+            if name.contains('_') && !name.starts_with("reject_") && !name.starts_with("permit_") {
+                count += 1;
+                assert!(known.contains(name), "{name}: {row}");
+            }
+        }
+    }
+    assert!(count > 30, "{count} settings were found");
+}
