@@ -34,6 +34,7 @@ use crate::config::{Config, Durability, PopTls, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::dmarc_report;
 use crate::delivery::event_webhooks::EventWebhookError;
+use crate::delivery::receipts::Receipts;
 use crate::delivery::settle::Settler;
 use crate::delivery::smtp::tls as smtp_tls;
 use crate::delivery::tls_report::Reports;
@@ -191,8 +192,10 @@ impl App {
         };
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
         let noting = Semaphore::new(NOTING_MAX);
+        let receipts = Receipts::open(&config.data_dir, |id, number| queue.holds(id, number));
         let parts =
-            Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting });
+            Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting, receipts };
+        let parts = Arc::new(parts);
         let dispatcher = Dispatcher::new(parts, fresh);
         operator.inquiry.get_or_init(|| dispatcher.inquiry());
         app.doors.spawn(dispatcher.run(app.attempts.clone(), app.stop.clone()));

@@ -27,6 +27,7 @@
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
 //! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
+//! - Only in tests and under a fuzzer: [`fuzzing`], what must hold of each parser whatever the bytes are.
 //!
 //! # Where to look for
 //!
@@ -48,7 +49,7 @@
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
-//! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies: `delivery::receipts`. Copies of what was sent: `delivery::archive`.
 //! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
 //!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
 //! - Mail that comes back: `routing::return_path` has the addresses, `bounce::read` reads it, `intake::bounces` asks
@@ -97,3 +98,6 @@ pub mod server;
 
 pub mod app;
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -31,7 +31,7 @@ use crate::smtp::reply::Refusal;
 
 pub(crate) mod api;
 pub mod caller;
-mod compose;
+pub(crate) mod compose;
 pub mod events;
 pub mod explain;
 pub(crate) mod fetch;

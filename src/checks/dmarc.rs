@@ -7,7 +7,7 @@
 //! `destinations` tells where a domain's reports may go. Left out: failure reports.
 
 mod destinations;
-mod record;
+pub(crate) mod record;
 mod walk;
 
 use tokio::time::{Instant, timeout_at};

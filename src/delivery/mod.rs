@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{Address, Domain};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
@@ -32,6 +34,7 @@ mod on_disk;
 mod paused;
 pub mod pipe;
 mod put_off;
+pub mod receipts;
 pub mod settle;
 pub mod shelf;
 pub mod smart_hosts;
@@ -92,7 +95,7 @@ pub struct Delivered {
 }
 
 /// How far a delivery went, and so who tells the sender of it (RFC 3461 5.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hop {
     /// It is where mail for the recipient goes: the report is ours.
     #[default]

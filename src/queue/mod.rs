@@ -398,6 +398,11 @@ impl Queue {
         entries.map(|entry| entry.and_then(|(key, value)| Ok((keys::number(&key)?, keys::decode(&value)?)))).collect()
     }
 
+    /// Is this recipient still there? Also if that cannot be seen.
+    pub fn holds(&self, id: MessageId, number: u32) -> bool {
+        !matches!(self.store.get(Table::Recipient, &keys::recipient(id, number)), Ok(None))
+    }
+
     /// As [`Queue::recipients`], without those that are known to be damaged.
     pub fn recipients_but(
         &self,

@@ -18,6 +18,7 @@
 //! | +       | +    | -        | waiting   | +   | queued         | waiting for its turn   | claim forgotten, found by the due index |
 //! | +       | +    | -        | waiting   | +   | running        | in an attempt          | claim forgotten, tried again: a copy    |
 //! |         |      |          |           |     |                |                        | is possible if the far end had said 250 |
+//! |         |      |          |           |     |                |                        | and `delivery::receipts` not noted it   |
 //! | +       | +    | -        | waiting   | +   | person         | a person changes it    | changed or not; never half              |
 //! | +       | +    | -        | held      | -   | -              | held for a person      | still held                              |
 //! | +       | +    | -        | captured  | -   | -              | captured, never left   | still captured                          |

@@ -6,8 +6,8 @@
 //! `frame` cuts what comes in, `answer` understands it, both without I/O. Left out: IDLE, several folders
 //! of one account.
 
-mod answer;
-mod frame;
+pub(crate) mod answer;
+pub(crate) mod frame;
 mod name;
 
 use base64::Engine;
