@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Go, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
