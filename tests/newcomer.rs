@@ -189,3 +189,35 @@ async fn the_first_message_arrives_signed() {
     server.stop_at_once().await;
     other.stop().await;
 }
+
+/// The first chapter: every command in its order, in a folder of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_leave_can_be_looked_at() {
+    const FIRST: &str = "1. Nothing leaves";
+    let folder = tempfile::tempdir().unwrap();
+    let guide = page("docs/first-message.md");
+    let conf = guide.block(FIRST, "toml").replace("/tmp/postrider", folder.path().join("data").to_str().unwrap());
+    let server = Served::start(folder.path(), &conf.replace("127.0.0.1:2587", "127.0.0.1:0"), 1).await;
+    let (mut id, mut said) = ("ID".to_owned(), String::new());
+    for words in commands(&guide.block(FIRST, "sh")) {
+        let first: Vec<&str> = words.iter().map(String::as_str).collect();
+        if first[..2] == ["postrider", "serve"] {
+            continue;
+        }
+        let script = words.iter().map(|word| if word == "ID" { &id } else { word }).cloned().collect::<Vec<_>>();
+        let mut command = Command::new(BINARY);
+        let output = good(command.args(&script[1..]).current_dir(folder.path()), "").await;
+        if first[1] == "send" {
+            output.trim().clone_into(&mut id);
+        }
+        said += &output;
+    }
+    // Written into files, or printed.
+    if let Ok(entries) = std::fs::read_dir(folder.path().join("captured")) {
+        let files = entries.map(|entry| entry.unwrap().path());
+        said.extend(files.map(|file| std::fs::read_to_string(file).unwrap()));
+    }
+    assert_eq!(said.matches("DKIM-Signature: ").count(), 2, "{said}");
+    assert!(said.contains(&id) && said.contains("To: you@example.net"), "{said}");
+    server.stop_at_once().await;
+}
