@@ -206,15 +206,17 @@ step "send to somebody else"
 stop
 mkdir "$folder/far.$$"
 # In a network of its own, at an address as servers of the internet have them: mail goes to no other by default.
-unshare --net bash -c 'until [ -e "$1/go" ]; do sleep 0.1; done; rm "$1/go"; exec "$2" 100.0.0.25 "$1"' \
+unshare --net bash -c 'touch "$1/there"; until [ -e "$1/go" ]; do sleep 0.1; done; exec "$2" 100.0.0.25 "$1"' \
     far "$folder/far.$$" "$here/far.py" &
+waits_for() { until [ -e "$folder/far.$$/$1" ]; do kill -0 "$!" || fail "there is nobody else"; sleep 0.1; done; }
+waits_for there
 ip link add near type veth peer name far netns "$!"
 ip address add 100.0.0.1/24 dev near
 ip link set near up
 nsenter --target "$!" --net ip address add 100.0.0.25/24 dev far
 nsenter --target "$!" --net ip link set far up
 touch "$folder/far.$$/go"
-until [ -e "$folder/far.$$/ready" ]; do kill -0 "$!" || fail "there is nobody else"; sleep 0.1; done
+waits_for ready
 rm -f "$root/etc/resolv.conf"
 echo "nameserver 100.0.0.25" >"$root/etc/resolv.conf"
 cp -p "$root/etc/postrider/postrider.toml" "$folder/captures.toml"
