@@ -52,11 +52,14 @@ fn joined(whole: &str, piece: &str) -> String {
 fn with_secrets(text: &str, folder: &Path) -> (String, Vec<String>) {
     let etc = format!("{}/", folder.display());
     let text = text.replace("/etc/postrider/", &etc);
+    let pair = rcgen::generate_simple_self_signed(vec!["mail.example.com".to_owned()]).unwrap();
     for file in text.split('"').filter(|word| word.starts_with(&etc)) {
         let path = Path::new(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let content = match path.extension().unwrap().to_str().unwrap() {
-            "pem" => KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem(),
+        let content = match path.file_name().unwrap().to_str().unwrap() {
+            "fullchain.pem" => pair.cert.pem(),
+            "privkey.pem" => pair.signing_key.serialize_pem(),
+            name if name.ends_with(".pem") => KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem(),
             _ => "0123456789abcdef0123456789abcdef\n".to_owned(),
         };
         std::fs::write(path, content).unwrap();
