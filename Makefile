@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths faults fuzz fmt lint
+.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths faults fuzz mutants fmt lint
 
 run: setup
 	cargo build --locked
@@ -66,6 +66,10 @@ faults: setup
 # those in ARGS. `make test` only replays what is in tests/fuzz/corpus, and what is close to it.
 fuzz: setup
 	@.ci/fuzz.sh $(ARGS)
+
+# Plants the faults of tests/mutants.toml, one at a time: the harness of each must notice it (as root; ten minutes).
+mutants: setup
+	@.ci/mutants.py $(ARGS)
 
 fmt:
 	cargo fmt

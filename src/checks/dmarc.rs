@@ -58,6 +58,33 @@ impl Policy {
     }
 }
 
+/// The record that applies to a domain, for whoever looks after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applying {
+    /// Where it is: the domain, or one above it.
+    pub at: String,
+    /// What it asks for mail of the domain itself. None: the record cannot be used.
+    pub policy: Option<Policy>,
+    /// t=y: the policy is only tried out.
+    pub testing: bool,
+    /// It asks for reports, at an address of whatever kind.
+    pub wants_reports: bool,
+    /// The mail addresses among them.
+    pub destinations: Vec<Destination>,
+}
+
+/// None: there is no record, or several, which are none.
+pub async fn applying(resolver: &Resolver, domain: &Domain) -> Result<Option<Applying>, NotNow> {
+    let mut walker = Walker::new(resolver);
+    let found = discover(&mut walker, domain).await.map_err(|_| NotNow)?;
+    Ok(found.map(|(at, record)| {
+        let is_own = at == domain.as_str();
+        let policy = record.policies().map(|policies| if is_own { policies.p } else { policies.sp });
+        let (testing, wants_reports) = (record.testing, record.wants_reports);
+        Applying { at, policy, testing, wants_reports, destinations: record.destinations }
+    }))
+}
+
 pub(super) struct Dmarc {
     /// In the words of RFC 8601 2.7 and the IANA registry.
     pub result: &'static str,

@@ -40,6 +40,7 @@ pub mod shelf;
 pub mod smart_hosts;
 pub mod smtp;
 pub mod standing;
+pub mod target_test;
 pub mod throttle;
 pub mod tls_report;
 pub mod transport;
@@ -65,6 +66,8 @@ pub enum Outcome {
     Delivered(Delivered),
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
+    /// The same, for an address that stands for a reader who calls it spam.
+    Complained,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
     Held(String),
     /// Not sent: the address is on the suppression list. Nobody is told.
@@ -133,4 +136,6 @@ pub enum Destination {
     /// A smart host, by its name.
     Host(String),
     Target(String),
+    /// Nowhere: what is captured does not leave.
+    Capture,
 }

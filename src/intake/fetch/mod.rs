@@ -16,6 +16,7 @@ pub mod mailbox;
 pub mod notes;
 pub mod pop3;
 pub mod run;
+pub mod test;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -107,7 +110,10 @@ impl Credential {
     /// A server may repeat what it was told.
     fn without_secrets(&self, text: &str) -> String {
         let (_, secret) = self.parts();
-        match !secret.is_empty() && text.contains(secret) {
+        let encoded =
+            [self.plain(), self.xoauth2(), secret.as_bytes().to_vec()].map(|said| BASE64_STANDARD.encode(said));
+        let repeats = |said: &str| text.contains(said);
+        match !secret.is_empty() && (repeats(secret) || encoded.iter().any(|said| repeats(said))) {
             true => "something that repeats the password".to_owned(),
             false => text.to_owned(),
         }
