@@ -56,6 +56,12 @@ if [ -x "$CARGO_TARGET_DIR/php/php" ]; then
     export POSTRIDER_TEST_PHP="$CARGO_TARGET_DIR/php/php"
 fi
 
+# The same of Go.
+.ci/go.sh "$CARGO_TARGET_DIR/go"
+if [ -x "$CARGO_TARGET_DIR/go/go" ]; then
+    export POSTRIDER_TEST_GO="$CARGO_TARGET_DIR/go/go"
+fi
+
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.
 .ci/postfix.sh "$CARGO_TARGET_DIR/bench/postfix"
 if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
