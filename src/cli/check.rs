@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::config::{self, Config, ListenerTls, OutboundTls, Problem, ProblemKind, Problems, Role, WayOut};
 use crate::server;
+use crate::server::tls::TlsError;
 
 pub mod retry;
 
@@ -40,15 +41,25 @@ pub fn run(path: &Path, json: bool, explain_retry: bool) -> ExitCode {
 
 /// Reading the configuration only finds out that these files can be read; a server that will not start
 /// with them must not be called good.
-fn certificate(path: &Path, config: Config) -> Result<Config, Problems> {
-    let Err(error) = server::tls::check(&config) else { return Ok(config) };
+fn certificate(path: &Path, mut config: Config) -> Result<Config, Problems> {
+    let error = match server::tls::check(&config) {
+        Ok(warnings) => {
+            config.warnings.extend(warnings);
+            return Ok(config);
+        }
+        Err(error) => error,
+    };
+    let (file, line, key, error) = match error {
+        TlsError::Written { written, error } => (written.file, written.line, written.section, *error),
+        error => (path.display().to_string(), 0, "tls", error),
+    };
     let text = error.to_string();
     let (what, remedy) = text.split_once("; ").unwrap_or((text.as_str(), ""));
     let problem = Problem {
-        file: path.display().to_string(),
-        line: 0,
+        file,
+        line,
         column: 0,
-        key: "tls".to_owned(),
+        key: key.to_owned(),
         what: what.to_owned(),
         remedy: if remedy.is_empty() { String::new() } else { format!("{}.", capitalized(remedy)) },
         kind: ProblemKind::BadValue,

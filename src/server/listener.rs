@@ -12,19 +12,29 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::connection::{self, Arrival};
-use super::limits::ConnectionGuard;
+use super::connection::{self, Arrival, Via};
+use super::limits::{self, ConnectionGuard};
 use super::outside::{Outside, Shared};
+use super::proxy_protocol::{self, Header, Malformed, Source};
 use crate::config::{self, ListenerTls, Role};
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
 
 /// Connections that wait to be accepted (the system's own limit, net.core.somaxconn, also holds).
 const BACKLOG: i32 = 4096;
 /// Between two tries where the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// For the header of a proxy, if `limits.command_timeout` is not shorter: it comes first, so this is time for a
+/// lost packet to be sent again.
+const HEADER_TIME: Duration = Duration::from_secs(10);
+/// Octets that are looked at in one go; a header with many TLVs takes several.
+const PEEK_BYTES: usize = 512;
 
 /// A port that cannot be taken, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +80,8 @@ impl Listener {
             .iter()
             .map(|address| {
                 let socket = bind_with_fallback(*address).map_err(|error| BindError::new(&name, *address, error))?;
-                Ok(BoundListener { name: name.clone(), role: settings.role, tls: settings.tls, socket })
+                let door = Door { name: name.clone(), role: settings.role, tls: settings.tls };
+                Ok(BoundListener { door, proxy_protocol: settings.proxy_protocol, socket })
             })
             .collect()
     }
@@ -110,21 +121,20 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A socket that listens. Clients wait in its backlog until [`BoundListener::run`].
 pub struct BoundListener {
-    name: Arc<str>,
-    role: Role,
-    tls: ListenerTls,
+    door: Door,
+    proxy_protocol: bool,
     socket: TcpListener,
 }
 
 impl fmt::Debug for BoundListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundListener").field("name", &self.name).field("address", &self.local_addr()).finish()
+        f.debug_struct("BoundListener").field("name", &self.door.name).field("address", &self.local_addr()).finish()
     }
 }
 
 impl BoundListener {
     pub fn name(&self) -> &str {
-        &self.name
+        &self.door.name
     }
 
     /// With the port that the system chose, if port 0 was asked for.
@@ -148,11 +158,13 @@ impl BoundListener {
                     is_short = false;
                     self.welcome(&shared, stream, peer, &stop);
                 }
-                Err(error) if is_the_clients(&error) => debug!(listener = %self.name, %error, "a client left at once"),
+                Err(error) if is_the_clients(&error) => {
+                    debug!(listener = %self.door.name, %error, "a client left at once")
+                }
                 Err(error) => {
                     if !is_short {
                         warn!(
-                            listener = %self.name, %error,
+                            listener = %self.door.name, %error,
                             "cannot accept connections, trying again; raise the limit of open files (LimitNOFILE) \
                              or lower limits.connections"
                         );
@@ -175,32 +187,130 @@ impl BoundListener {
         stop: &CancellationToken,
     ) {
         let peer = peer.ip().to_canonical();
-        let place = match shared.limits.connect(&shared.config, self.role, peer, shared.clock.now()) {
-            Ok(place) => place,
-            Err(refusal) => {
-                info!(listener = %self.name, %peer, reply = %refusal.reply, reason = refusal.reason, "refused");
-                self.turn_away(&stream, &refusal.reply);
-                return;
-            }
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            // The client has reset the connection already.
-            debug!(listener = %self.name, %peer, %error, "gone before the greeting");
-            return;
+        match self.proxy_protocol {
+            false => self.door.admit(shared, stream, (peer, Via::Itself), stop),
+            true => self.welcome_proxy(shared, stream, peer, stop),
         }
-        self.start(shared, stream, peer, place, stop);
+    }
+
+    /// Whoever is none of the proxies is not asked what it says: it could say that it is anybody.
+    fn welcome_proxy<O: Outside>(
+        &self,
+        shared: &Arc<Shared<O>>,
+        stream: TcpStream,
+        proxy: IpAddr,
+        stop: &CancellationToken,
+    ) {
+        if !limits::contains(&shared.config.networks.proxies, proxy) {
+            return self.door.refuse(
+                &stream,
+                proxy,
+                &Refusal {
+                    reply: Reply::new(554, (7, 1), "this port takes connections from its proxies only"),
+                    reason: format!("proxy_protocol is on, and {proxy} is not in networks.proxies"),
+                },
+            );
+        }
+        let place = match shared.limits.connect_proxy(&shared.config) {
+            Ok(place) => place,
+            Err(refusal) => return self.door.refuse(&stream, proxy, &refusal),
+        };
+        let (door, own, stop) = (self.door.clone(), shared.clone(), stop.clone());
+        let time = HEADER_TIME.min(shared.config.limits.command_timeout);
+        shared.sessions.spawn(async move {
+            let name = &door.name;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                heard = timeout(time, hear(stream)) => match heard {
+                    Ok(Ok((stream, Source::Client(peer)))) => {
+                        drop(place);
+                        door.admit(&own, stream, (peer, Via::Proxy(proxy)), &stop);
+                    }
+                    Ok(Ok((stream, Source::Proxy))) => door.start(&own, stream, (proxy, Via::Nobody), place, &stop),
+                    Ok(Err(NoHeader::Gone(error))) => debug!(listener = %name, %proxy, %error, "the proxy has gone"),
+                    Ok(Err(NoHeader::Malformed(wrong))) => warn!(listener = %name, %proxy, "closed: {wrong}; {HINT}"),
+                    Err(_) => warn!(listener = %name, %proxy, "closed: the proxy sends no PROXY header; {HINT}"),
+                }
+            }
+        });
+    }
+}
+
+const HINT: &str = "let it send one (HAProxy: send-proxy or send-proxy-v2 on the server's line; nginx: proxy_protocol \
+                    on), or set proxy_protocol = false";
+
+/// Why a proxy is not listened to.
+enum NoHeader {
+    Gone(io::Error),
+    Malformed(Malformed),
+}
+
+/// Takes the header off the front of what a proxy sends, and nothing behind it, which may be the first
+/// octets of a handshake.
+async fn hear(mut stream: TcpStream) -> Result<(TcpStream, Source), NoHeader> {
+    let (mut header, mut window) = (Vec::new(), vec![0; PEEK_BYTES]);
+    loop {
+        let seen = stream.peek(&mut window).await.map_err(NoHeader::Gone)?;
+        if seen == 0 {
+            return Err(NoHeader::Gone(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let had = header.len();
+        header.extend(window.iter().take(seen));
+        let (source, belongs) = match proxy_protocol::read(&header).map_err(NoHeader::Malformed)? {
+            Header::Begun => (None, seen),
+            Header::Whole(source, length) => (Some(source), length.saturating_sub(had)),
+        };
+        let part = window.get_mut(..belongs).unwrap_or_default();
+        stream.read_exact(part).await.map_err(NoHeader::Gone)?;
+        if let Some(source) = source {
+            return Ok((stream, source));
+        }
+    }
+}
+
+/// What a listener is to those who come in.
+#[derive(Clone)]
+struct Door {
+    name: Arc<str>,
+    role: Role,
+    tls: ListenerTls,
+}
+
+impl Door {
+    /// `peer`: the address, and who says so.
+    fn admit<O: Outside>(
+        &self,
+        shared: &Arc<Shared<O>>,
+        stream: TcpStream,
+        peer: (IpAddr, Via),
+        stop: &CancellationToken,
+    ) {
+        match shared.limits.connect(&shared.config, self.role, peer.0, shared.clock.now()) {
+            Ok(place) => self.start(shared, stream, peer, place, stop),
+            Err(refusal) => self.refuse(&stream, peer.0, &refusal),
+        }
+    }
+
+    fn refuse(&self, stream: &TcpStream, peer: IpAddr, refusal: &Refusal) {
+        info!(listener = %self.name, %peer, reply = %refusal.reply, reason = refusal.reason, "refused");
+        self.turn_away(stream, &refusal.reply);
     }
 
     fn start<O: Outside>(
         &self,
         shared: &Arc<Shared<O>>,
         stream: TcpStream,
-        peer: IpAddr,
+        (peer, via): (IpAddr, Via),
         place: ConnectionGuard,
         stop: &CancellationToken,
     ) {
+        if let Err(error) = stream.set_nodelay(true) {
+            // The client has reset the connection already.
+            debug!(listener = %self.name, %peer, %error, "gone before the greeting");
+            return;
+        }
         let span = info_span!("session", session = shared.next_session(), listener = %self.name, %peer);
-        let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer };
+        let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer, via };
         // A token of its own: the waiting of thousands of idle sessions must not meet in one lock.
         let session = connection::serve(shared.clone(), arrival, stream, place, stop.child_token());
         shared.sessions.spawn(session.instrument(span));
@@ -208,7 +318,7 @@ impl BoundListener {
 
     /// One line, if the socket takes it at once, which a new one does; no task and no wait for a client
     /// that gets nothing.
-    fn turn_away(&self, stream: &TcpStream, reply: &crate::smtp::Reply) {
+    fn turn_away(&self, stream: &TcpStream, reply: &Reply) {
         if self.tls == ListenerTls::Implicit {
             return;
         }
@@ -234,7 +344,12 @@ mod tests {
     use super::*;
 
     fn settings(bind: &str) -> config::Listener {
-        config::Listener { role: Role::Mx, bind: vec![bind.parse().unwrap()], tls: ListenerTls::Off }
+        config::Listener {
+            role: Role::Mx,
+            bind: vec![bind.parse().unwrap()],
+            tls: ListenerTls::Off,
+            proxy_protocol: false,
+        }
     }
 
     #[tokio::test]

@@ -61,6 +61,15 @@ impl Authority {
 }
 
 impl Identity {
+    /// As a server's certificate file has it.
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect()
+    }
+
+    pub fn key_pem(&self) -> String {
+        pem("PRIVATE KEY", &self.key)
+    }
+
     pub fn server_config(&self) -> ServerConfig {
         let key = PrivateKeyDer::try_from(self.key.clone()).unwrap();
         ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -70,4 +79,12 @@ impl Identity {
             .with_single_cert(self.chain.clone(), key)
             .unwrap()
     }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        base64::engine::general_purpose::STANDARD.encode(der)
+    )
 }
