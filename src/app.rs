@@ -47,6 +47,7 @@ use crate::queue::Queue;
 use crate::queue::suspend::Suspension;
 use crate::routing::loops;
 use crate::server::accounts::AccountsError;
+use crate::server::acme::{self, Responder};
 use crate::server::listener::{BindError, BoundListener, Listener};
 use crate::server::outside::Shared;
 use crate::server::tls::{ServerTls, TlsError};
@@ -125,6 +126,7 @@ impl App {
         let tls = ServerTls::load(&config)?;
         let resolver = Resolver::new(&config.dns)?;
         let bound = bind(&config)?;
+        let responder = Responder::bind(&config)?;
         let socket = AdminSocket::bind(&config.data_dir)?;
         let http = config.admin.as_ref().map(Http::bind).transpose()?;
 
@@ -139,7 +141,7 @@ impl App {
         let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), door, keys);
         let intake = Arc::new(intake.map_err(|source| Error::Store { path: store_path(&config), source })?);
         let keeper = Keeper { config: config.clone(), clock: clock.clone(), queue: queue.clone(), signer };
-        let status = status(&config, &clock, &bound, http.as_ref());
+        let status = status(&config, &clock, (&bound, responder.as_ref()), http.as_ref());
         let stop = CancellationToken::new();
         let watch = Arc::new(Watch::new(
             clock.clone(),
@@ -200,6 +202,10 @@ impl App {
             app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
         }
         app.sessions = shared.sessions.clone();
+        let certificates = acme::Keeper::new(&config, shared.tls.clone(), clock.clone(), watch.counters.clone());
+        if let (Some(certificates), Some(responder)) = (certificates, responder) {
+            app.doors.spawn(certificates.run(responder, app.stop.clone()));
+        }
         for task in pickup_tasks {
             app.doors.spawn(task.run(app.stop.clone()));
         }
@@ -390,7 +396,12 @@ async fn fetch_ways(config: &Config, resolver: &Resolver) -> Ways {
     Ways { resolver: resolver.clone(), tls }
 }
 
-fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<&Http>) -> ServerStatus {
+fn status(
+    config: &Config,
+    clock: &Clock,
+    (bound, responder): (&[BoundListener], Option<&Responder>),
+    http: Option<&Http>,
+) -> ServerStatus {
     let listener = |bound: &BoundListener| {
         Some(ListenerStatus {
             name: bound.name().to_owned(),
@@ -400,11 +411,15 @@ fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<
     };
     let http =
         http.map(|http| ListenerStatus { name: "admin".to_owned(), role: "http".to_owned(), address: http.address() });
+    let responder = responder.and_then(|responder| {
+        let role = config.acme.as_ref()?.challenge.name().to_owned();
+        Some(ListenerStatus { name: "tls.acme".to_owned(), role, address: responder.local_addr().ok()? })
+    });
     ServerStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         hostname: config.hostname.to_string(),
         started_at: clock.now(),
-        listeners: bound.iter().filter_map(listener).chain(http).collect(),
+        listeners: bound.iter().filter_map(listener).chain(responder).chain(http).collect(),
     }
 }
 

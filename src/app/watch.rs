@@ -95,7 +95,7 @@ pub struct Watch {
     /// The server is stopping and takes nothing any more.
     pub stop: CancellationToken,
     pub refusals: Arc<Refusals>,
-    counters: ServerCounters,
+    pub counters: Arc<ServerCounters>,
     last: Mutex<Last>,
 }
 
@@ -118,7 +118,7 @@ impl Watch {
             listeners,
             stop,
             refusals: Arc::default(),
-            counters: ServerCounters::default(),
+            counters: Arc::default(),
             last: Mutex::new(last),
         }
     }
@@ -284,6 +284,10 @@ impl Watch {
         page.counter("postrider_store_damages_total", "Damages found and set aside.", store.damages.len() as u64);
         page.counter("postrider_disk_low_total", "Times the disk guard closed.", count(&all.disk_low));
         page.counter("postrider_memory_full_total", "Times the memory guard closed.", count(&all.memory_full));
+        let renewed = "Certificates that an authority has given (tls.acme).";
+        page.counter("postrider_certificates_renewed_total", renewed, count(&all.certificates_renewed));
+        let failed = "Orders for a certificate that have failed (tls.acme).";
+        page.counter("postrider_certificates_failed_total", failed, count(&all.certificates_failed));
     }
 }
 

@@ -38,16 +38,17 @@ const PEEK_BYTES: usize = 512;
 
 /// A port that cannot be taken, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("listeners.{listener}: cannot listen on {address}: {error}; {remedy}")]
+#[error("{key}: cannot listen on {address}: {error}; {remedy}")]
 pub struct BindError {
-    pub listener: String,
+    /// The section that names it.
+    pub key: String,
     pub address: SocketAddr,
     pub error: io::Error,
     remedy: String,
 }
 
 impl BindError {
-    fn new(listener: &str, address: SocketAddr, error: io::Error) -> BindError {
+    fn new(key: &str, address: SocketAddr, error: io::Error) -> BindError {
         let port = address.port();
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => format!(
@@ -63,7 +64,7 @@ impl BindError {
             }
             _ => "change `bind`".to_owned(),
         };
-        BindError { listener: listener.to_owned(), address, error, remedy }
+        BindError { key: key.to_owned(), address, error, remedy }
     }
 }
 
@@ -79,12 +80,17 @@ impl Listener {
             .bind
             .iter()
             .map(|address| {
-                let socket = bind_with_fallback(*address).map_err(|error| BindError::new(&name, *address, error))?;
+                let socket = bind_for(&format!("listeners.{name}"), *address)?;
                 let door = Door { name: name.clone(), role: settings.role, tls: settings.tls };
                 Ok(BoundListener { door, proxy_protocol: settings.proxy_protocol, socket })
             })
             .collect()
     }
+}
+
+/// `key`: the section that names the address.
+pub(super) fn bind_for(key: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    bind_with_fallback(address).map_err(|error| BindError::new(key, address, error))
 }
 
 /// `[::]` takes IPv4 too; on a machine without IPv6 it is the IPv4 half that was meant as well.

@@ -11,13 +11,13 @@ pub mod pair;
 mod self_signed;
 mod shown;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
-use tokio_rustls::rustls::pki_types::UnixTime;
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert, ServerConnection};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ServerConfig};
@@ -27,6 +27,7 @@ pub use self::pair::TlsError;
 use self::pair::read_configured;
 use self::self_signed::self_signed_pair;
 use self::shown::Shown;
+use super::acme;
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Certificate, Config};
 
@@ -41,6 +42,8 @@ pub struct ServerTls {
 struct Current {
     shown: ArcSwap<Shown>,
     self_signed: AtomicBool,
+    /// Held while another set of certificates takes the place of this one.
+    changing: Mutex<()>,
 }
 
 impl ResolvesServerCert for Current {
@@ -60,8 +63,8 @@ impl ServerTls {
     pub fn load(config: &Config) -> Result<ServerTls, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let Loaded { shown, self_signed } = load_all(config, &provider)?;
-        let current =
-            Arc::new(Current { shown: ArcSwap::from_pointee(shown), self_signed: AtomicBool::new(self_signed) });
+        let (shown, self_signed) = (ArcSwap::from_pointee(shown), AtomicBool::new(self_signed));
+        let current = Arc::new(Current { shown, self_signed, changing: Mutex::default() });
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| TlsError::Setup(error.to_string()))?
@@ -75,10 +78,20 @@ impl ServerTls {
 
     /// Takes what `config` names from now on, for new handshakes; on an error nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), TlsError> {
+        // A certificate that an authority gives meanwhile comes after what is read now.
+        let _changing = self.current.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let Loaded { shown, self_signed } = load_all(config, self.config.crypto_provider())?;
         self.current.shown.store(Arc::new(shown));
         self.current.self_signed.store(self_signed, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Takes the certificate that the authority has given, from now on. The further ones stay.
+    pub(super) fn renew(&self, pair: CertifiedKey) {
+        let _changing = self.current.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.current.shown.load().with_default(pair);
+        self.current.shown.store(Arc::new(renewed));
+        self.current.self_signed.store(false, Ordering::Relaxed);
     }
 
     pub fn acceptor(&self) -> TlsAcceptor {
@@ -90,9 +103,9 @@ impl ServerTls {
         self.current.self_signed.load(Ordering::Relaxed)
     }
 
-    /// When the certificate for clients that ask for no other is good.
-    pub fn validity(&self) -> Option<Validity> {
-        facts::validity(self.current.shown.load().default.cert.first()?)
+    /// The certificate for clients that ask for no other.
+    pub fn default_certificate(&self) -> Option<CertificateDer<'static>> {
+        self.current.shown.load().default.cert.first().cloned()
     }
 }
 
@@ -117,6 +130,7 @@ pub fn check(config: &Config) -> Result<Vec<String>, TlsError> {
     for files in configured(config) {
         warnings.extend(doubt(files, &read_configured(files, &provider)?, Clock::System.now()));
     }
+    warnings.extend(acme::doubt(config, Clock::System.now()));
     Ok(warnings)
 }
 
@@ -151,7 +165,7 @@ fn load_all(config: &Config, provider: &CryptoProvider) -> Result<Loaded, TlsErr
         Ok::<_, TlsError>(pair)
     };
     let extra = config.tls_extra.iter().map(read).collect::<Result<_, _>>()?;
-    let own = config.tls.as_ref().map(read).transpose()?;
+    let own = config.tls.as_ref().map(read).transpose()?.or_else(|| acme::kept(config, provider));
     let self_signed = own.is_none();
     let default = match own {
         Some(pair) => pair,

@@ -48,7 +48,7 @@ pub(super) fn read_configured(files: &Certificate, provider: &CryptoProvider) ->
 }
 
 /// `section`: where the two files are named.
-pub(super) fn read_pair(
+pub(in crate::server) fn read_pair(
     certificate: &Path,
     key: &Path,
     section: &str,
