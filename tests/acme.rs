@@ -148,7 +148,8 @@ async fn a_new_server_gets_a_certificate_by_either_challenge_and_drops_nobody() 
         let seen = fake.seen();
         assert_eq!((seen.accounts, seen.orders, seen.challenges), (1, 1, 1));
         assert_eq!((seen.contacts, seen.wrongs), (vec!["mailto:ops@home.test".to_owned()], Vec::<String>::new()));
-        assert_eq!(metric(&server, "postrider_certificates_renewed_total").await, 1);
+        let counted = async || metric(&server, "postrider_certificates_renewed_total").await == 1;
+        until("it is counted", counted).await;
         server.stop().await;
 
         let kept = folder.path().join("tls/acme");
@@ -198,19 +199,26 @@ async fn the_responder_answers_nothing_but_the_one_question() {
 async fn only_the_authoritys_handshake_is_answered() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::System);
     let fake = FakeAcme::start("tls-alpn-01", clock.clone()).await;
-    let server = start(folder.path(), &fake, "tls-alpn-01", &clock).await;
+    let server = TestServer::start_at(folder.path(), &configuration(&fake, "tls-alpn-01"), clock.clone()).await;
     let address = responder(&server);
-    has_certificate(&server, &fake, 1).await;
-    let shakes_hands = async |protocols: &[&[u8]]| {
+    let shakes_hands = async |name: &'static str, protocols: &[&[u8]]| {
         let mut config = any_certificate();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let stream = TcpStream::connect(address).await.unwrap();
         let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(ServerName::try_from(HOSTNAME).unwrap(), stream).await.is_ok()
+        connector.connect(ServerName::try_from(name).unwrap(), stream).await.is_ok()
     };
-    for protocols in [&[][..], &[b"h2".as_slice(), b"http/1.1"], &[b"acme-tls/1".as_slice()]] {
-        assert!(!shakes_hands(protocols).await, "the order is over: {protocols:?}");
+    let acme: &[&[u8]] = &[b"acme-tls/1"];
+    let others: [&[&[u8]]; 2] = [&[], &[b"h2", b"http/1.1"]];
+    until("the authority is about to look", async || fake.seen().challenges == 1).await;
+    assert!(shakes_hands(HOSTNAME, acme).await);
+    assert!(!shakes_hands("other.home.test", acme).await);
+    for protocols in others {
+        assert!(!shakes_hands(HOSTNAME, protocols).await, "{protocols:?}");
     }
+    fake.looks_at(Some(address));
+    has_certificate(&server, &fake, 1).await;
+    assert!(!shakes_hands(HOSTNAME, acme).await, "the order is over");
     server.stop().await;
 }
 
@@ -349,4 +357,77 @@ async fn a_new_contact_is_told_to_the_authority_with_the_next_order() {
     assert_eq!(fake.seen().contacts, ["mailto:ops@home.test", "mailto:root@home.test"]);
     assert_eq!((fake.seen().accounts, fake.seen().wrongs), (1, Vec::new()));
     server.stop().await;
+}
+
+/// The whole program against an authority under TLS: the system's roots decide whether it is believed.
+struct Child {
+    process: std::process::Child,
+    folder: tempfile::TempDir,
+}
+
+impl Child {
+    fn start(fake: &FakeAcme, roots: &Path) -> Child {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("postrider.toml");
+        let text = format!(
+            "hostname = \"{HOSTNAME}\"\ndata_dir = \"{}\"\n[listeners.submission]\nrole = \"submission\"\n\
+             bind = [\"127.0.0.1:0\"]\n[queue]\nmin_free = \"1MiB\"\n{}",
+            folder.path().join("data").display(),
+            configuration(fake, "http-01")
+        );
+        std::fs::write(&file, text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_postrider"));
+        command.args(["serve", "--config"]).arg(&file).env("SSL_CERT_FILE", roots).env_remove("SSL_CERT_DIR");
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let process = command.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Child { process: process.spawn().unwrap(), folder }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// From `listening name="submission" … address=127.0.0.1:2525`.
+    fn address(&self, name: &str) -> Option<SocketAddr> {
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains("listening") && line.contains(name))?;
+        line.split("address=").nth(1)?.split_whitespace().next()?.parse().ok()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_under_tls_is_believed_by_the_systems_roots_only() {
+    let fake = FakeAcme::start_https("http-01", Clock::System).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (good, other) = (folder.path().join("good.pem"), folder.path().join("other.pem"));
+    std::fs::write(&good, support::authority::pem_chain(std::slice::from_ref(&fake.authority.certificate))).unwrap();
+    let stranger = support::authority::Authority::new();
+    std::fs::write(&other, support::authority::pem_chain(std::slice::from_ref(&stranger.certificate))).unwrap();
+
+    let child = Child::start(&fake, &other);
+    until("it is told that the authority is not believed", async || {
+        let log = child.log();
+        log.contains("no certificate from the authority (tls.acme)") && log.contains("invalid peer certificate")
+    })
+    .await;
+    drop(child);
+    assert_eq!(fake.seen().accounts, 0);
+
+    let child = Child::start(&fake, &good);
+    until("it listens", async || child.address("submission").is_some()).await;
+    let address = child.address("submission").unwrap();
+    fake.looks_at(Some(child.address("tls.acme").unwrap()));
+    until("the certificate is shown", async || {
+        let given = fake.seen().certificates;
+        given.len() == 1 && certificate(&session(address).await) == given[0]
+    })
+    .await;
+    assert_eq!(fake.seen().wrongs, Vec::<String>::new());
 }

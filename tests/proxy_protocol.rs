@@ -108,21 +108,27 @@ async fn the_conveyed_address_is_the_clients_in_story_and_received() {
         kept.display()
     );
     let server = server(&folder, "\"127.0.0.1\"", &more).await;
-    for (header, ip) in [
+    for (id, (header, ip)) in [
         (v1("192.0.2.7"), "192.0.2.7"),
         (v2_of("192.0.2.8"), "192.0.2.8"),
         (v2_of("2001:db8::7"), "2001:db8::7"),
         (v2_of("::ffff:192.0.2.9"), "192.0.2.9"),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         // A command in the same packet is not lost, nor taken for a part of the header.
         let mut client = Client::connect(server.mx, &[&header[..], b"EHLO early.test\r\n"].concat());
         assert!(client.reply().starts_with("220 "));
         assert!(client.reply().starts_with("250 "));
-        for (line, code) in [("MAIL FROM:<a@far.test>", "250"), ("RCPT TO:<b@home.test>", "250"), ("DATA", "354")] {
+        for (line, code) in
+            [(&*format!("MAIL FROM:<a{id}@far.test>"), "250"), ("RCPT TO:<b@home.test>", "250"), ("DATA", "354")]
+        {
             let reply = client.say(line);
             assert!(reply.starts_with(code), "{line}: {reply}");
         }
-        let id = queued_id(&client.say(&format!("From: <a@far.test>\r\nSubject: {ip}\r\n\r\n{ip}\r\n.")));
+        let id =
+            queued_id(&client.say(&format!("From: <a{id}@far.test>\r\nMessage-ID: <{id}@far.test>\r\n\r\nhi\r\n.")));
         let story = server.wait_done(id).await;
         let told = story.entries.iter().find_map(|entry| match &entry.event {
             Event::Accepted { origin, .. } => origin.peer.as_ref().map(|peer| peer.ip),

@@ -117,7 +117,8 @@ fn listeners(config: &Config) -> Vec<String> {
     let lines = config.listeners.iter().map(|(name, listener)| {
         let addresses: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
         let (role, tls) = (role(listener.role), tls(listener.tls));
-        format!("{name}: {} as {role}, TLS {tls}", addresses.join(", "))
+        let behind = if listener.proxy_protocol { ", behind proxies" } else { "" };
+        format!("{name}: {} as {role}, TLS {tls}{behind}", addresses.join(", "))
     });
     lines.collect()
 }
@@ -136,7 +137,8 @@ fn aliases(config: &Config) -> String {
 fn summary_json(config: &Config) -> Value {
     let listeners = config.listeners.iter().map(|(name, listener)| {
         let bind: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
-        json!({ "name": name, "role": role(listener.role), "bind": bind, "tls": tls(listener.tls) })
+        json!({ "name": name, "role": role(listener.role), "bind": bind, "tls": tls(listener.tls),
+                "proxy_protocol": listener.proxy_protocol })
     });
     let targets = config.targets.iter().map(|(name, target)| json!({ "name": name, "kind": target.kind() }));
     json!({
