@@ -48,6 +48,8 @@
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
+//! - Certificates: `server::tls` reads them and chooses by name, `server::acme` gets them from an authority. Whose
+//!   connection it is, behind a proxy: `server::proxy_protocol` reads it, `server::listener` knows whom to believe.
 //! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
 //! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
 //!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.

@@ -70,49 +70,66 @@ impl Keeper {
     }
 
     async fn keep(&self) {
-        let mut has_started = false;
+        let mut notes = self.shelf.notes();
+        let due = self.due(&notes, true);
+        if self.tls.self_signed() {
+            warn!(
+                "tls.acme: there is no certificate for {} yet; until the authority has given one, clients see a \
+                 self-signed one",
+                self.hostname
+            );
+        } else {
+            info!(renewal = rfc3339(due), "tls.acme: there is a certificate for {}", self.hostname);
+        }
+        self.wait(|| self.due(&notes, true)).await;
         loop {
-            let due = self.due(!has_started);
-            if self.clock.now() < due {
-                if !has_started {
-                    info!(until = rfc3339(due), "tls.acme: the certificate for {} is good", self.hostname);
-                }
-                has_started = true;
-                sleep(LOOK_EVERY).await;
-                continue;
-            }
-            if !has_started && self.tls.self_signed() {
-                warn!(
-                    "tls.acme: there is no certificate for {} yet; until the authority has given one, clients see a \
-                     self-signed one",
-                    self.hostname
-                );
-            }
-            has_started = true;
-            self.renew().await;
+            notes = self.renew(notes).await;
+            self.wait(|| self.due(&notes, false)).await;
+        }
+    }
+
+    async fn wait(&self, due: impl Fn() -> Millis) {
+        while self.clock.now() < due() {
+            sleep(LOOK_EVERY).await;
         }
     }
 
     /// When the next order is to begin.
-    fn due(&self, is_start: bool) -> Millis {
-        let now = self.clock.now();
-        let shown = self.tls.default_certificate();
-        let good = shown.as_ref().filter(|_| !self.tls.self_signed()).and_then(|certificate| {
-            let validity = facts::validity(certificate)?;
-            Some(plan::renewal(validity, certificate))
-        });
-        plan::next(&self.shelf.notes(), good, now, is_start)
+    fn due(&self, notes: &Notes, is_start: bool) -> Millis {
+        let shown = self.tls.default_certificate().filter(|_| !self.tls.self_signed());
+        let good = shown.and_then(|certificate| Some(plan::renewal(facts::validity(&certificate)?, &certificate)));
+        plan::next(notes, good, self.clock.now(), is_start)
     }
 
-    async fn renew(&self) {
-        let now = self.clock.now();
-        let mut notes = self.shelf.notes();
-        notes.begin(now);
+    /// One order, and what is to be remembered of it.
+    async fn renew(&self, mut notes: Notes) -> Notes {
+        notes.begin(self.clock.now());
         // Without this note a server that starts again and again would order again and again.
+        let noted = self.shelf.write_notes(&notes).map_err(|error| self.unwritable(&error));
+        let taken = match noted {
+            Ok(()) => self.order().await.and_then(|pem| self.take(&pem)),
+            Err(trouble) => Err(trouble),
+        };
+        self.answers.clear();
+        let event = match taken {
+            Ok(until) => {
+                notes.succeed();
+                ServerEvent::CertificateRenewed { name: self.hostname.to_string(), until }
+            }
+            Err(Trouble { why, retry_after }) => {
+                notes.fail(self.clock.now(), &why, retry_after);
+                let next = self.due(&notes, false);
+                ServerEvent::CertificateFailed { name: self.hostname.to_string(), why, next }
+            }
+        };
         if let Err(error) = self.shelf.write_notes(&notes) {
-            let why = format!("{}: cannot be written: {error}", self.shelf.folder().display());
-            return self.failed(notes, Trouble::of(why)).await;
+            warn!(%error, "tls.acme: what became of the order cannot be noted");
         }
+        event.tell(&self.counters);
+        notes
+    }
+
+    async fn order(&self) -> Result<String, Trouble> {
         info!("tls.acme: asking {} for a certificate for {}", self.acme.directory, self.hostname);
         let order = order::Order {
             acme: &self.acme,
@@ -121,66 +138,46 @@ impl Keeper {
             answers: &self.answers,
             clock: &self.clock,
         };
-        let obtained = match timeout(ORDER_TIME, order.run()).await {
-            Ok(obtained) => obtained,
-            Err(_) => Err(Trouble::of(format!("no certificate within {} minutes", ORDER_TIME.as_secs() / 60))),
-        };
-        self.answers.clear();
-        let taken = obtained.and_then(|pem| self.take(&pem));
-        match taken {
-            Ok(until) => self.succeeded(notes, until),
-            Err(trouble) => self.failed(notes, trouble).await,
-        }
+        let minutes = ORDER_TIME.as_secs() / 60;
+        let late = |_| Err(Trouble::of(format!("no certificate within {minutes} minutes")));
+        timeout(ORDER_TIME, order.run()).await.unwrap_or_else(late)
+    }
+
+    fn unwritable(&self, error: &std::io::Error) -> Trouble {
+        Trouble::of(format!("{}: cannot be written: {error}", self.shelf.folder().display()))
     }
 
     /// Shows what the authority has given, if it is what was asked for. Gives its end.
     fn take(&self, pem: &str) -> Result<Millis, Trouble> {
-        let provider = aws_lc_rs::default_provider();
-        let unusable = |why: String| Trouble::of(format!("the authority has given a certificate that {why}"));
-        self.shelf
-            .write_candidate(pem)
-            .map_err(|error| Trouble::of(format!("{}: cannot be written: {error}", self.shelf.folder().display())))?;
-        let pair = self.shelf.candidate(&provider).map_err(|error| unusable(format!("cannot be used: {error}")))?;
-        let certificate = pair.cert.first().cloned().ok_or_else(|| unusable("is none".to_owned()))?;
-        if !facts::names(&certificate).iter().any(|name| name == self.hostname.as_str()) {
-            return Err(unusable(format!("is not for {}", self.hostname)));
-        }
-        let validity =
-            facts::validity(&certificate).ok_or_else(|| unusable("does not say until when it is good".to_owned()))?;
-        if validity.to <= self.clock.now() {
-            return Err(unusable(format!(
-                "has ended already ({}): is this machine's clock right?",
-                rfc3339(validity.to)
-            )));
-        }
-        self.shelf
-            .accept_candidate()
-            .map_err(|error| Trouble::of(format!("{}: cannot be written: {error}", self.shelf.folder().display())))?;
+        self.shelf.write_candidate(pem).map_err(|error| self.unwritable(&error))?;
+        let (pair, until) = self.judge().map_err(|why| {
+            self.shelf.discard_candidate();
+            Trouble::of(format!("the authority has given a certificate that {why}"))
+        })?;
+        self.shelf.accept_candidate().map_err(|error| self.unwritable(&error))?;
         self.tls.renew(pair);
-        Ok(validity.to)
+        Ok(until)
     }
 
-    fn succeeded(&self, mut notes: Notes, until: Millis) {
-        notes.succeed();
-        if let Err(error) = self.shelf.write_notes(&notes) {
-            warn!(%error, "tls.acme: cannot note that a certificate was got");
+    fn judge(&self) -> Result<(CertifiedKey, Millis), String> {
+        let provider = aws_lc_rs::default_provider();
+        let pair = self.shelf.candidate(&provider).map_err(|error| format!("cannot be used: {error}"))?;
+        let certificate = pair.cert.first().ok_or("is none")?;
+        if !facts::names(certificate).iter().any(|name| name == self.hostname.as_str()) {
+            return Err(format!("is not for {}", self.hostname));
         }
-        let event = ServerEvent::CertificateRenewed { name: self.hostname.to_string(), until };
-        event.tell(&self.counters);
+        let until = facts::validity(certificate).ok_or("does not say until when it is good")?.to;
+        if until <= self.clock.now() {
+            return Err(format!("has ended already ({}): is this machine's clock right?", rfc3339(until)));
+        }
+        Ok((pair, until))
     }
+}
 
-    async fn failed(&self, mut notes: Notes, trouble: Trouble) {
-        let now = self.clock.now();
-        notes.fail(now, &trouble.why, trouble.retry_after);
-        if let Err(error) = self.shelf.write_notes(&notes) {
-            warn!(%error, "tls.acme: cannot note that no certificate was got");
-            // Nothing remembers the failure, so this does.
-            sleep(plan::wait(1)).await;
-        }
-        let next = self.due(false);
-        let event = ServerEvent::CertificateFailed { name: self.hostname.to_string(), why: trouble.why, next };
-        event.tell(&self.counters);
-    }
+/// Does a keeper for the one do for the other?
+pub fn is_same(one: &Config, other: &Config) -> bool {
+    one.acme == other.acme
+        && (one.acme.is_none() || (&one.hostname, &one.data_dir) == (&other.hostname, &other.data_dir))
 }
 
 /// The certificate that an earlier run has got. None: there is none for this name from this authority yet.

@@ -11,10 +11,10 @@ pub mod pair;
 mod self_signed;
 mod shown;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
@@ -30,6 +30,7 @@ use self::shown::Shown;
 use super::acme;
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Certificate, Config};
+use crate::message::Domain;
 
 /// The server's certificates and what makes sessions with them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,14 +42,38 @@ pub struct ServerTls {
 #[derive(Debug)]
 struct Current {
     shown: ArcSwap<Shown>,
+    /// The default of `shown` is.
     self_signed: AtomicBool,
-    /// Held while another set of certificates takes the place of this one.
-    changing: Mutex<()>,
+    granted: ArcSwap<Granted>,
+}
+
+/// What an authority has given, in the place of the default. It outlives a change of the configuration that
+/// leaves authority and name as they are.
+#[derive(Debug)]
+struct Granted {
+    /// The authority's directory and the name.
+    wish: Option<(String, Domain)>,
+    pair: ArcSwapOption<CertifiedKey>,
+}
+
+impl Granted {
+    fn load(config: &Config, provider: &CryptoProvider) -> Granted {
+        let pair = acme::kept(config, provider).map(Arc::new);
+        Granted { wish: wish(config), pair: ArcSwapOption::new(pair) }
+    }
+}
+
+fn wish(config: &Config) -> Option<(String, Domain)> {
+    Some((config.acme.as_ref()?.directory.clone(), config.hostname.clone()))
 }
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.shown.load().choose(hello.server_name(), hello.signature_schemes()))
+        let shown = self.shown.load();
+        let chosen = shown.choose(hello.server_name(), hello.signature_schemes());
+        let is_default = Arc::ptr_eq(&chosen, &shown.default);
+        let granted = self.granted.load().pair.load_full().filter(|_| is_default);
+        Some(granted.unwrap_or(chosen))
     }
 }
 
@@ -63,8 +88,9 @@ impl ServerTls {
     pub fn load(config: &Config) -> Result<ServerTls, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let Loaded { shown, self_signed } = load_all(config, &provider)?;
+        let granted = ArcSwap::from_pointee(Granted::load(config, &provider));
         let (shown, self_signed) = (ArcSwap::from_pointee(shown), AtomicBool::new(self_signed));
-        let current = Arc::new(Current { shown, self_signed, changing: Mutex::default() });
+        let current = Arc::new(Current { shown, self_signed, granted });
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| TlsError::Setup(error.to_string()))?
@@ -78,9 +104,11 @@ impl ServerTls {
 
     /// Takes what `config` names from now on, for new handshakes; on an error nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), TlsError> {
-        // A certificate that an authority gives meanwhile comes after what is read now.
-        let _changing = self.current.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Loaded { shown, self_signed } = load_all(config, self.config.crypto_provider())?;
+        let provider = self.config.crypto_provider();
+        let Loaded { shown, self_signed } = load_all(config, provider)?;
+        if self.current.granted.load().wish != wish(config) {
+            self.current.granted.store(Arc::new(Granted::load(config, provider)));
+        }
         self.current.shown.store(Arc::new(shown));
         self.current.self_signed.store(self_signed, Ordering::Relaxed);
         Ok(())
@@ -88,10 +116,7 @@ impl ServerTls {
 
     /// Takes the certificate that the authority has given, from now on. The further ones stay.
     pub(super) fn renew(&self, pair: CertifiedKey) {
-        let _changing = self.current.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let renewed = self.current.shown.load().with_default(pair);
-        self.current.shown.store(Arc::new(renewed));
-        self.current.self_signed.store(false, Ordering::Relaxed);
+        self.current.granted.load().pair.store(Some(Arc::new(pair)));
     }
 
     pub fn acceptor(&self) -> TlsAcceptor {
@@ -100,12 +125,13 @@ impl ServerTls {
 
     /// True if the certificate is one that no client can verify, which deserves a warning.
     pub fn self_signed(&self) -> bool {
-        self.current.self_signed.load(Ordering::Relaxed)
+        self.current.self_signed.load(Ordering::Relaxed) && self.current.granted.load().pair.load().is_none()
     }
 
     /// The certificate for clients that ask for no other.
     pub fn default_certificate(&self) -> Option<CertificateDer<'static>> {
-        self.current.shown.load().default.cert.first().cloned()
+        let granted = self.current.granted.load().pair.load_full();
+        granted.unwrap_or_else(|| self.current.shown.load().default.clone()).cert.first().cloned()
     }
 }
 
@@ -165,7 +191,7 @@ fn load_all(config: &Config, provider: &CryptoProvider) -> Result<Loaded, TlsErr
         Ok::<_, TlsError>(pair)
     };
     let extra = config.tls_extra.iter().map(read).collect::<Result<_, _>>()?;
-    let own = config.tls.as_ref().map(read).transpose()?.or_else(|| acme::kept(config, provider));
+    let own = config.tls.as_ref().map(read).transpose()?;
     let self_signed = own.is_none();
     let default = match own {
         Some(pair) => pair,
@@ -186,7 +212,6 @@ mod tests {
     use super::self_signed::{SELF_SIGNED_DAYS, SELF_SIGNED_RENEW_DAYS, make_self_signed, still_good};
     use super::*;
     use crate::config::Written;
-    use crate::message::Domain;
     use crate::server::testing;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -326,7 +351,7 @@ mod tests {
         let host = Domain::parse("mail.example.com").unwrap();
         let mut config = testing::config(folder.path());
         config.tls = Some(files(&crt, &key, "tls"));
-        let mut warned = |days: u64| {
+        let warned = |days: u64| {
             make_self_signed(&crt, &key, &host, at(days)).unwrap();
             check(&config).unwrap().concat()
         };
@@ -336,5 +361,30 @@ mod tests {
         config.tls_extra = vec![files(&crt, &key, "tls.extra")];
         make_self_signed(&crt, &key, &Domain::parse("[192.0.2.1]").unwrap(), UnixTime::now()).unwrap();
         assert!(check(&config).unwrap().concat().contains("no host name in subjectAltName"));
+    }
+
+    /// A reload must not bring back what the authority's certificate has replaced.
+    #[test]
+    fn what_an_authority_has_given_outlives_a_reload_and_goes_with_the_authority() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let text = format!(
+            "hostname = \"mail.example.com\"\ndata_dir = \"{}\"\n[tls.acme]\nenabled = true\n",
+            folder.path().display()
+        );
+        let mut config = crate::config::parse("postrider.toml", &text).unwrap();
+        let tls = ServerTls::load(&config).unwrap();
+        assert!(tls.self_signed());
+        make_self_signed(&path("a.crt"), &path("a.key"), &config.hostname, UnixTime::now()).unwrap();
+        let pair = read_pair(&path("a.crt"), &path("a.key"), "tls", &aws_lc_rs::default_provider()).unwrap();
+        let given = pair.cert.first().cloned();
+        tls.renew(pair);
+        assert_eq!((tls.default_certificate(), tls.self_signed()), (given.clone(), false));
+        config.tls_extra = vec![files(&path("a.crt"), &path("a.key"), "tls.extra")];
+        tls.reload(&config).unwrap();
+        assert_eq!((tls.default_certificate(), tls.self_signed()), (given.clone(), false));
+        config.acme = None;
+        tls.reload(&config).unwrap();
+        assert!(tls.self_signed() && tls.default_certificate() != given);
     }
 }

@@ -274,7 +274,7 @@ impl Desk {
         }
         let asked = match self.check(path, body) {
             Ok(asked) => asked,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         let (kind, id) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
         match (kind, asked.by) {
@@ -301,16 +301,16 @@ impl Desk {
     }
 
     /// RFC 8555 6.2 to 6.5: signature, nonce, URL, and whose key.
-    fn check(&self, path: &str, body: &[u8]) -> Result<Asked, Answer> {
+    fn check(&self, path: &str, body: &[u8]) -> Result<Asked, Box<Answer>> {
         let envelope: Value = serde_json::from_slice(body).unwrap();
         let protected: Value = serde_json::from_slice(&decoded(&envelope["protected"])).unwrap();
         let mut state = self.state.lock().unwrap();
         let wrong = |state: &mut State, what: &str| {
             state.seen.wrongs.push(format!("{path}: {what}"));
-            problem(400, "malformed", what)
+            Box::new(problem(400, "malformed", what))
         };
         if state.take(&Fault::BadNonce) {
-            return Err(problem(400, "badNonce", "try another nonce"));
+            return Err(Box::new(problem(400, "badNonce", "try another nonce")));
         }
         if !state.nonces.remove(protected["nonce"].as_str().unwrap_or_default()) {
             return Err(wrong(&mut state, "a nonce that was not given, or was used"));
@@ -326,7 +326,7 @@ impl Desk {
             Ok(account) => state.accounts.get(account).cloned(),
             Err(key) => Some(key.clone()),
         };
-        let Some(key) = known else { return Err(problem(400, "accountDoesNotExist", "no such account")) };
+        let Some(key) = known else { return Err(Box::new(problem(400, "accountDoesNotExist", "no such account"))) };
         let (protected, payload) = (envelope["protected"].as_str().unwrap(), envelope["payload"].as_str().unwrap());
         let signed = format!("{protected}.{payload}");
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &key.point);

@@ -82,6 +82,11 @@ impl Shelf {
         read_pair(&file, &file, "tls.acme", provider)
     }
 
+    pub fn discard_candidate(&self) {
+        // It is written over by the next in any case.
+        let _ = fs::remove_file(self.of_name("candidate"));
+    }
+
     /// In the place of the one that there is.
     pub fn accept_candidate(&self) -> io::Result<()> {
         fs::rename(self.of_name("candidate"), self.of_name("pem"))?;

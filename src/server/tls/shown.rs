@@ -16,29 +16,20 @@ use super::facts;
 #[derive(Debug)]
 pub(super) struct Shown {
     pub default: Arc<CertifiedKey>,
-    extra: Vec<Arc<CertifiedKey>>,
     by_name: HashMap<String, Vec<Arc<CertifiedKey>>>,
 }
 
 impl Shown {
     pub fn new(default: CertifiedKey, extra: Vec<CertifiedKey>) -> Shown {
-        Shown::of(Arc::new(default), extra.into_iter().map(Arc::new).collect())
-    }
-
-    /// The same, with another default.
-    pub fn with_default(&self, default: CertifiedKey) -> Shown {
-        Shown::of(Arc::new(default), self.extra.clone())
-    }
-
-    fn of(default: Arc<CertifiedKey>, extra: Vec<Arc<CertifiedKey>>) -> Shown {
+        let default = Arc::new(default);
         let mut by_name: HashMap<String, Vec<Arc<CertifiedKey>>> = HashMap::new();
-        for pair in std::iter::once(&default).chain(&extra) {
+        for pair in std::iter::once(default.clone()).chain(extra.into_iter().map(Arc::new)) {
             let names = pair.cert.first().map(facts::names).unwrap_or_default();
             for name in names {
                 by_name.entry(name).or_default().push(pair.clone());
             }
         }
-        Shown { default, extra, by_name }
+        Shown { default, by_name }
     }
 
     pub fn choose(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Arc<CertifiedKey> {
