@@ -1,4 +1,4 @@
-//! What happens to the server as a whole: a guard closes or opens. Each is said once in the log and
+//! What happens to the server as a whole: a guard closes or opens, the configuration is read again. Each is said once in the log and
 //! counted, however often it is asked for meanwhile. (The committer tells of a store that fails.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +25,14 @@ pub enum ServerEvent {
     MemoryGood {
         used: u64,
     },
+    /// Another configuration holds, with so many keys that are different.
+    Reloaded {
+        changes: usize,
+    },
+    /// A new configuration has so many problems; the old one goes on.
+    ReloadRefused {
+        problems: usize,
+    },
 }
 
 /// How often, since the start.
@@ -32,6 +40,8 @@ pub enum ServerEvent {
 pub struct ServerCounters {
     pub disk_low: AtomicU64,
     pub memory_full: AtomicU64,
+    pub reloaded: AtomicU64,
+    pub reloads_refused: AtomicU64,
 }
 
 impl ServerEvent {
@@ -57,6 +67,14 @@ impl ServerEvent {
             }
             ServerEvent::MemoryGood { used } => {
                 tracing::info!(used_mib = used / MIB, "there is memory for messages again");
+            }
+            ServerEvent::Reloaded { changes } => {
+                count(&counters.reloaded);
+                tracing::info!(changes, "the configuration was read again and holds");
+            }
+            ServerEvent::ReloadRefused { problems } => {
+                count(&counters.reloads_refused);
+                tracing::error!(problems, "the new configuration is refused; the old one goes on");
             }
         }
     }

@@ -94,6 +94,22 @@ impl ServerTls {
         Ok(ServerTls { current, config: Arc::new(server) })
     }
 
+    /// What `config` names, for the handshakes of a configuration to come; nothing changes here. Sessions can be
+    /// resumed on both.
+    pub fn next(&self, config: &Config) -> Result<ServerTls, TlsError> {
+        let pair = load_pair(config, self.config.crypto_provider(), UnixTime::now())?;
+        let self_signed = AtomicBool::new(config.tls.is_none());
+        let current = Arc::new(Current { pair: ArcSwap::from_pointee(pair), self_signed });
+        let mut server = (*self.config).clone();
+        server.cert_resolver = current.clone();
+        Ok(ServerTls { current, config: Arc::new(server) })
+    }
+
+    /// Is another certificate shown than there?
+    pub fn shows_other_than(&self, before: &ServerTls) -> bool {
+        self.current.pair.load().cert != before.current.pair.load().cert
+    }
+
     /// Takes what `config` names from now on, for new handshakes; on an error nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), TlsError> {
         let pair = load_pair(config, self.config.crypto_provider(), UnixTime::now())?;
