@@ -58,7 +58,8 @@ async fn import<B: Backend>(
     let Query(query) =
         query.map_err(|rejection| ApiError::bad(rejection.body_text(), "name=… says which file it is"))?;
     let _place = api.submissions.acquire().await;
-    let bytes_max = api.max_size().saturating_add(transfer::TRACE_BYTES_MAX).saturating_add(transfer::ENVELOPE_BYTES_MAX);
+    let bytes_max =
+        api.max_size().saturating_add(transfer::TRACE_BYTES_MAX).saturating_add(transfer::ENVELOPE_BYTES_MAX);
     let bytes = read(body, bytes_max).await?;
     let wrong = |what: String| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, what, "export the message again");
     let (exported, message) = transfer::split(bytes).map_err(wrong)?;

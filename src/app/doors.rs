@@ -213,12 +213,7 @@ impl Doors {
         open.listeners.iter().map(status).collect()
     }
 
-    fn begin_http(
-        &self,
-        open: &mut Open,
-        next: Option<NextHttp>,
-        operator: &Arc<Operator>,
-    ) -> Option<ListenerStatus> {
+    fn begin_http(&self, open: &mut Open, next: Option<NextHttp>, operator: &Arc<Operator>) -> Option<ListenerStatus> {
         match next {
             Some(NextHttp::Same(token)) => {
                 if let Some(http) = &open.http {
@@ -314,8 +309,9 @@ pub(super) fn fetch_ways(config: &Config, resolver: &Resolver, before: Option<&W
     let needs_tls = config.fetch.values().any(|account| account.tls != PopTls::Off);
     let tls = match before.and_then(|before| before.tls.as_ref().ok()) {
         Some(known) => Ok(known.clone()),
-        None if needs_tls => smtp_tls::system_roots()
-            .and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string())),
+        None if needs_tls => {
+            smtp_tls::system_roots().and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string()))
+        }
         None => Err("no mailbox needs it".to_owned()),
     };
     Ways { resolver: resolver.clone(), tls }
@@ -332,8 +328,12 @@ fn role_name(role: Role) -> &'static str {
 pub(super) async fn forget_senders(queue: &Queue, gone: Vec<String>) {
     for webhook in gone {
         match queue.commit(event_hooks::forget(&webhook), false).await {
-            Ok(()) => tracing::warn!(webhook, "events that wait for this webhook are dropped: it is not configured any more"),
-            Err(error) => tracing::warn!(webhook, %error, "events that wait for this webhook are dropped at the next start"),
+            Ok(()) => {
+                tracing::warn!(webhook, "events that wait for this webhook are dropped: it is not configured any more")
+            }
+            Err(error) => {
+                tracing::warn!(webhook, %error, "events that wait for this webhook are dropped at the next start")
+            }
         }
     }
 }

@@ -82,7 +82,10 @@ pub(super) async fn follow(reloader: Arc<Reloader>, stop: CancellationToken) {
             let source = reloader.config();
             let known = looks.taken.clone();
             let now = tokio::task::spawn_blocking(move || stamps(&source.source)).await.unwrap_or_default();
-            looks.taken = now.into_iter().map(|(path, stamp)| (path.clone(), known.get(&path).copied().unwrap_or(stamp))).collect();
+            looks.taken = now
+                .into_iter()
+                .map(|(path, stamp)| (path.clone(), known.get(&path).copied().unwrap_or(stamp)))
+                .collect();
         }
         tokio::select! {
             () = stop.cancelled() => return,

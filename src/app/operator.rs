@@ -13,8 +13,8 @@ use crate::admin::reload::ReloadAnswer;
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Explanation, Exported,
-    FetchStatus, Filter, Imported, Listed, ListenerStatus, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer,
-    Suspended, Trouble, transfer, view,
+    FetchStatus, Filter, Imported, Listed, ListenerStatus, Page, Pick, Readiness, Selection, ServerStatus, Story,
+    SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};

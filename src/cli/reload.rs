@@ -77,10 +77,8 @@ mod tests {
             file: "postrider.toml".to_owned(),
             line: 3,
         };
-        let changes = vec![
-            change("limits.connections", Some("100"), Some("200")),
-            change("accounts.app.password", None, None),
-        ];
+        let changes =
+            vec![change("limits.connections", Some("100"), Some("200")), change("accounts.app.password", None, None)];
         let answer = ReloadAnswer {
             result: ReloadResult::Applied,
             changes,

@@ -14,17 +14,8 @@ use super::tree::{Node, Table, Value, join};
 const SHOWN_CHARS_MAX: usize = 80;
 /// Keys whose values are not shown: secrets, and what may hold one (the user, path or query of a URL, the
 /// words of a command).
-const HIDDEN: [&str; 9] = [
-    "password",
-    "password_hash",
-    "secret",
-    "token",
-    "client_secret",
-    "refresh_token",
-    "url",
-    "token_url",
-    "command",
-];
+const HIDDEN: [&str; 9] =
+    ["password", "password_hash", "secret", "token", "client_secret", "refresh_token", "url", "token_url", "command"];
 
 /// Where a configuration was read from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -213,8 +204,11 @@ fn text(value: &Value) -> String {
             format!("[{}]", items.join(", "))
         }
         Value::Table(table) => {
-            let items: Vec<String> =
-                table.in_order().into_iter().map(|(name, entry)| format!("{name} = {}", text(&entry.node.value))).collect();
+            let items: Vec<String> = table
+                .in_order()
+                .into_iter()
+                .map(|(name, entry)| format!("{name} = {}", text(&entry.node.value)))
+                .collect();
             format!("{{ {} }}", items.join(", "))
         }
     }
@@ -275,10 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_sections_are_told_apart_by_their_names() {
-        let host = |name: &str, host: &str| format!("[[smart_hosts]]\nname = \"{name}\"\nhost = \"{host}\"\n");
-        let before = [host("one", "one.test"), host("two", "two.test")].concat();
-        let after = [host("two", "other.test"), host("one", "one.test")].concat();
-        assert_eq!(changes(&before, &after), ["test.toml:6 smart_hosts.two.host: \"two.test\" → \"other.test\""]);
+    fn lists_of_sections_are_told_apart_by_their_numbers() {
+        let archive = |folder: &str| format!("[[archive]]\npath = \"/{folder}/{{id}}\"\n");
+        let (one, two, three) = (archive("one"), archive("two"), archive("three"));
+        let wanted = ["test.toml:7 archive.2.path: \"/two/{id}\" → \"/three/{id}\""];
+        assert_eq!(changes(&[one.clone(), two].concat(), &[one, three].concat()), wanted);
     }
 }

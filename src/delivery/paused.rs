@@ -103,7 +103,9 @@ impl Pauses {
         let what = Suspension::Target(name.to_owned());
         let is_new = self.queue.suspend(&what).await?;
         // The answer was to a configuration that has been changed since: it is no pause for the new one.
-        if self.newest.load().targets.get(name).and_then(fingerprint) != self.config.targets.get(name).and_then(fingerprint) {
+        if self.newest.load().targets.get(name).and_then(fingerprint)
+            != self.config.targets.get(name).and_then(fingerprint)
+        {
             self.queue.lift(&what).await?;
             self.queue.lifted(&what).await?;
             return Ok(false);

@@ -20,8 +20,8 @@ use crate::routing::outbound::Candidate;
 use super::graph::{Graph, Sent};
 use super::host_test::{NoTest, Report, Tester, Wish};
 use super::oauth::Tokens;
-use super::transport::SetUpError;
 use super::smtp::{Attempted, HostTarget, Login, LoginFault, PopBeforeSmtp, SmtpTransport, TlsMode};
+use super::transport::SetUpError;
 use super::{HostFailure, Job, Outcome};
 
 /// Rest of a host after the first login that it does not take; twice as long after each further one.

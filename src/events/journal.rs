@@ -74,13 +74,7 @@ impl Journal {
 
     /// Starts telling what a step does.
     pub fn begin(&self) -> Telling<'_> {
-        Telling {
-            journal: self,
-            course: self.course.load(),
-            batch: Batch::new(),
-            events: Vec::new(),
-            put: Vec::new(),
-        }
+        Telling { journal: self, course: self.course.load(), batch: Batch::new(), events: Vec::new(), put: Vec::new() }
     }
 
     fn key(&self, id: MessageId, at: Millis) -> [u8; JOURNAL_KEY_BYTES] {

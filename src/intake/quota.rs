@@ -192,7 +192,6 @@ impl Quota {
         *used = after;
         Ok(())
     }
-
 }
 
 impl Counter {

@@ -83,12 +83,7 @@ struct Gate {
 }
 
 impl Gate {
-    fn load(
-        store: &Store,
-        name: &str,
-        settings: &BTreeMap<String, Stream>,
-        now: Millis,
-    ) -> Result<Gate, StoreError> {
+    fn load(store: &Store, name: &str, settings: &BTreeMap<String, Stream>, now: Millis) -> Result<Gate, StoreError> {
         let setting = setting(settings, name);
         let limits = Limits::of(&setting);
         let pace = if limits.is_any() {

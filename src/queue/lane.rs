@@ -150,7 +150,11 @@ impl Streams {
                 continue;
             }
             let slot = (0..STREAMS_MAX as u8).find(|slot| !self.slots.values().any(|taken| taken == slot));
-            let slot = slot.ok_or_else(|| StoreError::Damaged("meta: no slot is left for a stream; a restart frees those of streams that are gone".into()))?;
+            let slot = slot.ok_or_else(|| {
+                StoreError::Damaged(
+                    "meta: no slot is left for a stream; a restart frees those of streams that are gone".into(),
+                )
+            })?;
             self.slots.insert(name.to_owned(), slot);
             batch.put(Table::Meta, meta_key(name), vec![slot]);
         }

@@ -160,7 +160,15 @@ impl Session {
     /// [`Session::tls_started`] before the first line.
     pub fn new(policy: Policy) -> (Session, Reply) {
         let greeting = replies::greeting(&policy);
-        let session = Session { policy, tls: None, account: None, is_revoked: false, errors: 0, idle_commands: 0, state: State::Fresh };
+        let session = Session {
+            policy,
+            tls: None,
+            account: None,
+            is_revoked: false,
+            errors: 0,
+            idle_commands: 0,
+            state: State::Fresh,
+        };
         (session, greeting)
     }
 

@@ -395,7 +395,8 @@ impl Fetcher {
         if dry_run {
             let mut ran = Ran::default();
             let held = self.hold(slot);
-            let looked = timeout(RUN_TIME_MAX, self.account(name, slot, &held, true).look(&slot.state(), &mut ran)).await;
+            let looked =
+                timeout(RUN_TIME_MAX, self.account(name, slot, &held, true).look(&slot.state(), &mut ran)).await;
             ran.error = ended(looked).err().map(|trouble| trouble.to_string());
             return Ok(ran);
         }
