@@ -81,6 +81,7 @@ pub mod smtp;
 
 pub mod clock;
 pub mod config;
+pub mod current;
 pub mod dns;
 pub mod secret;
 pub mod store;

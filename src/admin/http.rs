@@ -23,7 +23,8 @@ use tokio_util::task::TaskTracker;
 
 use super::caller::{Gatekeeper, admit};
 use super::{Backend, api};
-use crate::config::Admin;
+use crate::config::{Admin, Secret};
+use crate::current::Current;
 
 /// Connections served at once; more wait in the backlog.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -66,9 +67,15 @@ impl Http {
     }
 
     /// Answers until `shutdown`, then finishes the requests that have begun. `max_size`: bytes of a message.
-    pub async fn serve<B: Backend>(self, backend: Arc<B>, admin: Admin, max_size: u64, shutdown: CancellationToken) {
-        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: admin.token });
-        let router = api::router(backend, max_size).layer(from_fn_with_state(keeper, admit::<B>));
+    pub async fn serve<B: Backend>(
+        self,
+        backend: Arc<B>,
+        token: impl Into<Current<Secret>>,
+        max_size: impl Into<Current<u64>>,
+        shutdown: CancellationToken,
+    ) {
+        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: token.into() });
+        let router = api::router(backend, max_size.into()).layer(from_fn_with_state(keeper, admit::<B>));
         let (free, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
         loop {
             let accepted = tokio::select! {

@@ -39,6 +39,7 @@ pub mod filter;
 pub mod http;
 pub mod metrics;
 pub(crate) mod pickup;
+pub mod reload;
 pub mod socket;
 pub(crate) mod submit;
 pub mod suppress;
@@ -204,6 +205,11 @@ pub trait Backend: Send + Sync + 'static {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 
+    /// Reads the configuration again: it holds whole from now on, or not at all.
+    fn reload(&self) -> impl Future<Output = Result<reload::ReloadAnswer, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
     /// Can it take mail right now, and what stands in the way? None: it does not know.
     fn readiness(&self) -> impl Future<Output = Option<Readiness>> + Send {
         async { None }
@@ -339,6 +345,9 @@ pub struct Readiness {
     /// What a person has suspended. Mail is taken all the same.
     #[serde(default)]
     pub suspended: Vec<Suspended>,
+    /// Since when the configuration holds, and whether a newer one was refused. Mail is taken all the same.
+    #[serde(default)]
+    pub configuration: reload::Configuration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

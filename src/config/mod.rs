@@ -5,7 +5,7 @@
 //! for each group of sections (`doors`, `certificates`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
 //! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`, `events`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases; `model` has the larger of the types. All of them put what they find wrong into one
-//! `report`, and `problem` says it.
+//! `report`, and `problem` says it. `source` remembers where it stands, for whoever wants to know what has changed.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
@@ -37,6 +37,7 @@ mod secret;
 mod section;
 mod sender;
 mod smart_hosts;
+pub mod source;
 mod streams;
 pub mod targets;
 mod tree;
@@ -64,10 +65,11 @@ pub use model::outbound::*;
 pub use model::trust::*;
 pub use places::Places;
 pub use problem::{Problem, ProblemKind, Problems};
-pub use read::{load, parse};
+pub use read::{data_dir_of, load, parse};
+pub use source::{Change, ChangeKind, Source};
 pub use targets::Target;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub hostname: Domain,
     pub data_dir: PathBuf,
@@ -108,6 +110,8 @@ pub struct Config {
     pub log: Log,
     /// What loads but deserves a word at every start (`durability = "relaxed"`, no certificate…).
     pub warnings: Vec<String>,
+    /// Where all this was read from.
+    pub source: Source,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +129,7 @@ pub enum ListenerTls {
     Implicit,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub role: Role,
     pub bind: Vec<SocketAddr>,
@@ -134,7 +138,7 @@ pub struct Listener {
     pub proxy_protocol: bool,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Networks {
     pub trusted: Vec<IpNet>,
     pub proxies: Vec<IpNet>,
@@ -152,7 +156,7 @@ impl std::fmt::Debug for Secret {
 }
 
 /// How an account proves itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Credential {
     /// `password_hash`: an argon2id PHC string, checked to be one.
     Hash(Secret),
@@ -160,7 +164,7 @@ pub enum Credential {
     Password(Secret),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     pub credential: Credential,
     pub label: String,
@@ -239,7 +243,7 @@ pub enum Durability {
     Relaxed,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
     pub durability: Durability,
     /// Bytes of free disk below which new mail gets 452.
@@ -255,7 +259,7 @@ pub struct Rate {
     pub per: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Bytes.
     pub max_size: u64,
@@ -270,7 +274,7 @@ pub struct Limits {
     pub data_timeout: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dns {
     /// Empty: /etc/resolv.conf.
     pub nameservers: Vec<SocketAddr>,
@@ -278,7 +282,7 @@ pub struct Dns {
 }
 
 /// HTTP over TCP, for whoever shows the token.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     pub bind: SocketAddr,
     pub token: Secret,
@@ -290,7 +294,7 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,

@@ -302,6 +302,7 @@ impl<'a> Item<'a> {
     /// A file that is there and may be read now.
     pub fn readable_file(&self) -> Option<PathBuf> {
         let path = self.absolute_path()?;
+        self.report.reads(&path);
         let readable = std::fs::File::open(&path).and_then(|file| file.metadata());
         let trouble = match readable {
             Ok(metadata) if metadata.is_file() => return Some(path),

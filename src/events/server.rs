@@ -1,4 +1,4 @@
-//! What happens to the server as a whole: a guard closes or opens. Each is said once in the log and
+//! What happens to the server as a whole: a guard closes or opens, the configuration is read again. Each is said once in the log and
 //! counted, however often it is asked for meanwhile. (The committer tells of a store that fails.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +39,14 @@ pub enum ServerEvent {
         /// When it is asked again.
         next: Millis,
     },
+    /// Another configuration holds, with so many keys that are different.
+    Reloaded {
+        changes: usize,
+    },
+    /// A new configuration has so many problems; the old one goes on.
+    ReloadRefused {
+        problems: usize,
+    },
 }
 
 /// How often, since the start.
@@ -48,6 +56,8 @@ pub struct ServerCounters {
     pub memory_full: AtomicU64,
     pub certificates_renewed: AtomicU64,
     pub certificates_failed: AtomicU64,
+    pub reloaded: AtomicU64,
+    pub reloads_refused: AtomicU64,
 }
 
 impl ServerEvent {
@@ -87,6 +97,14 @@ impl ServerEvent {
                 count(&counters.certificates_failed);
                 let next = rfc3339(*next);
                 tracing::warn!(name, next, "no certificate from the authority (tls.acme), the old one stays: {why}");
+            }
+            ServerEvent::Reloaded { changes } => {
+                count(&counters.reloaded);
+                tracing::info!(changes, "the configuration was read again and holds");
+            }
+            ServerEvent::ReloadRefused { problems } => {
+                count(&counters.reloads_refused);
+                tracing::error!(problems, "the new configuration is refused; the old one goes on");
             }
         }
     }

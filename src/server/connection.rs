@@ -4,7 +4,8 @@
 //! Promises: replies are gathered while input is buffered and flushed before any wait (RFC 2920);
 //! whatever came before a handshake closes the connection (RFC 3207 4.2, CVE-2011-0411); every wait has
 //! an end; an idle connection holds a small buffer and nothing of an earlier message. When the server
-//! stops, a message that is being read is finished and answered, and an idle client gets 421.
+//! stops, a message that is being read is finished and answered, and an idle client gets 421. A message is
+//! judged by one configuration, the one that held when its MAIL came.
 //!
 //! Leaves out: what commands mean (`session`), and how many connections there may be (`limits`).
 
@@ -31,6 +32,7 @@ use super::outside::{Outside, Shared};
 use super::session::Session;
 use super::step::{Policy, Step};
 use crate::config::{ListenerTls, Role};
+use crate::current::Current;
 use crate::smtp::Reply;
 use crate::smtp::wire::{ChunkDecoder, LINE_END_BYTES, LineCutter};
 
@@ -107,7 +109,7 @@ impl From<io::Error> for End {
 
 /// Talks to one client until one of the two has enough. `place` is given back at the end.
 pub async fn serve<S, O>(
-    shared: Arc<Shared<O>>,
+    current: impl Into<Current<Shared<O>>>,
     arrival: Arrival,
     stream: S,
     place: ConnectionGuard,
@@ -116,8 +118,11 @@ pub async fn serve<S, O>(
     S: AsyncRead + AsyncWrite + Unpin + Send,
     O: Outside,
 {
+    let current = current.into();
+    let shared = current.load();
     let (session, greeting) = Session::new(policy(&shared, &arrival));
     let mut connection = Connection {
+        current,
         shared,
         arrival,
         session,
@@ -155,6 +160,8 @@ fn policy<O: Outside>(shared: &Shared<O>, arrival: &Arrival) -> Policy {
 }
 
 struct Connection<S, O> {
+    current: Current<Shared<O>>,
+    /// What holds for the message that is under way; the newest where there is none.
     shared: Arc<Shared<O>>,
     arrival: Arrival,
     session: Session,
@@ -207,6 +214,9 @@ where
             if self.stop.is_cancelled() {
                 return Err(End::Stopping);
             }
+            if self.session.is_idle() && !self.current.is(&self.shared) {
+                self.renew();
+            }
             let buffered = self.input.get(self.start..).unwrap_or_default();
             match self.lines.cut(buffered) {
                 Ok(Some(length)) => {
@@ -233,6 +243,14 @@ where
                 () = stop.cancelled() => return Err(End::Stopping),
             }
         }
+    }
+
+    /// From the next command on the newest configuration holds.
+    fn renew(&mut self) {
+        let before = std::mem::replace(&mut self.shared, self.current.load());
+        let accounts = &self.shared.accounts;
+        let login = self.session.account().and_then(|name| accounts.still_lets_in(name, &before.accounts));
+        self.session.renew(policy(&self.shared, &self.arrival), login);
     }
 
     /// Does what the session says, until it wants the next line.

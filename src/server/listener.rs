@@ -23,6 +23,7 @@ use super::limits::{self, ConnectionGuard};
 use super::outside::{Outside, Shared};
 use super::proxy_protocol::{self, Header, Malformed, Source};
 use crate::config::{self, ListenerTls, Role};
+use crate::current::Current;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -75,16 +76,16 @@ pub struct Listener;
 impl Listener {
     /// Takes all addresses of one listener, or none. Must be called within a tokio runtime.
     pub fn bind(name: &str, settings: &config::Listener) -> Result<Vec<BoundListener>, BindError> {
-        let name: Arc<str> = name.into();
-        settings
-            .bind
-            .iter()
-            .map(|address| {
-                let socket = bind_for(&format!("listeners.{name}"), *address)?;
-                let door = Door { name: name.clone(), role: settings.role, tls: settings.tls };
-                Ok(BoundListener { door, proxy_protocol: settings.proxy_protocol, socket })
-            })
-            .collect()
+        settings.bind.iter().map(|address| Listener::bind_one(name, settings, *address)).collect()
+    }
+
+    /// Takes one address of a listener. Must be called within a tokio runtime.
+    pub fn bind_one(name: &str, settings: &config::Listener, address: SocketAddr) -> Result<BoundListener, BindError> {
+        let key = format!("listeners.{name}");
+        let socket = bind_for(&key, address)?;
+        let local = socket.local_addr().map_err(|error| BindError::new(&key, address, error))?;
+        let (face, closing) = (Current::new(Face::of(name, settings)), CancellationToken::new());
+        Ok(BoundListener { handle: Handle { asked: address, local, face, closing }, socket })
     }
 }
 
@@ -127,20 +128,81 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A socket that listens. Clients wait in its backlog until [`BoundListener::run`].
 pub struct BoundListener {
-    door: Door,
-    proxy_protocol: bool,
+    handle: Handle,
     socket: TcpListener,
+}
+
+/// What a listener is to those who connect from now on.
+#[derive(Clone, Debug, PartialEq)]
+struct Face {
+    name: Arc<str>,
+    role: Role,
+    tls: ListenerTls,
+    proxy_protocol: bool,
+}
+
+impl Face {
+    fn of(name: &str, settings: &config::Listener) -> Face {
+        Face { name: name.into(), role: settings.role, tls: settings.tls, proxy_protocol: settings.proxy_protocol }
+    }
+}
+
+/// Reaches a listener that runs.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// As in the configuration: perhaps with port 0.
+    asked: SocketAddr,
+    local: SocketAddr,
+    face: Current<Face>,
+    closing: CancellationToken,
+}
+
+impl Handle {
+    /// Is it what the configuration calls `name` at this address? By its port where that is not left to the system.
+    pub fn is(&self, name: &str, address: SocketAddr) -> bool {
+        self.asked == address && (address.port() != 0 || *self.face.load().name == *name)
+    }
+
+    pub fn is_same(&self, other: &Handle) -> bool {
+        self.local == other.local
+    }
+
+    pub fn name(&self) -> Arc<str> {
+        self.face.load().name.clone()
+    }
+
+    pub fn role(&self) -> Role {
+        self.face.load().role
+    }
+
+    /// With the port that the system chose, if port 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// New connections are taken by these settings; those that are open stay as they are.
+    pub fn renew(&self, name: &str, settings: &config::Listener) {
+        let face = Face::of(name, settings);
+        if *self.face.load() != face {
+            self.face.set(Arc::new(face));
+        }
+    }
+
+    /// No further connections. Those that are open, and those that wait to be accepted, are served.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
 }
 
 impl fmt::Debug for BoundListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundListener").field("name", &self.door.name).field("address", &self.local_addr()).finish()
+        f.debug_struct("BoundListener").field("face", &self.handle.face).field("address", &self.local_addr()).finish()
     }
 }
 
 impl BoundListener {
-    pub fn name(&self) -> &str {
-        &self.door.name
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// With the port that the system chose, if port 0 was asked for.
@@ -148,29 +210,30 @@ impl BoundListener {
         self.socket.local_addr()
     }
 
-    /// Accepts until `stop`. The sessions are tasks of `shared.sessions`; they see the same `stop` and
-    /// may take longer.
-    pub async fn run<O: Outside>(self, shared: Arc<Shared<O>>, stop: CancellationToken) {
+    /// Accepts until `stop`, or until it is closed. The sessions are tasks of `shared.sessions`; they see the same
+    /// `stop` and may take longer.
+    pub async fn run<O: Outside>(self, current: impl Into<Current<Shared<O>>>, stop: CancellationToken) {
+        let current = current.into();
         // One line of log for one shortage, not one for each try.
         let mut is_short = false;
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                () = self.handle.closing.cancelled() => return self.take_the_last(&current, &stop),
                 accepted = self.socket.accept() => accepted,
             };
+            let face = self.handle.face.load();
             match accepted {
                 Ok((stream, peer)) => {
                     is_short = false;
-                    self.welcome(&shared, stream, peer, &stop);
+                    face.welcome(&current, stream, peer, &stop);
                 }
-                Err(error) if is_the_clients(&error) => {
-                    debug!(listener = %self.door.name, %error, "a client left at once")
-                }
+                Err(error) if is_the_clients(&error) => debug!(listener = %face.name, %error, "a client left at once"),
                 Err(error) => {
                     if !is_short {
                         warn!(
-                            listener = %self.door.name, %error,
+                            listener = %face.name, %error,
                             "cannot accept connections, trying again; raise the limit of open files (LimitNOFILE) \
                              or lower limits.connections"
                         );
@@ -185,30 +248,46 @@ impl BoundListener {
         }
     }
 
+    /// Those that have connected already, and would be thrown out with the socket.
+    fn take_the_last<O: Outside>(self, current: &Current<Shared<O>>, stop: &CancellationToken) {
+        let face = self.handle.face.load();
+        // The kernel is asked directly: the runtime may not have heard of the last ones yet.
+        let Ok(socket) = self.socket.into_std() else { return };
+        for _ in 0..BACKLOG {
+            let Ok((stream, peer)) = socket.accept() else { return };
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                face.welcome(current, stream, peer, stop);
+            }
+        }
+    }
+}
+
+impl Face {
     fn welcome<O: Outside>(
         &self,
-        shared: &Arc<Shared<O>>,
+        current: &Current<Shared<O>>,
         stream: TcpStream,
         peer: SocketAddr,
         stop: &CancellationToken,
     ) {
         let peer = peer.ip().to_canonical();
         match self.proxy_protocol {
-            false => self.door.admit(shared, stream, (peer, Via::Itself), stop),
-            true => self.welcome_proxy(shared, stream, peer, stop),
+            false => self.admit(current, stream, (peer, Via::Itself), stop),
+            true => self.welcome_proxy(current, stream, peer, stop),
         }
     }
 
     /// Whoever is none of the proxies is not asked what it says: it could say that it is anybody.
     fn welcome_proxy<O: Outside>(
         &self,
-        shared: &Arc<Shared<O>>,
+        current: &Current<Shared<O>>,
         stream: TcpStream,
         proxy: IpAddr,
         stop: &CancellationToken,
     ) {
+        let shared = &current.load();
         if !limits::contains(&shared.config.networks.proxies, proxy) {
-            return self.door.refuse(
+            return self.refuse(
                 &stream,
                 proxy,
                 &Refusal {
@@ -219,20 +298,20 @@ impl BoundListener {
         }
         let place = match shared.limits.connect_proxy(&shared.config) {
             Ok(place) => place,
-            Err(refusal) => return self.door.refuse(&stream, proxy, &refusal),
+            Err(refusal) => return self.refuse(&stream, proxy, &refusal),
         };
-        let (door, own, stop) = (self.door.clone(), shared.clone(), stop.clone());
+        let (face, current, stop) = (self.clone(), current.clone(), stop.clone());
         let time = HEADER_TIME.min(shared.config.limits.command_timeout);
         shared.sessions.spawn(async move {
-            let name = &door.name;
+            let name = &face.name;
             tokio::select! {
                 () = stop.cancelled() => {}
                 heard = timeout(time, hear(stream)) => match heard {
                     Ok(Ok((stream, Source::Client(peer)))) => {
                         drop(place);
-                        door.admit(&own, stream, (peer, Via::Proxy(proxy)), &stop);
+                        face.admit(&current, stream, (peer, Via::Proxy(proxy)), &stop);
                     }
-                    Ok(Ok((stream, Source::Proxy))) => door.start(&own, stream, (proxy, Via::Nobody), place, &stop),
+                    Ok(Ok((stream, Source::Proxy))) => face.start(&current, stream, (proxy, Via::Nobody), place, &stop),
                     Ok(Err(NoHeader::Gone(error))) => debug!(listener = %name, %proxy, %error, "the proxy has gone"),
                     Ok(Err(NoHeader::Malformed(wrong))) => warn!(listener = %name, %proxy, "closed: {wrong}; {HINT}"),
                     Err(_) => warn!(listener = %name, %proxy, "closed: the proxy sends no PROXY header; {HINT}"),
@@ -274,25 +353,18 @@ async fn hear(mut stream: TcpStream) -> Result<(TcpStream, Source), NoHeader> {
     }
 }
 
-/// What a listener is to those who come in.
-#[derive(Clone)]
-struct Door {
-    name: Arc<str>,
-    role: Role,
-    tls: ListenerTls,
-}
-
-impl Door {
+impl Face {
     /// `peer`: the address, and who says so.
     fn admit<O: Outside>(
         &self,
-        shared: &Arc<Shared<O>>,
+        current: &Current<Shared<O>>,
         stream: TcpStream,
         peer: (IpAddr, Via),
         stop: &CancellationToken,
     ) {
+        let shared = current.load();
         match shared.limits.connect(&shared.config, self.role, peer.0, shared.clock.now()) {
-            Ok(place) => self.start(shared, stream, peer, place, stop),
+            Ok(place) => self.start(current, stream, peer, place, stop),
             Err(refusal) => self.refuse(&stream, peer.0, &refusal),
         }
     }
@@ -304,7 +376,7 @@ impl Door {
 
     fn start<O: Outside>(
         &self,
-        shared: &Arc<Shared<O>>,
+        current: &Current<Shared<O>>,
         stream: TcpStream,
         (peer, via): (IpAddr, Via),
         place: ConnectionGuard,
@@ -315,10 +387,11 @@ impl Door {
             debug!(listener = %self.name, %peer, %error, "gone before the greeting");
             return;
         }
+        let shared = current.load();
         let span = info_span!("session", session = shared.next_session(), listener = %self.name, %peer);
         let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer, via };
         // A token of its own: the waiting of thousands of idle sessions must not meet in one lock.
-        let session = connection::serve(shared.clone(), arrival, stream, place, stop.child_token());
+        let session = connection::serve(current.clone(), arrival, stream, place, stop.child_token());
         shared.sessions.spawn(session.instrument(span));
     }
 

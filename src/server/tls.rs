@@ -102,6 +102,25 @@ impl ServerTls {
         Ok(ServerTls { current, config: Arc::new(server) })
     }
 
+    /// What `config` names, for the handshakes of a configuration to come; nothing changes here. Sessions can be
+    /// resumed on both.
+    pub fn next(&self, config: &Config) -> Result<ServerTls, TlsError> {
+        let provider = self.config.crypto_provider();
+        let Loaded { shown, self_signed } = load_all(config, provider)?;
+        let before = self.current.granted.load_full();
+        let granted = if before.wish == wish(config) { before } else { Arc::new(Granted::load(config, provider)) };
+        let (shown, self_signed) = (ArcSwap::from_pointee(shown), AtomicBool::new(self_signed));
+        let current = Arc::new(Current { shown, self_signed, granted: ArcSwap::new(granted) });
+        let mut server = (*self.config).clone();
+        server.cert_resolver = current.clone();
+        Ok(ServerTls { current, config: Arc::new(server) })
+    }
+
+    /// Are other certificates shown than there, as far as they come from files?
+    pub fn shows_other_than(&self, before: &ServerTls) -> bool {
+        self.current.shown.load().is_other(&before.current.shown.load())
+    }
+
     /// Takes what `config` names from now on, for new handshakes; on an error nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), TlsError> {
         let provider = self.config.crypto_provider();

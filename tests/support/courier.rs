@@ -105,7 +105,7 @@ impl Courier {
             queue: queue.clone(),
             transports: transports.clone(),
             settler,
-            noting: Semaphore::new(NOTING_MAX),
+            noting: Arc::new(Semaphore::new(NOTING_MAX)),
         };
         let (attempts, stop) = (TaskTracker::new(), CancellationToken::new());
         let dispatcher = tokio::spawn(Dispatcher::new(Arc::new(parts), fresh).run(attempts.clone(), stop.clone()));

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -117,9 +118,11 @@ fn challenge_pair(name: &Domain, digest: &[u8]) -> Result<CertifiedKey, String> 
 }
 
 /// The socket that waits for the authority.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Responder {
-    socket: TcpListener,
+    /// As in the configuration: perhaps with port 0.
+    asked: SocketAddr,
+    socket: Arc<TcpListener>,
     challenge: AcmeChallenge,
 }
 
@@ -127,11 +130,22 @@ impl Responder {
     /// None: `[tls.acme]` is not enabled. Must be called within a tokio runtime.
     pub fn bind(config: &Config) -> Result<Option<Responder>, BindError> {
         let Some(Acme { bind, challenge, .. }) = config.acme else { return Ok(None) };
-        Ok(Some(Responder { socket: bind_for("tls.acme", bind)?, challenge }))
+        let socket = Arc::new(bind_for("tls.acme", bind)?);
+        Ok(Some(Responder { asked: bind, socket, challenge }))
+    }
+
+    /// As [`Responder::bind`], with the socket of the one before where that does.
+    pub fn next(before: Option<&Responder>, config: &Config) -> Result<Option<Responder>, BindError> {
+        match (&config.acme, before) {
+            (Some(Acme { bind, challenge, .. }), Some(before)) if before.asked == *bind => {
+                Ok(Some(Responder { challenge: *challenge, ..before.clone() }))
+            }
+            _ => Responder::bind(config),
+        }
     }
 
     /// With the port that the system chose, if port 0 was asked for.
-    pub fn local_addr(&self) -> io::Result<std::net::SocketAddr> {
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 

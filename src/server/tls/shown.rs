@@ -32,6 +32,18 @@ impl Shown {
         Shown { default, by_name }
     }
 
+    pub fn is_other(&self, than: &Shown) -> bool {
+        let same = |one: &[Arc<CertifiedKey>], other: &[Arc<CertifiedKey>]| {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.cert == other.cert)
+        };
+        let has_same = |(name, pairs): (&String, &Vec<Arc<CertifiedKey>>)| {
+            than.by_name.get(name).is_some_and(|other| same(pairs, other))
+        };
+        self.default.cert != than.default.cert
+            || self.by_name.len() != than.by_name.len()
+            || !self.by_name.iter().all(has_same)
+    }
+
     pub fn choose(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Arc<CertifiedKey> {
         let name = name.map(str::to_ascii_lowercase).unwrap_or_default();
         let wildcard = name.split_once('.').map(|(_, parent)| format!("*.{parent}")).unwrap_or_default();
