@@ -5,7 +5,9 @@
 //! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once; the queue
 //! on disk is what it was (see the table in `queue::record`).
 
+pub mod account_test;
 mod alive;
+pub mod captured;
 pub mod dkim;
 mod dmarc;
 mod doors;
@@ -21,6 +23,7 @@ mod tls;
 pub mod transfer;
 pub mod upkeep;
 pub mod watch;
+pub mod world;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -38,6 +41,7 @@ use crate::current::Current;
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::dmarc_report;
 use crate::delivery::event_webhooks::EventWebhookError;
+use crate::delivery::receipts::Receipts;
 use crate::delivery::settle::Settler;
 use crate::delivery::tls_report::Reports;
 use crate::delivery::transport::{SetUpError, Transports};
@@ -56,7 +60,8 @@ use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use dkim::Keeper;
-use doors::{Doors, NextDoors, Open, fetch_ways, pickup_folders};
+pub use doors::fetch_ways;
+use doors::{Doors, NextDoors, Open, pickup_folders};
 use operator::Operator;
 use outside::Behind;
 use reload::{Reloader, SetLog};
@@ -163,7 +168,7 @@ impl App {
         let shared = Current::from(Shared::new(config.clone(), tls, behind, clock.clone())?);
         let ways = {
             let (config, resolver) = (config.clone(), resolver.clone());
-            let made = tokio::task::spawn_blocking(move || fetch_ways(&config, &resolver, None)).await;
+            let made = tokio::task::spawn_blocking(move || doors::ways(&config, &resolver, None)).await;
             made.map_err(|error| Error::Threads(error.to_string()))?
         };
         let fetcher = Fetcher::new(intake.clone(), clock.clone(), ways.clone(), stop.clone());
@@ -210,6 +215,7 @@ impl App {
         let attempts = TaskTracker::new();
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.load() };
         let noting = Arc::new(Semaphore::new(NOTING_MAX));
+        let receipts = Arc::new(Receipts::open(&config.data_dir, |id, number| queue.holds(id, number)));
         let parts = Parts {
             config: config.clone(),
             clock: clock.clone(),
@@ -217,6 +223,7 @@ impl App {
             transports: transports.load(),
             settler,
             noting: noting.clone(),
+            receipts: receipts.clone(),
         };
         let dispatcher = Dispatcher::new(Arc::new(parts), fresh);
         operator.inquiry.get_or_init(|| dispatcher.inquiry());
@@ -229,6 +236,7 @@ impl App {
             intake: intake.clone(),
             transports: transports.clone(),
             noting,
+            receipts,
             dispatcher: dispatcher.changes(),
             operator: Arc::downgrade(&operator),
             set_log: OnceLock::new(),
@@ -288,6 +296,7 @@ impl App {
             Keeper { config, clock: clock_there.clone(), queue: queue.clone(), signer }
         };
         tasks.spawn(dkim::look_after(keeper, stop()));
+        tasks.spawn(captured::look_after(self.queue.clone(), clock.clone(), intake.clone(), stop()));
         tasks.spawn(sweep(intake.clone(), clock.clone(), stop()));
         tasks.spawn(space::give_back(intake.clone(), self.queue.clone(), stop()));
     }

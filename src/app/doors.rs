@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -181,7 +182,7 @@ impl Doors {
     pub fn prepare(&self, config: &Config, resolver: &Resolver, outbox: &Outbox) -> Result<NextDoors, Error> {
         let failed = |source| Error::Store { path: store_path(config), source };
         let outbox = Arc::new(outbox.next(self.queue.store(), &config.events.webhooks).map_err(failed)?);
-        let ways = fetch_ways(config, resolver, Some(&self.fetcher.ways()));
+        let ways = ways(config, resolver, Some(&self.fetcher.ways()));
         let fetch = self.fetcher.next(config).map_err(failed)?;
         let folders = pickup_folders(config)?;
         let open = self.lock();
@@ -353,16 +354,28 @@ pub(super) fn pickup_folders(config: &Config) -> Result<Vec<pickup::Folder>, Err
 
 /// What mailboxes elsewhere are read with. Without authorities to trust, the server serves all the same. Blocks on
 /// the disk.
-pub(super) fn fetch_ways(config: &Config, resolver: &Resolver, before: Option<&Ways>) -> Ways {
+pub(super) fn ways(config: &Config, resolver: &Resolver, before: Option<&Ways>) -> Ways {
     let needs_tls = config.fetch.values().any(|account| account.tls != PopTls::Off);
     let tls = match before.and_then(|before| before.tls.as_ref().ok()) {
         Some(known) => Ok(known.clone()),
-        None if needs_tls => {
-            smtp_tls::system_roots().and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string()))
-        }
-        None => Err("no mailbox needs it".to_owned()),
+        None => authorities(needs_tls),
     };
-    Ways { resolver: resolver.clone(), tls }
+    Ways { resolver: resolver.clone(), tls, trail: None }
+}
+
+fn authorities(are_needed: bool) -> Result<TlsConnector, String> {
+    if !are_needed {
+        return Err("no mailbox needs it".to_owned());
+    }
+    smtp_tls::system_roots().and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string()))
+}
+
+/// What mailboxes are read with that have TLS in these ways.
+pub async fn fetch_ways(mut modes: impl Iterator<Item = PopTls>, resolver: &Resolver) -> Ways {
+    let needs_tls = modes.any(|tls| tls != PopTls::Off);
+    let made = tokio::task::spawn_blocking(move || authorities(needs_tls)).await;
+    let tls = made.unwrap_or_else(|error| Err(error.to_string()));
+    Ways { resolver: resolver.clone(), tls, trail: None }
 }
 
 fn role_name(role: Role) -> &'static str {

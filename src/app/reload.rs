@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::{self, Change, ChangeKind, Config, Log, Problem, ProblemKind};
 use crate::current::Current;
 use crate::delivery::dispatch::{Changes, Parts};
+use crate::delivery::receipts::Receipts;
 use crate::delivery::settle::Settler;
 use crate::delivery::transport::Transports;
 use crate::dns::Resolver;
@@ -45,6 +46,7 @@ pub struct Reloader {
     pub(super) intake: Current<Intake>,
     pub(super) transports: Current<Transports>,
     pub(super) noting: Arc<Semaphore>,
+    pub(super) receipts: Arc<Receipts>,
     pub(super) dispatcher: Changes,
     /// Who holds this.
     pub(super) operator: Weak<Operator>,
@@ -168,6 +170,7 @@ impl Reloader {
             transports: transports.clone(),
             settler,
             noting: self.noting.clone(),
+            receipts: self.receipts.clone(),
         })
     }
 

@@ -18,7 +18,7 @@ const HIDDEN: [&str; 9] =
     ["password", "password_hash", "secret", "token", "client_secret", "refresh_token", "url", "token_url", "command"];
 
 /// Where a configuration was read from.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Source {
     /// The main file.
     pub file: PathBuf,
@@ -29,6 +29,13 @@ pub struct Source {
     values: BTreeMap<String, Written>,
     /// As they were read, by their keys.
     secrets: BTreeMap<String, Secret>,
+}
+
+/// Without what is in the files.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({})", self.file.display())
+    }
 }
 
 /// A value as it stands in a file.

@@ -197,13 +197,11 @@ async fn pickup_folders_come_change_and_go() {
         )
     };
     let house = House::start("").await;
-    let mut count = 0;
-    for (name, more) in [("one", ""), ("one", "max_per_minute = 500\n"), ("two", "")] {
+    for (count, (name, more)) in [("one", ""), ("one", "max_per_minute = 500\n"), ("two", "")].into_iter().enumerate() {
         std::fs::create_dir_all(house.path(name)).unwrap();
         house.takes(&folder(name, more)).await;
         std::fs::write(house.path(name).join("m.eml"), letter("app@home.test", "a@home.test")).unwrap();
-        count += 1;
-        until("it is delivered", async || maildir(&house.path("box")).len() == count).await;
+        until("it is delivered", async || maildir(&house.path("box")).len() == count + 1).await;
     }
     std::fs::write(house.path("one/late.eml"), letter("app@home.test", "a@home.test")).unwrap();
     let reports = house.app.operator().pick_up(None).await.unwrap();

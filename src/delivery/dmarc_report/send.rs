@@ -82,7 +82,7 @@ impl Reports {
         let intake = self.intake.load();
         let Ok(wanted) = report_addresses(intake.resolver(), &parts.domain).await else { return false };
         let config = intake.config();
-        let (organization, contact) = (&config.hostname, daily::contact(&config));
+        let (organization, contact) = (&config.hostname, daily::contact(config));
         let about = About { organization, contact: &contact, domain: &parts.domain, day: parts.day };
         let Ok(packed) = daily::pack(&about.xml(counts)) else { return false };
         let now = self.clock.now();
