@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd, a promtool and a Chromium, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd, an HAProxy, a promtool and a Chromium, the other
+# implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -68,7 +69,7 @@ if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
     export POSTRIDER_TEST_POSTFIX="$CARGO_TARGET_DIR/bench/postfix"
 fi
 
-# The same of Dovecot and rspamd.
+# The same of Dovecot, rspamd and HAProxy.
 .ci/dovecot.sh "$CARGO_TARGET_DIR/peers/dovecot"
 if [ -e "$CARGO_TARGET_DIR/peers/dovecot/unpacked" ]; then
     export POSTRIDER_TEST_DOVECOT="$CARGO_TARGET_DIR/peers/dovecot"
@@ -76,6 +77,10 @@ fi
 .ci/rspamd.sh "$CARGO_TARGET_DIR/peers/rspamd"
 if [ -e "$CARGO_TARGET_DIR/peers/rspamd/unpacked" ]; then
     export POSTRIDER_TEST_RSPAMD="$CARGO_TARGET_DIR/peers/rspamd"
+fi
+.ci/haproxy.sh "$CARGO_TARGET_DIR/peers/haproxy"
+if [ -e "$CARGO_TARGET_DIR/peers/haproxy/unpacked" ]; then
+    export POSTRIDER_TEST_HAPROXY="$CARGO_TARGET_DIR/peers/haproxy"
 fi
 
 # And promtool, which is Prometheus' judge of metrics and rules.

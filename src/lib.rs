@@ -17,9 +17,9 @@
 //! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
-//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
-//!   server makes for itself, and marks made with them), [`dns`], [`clock`], [`trail`] (how far a test of a connection
-//!   has come).
+//! - **Services**: [`config`] (TOML to checked types), [`current`] (what may be replaced while it is in use),
+//!   [`store`] (RocksDB tables), [`secret`] (keys that the server makes for itself, and marks made with them), [`dns`],
+//!   [`clock`], [`trail`] (how far a test of a connection has come).
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal, and the
@@ -54,6 +54,10 @@
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
+//! - Certificates: `server::tls` reads them and chooses by name, `server::acme` gets them from an authority. Whose
+//!   connection it is, behind a proxy: `server::proxy_protocol` reads it, `server::listener` knows whom to believe.
+//! - A configuration that changes while the server runs: `app::reload` takes it whole or not at all, `app::doors` opens and
+//!   closes what listens, `config::source` knows what has changed, `app::files` notices that something has.
 //! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies:
 //!   `delivery::receipts`. Copies of what was sent: `delivery::archive`.
 //! - What is kept in place of being sent: `routing::capture` says who, and which addresses stand for what a far end
@@ -90,6 +94,7 @@ pub mod smtp;
 
 pub mod clock;
 pub mod config;
+pub mod current;
 pub mod dns;
 pub mod secret;
 pub mod store;

@@ -600,7 +600,7 @@ fn check_finds_a_certificate_that_is_none() {
     let output = postrider().args(["check", "--config"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
-    assert!(text.contains("postrider.toml: tls: ") && text.contains("junk.pem: holds no certificate"), "{text}");
+    assert!(text.contains("postrider.toml:10: tls: ") && text.contains("junk.pem: holds no certificate"), "{text}");
     assert!(text.ends_with("1 problem\n"), "{text}");
     let output = postrider().args(["check", "--json", "--config"]).arg(&file).output().unwrap();
     let json: Value = serde_json::from_str(&stderr(&output)).unwrap();

@@ -24,7 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use super::caller::{Gatekeeper, admit};
 use super::{Backend, api, dashboard};
-use crate::config::Admin;
+use crate::config::{Admin, Secret};
+use crate::current::Current;
 
 /// Connections served at once; more wait in the backlog.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -67,11 +68,18 @@ impl Http {
     }
 
     /// Answers until `shutdown`, then finishes the requests that have begun. `max_size`: bytes of a message.
-    pub async fn serve<B: Backend>(self, backend: Arc<B>, admin: Admin, max_size: u64, shutdown: CancellationToken) {
-        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: admin.token.clone() });
-        let api = api::router(backend.clone(), max_size).layer(from_fn_with_state(keeper, admit::<B>));
+    pub async fn serve<B: Backend>(
+        self,
+        backend: Arc<B>,
+        token: impl Into<Current<Secret>>,
+        max_size: impl Into<Current<u64>>,
+        shutdown: CancellationToken,
+    ) {
+        let token = token.into();
+        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: token.clone() });
+        let api = api::router(backend.clone(), max_size.into()).layer(from_fn_with_state(keeper, admit::<B>));
         // The pages ask for their visitors themselves; what is not one of them is the API's.
-        let router = dashboard::router(backend, admin.token).fallback_service(api);
+        let router = dashboard::router(backend, token).fallback_service(api);
         let (free, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
         loop {
             let accepted = tokio::select! {

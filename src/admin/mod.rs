@@ -46,6 +46,7 @@ pub mod history;
 pub mod http;
 pub mod metrics;
 pub(crate) mod pickup;
+pub mod reload;
 pub(crate) mod sentence;
 pub mod socket;
 pub(crate) mod submit;
@@ -212,6 +213,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What happens from now on, as lines of JSON, until the receiver is dropped or the server stops.
     fn follow(&self, _wish: EventsWish) -> impl Future<Output = Result<Receiver<Bytes>, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// Reads the configuration again: it holds whole from now on, or not at all.
+    fn reload(&self) -> impl Future<Output = Result<reload::ReloadAnswer, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 
@@ -431,6 +437,9 @@ pub struct Readiness {
     /// What a person has suspended. Mail is taken all the same.
     #[serde(default)]
     pub suspended: Vec<Suspended>,
+    /// Since when the configuration holds, and whether a newer one was refused. Mail is taken all the same.
+    #[serde(default)]
+    pub configuration: reload::Configuration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

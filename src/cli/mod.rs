@@ -37,6 +37,7 @@ mod man;
 mod pickup;
 mod progress;
 mod queue;
+mod reload;
 mod send;
 mod sendmail;
 mod serve;
@@ -60,6 +61,7 @@ Examples:
   postrider check --dns                           and DNS, port 25, certificate, clock, disk?
   postrider config show --docs queue              what does each key mean?
   postrider serve                                 run the server
+  postrider reload                                take the changed configuration
   postrider dns example.com                       the DNS records to publish
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
@@ -148,6 +150,9 @@ enum Command {
     },
     /// New DKIM keys, and successors for old ones
     Dkim(dkim::Args),
+    /// Take the changed configuration, whole or not at all
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::Args),
     /// Submit a message to the running server
     Send(send::Args),
     /// What programs call that know no SMTP; see `postrider sendmail --help`
@@ -237,6 +242,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             return exit(dns::run(load(config)?, &domain, json, offline));
         }
         Command::Dkim(args) => dkim::run(&load(config)?, args),
+        Command::Reload(args) => block_on(Threads::One, reload::run(config, args)),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
@@ -304,6 +310,14 @@ fn load(path: &Path) -> Result<Config, Failure> {
 /// A client for the server of this configuration.
 fn client(config: &Path) -> Result<client::Client, Failure> {
     Ok(client::Client::new(&load(config)?.data_dir))
+}
+
+/// A client for the server that runs, also where its configuration has mistakes by now.
+fn client_of_running(config: &Path) -> Result<client::Client, Failure> {
+    match crate::config::data_dir_of(config) {
+        Some(data_dir) => Ok(client::Client::new(&data_dir)),
+        None => client(config),
+    }
 }
 
 /// Why a command did not do it, for standard error, and the exit status.

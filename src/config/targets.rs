@@ -29,7 +29,7 @@ const SMTP_PORT: u16 = 25;
 pub(super) const BUILT_IN: [&str; 2] = ["discard", "reject"];
 
 /// A `[targets.*]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     Webhook { url: String, secret: Option<Secret>, format: WebhookFormat, timeout: Duration },
     Maildir { path: PathBuf },

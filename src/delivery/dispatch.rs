@@ -49,6 +49,17 @@ const RATE_WAITED_FOR: Millis = 60_000;
 /// Between two jobs of a destination that go back into the queue together, in milliseconds.
 const SPREAD: Millis = 100;
 
+/// Hands the dispatcher what it works with from now on. Attempts under way end as they began.
+#[derive(Clone, Debug)]
+pub struct Changes(mpsc::UnboundedSender<Note>);
+
+impl Changes {
+    pub fn take(&self, parts: Arc<Parts>) {
+        // The dispatcher may have stopped; then nothing begins any more.
+        let _ = self.0.send(Note::Changed(parts));
+    }
+}
+
 pub struct Dispatcher {
     parts: Arc<Parts>,
     fresh: mpsc::UnboundedReceiver<Claimed>,
@@ -167,6 +178,7 @@ impl Dispatcher {
                 waiting.into_iter().for_each(|waiting| self.queue_up(destination.clone(), waiting, now));
             }
             Note::Kept => self.is_keeping = false,
+            Note::Changed(parts) => self.renew(parts),
             Note::Asked(question) => self.answer(*question),
             Note::AskedForAll(answer) => {
                 // Who asked may have gone.
@@ -178,6 +190,24 @@ impl Dispatcher {
     /// For whoever asks how it stands with destinations.
     pub fn inquiry(&self) -> Inquiry {
         Inquiry::new(self.tell.clone())
+    }
+
+    /// For whoever changes the configuration.
+    pub fn changes(&self) -> Changes {
+        Changes(self.tell.clone())
+    }
+
+    /// What begins from now on is done with these.
+    fn renew(&mut self, parts: Arc<Parts>) {
+        self.parts = parts;
+        self.groups.renew(self.parts.config.destinations.clone());
+        let (streams, now) = (self.parts.queue.streams(), self.parts.clock.now());
+        let retries: HashSet<usize> =
+            streams.lanes().into_iter().filter(|lane| lane.is_retry()).map(Lane::index).collect();
+        let Dispatcher { turns, groups, throttles, .. } = self;
+        let allow = |destination: &Destination| allowance(groups, throttles, destination, now);
+        let is_retry = |lane: usize| retries.contains(&lane);
+        turns.renew(self.parts.config.delivery.concurrency, streams.weights(), is_retry, allow);
     }
 
     /// A store that was opened again may have lost entries of the index without a trace.

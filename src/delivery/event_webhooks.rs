@@ -67,6 +67,15 @@ pub enum EventWebhookError {
     Client(String, ClientError),
 }
 
+impl EventWebhookError {
+    /// The section that it is about.
+    pub fn key(&self) -> String {
+        let (EventWebhookError::BadUrl(name) | EventWebhookError::BadSecret(name) | EventWebhookError::Client(name, _)) =
+            self;
+        format!("events.webhooks.{name}")
+    }
+}
+
 /// Where events are posted to.
 struct Endpoint {
     url: Url,

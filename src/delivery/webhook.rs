@@ -73,6 +73,19 @@ pub enum WebhookError {
     Client(String, String),
 }
 
+impl WebhookError {
+    /// The name of the target.
+    pub fn target(&self) -> &str {
+        match self {
+            WebhookError::NotAWebhook(name)
+            | WebhookError::BadUrl(name)
+            | WebhookError::BadSecret(name)
+            | WebhookError::NoRoots(name, _)
+            | WebhookError::Client(name, _) => name,
+        }
+    }
+}
+
 /// One `[targets.*]` of kind `webhook`, ready to be used from many tasks.
 pub struct Webhook {
     name: String,
@@ -86,7 +99,7 @@ pub struct Webhook {
     separators: BTreeMap<Domain, char>,
     client: Client,
     clock: Clock,
-    large: Semaphore,
+    large: Arc<Semaphore>,
     /// For its aliases.
     config: Option<Arc<Config>>,
 }
@@ -112,7 +125,6 @@ impl Webhook {
         let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let url = url.ok_or_else(|| WebhookError::BadUrl(name.to_owned()))?;
         let key = secret.as_ref().map(|secret| signing_key(name, secret)).transpose()?;
-        let separators = domains.iter().filter_map(|(domain, own)| Some((domain.clone(), own.subaddress?)));
         Ok(Webhook {
             name: name.to_owned(),
             shown_url: shown(&url),
@@ -121,11 +133,28 @@ impl Webhook {
             key,
             format: *format,
             timeout: *timeout,
-            separators: separators.collect(),
+            separators: separators(domains),
             clock,
-            large: Semaphore::new(LARGE_AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             config: None,
         })
+    }
+
+    /// The same endpoint, with the same connections, under a configuration that has other domains or aliases.
+    pub fn with_config(&self, config: Arc<Config>) -> Webhook {
+        Webhook {
+            name: self.name.clone(),
+            url: self.url.clone(),
+            shown_url: self.shown_url.clone(),
+            key: self.key.clone(),
+            format: self.format,
+            timeout: self.timeout,
+            separators: separators(&config.domains),
+            client: self.client.clone(),
+            clock: self.clock.clone(),
+            large: self.large.clone(),
+            config: Some(config),
+        }
     }
 
     /// Tells the endpoint what the groups of pattern aliases have found.
@@ -293,6 +322,10 @@ async fn render(job: &Job, whole: &Bytes) -> Bytes {
 }
 
 /// Without certificate authorities for plain HTTP, so that it works where there are none.
+fn separators(domains: &BTreeMap<Domain, OwnDomain>) -> BTreeMap<Domain, char> {
+    domains.iter().filter_map(|(domain, own)| Some((domain.clone(), own.subaddress?))).collect()
+}
+
 fn client(name: &str, url: &Url) -> Result<Client, WebhookError> {
     http::client(url.scheme() == "https").map_err(|error| match error {
         ClientError::NoRoots(why) => WebhookError::NoRoots(name.to_owned(), why),

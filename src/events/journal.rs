@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::clock::{Clock, Millis};
 use crate::config::EventLog;
+use crate::current::Current;
 use crate::message::MessageId;
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -30,10 +31,16 @@ pub struct Journal {
     counters: Arc<Counters>,
     /// Tells entries of one millisecond apart.
     count: AtomicU32,
-    log: EventLog,
-    outbox: Arc<Outbox>,
+    course: Current<Course>,
     live: Live,
     troubles: Troubles,
+}
+
+/// What is done with events besides writing them down.
+#[derive(Debug)]
+struct Course {
+    log: EventLog,
+    outbox: Arc<Outbox>,
 }
 
 impl Journal {
@@ -43,15 +50,20 @@ impl Journal {
     }
 
     pub fn with(clock: Clock, log: EventLog, outbox: Arc<Outbox>) -> Journal {
+        let course = Current::new(Course { log, outbox });
         Journal {
             clock,
             counters: Arc::default(),
             count: AtomicU32::new(0),
-            log,
-            outbox,
+            course,
             live: Live::default(),
             troubles: Troubles::default(),
         }
+    }
+
+    /// From now on that much is logged, and these webhooks are told.
+    pub fn renew(&self, log: EventLog, outbox: Arc<Outbox>) {
+        self.course.set(Arc::new(Course { log, outbox }));
     }
 
     /// What happens from now on, for those who watch.
@@ -65,8 +77,8 @@ impl Journal {
     }
 
     /// What webhooks are to be told.
-    pub fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
+    pub fn outbox(&self) -> Arc<Outbox> {
+        self.course.load().outbox.clone()
     }
 
     /// How often what has happened, since the start.
@@ -76,7 +88,7 @@ impl Journal {
 
     /// Starts telling what a step does.
     pub fn begin(&self) -> Telling<'_> {
-        Telling { journal: self, batch: Batch::new(), events: Vec::new(), put: Vec::new() }
+        Telling { journal: self, course: self.course.load(), batch: Batch::new(), events: Vec::new(), put: Vec::new() }
     }
 
     fn key(&self, id: MessageId, at: Millis) -> [u8; JOURNAL_KEY_BYTES] {
@@ -92,6 +104,7 @@ impl Journal {
 #[derive(Debug)]
 pub struct Telling<'a> {
     journal: &'a Journal,
+    course: Arc<Course>,
     batch: Batch,
     events: Vec<(MessageId, Entry)>,
     /// What of them webhooks are told.
@@ -117,7 +130,7 @@ impl Telling<'_> {
             Ok(value) => {
                 let (key, value) = (self.journal.key(id, entry.at), Bytes::from(value));
                 if let Some(kind) = kind {
-                    self.journal.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
+                    self.course.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
                 }
                 self.batch.put(Table::Journal, key, value);
             }
@@ -143,7 +156,7 @@ impl Telling<'_> {
             if is_trouble {
                 journal.troubles.add(id, &entry);
             }
-            let is_logged = match journal.log {
+            let is_logged = match self.course.log {
                 EventLog::All => true,
                 EventLog::Failed => is_trouble,
                 EventLog::Off => false,

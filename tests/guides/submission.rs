@@ -61,7 +61,7 @@ impl House {
     }
 
     fn door(&self, wanted: &str) -> SocketAddr {
-        let mut doors = self.server.app.listeners().iter();
+        let mut doors = self.server.app.listeners().into_iter();
         doors.find(|door| door.name == wanted || door.role == wanted).unwrap().address
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use postrider::clock::Clock;
 use postrider::config::{Config, Credential, ListenerTls, Role, Secret};
 use postrider::message::{Address, Domain, Draft, ReversePath};
-use postrider::server::connection::{Arrival, serve};
+use postrider::server::connection::{Arrival, Via, serve};
 use postrider::server::outside::{Outside, Shared};
 use postrider::server::tls::ServerTls;
 use postrider::smtp::Reply;
@@ -103,6 +103,7 @@ impl Tcp {
             role: if setting.role == "submission" { Role::Submission } else { Role::Mx },
             tls: tls_of(setting),
             peer,
+            via: Via::Itself,
         };
         let place = shared.limits.connect(&config, arrival.role, peer, 0).unwrap();
         let session = shared.clone();

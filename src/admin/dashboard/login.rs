@@ -91,12 +91,13 @@ pub(super) async fn enter<B: Backend>(
         return Ok(ask(&dashboard, next, StatusCode::TOO_MANY_REQUESTS, Some(later)).await);
     };
     let token = form.get("token").unwrap_or_default();
-    if !secret::same(token.as_bytes(), dashboard.token.0.as_bytes()) {
+    let wanted = dashboard.token.load();
+    if !secret::same(token.as_bytes(), wanted.0.as_bytes()) {
         dashboard.backend.login_failed(peer.ip()).await;
         let why = "That is not the token of [admin].";
         return Ok(ask(&dashboard, next, StatusCode::UNAUTHORIZED, Some(why)).await);
     }
-    let cookie = dashboard.sessions.begin(&host(&headers), dashboard.backend.now()).ok_or_else(|| {
+    let cookie = dashboard.sessions.begin(&wanted, &host(&headers), dashboard.backend.now()).ok_or_else(|| {
         let what = "the system gives no random bytes";
         Sorry::new(StatusCode::SERVICE_UNAVAILABLE, what, "try again; look into the system's log")
     })?;

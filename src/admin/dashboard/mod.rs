@@ -36,6 +36,7 @@ use tokio::sync::Semaphore;
 
 use super::Backend;
 use crate::config::Secret;
+use crate::current::Current;
 
 /// Bytes of a form: a page of ids fits in.
 const FORM_BYTES_MAX: usize = 256 * 1024;
@@ -45,7 +46,7 @@ const READERS_MAX: usize = 4;
 /// What the pages share.
 struct Dashboard<B> {
     backend: Arc<B>,
-    token: Secret,
+    token: Current<Secret>,
     sessions: session::Sessions,
     logins: login::Gate,
     /// Captured messages that are read into memory at once.
@@ -53,7 +54,7 @@ struct Dashboard<B> {
 }
 
 /// The pages, for whoever shows the token once.
-pub(super) fn router<B: Backend>(backend: Arc<B>, token: Secret) -> Router {
+pub(super) fn router<B: Backend>(backend: Arc<B>, token: Current<Secret>) -> Router {
     let sessions = session::Sessions::default();
     let (logins, readers) = (login::Gate::default(), Semaphore::new(READERS_MAX));
     let dashboard = Arc::new(Dashboard { backend, token, sessions, logins, readers });

@@ -18,7 +18,7 @@ impl Dispatcher {
             place = match self.groups.find(domain, now) {
                 Some(known) => known,
                 None if servers.is_empty() => place,
-                None => Destination::Group(Group::new(&servers, &config.destinations)),
+                None => Destination::Group(Group::new(&servers)),
             };
         }
         let section = match &place {

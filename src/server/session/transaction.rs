@@ -20,6 +20,9 @@ impl Session {
             State::Fresh => return self.say(State::Fresh, replies::hello_first()),
             other => return self.say(other, replies::in_transaction()),
         };
+        if self.is_revoked {
+            return self.close(replies::log_in_again());
+        }
         let may_submit = self.policy.role == Role::Mx || self.account.is_some() || self.policy.trusted;
         let refusal = if self.needs_tls() {
             Some(replies::tls_first())
