@@ -35,6 +35,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::reload::ReloadResult;
 use crate::admin::{AdminSocket, HttpError, ListenerStatus, ServerStatus, SocketError};
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{Config, Durability};
@@ -385,8 +386,10 @@ pub async fn serve(config: Config, set_log: SetLog) -> Result<(), Error> {
     app.follow_files();
     while signals.next().await == Wish::Reload {
         alive::tell_reloading();
-        // What came of it is in the log.
-        let _ = app.reloader.reload().await;
+        // Else what came of it is in the log.
+        if app.reloader.reload().await.is_ok_and(|answer| answer.result == ReloadResult::Unchanged) {
+            tracing::info!("SIGHUP: nothing has changed in the configuration");
+        }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
     tracing::info!("stopping: no new mail is taken, attempts under way may end; a second signal stops at once");
