@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build deb deb-test bench bench-million bench-paths faults fmt lint
+.PHONY: run test setup build deb deb-test bench bench-million bench-paths faults fuzz mutants fmt lint
 
 run: setup
 	cargo build --locked
@@ -57,6 +57,15 @@ faults: setup
 	status=0; POSTRIDER_FAULTS=full cargo test --locked --no-fail-fast --test crash --test faults -- \
 	    --test-threads=2 $(ARGS) || status=$$?; \
 	    echo; sed '' "$(CARGO_TARGET_DIR)"/faults/*.txt; exit $$status
+
+# Searches for input that breaks a parser or a dialogue, SECONDS_EACH (60) for each target, all of them (26) or
+# those in ARGS. `make test` only replays what is in tests/fuzz/corpus, and what is close to it.
+fuzz: setup
+	@.ci/fuzz.sh $(ARGS)
+
+# Plants the faults of tests/mutants.toml, one at a time: the harness of each must notice it (as root; ten minutes).
+mutants: setup
+	@.ci/mutants.py $(ARGS)
 
 fmt:
 	cargo fmt

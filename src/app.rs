@@ -5,7 +5,9 @@
 //! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once; the queue
 //! on disk is what it was (see the table in `queue::record`).
 
+pub mod account_test;
 mod alive;
+pub mod captured;
 pub mod dkim;
 mod dmarc;
 mod event_hooks;
@@ -18,6 +20,7 @@ mod tls;
 pub mod transfer;
 pub mod upkeep;
 pub mod watch;
+pub mod world;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -34,6 +37,7 @@ use crate::config::{Config, Durability, PopTls, Role};
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::dmarc_report;
 use crate::delivery::event_webhooks::EventWebhookError;
+use crate::delivery::receipts::Receipts;
 use crate::delivery::settle::Settler;
 use crate::delivery::smtp::tls as smtp_tls;
 use crate::delivery::tls_report::Reports;
@@ -158,7 +162,7 @@ impl App {
             Logins { accounts: shared.accounts.clone(), limits: shared.limits.clone(), config: config.clone() };
         let made = folders.into_iter().map(|folder| pickup::Task::new(folder, intake.clone(), clock.clone()));
         let (pickup_tasks, pickups): (Vec<_>, Vec<_>) = made.unzip();
-        let ways = fetch_ways(&config, &resolver).await;
+        let ways = fetch_ways(config.fetch.values().map(|account| account.tls), &resolver).await;
         let fetcher = Fetcher::new(intake.clone(), clock.clone(), ways, stop.clone());
         let fetcher = Arc::new(fetcher.map_err(|source| Error::Store { path: store_path(&config), source })?);
         let operator = Arc::new(Operator {
@@ -193,8 +197,10 @@ impl App {
         };
         let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
         let noting = Semaphore::new(NOTING_MAX);
+        let receipts = Receipts::open(&config.data_dir, |id, number| queue.holds(id, number));
         let parts =
-            Arc::new(Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting });
+            Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting, receipts };
+        let parts = Arc::new(parts);
         let dispatcher = Dispatcher::new(parts, fresh);
         operator.inquiry.get_or_init(|| dispatcher.inquiry());
         app.doors.spawn(dispatcher.run(app.attempts.clone(), app.stop.clone()));
@@ -235,6 +241,7 @@ impl App {
         app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
+        app.doors.spawn(captured::look_after(app.queue.clone(), clock.clone(), config.events.keep, app.stop.clone()));
         app.doors.spawn(sweep(intake.clone(), clock, config.events.keep, app.stop.clone()));
         for sender in senders {
             app.doors.spawn(sender.run(app.stop.clone()));
@@ -384,8 +391,8 @@ fn bind(config: &Config) -> Result<Vec<BoundListener>, BindError> {
 }
 
 /// What mailboxes elsewhere are read with. Without authorities to trust, the server serves all the same.
-async fn fetch_ways(config: &Config, resolver: &Resolver) -> Ways {
-    let needs_tls = config.fetch.values().any(|account| account.tls != PopTls::Off);
+pub async fn fetch_ways(mut modes: impl Iterator<Item = PopTls>, resolver: &Resolver) -> Ways {
+    let needs_tls = modes.any(|tls| tls != PopTls::Off);
     let roots = match needs_tls {
         true => {
             tokio::task::spawn_blocking(smtp_tls::system_roots).await.unwrap_or_else(|error| Err(error.to_string()))
@@ -393,7 +400,7 @@ async fn fetch_ways(config: &Config, resolver: &Resolver) -> Ways {
         false => Err("no mailbox needs it".to_owned()),
     };
     let tls = roots.and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string()));
-    Ways { resolver: resolver.clone(), tls }
+    Ways { resolver: resolver.clone(), tls, trail: None }
 }
 
 fn status(

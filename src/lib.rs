@@ -18,7 +18,8 @@
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
 //! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
-//!   server makes for itself, and marks made with them), [`dns`], [`clock`].
+//!   server makes for itself, and marks made with them), [`dns`], [`clock`], [`trail`] (how far a test of a connection
+//!   has come).
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal, and the
@@ -27,6 +28,7 @@
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
 //! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
 //! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
+//! - Only in tests and under a fuzzer: [`fuzzing`], what must hold of each parser whatever the bytes are.
 //!
 //! # Where to look for
 //!
@@ -35,8 +37,12 @@
 //! - What programs drop as files: `intake::pickup`. What they give to `sendmail`: `cli::sendmail`, by SMTP or
 //!   through a folder of the same kind.
 //! - Smart hosts (named servers in place of those in DNS): `routing::outbound` chooses, `delivery::smart_hosts`
-//!   goes from one to the next, `delivery::host_test` tests one for a person. Their tokens: `delivery::oauth`;
+//!   goes from one to the next. Their tokens: `delivery::oauth`;
 //!   Microsoft's mailboxes without SMTP: `delivery::graph`.
+//! - Tests of connections for a person, leg by leg: [`trail`] has the words, `delivery::host_test` smart hosts,
+//!   `delivery::target_test` targets, `intake::fetch::test` mailboxes, `app::account_test` logins of our own.
+//! - What DNS says of us, and what else around a server keeps mail from arriving: `app::world`, whose `records` has the
+//!   lines to publish.
 //! - Targets of inbound mail: `config::targets` and `config::command` read them, `delivery::transport` sets them up;
 //!   one that has answered 410 is paused in `delivery::paused`, what none takes in time is a dead letter
 //!   (`delivery::settle`). Who may be told of a failure: `bounce::backscatter`.
@@ -50,7 +56,10 @@
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
 //! - Certificates: `server::tls` reads them and chooses by name, `server::acme` gets them from an authority. Whose
 //!   connection it is, behind a proxy: `server::proxy_protocol` reads it, `server::listener` knows whom to believe.
-//! - When a message is tried again: `queue::schedule`. Copies of what was sent: `delivery::archive`.
+//! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies:
+//!   `delivery::receipts`. Copies of what was sent: `delivery::archive`.
+//! - What is kept in place of being sent: `routing::capture` says who, and which addresses stand for what a far end
+//!   does; `queue::captured` is the index, `admin::captured` what people see, `app::captured` does it.
 //! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
 //!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
 //! - Mail that comes back: `routing::return_path` has the addresses, `bounce::read` reads it, `intake::bounces` asks
@@ -84,6 +93,7 @@ pub mod config;
 pub mod dns;
 pub mod secret;
 pub mod store;
+pub mod trail;
 
 pub mod bounce;
 pub mod checks;
@@ -99,3 +109,6 @@ pub mod server;
 
 pub mod app;
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Module and layer: a module may import its own layer only where that is itself or layer 0, and
 /// every lower layer.
-const LAYERS: [(&str, u8); 18] = [
+const LAYERS: [(&str, u8); 20] = [
     ("message", 0),
     ("smtp", 0),
     ("clock", 1),
@@ -14,6 +14,7 @@ const LAYERS: [(&str, u8); 18] = [
     ("dns", 1),
     ("secret", 1),
     ("store", 1),
+    ("trail", 1),
     ("bounce", 2),
     ("checks", 2),
     ("events", 2),
@@ -25,6 +26,7 @@ const LAYERS: [(&str, u8); 18] = [
     ("admin", 5),
     ("app", 6),
     ("cli", 7),
+    ("fuzzing", 8),
 ];
 
 /// Data that every layer may use although it lives with its owner.

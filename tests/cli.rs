@@ -43,7 +43,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 34] = [
+    let commands: [&[&str]; 38] = [
         &[],
         &["explain"],
         &["serve"],
@@ -78,6 +78,10 @@ fn every_command_has_help_with_examples() {
         &["smart-host", "test"],
         &["account"],
         &["account", "hash"],
+        &["account", "test"],
+        &["fetch", "test"],
+        &["target"],
+        &["target", "test"],
     ];
     for command in commands {
         let output = postrider().args(command).arg("--help").output().unwrap();

@@ -79,13 +79,13 @@ async fn hash(password: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// What `postrider dns home.test --json` prints for the server with this folder.
+/// What `postrider dns home.test --offline --json` prints for the server with this folder.
 async fn records(folder: &Path) -> String {
     let conf = folder.join("dns.toml");
     let text = format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n[domains.\"home.test\"]\n", folder.display());
     std::fs::write(&conf, text).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_postrider"))
-        .args(["dns", "home.test", "--json", "--config"])
+        .args(["dns", "home.test", "--offline", "--json", "--config"])
         .arg(&conf)
         .output()
         .await

@@ -7,8 +7,13 @@
 
 #[path = "../benches/support/mod.rs"]
 mod bench;
-#[path = "fetch/dovecot.rs"]
-mod dovecot;
+#[path = "fetch/mailbox.rs"]
+mod mailbox;
+mod support {
+    pub mod dovecot;
+
+    use super::bench;
+}
 #[path = "fetch/tap.rs"]
 mod tap;
 
@@ -19,7 +24,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bench::process::Process;
-use dovecot::Dovecot;
+use mailbox::Mailbox;
 use serde_json::Value;
 use tap::Tap;
 use tempfile::TempDir;
@@ -112,9 +117,9 @@ impl House {
 
 /// Kills the server in three runs, where `command` (what the client says in it) comes for the so-manieth
 /// time; the fourth one may go on to its end.
-fn interrupted(protocol: &str, after: &str, stops: [(&'static str, usize); 3]) -> Option<(Dovecot, House)> {
-    let dovecot = dovecot::start("box", MESSAGES)?;
-    let tap = Tap::open(if protocol == "imap" { dovecot.imap } else { dovecot.pop3 });
+fn interrupted(protocol: &str, after: &str, stops: [(&'static str, usize); 3]) -> Option<(Mailbox, House)> {
+    let mailbox = mailbox::start(MESSAGES)?;
+    let tap = Tap::open(mailbox.address(protocol));
     let house = House::new(tap.port, protocol, after);
     for (command, times) in stops {
         let stopped = tap.stop_at(command, times);
@@ -132,65 +137,65 @@ fn interrupted(protocol: &str, after: &str, stops: [(&'static str, usize); 3]) -
     assert_eq!((&ran["fetched"], &ran["error"]), (&Value::from(0), &Value::Null), "{ran}");
     server.stop();
     house.assert_each_once(MESSAGES);
-    Some((dovecot, house))
+    Some((mailbox, house))
 }
 
 #[test]
 fn by_imap_what_was_fetched_is_marked_as_read() {
     let stops = [("BODY.PEEK[]", 150), ("STORE", 100), ("BODY.PEEK[]", 120)];
-    let Some((dovecot, house)) = interrupted("imap", "seen", stops) else { return };
-    assert_eq!((dovecot.seen(""), dovecot.messages("").len()), (MESSAGES, MESSAGES));
-    renumbered(&dovecot, &house);
+    let Some((mailbox, house)) = interrupted("imap", "seen", stops) else { return };
+    assert_eq!((mailbox.seen(""), mailbox.messages("").len()), (MESSAGES, MESSAGES));
+    renumbered(&mailbox, &house);
 }
 
 /// The server loses its numbers and its marks: what is there is known all the same, and what is new comes.
-fn renumbered(dovecot: &Dovecot, house: &House) {
-    let before = dovecot.validity();
-    dovecot.lose_numbers();
-    dovecot.put(MESSAGES, 1);
+fn renumbered(mailbox: &Mailbox, house: &House) {
+    let before = mailbox.validity();
+    mailbox.lose_numbers();
+    mailbox.put(MESSAGES, 1);
     let mut server = house.start();
     let ran = house.wait(|| house.ask(&["fetch", "run", "box"]));
     // The server's own next run is minutes away.
     assert_eq!((&ran["known"], &ran["fetched"], &ran["error"]), (&MESSAGES.into(), &1.into(), &Value::Null), "{ran}");
     house.assert_each_once(MESSAGES + 1);
-    assert_eq!(dovecot.seen(""), MESSAGES + 1);
-    assert_ne!(dovecot.validity(), before);
+    assert_eq!(mailbox.seen(""), MESSAGES + 1);
+    assert_ne!(mailbox.validity(), before);
     server.stop();
 }
 
 #[test]
 fn by_imap_what_was_fetched_is_deleted() {
     let stops = [("EXPUNGE", 1), ("BODY.PEEK[]", 200), ("STORE", 150)];
-    let Some((dovecot, _)) = interrupted("imap", "delete", stops) else { return };
-    assert_eq!(dovecot.messages(""), Vec::<PathBuf>::new());
+    let Some((mailbox, _)) = interrupted("imap", "delete", stops) else { return };
+    assert_eq!(mailbox.messages(""), Vec::<PathBuf>::new());
 }
 
 #[test]
 fn by_imap_what_was_fetched_is_moved() {
     let stops = [("MOVE", 2), ("MOVE", 201), ("BODY.PEEK[]", 99)];
-    let Some((dovecot, _)) = interrupted("imap", "move:Done", stops) else { return };
-    assert_eq!((dovecot.messages("").len(), dovecot.messages(".Done").len()), (0, MESSAGES));
+    let Some((mailbox, _)) = interrupted("imap", "move:Done", stops) else { return };
+    assert_eq!((mailbox.messages("").len(), mailbox.messages(".Done").len()), (0, MESSAGES));
 }
 
 #[test]
 fn by_imap_what_was_fetched_is_left() {
     let stops = [("BODY.PEEK[]", 1), ("BODY.PEEK[]", 250), ("BODY.PEEK[]", 249)];
-    let Some((dovecot, _)) = interrupted("imap", "leave", stops) else { return };
-    assert_eq!((dovecot.seen(""), dovecot.messages("").len()), (0, MESSAGES));
+    let Some((mailbox, _)) = interrupted("imap", "leave", stops) else { return };
+    assert_eq!((mailbox.seen(""), mailbox.messages("").len()), (0, MESSAGES));
 }
 
 #[test]
 fn by_pop3_what_was_fetched_is_deleted() {
     let stops = [("RETR", 150), ("DELE", 300), ("QUIT", 1)];
-    let Some((dovecot, _)) = interrupted("pop3", "delete", stops) else { return };
-    assert_eq!(dovecot.messages(""), Vec::<PathBuf>::new());
+    let Some((mailbox, _)) = interrupted("pop3", "delete", stops) else { return };
+    assert_eq!(mailbox.messages(""), Vec::<PathBuf>::new());
 }
 
 #[test]
 fn by_pop3_what_was_fetched_is_left() {
     let stops = [("RETR", 150), ("RETR", 3), ("RETR", 300)];
-    let Some((dovecot, _)) = interrupted("pop3", "leave", stops) else { return };
-    assert_eq!(dovecot.messages("").len(), MESSAGES);
+    let Some((mailbox, _)) = interrupted("pop3", "leave", stops) else { return };
+    assert_eq!(mailbox.messages("").len(), MESSAGES);
 }
 
 fn count(folder: &Path) -> Vec<PathBuf> {

@@ -142,6 +142,7 @@ fn records_for_the_zone_file_and_for_programs() {
         "own.test. IN TXT \"v=spf1 mx a:mail.own.test -all\"",
         "mail.own.test. IN TXT \"v=spf1 a -all\"",
         "_dmarc.own.test. IN TXT \"v=DMARC1; p=none; rua=mailto:postmaster@own.test\"",
+        "_smtp._tls.own.test. IN TXT \"v=TLSRPTv1; rua=mailto:postmaster@own.test\"",
     ] {
         assert!(zone.lines().any(|l| l == line), "{line}\n{zone}");
     }
@@ -151,7 +152,7 @@ fn records_for_the_zone_file_and_for_programs() {
     assert_eq!(strings.concat(), signer.records(&domain(plain::DOMAIN))[0].1);
     let json = dns::json_lines(&records);
     let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 6);
+    assert_eq!(lines.len(), 8);
     assert_eq!(lines[0], serde_json::json!({"name": "own.test", "type": "MX", "value": "10 mail.own.test."}));
     assert_eq!(lines[3]["value"], strings.concat());
 }

@@ -9,6 +9,7 @@
 //! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON (`compose`) | 202 `{"id"}` once it is on disk (`submit`) |
 //! | `GET /api/v1/events?q=&account=&smart_host=&failed=&since=&limit=&before=` | `{"events": […], "next": id or null}` (`events`) |
 //! | `GET /api/v1/events?follow=true&…`        | a line of JSON for each event from now on          |
+//! | `/api/v1/captured…`                       | what is captured: the table is in `captured`       |
 //! | `GET /openapi.json`                       | the requests of this table that are for applications, as OpenAPI 3.1 |
 //! | `GET /api/v1/status`                      | version, host name, open listeners                 |
 //! | `GET /api/v1/queue?status=damaged`        | `{"messages": [], "next": null, "damaged": […]}`   |
@@ -52,6 +53,8 @@ use crate::smtp::reply::{Refusal, Severity};
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Messages read into memory at once; more wait.
 const SUBMISSIONS_MAX: usize = 4;
+/// Captured messages read for people at once; more wait.
+const READERS_MAX: usize = 4;
 
 /// What the handlers share.
 pub(super) struct Api<B> {
@@ -59,17 +62,24 @@ pub(super) struct Api<B> {
     /// Bytes of a submitted message.
     pub(super) max_size: usize,
     pub(super) submissions: Semaphore,
+    pub(super) readers: Semaphore,
 }
 
 pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
     let max_size = usize::try_from(max_size).unwrap_or(usize::MAX);
-    let api = Arc::new(Api { backend, max_size, submissions: Semaphore::new(SUBMISSIONS_MAX) });
+    let api = Arc::new(Api {
+        backend,
+        max_size,
+        submissions: Semaphore::new(SUBMISSIONS_MAX),
+        readers: Semaphore::new(READERS_MAX),
+    });
     let mut routes = Router::new()
         .route("/api/v1/queue", get(list::<B>))
         .route("/api/v1/queue/{id}", get(story::<B>))
         .route("/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
+        .merge(super::captured::routes::routes::<B>())
         .merge(super::events::routes::<B>())
         .merge(super::explain::routes::<B>())
         .merge(super::submit::routes::<B>())
@@ -95,7 +105,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
 
 /// An error as JSON.
 #[derive(Debug, Serialize)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
     error: String,

@@ -70,7 +70,7 @@ impl Filter {
 
 /// `bob@example.com` fits that address, `example.com` and `@example.com` its domain, `bob` its local
 /// part, `<>` the empty (null) address. Without regard to case.
-fn address_fits(wanted: &str, address: &str) -> bool {
+pub(super) fn address_fits(wanted: &str, address: &str) -> bool {
     let wanted = wanted.trim_start_matches('<').trim_end_matches('>').to_lowercase();
     let address = address.to_lowercase();
     match (wanted.strip_prefix('@'), address.rsplit_once('@')) {

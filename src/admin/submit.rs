@@ -173,7 +173,12 @@ pub(super) async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError
     })
 }
 
-fn draft(composed: Composed, caller: Option<Caller>, max_size: usize, now: Millis) -> Result<Draft, ApiError> {
+pub(crate) fn draft(
+    composed: Composed,
+    caller: Option<Caller>,
+    max_size: usize,
+    now: Millis,
+) -> Result<Draft, ApiError> {
     let Composed { mail_from, recipients, content, not_before } = composed;
     let recipients_max = match &caller {
         Some(Caller::Account { max_recipients, .. }) => RECIPIENTS_MAX.min(*max_recipients),

@@ -5,15 +5,16 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Explanation, Exported,
-    FetchStatus, Filter, Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer,
-    Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Compacted, Complaint, Damaged,
+    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, Page, Pick, Readiness,
+    Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
@@ -298,6 +299,30 @@ impl Backend for Operator {
         self.explain_message(id).await
     }
 
+    async fn list_captured(&self, wish: CapturedWish) -> Result<CapturedPage, Trouble> {
+        self.captured_page(wish).await
+    }
+
+    async fn wait_captured(&self, wish: CapturedWish, patience: Duration) -> Result<CapturedPage, Complaint> {
+        self.captured_within(wish, patience).await
+    }
+
+    async fn captured(&self, id: MessageId) -> Result<Option<Kept>, Trouble> {
+        self.captured_one(id).await
+    }
+
+    async fn release_captured(&self, id: MessageId, to: Vec<Address>) -> Result<Option<usize>, Trouble> {
+        self.let_captured_go(id, to).await
+    }
+
+    async fn delete_one_captured(&self, id: MessageId) -> Result<bool, Trouble> {
+        self.forget_captured(id).await
+    }
+
+    async fn delete_captured(&self, filter: CapturedFilter) -> Result<usize, Trouble> {
+        self.forget_all_captured(filter).await
+    }
+
     async fn readiness(&self) -> Option<Readiness> {
         Some(self.watch.readiness())
     }
@@ -578,6 +603,7 @@ mod tests {
             last_failure: None,
             delay_notified: false,
             by_hand,
+            released: None,
         };
         let (held, waiting) = (Status::Held { reason: "x".into() }, |due| Status::Waiting { due });
         for (action, before, by_hand) in [

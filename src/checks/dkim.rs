@@ -8,7 +8,7 @@
 //! `signature` reads what is signed, `key` finds the key and verifies. ARC uses both.
 
 mod key;
-mod signature;
+pub(crate) mod signature;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};

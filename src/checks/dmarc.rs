@@ -7,7 +7,7 @@
 //! `destinations` tells where a domain's reports may go. Left out: failure reports.
 
 mod destinations;
-mod record;
+pub(crate) mod record;
 mod walk;
 
 use tokio::time::{Instant, timeout_at};
@@ -56,6 +56,33 @@ impl Policy {
             other => other,
         }
     }
+}
+
+/// The record that applies to a domain, for whoever looks after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applying {
+    /// Where it is: the domain, or one above it.
+    pub at: String,
+    /// What it asks for mail of the domain itself. None: the record cannot be used.
+    pub policy: Option<Policy>,
+    /// t=y: the policy is only tried out.
+    pub testing: bool,
+    /// It asks for reports, at an address of whatever kind.
+    pub wants_reports: bool,
+    /// The mail addresses among them.
+    pub destinations: Vec<Destination>,
+}
+
+/// None: there is no record, or several, which are none.
+pub async fn applying(resolver: &Resolver, domain: &Domain) -> Result<Option<Applying>, NotNow> {
+    let mut walker = Walker::new(resolver);
+    let found = discover(&mut walker, domain).await.map_err(|_| NotNow)?;
+    Ok(found.map(|(at, record)| {
+        let is_own = at == domain.as_str();
+        let policy = record.policies().map(|policies| if is_own { policies.p } else { policies.sp });
+        let (testing, wants_reports) = (record.testing, record.wants_reports);
+        Applying { at, policy, testing, wants_reports, destinations: record.destinations }
+    }))
 }
 
 pub(super) struct Dmarc {

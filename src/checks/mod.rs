@@ -10,7 +10,7 @@
 //! are made of. `milter` is asked afterwards, for what these let in.
 
 mod arc;
-mod dkim;
+pub(crate) mod dkim;
 pub mod dmarc;
 mod dnsbl;
 pub mod feedback;

@@ -1,13 +1,22 @@
-//! `postrider account hash`: the argon2id hash of a password, for `password_hash` in the
-//! configuration. The password is asked for on a terminal, or read from standard input; never an
-//! argument, which other users could see.
+//! `postrider account`: the argon2id hash of a password, for `password_hash` in the configuration,
+//! and a test of a login, as an application would use it. A password is asked for on a terminal, or read from standard
+//! input, a file or the environment; never an argument, which other users could see.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Subcommand;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use super::{Failure, print_json, text};
+use super::target::address;
+use super::{Failure, load, print_json, tested, text};
+use crate::app::account_test::{self, NoTest, Wish};
+use crate::config::{Config, Secret};
+use crate::delivery::smtp::SmtpTransport;
+use crate::dns::Resolver;
+use crate::message::Address;
 use crate::server::accounts::hash_password;
 
 /// Bytes of a password at most.
@@ -16,7 +25,8 @@ const PASSWORD_BYTES_MAX: usize = 1024;
 const EXAMPLES: &str = "\
 Examples:
   postrider account hash                                 asks for the password
-  openssl rand -base64 24 | tee /dev/stderr | postrider account hash";
+  openssl rand -base64 24 | tee /dev/stderr | postrider account hash
+  postrider account test shop                            may it send? asks for the password";
 
 const HASH_EXAMPLES: &str = "\
 Examples:
@@ -26,6 +36,17 @@ Examples:
 Put the line into the configuration:
   [accounts.shop]
   password_hash = \"$argon2id$...\"";
+
+const TEST_EXAMPLES: &str = "\
+Examples:
+  postrider account test shop                            asks for the password; nothing is sent
+  postrider account test shop --password-file /etc/shop/smtp.secret --to you@example.net
+  SHOP_PASSWORD=… postrider account test shop --password-env SHOP_PASSWORD --json
+  postrider account test shop --host mail.example.com    by name, with the certificate checked, as from elsewhere
+  postrider account test shop --send --to you@example.net
+  printf %s \"$PASSWORD\" | postrider account test shop   the first line of standard input
+
+The server has to run. A message that is sent goes the way of all others: it is signed, queued and delivered.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -39,6 +60,39 @@ enum AccountCommand {
     /// Hash a password for `password_hash`
     #[command(after_help = HASH_EXAMPLES)]
     Hash(HashArgs),
+    /// Log in and go the way of a message, as an application would
+    #[command(after_help = TEST_EXAMPLES)]
+    Test(TestArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct TestArgs {
+    /// Of [accounts]
+    name: String,
+    /// Read the password from this environment variable
+    #[arg(long, value_name = "VARIABLE", conflicts_with = "password_file")]
+    password_env: Option<String>,
+    /// Read the password from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Of [listeners]; without it, the first for submission
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// The server's name, which its certificate has to be for; without it, where the listener is on this machine
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Send a small message; without it, the test ends before any content
+    #[arg(long, requires = "to")]
+    send: bool,
+    /// The recipient; without it, postmaster at our own domain
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    to: Option<Address>,
+    /// The sender; without it, one that the account may use
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    from: Option<Address>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,8 +102,39 @@ struct HashArgs {
     json: bool,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let AccountCommand::Hash(args) = args.command;
+pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
+    match args.command {
+        AccountCommand::Hash(args) => hash(&args),
+        AccountCommand::Test(args) => test(load(config)?, args).await,
+    }
+}
+
+async fn test(config: Config, args: TestArgs) -> Result<(), Failure> {
+    let config = Arc::new(config);
+    let password = match (&args.password_env, &args.password_file) {
+        // What is not there needs no password.
+        _ if !config.accounts.contains_key(&args.name) => String::new(),
+        (Some(variable), _) => std::env::var(variable).map_err(|error| {
+            Failure::usage(format!("{variable}: {error}")).remedy("put the password into that environment variable")
+        })?,
+        (None, Some(file)) => {
+            let failed = |error| Failure::new(format!("cannot read {}: {error}", file.display()));
+            first_line(BufReader::new(File::open(file).map_err(failed)?))?
+        }
+        (None, None) if io::stdin().is_terminal() => ask_once(&format!("Password of {}: ", args.name))?,
+        (None, None) => first_line(io::stdin().lock())?,
+    };
+    let resolver = Resolver::new(&config.dns).map_err(|error| Failure::new(format!("dns: {error}")))?;
+    let smtp = SmtpTransport::new(&config, resolver).map_err(|error| Failure::new(error.to_string()))?;
+    let TestArgs { name, listener, host, from, to, send, json, .. } = args;
+    let wish = Wish { name, password: Secret(password), listener, host, from, to, send };
+    let tested = account_test::test(&config, &smtp, &wish).await;
+    let tested = tested.map_err(|NoTest(what, remedy)| Failure::usage(what).remedy(remedy))?;
+    let good = if send { "The server has taken the message." } else { "The account may send." };
+    tested::tell(&tested, json, good)
+}
+
+fn hash(args: &HashArgs) -> Result<(), Failure> {
     let password = if io::stdin().is_terminal() { ask()? } else { first_line(io::stdin().lock())? };
     let hash = hash_password(&password).map_err(|error| Failure::new(format!("cannot hash: {error}")))?;
     if args.json {

@@ -2,7 +2,7 @@
 //!
 //! Problems go to stderr and the exit status is 2; a good configuration's summary goes to stdout.
 //! With `--json` both are JSON, one object a line. With `--explain-retry` the summary is the table of tries
-//! that `[delivery.retry]` makes, from the function by which the queue goes. Nothing is opened, bound or sent, except that the
+//! that `[delivery.retry]` makes, from the function by which the queue goes; with `--dns` it is what the world around is like (`world`). Else nothing is opened, bound or sent, except that the
 //! files which the configuration names are read.
 
 use std::fmt::Write as _;
@@ -16,6 +16,7 @@ use crate::server;
 use crate::server::tls::TlsError;
 
 pub mod retry;
+pub mod world;
 
 /// Exit status for a configuration that does not load.
 const STATUS_PROBLEMS: u8 = 2;

@@ -1,42 +1,36 @@
-//! `postrider dns DOMAIN`: the records to publish for one of our domains, as lines for a zone file or
-//! as JSON. Keys that are missing are made on the way, so that the records can be published before
-//! the server first starts. Of DKIM keys it says which wait for their record, and whose record may be taken
-//! away. Says nothing else about what is published already.
+//! `postrider dns DOMAIN`: the records to publish for one of our domains, as lines for a zone file or as JSON, each
+//! with whether it is there already. Keys that are missing are made on the way, so that the records can be published
+//! before the server first starts. Of DKIM keys it says which wait for their record, and whose record may be taken
+//! away.
+//!
+//! What is there stands in comments: the lines can be put into a zone as they are. Where the name servers do not
+//! answer, or with --offline, the records are printed all the same.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::timeout;
 
-use crate::clock::rfc5322;
+use super::progress::Progress;
+use super::text::clean;
+use crate::app::world::records::zone_line;
+pub use crate::app::world::records::{Record, dkim, json_lines, records, zone_lines};
+use crate::app::world::{Level, Looked, Published, World};
 use crate::config::Config;
-use crate::intake::sign::life::State;
-use crate::intake::sign::{Signer, Standing};
+use crate::dns::Resolver;
+use crate::intake::sign::Signer;
 use crate::message::Domain;
 
-/// Longest string inside a TXT record, in octets (RFC 1035 3.3).
-const TXT_STRING_BYTES_MAX: usize = 255;
-
-/// One record to publish.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Record {
-    /// Without the final dot.
-    pub name: String,
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// As in a zone file, but a text is one string without quotes.
-    pub value: String,
-    /// Of a DKIM key that does not sign: `waiting`, `retired`, or `done`, whose record may be taken away.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<&'static str>,
-    #[serde(skip)]
-    comment: String,
-}
+/// DNS is asked no longer.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(45);
 
 /// Prints the records of `domain`, or why there are none.
-pub fn run(config: &Config, domain: &str, json: bool) -> ExitCode {
-    match answer(config, domain, json) {
+pub async fn run(config: Config, domain: &str, json: bool, offline: bool) -> ExitCode {
+    match answer(Arc::new(config), domain, json, offline).await {
         Ok(text) => {
             // A reader that has seen enough (`| head`) is no failure, and no panic.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -49,17 +43,96 @@ pub fn run(config: &Config, domain: &str, json: bool) -> ExitCode {
     }
 }
 
-fn answer(config: &Config, domain: &str, json: bool) -> Result<String, String> {
+async fn answer(config: Arc<Config>, domain: &str, json: bool, offline: bool) -> Result<String, String> {
     let known = Domain::parse(domain).ok().filter(|domain| config.is_own(domain));
-    let Some(domain) = known else { return Err(not_ours(config, domain)) };
+    let Some(domain) = known else { return Err(not_ours(&config, domain)) };
     let folder = config.data_dir.display();
     // As the server does at its first start, whichever of the two comes first.
     std::fs::create_dir_all(&config.data_dir).map_err(|error| {
         format!("data_dir {folder} cannot be made: {error}; run this as the user that runs the server, or make it for that user")
     })?;
-    let signer = Signer::load(config).map_err(|error| error.to_string())?;
-    let records = records(config, &signer, &domain);
-    Ok(if json { json_lines(&records) } else { zone_lines(&records) })
+    let signer = Signer::load(&config).map_err(|error| error.to_string())?;
+    let records = records(&config, &signer, &domain);
+    let looked =
+        if offline { Err("DNS was not asked".to_owned()) } else { look(config.clone(), signer, &domain).await };
+    let marked = marked(records, looked);
+    Ok(if json { as_json(&marked) } else { as_lines(&marked) })
+}
+
+/// What DNS says, or why that is not known.
+async fn look(config: Arc<Config>, signer: Signer, domain: &Domain) -> Result<Vec<Looked>, String> {
+    let resolver = Resolver::new(&config.dns).map_err(|error| error.to_string())?;
+    let world = World::new(config, resolver, Some(signer));
+    let look = async {
+        let resolver = world.look_at_resolver().await;
+        if resolver.level == Level::Problem {
+            return Err(resolver.found);
+        }
+        Ok(world.records(domain).await)
+    };
+    let looked = Progress::new("looking into DNS", 0).during(timeout(LOOK_TIME_MAX, look)).await;
+    looked.unwrap_or_else(|_| Err(format!("DNS had not answered after {} s", LOOK_TIME_MAX.as_secs())))
+}
+
+/// A record, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Marked {
+    #[serde(flatten)]
+    record: Record,
+    published: Published,
+    /// What was found instead, or why it is not known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    found: String,
+}
+
+fn marked(records: Vec<Record>, looked: Result<Vec<Looked>, String>) -> Vec<Marked> {
+    let looked = match looked {
+        Ok(looked) => looked,
+        Err(why) => {
+            let unknown = |record| Marked { record, published: Published::Unknown, found: why.clone() };
+            return records.into_iter().map(unknown).collect();
+        }
+    };
+    let mark = |record: Record| {
+        let same = |one: &&Looked| one.record.name == record.name && one.record.kind == record.kind;
+        match looked.iter().find(same) {
+            // What is there, and what has to be added to it, is known only now.
+            Some(Looked { record: better, published, finding }) => {
+                let found = if *published == Published::Missing { String::new() } else { finding.found.clone() };
+                let record = Record { value: better.value.clone(), ..record };
+                Marked { record, published: *published, found }
+            }
+            None => Marked { record, published: Published::Unknown, found: String::new() },
+        }
+    };
+    records.into_iter().map(mark).collect()
+}
+
+fn as_lines(marked: &[Marked]) -> String {
+    let mut text = String::new();
+    for Marked { record, published, found } in marked {
+        let mark = match published {
+            Published::There => " (it is there)".to_owned(),
+            Published::Missing if record.state == Some("done") => String::new(),
+            Published::Missing => " (MISSING)".to_owned(),
+            Published::Differs => format!(" (DIFFERS: {})", clean(found)),
+            Published::Unknown => format!(" (not known whether it is there: {})", clean(found)),
+        };
+        text.push_str(&zone_line(record, &mark));
+    }
+    let many = |wanted: Published| {
+        marked.iter().filter(|one| one.published == wanted && one.record.state != Some("done")).count()
+    };
+    let (there, missing, differ) = (many(Published::There), many(Published::Missing), many(Published::Differs));
+    // Writing to a String cannot fail.
+    let _ =
+        writeln!(text, "; {there} there, {missing} missing, {differ} different; `postrider check --dns` tells more");
+    text
+}
+
+fn as_json(marked: &[Marked]) -> String {
+    let lines = marked.iter().filter_map(|one| serde_json::to_string(one).ok());
+    lines.map(|line| line + "\n").collect()
 }
 
 pub(super) fn not_ours(config: &Config, domain: &str) -> String {
@@ -69,93 +142,4 @@ pub(super) fn not_ours(config: &Config, domain: &str) -> String {
         true => format!("{shown} is not in [domains]: the configuration has none yet"),
         false => format!("{shown} is not in [domains]; there are {}", known.join(", ")),
     }
-}
-
-/// MX, SPF, DKIM and DMARC for a domain of ours.
-pub fn records(config: &Config, signer: &Signer, domain: &Domain) -> Vec<Record> {
-    let host = &config.hostname;
-    let txt = |name: String, value: String, comment: &str| Record {
-        name,
-        kind: "TXT",
-        value,
-        state: None,
-        comment: comment.to_owned(),
-    };
-    let mx = txt(domain.to_string(), format!("10 {host}."), "mail comes in here");
-    let mut records = vec![
-        Record { kind: "MX", ..mx },
-        txt(domain.to_string(), format!("v=spf1 mx a:{host} -all"), "SPF: only this server sends for the domain"),
-    ];
-    // Bounces have no sender; then SPF asks about the name in EHLO (RFC 7208 2.4).
-    if is_within(host, domain) && host != domain {
-        records.push(txt(host.to_string(), "v=spf1 a -all".to_owned(), "SPF of the server's own name, for bounces"));
-    }
-    records.extend(dkim(signer, domain));
-    records.push(txt(
-        format!("_dmarc.{domain}"),
-        format!("v=DMARC1; p=none; rua=mailto:postmaster@{domain}"),
-        "DMARC: reports only; when they show no mail of yours failing, p=quarantine, then p=reject",
-    ));
-    records
-}
-
-/// The records of the keys of a domain, and those that nobody needs any more, without a value.
-pub fn dkim(signer: &Signer, domain: &Domain) -> Vec<Record> {
-    let record = |name, value, state, comment| Record { name, kind: "TXT", value, state, comment };
-    let mut records = Vec::new();
-    for Standing { name, record: value, state, .. } in signer.standings(domain) {
-        let (state, comment) = match state {
-            State::Signing => (None, "DKIM".to_owned()),
-            State::Waiting { replaces: Some(old) } => {
-                (Some("waiting"), format!("DKIM: publish it, then it signs in the place of {old}"))
-            }
-            State::Waiting { replaces: None } => (Some("waiting"), "DKIM: publish it, then it signs".to_owned()),
-            State::Retired { since } => {
-                let since = rfc5322(since);
-                let why = "leave it until what it signed has left the queue";
-                (Some("retired"), format!("DKIM: has not signed since {since}; {why}"))
-            }
-            // Not among them.
-            State::Done => continue,
-        };
-        records.push(record(name, value, state, comment));
-    }
-    for name in signer.done(domain) {
-        let comment = "DKIM: may be taken away; nothing that is queued needs it".to_owned();
-        records.push(record(name, String::new(), Some("done"), comment));
-    }
-    records
-}
-
-fn is_within(host: &Domain, domain: &Domain) -> bool {
-    let rest = host.as_str().strip_suffix(domain.as_str());
-    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
-/// Lines for a zone file, each record behind a comment.
-pub fn zone_lines(records: &[Record]) -> String {
-    let mut text = String::new();
-    for record in records {
-        let value = match record.kind {
-            "TXT" => quoted(&record.value),
-            _ => record.value.clone(),
-        };
-        // What is to go must not be put in with the rest.
-        let mark = if record.state == Some("done") { "; " } else { "" };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "; {}\n{mark}{}. IN {} {value}", record.comment, record.name, record.kind);
-    }
-    text
-}
-
-/// A text as strings of at most 255 octets. Ours are ASCII without quotes and backslashes.
-fn quoted(text: &str) -> String {
-    let strings = text.as_bytes().chunks(TXT_STRING_BYTES_MAX);
-    strings.map(|part| format!("\"{}\"", String::from_utf8_lossy(part))).collect::<Vec<_>>().join(" ")
-}
-
-/// One JSON object a line.
-pub fn json_lines(records: &[Record]) -> String {
-    let lines = records.iter().filter_map(|record| serde_json::to_string(record).ok());
-    lines.map(|line| line + "\n").collect()
 }

@@ -1,15 +1,17 @@
-//! `postrider fetch`: how mailboxes elsewhere are doing, and a run at once.
+//! `postrider fetch`: how mailboxes elsewhere are doing, a run at once, and a test of the way there.
 
 use std::path::Path;
 
 use clap::Subcommand;
 
 use super::text::{clean, count, moment, print, relative};
-use super::{Failure, client, print_json};
+use super::{Failure, client, load, print_json, tested};
 use crate::admin::FetchStatus;
 use crate::admin::fetch::FetchBody;
+use crate::app::fetch_ways;
 use crate::clock::{Clock, Millis};
-use crate::intake::fetch::Ran;
+use crate::dns::Resolver;
+use crate::intake::fetch::{Ran, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,9 +19,17 @@ Examples:
   postrider fetch list --json
   postrider fetch run sales                  now, whatever the time; what was given up is tried again
   postrider fetch run sales --dry-run        how many messages are new there; nothing is fetched
+  postrider fetch test sales                 the way there, leg by leg; needs no server, and fetches nothing
 
 `postrider suspend --fetch` stops all of them until `postrider resume --fetch`. A mailbox that could not
 be read for five days is left alone until a run by hand works.";
+
+const TEST_EXAMPLES: &str = "\
+Examples:
+  postrider fetch test sales                 name, connection, TLS, greeting, login, folder, messages
+  postrider fetch test sales --json | jq .problem
+
+Nothing is fetched, marked or deleted, and no server is needed.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -49,12 +59,22 @@ enum FetchCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Go the way to a mailbox, up to how many messages there are
+    #[command(after_help = TEST_EXAMPLES)]
+    Test {
+        /// Of [fetch]
+        name: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
     match args.command {
         FetchCommand::List { json } => list(config, json).await,
         FetchCommand::Run { name, dry_run, json } => run_one(config, name, dry_run, json).await,
+        FetchCommand::Test { name, json } => test_one(config, &name, json).await,
     }
 }
 
@@ -114,6 +134,31 @@ async fn run_one(config: &Path, name: String, dry_run: bool, json: bool) -> Resu
         Some(error) => Err(Failure::new(format!("{name}: {}", clean(&error)))
             .remedy("look into the server's log and at [fetch] in the configuration, then try again")),
     }
+}
+
+async fn test_one(config: &Path, name: &str, json: bool) -> Result<(), Failure> {
+    let config = load(config)?;
+    let resolver = Resolver::new(&config.dns).map_err(|error| Failure::new(format!("dns: {error}")))?;
+    let mut pops = config.smart_hosts.iter().filter_map(|host| host.pop_before_smtp.as_ref());
+    let pop = pops.find(|account| account.name == name);
+    let account = config.fetch.get(name);
+    let tls = match (account, pop) {
+        (Some(account), _) => account.tls,
+        (None, Some(account)) => account.tls,
+        (None, None) => {
+            let names: Vec<&str> = config.fetch.keys().map(String::as_str).collect();
+            let there =
+                if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+            return Err(Failure::usage(format!("there is no [fetch] account named {name:?}")).remedy(there));
+        }
+    };
+    let ways = fetch_ways(std::iter::once(tls), &resolver).await;
+    let (tested, good) = match (account, pop) {
+        (Some(account), _) => (test::test(&ways, name, account).await, "Mail can be fetched from there."),
+        (None, Some(account)) => (test::test_login(&ways, account).await, "The login works."),
+        (None, None) => return Ok(()),
+    };
+    tested::tell(&tested, json, good)
 }
 
 fn told(ran: &Ran, dry_run: bool) -> Vec<String> {

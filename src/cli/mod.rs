@@ -1,6 +1,6 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim`, `account`, `completions`, `man` and `explain --from --to` need none, `store`, `smart-host test`
-//! and `queue export|import` do with one and without, everything else speaks to the running server over its
+//! `check`, `dns`, `dkim`, `account hash`, `fetch test`, `target test`, `completions`, `man` and `explain --from --to` need
+//! none, `store`, `smart-host test` and `queue export|import` do with one and without, everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
 //! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,
@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Config};
 
 mod account;
+mod captured;
 pub mod check;
 mod client;
 mod completions;
@@ -42,6 +43,8 @@ mod store;
 mod story;
 mod suppress;
 mod suspend;
+mod target;
+mod tested;
 mod text;
 mod transfer;
 
@@ -52,15 +55,19 @@ const EXAMPLES: &str = "\
 Examples:
   postrider demo                                  try it: no configuration, nothing leaves this machine
   postrider check                                 is the configuration right?
+  postrider check --dns                           and DNS, port 25, certificate, clock, disk?
   postrider serve                                 run the server
   postrider dns example.com                       the DNS records to publish
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider captured list                         what is kept here in place of being sent
   postrider explain 0d3c9k2p5v8xq                 why it waits, which setting holds it, what comes next
   postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
+  postrider account test shop                     may this login send, as an application would?
   postrider fetch list                            mailboxes elsewhere that mail comes from
+  postrider target test crm                       can inbound mail be handed over there?
   postrider suspend                               let nothing leave, until `postrider resume`
   postrider suppress explain bob@example.net      why does bob get no newsletter?
   postrider pickup check                          what would become of the files dropped there?
@@ -75,13 +82,17 @@ Examples:
   postrider check --config ./postrider.toml --json
   postrider check --explain-retry                 when is a message that keeps failing tried again?
   postrider check --health                        does the running server take mail? 0 if so, else 1
+  postrider check --dns                           what DNS says of us, port 25, certificate, clock, disk
+  postrider check --dns --json | jq -c 'select(.level == \"problem\")'
 
-Every problem is named with its line and what to do; then the exit status is 2.";
+Every problem of the configuration is named with its line and what to do; then the exit status is 2. With --dns
+it is 1 where something around the server keeps mail from arriving; no server is needed, and nothing is sent.";
 
 const DNS_EXAMPLES: &str = "\
 Examples:
-  postrider dns example.com                              lines for a zone file
-  postrider dns example.com --json
+  postrider dns example.com                              lines for a zone file; comments say what is there
+  postrider dns example.com --offline                    without looking into DNS
+  postrider dns example.com --json | jq -r 'select(.published == \"missing\").name'
 
 DKIM keys that do not exist yet are made, so run it as the user who runs the server.";
 
@@ -114,12 +125,18 @@ enum Command {
         /// Ask the running server whether it takes mail, as /readyz does
         #[arg(long, conflicts_with = "explain_retry")]
         health: bool,
+        /// Look around, too: DNS records, port 25, certificate, clock, disk
+        #[arg(long, conflicts_with_all = ["explain_retry", "health"])]
+        dns: bool,
     },
-    /// The DNS records to publish for a domain
+    /// The DNS records to publish for a domain, and which are there
     #[command(after_help = DNS_EXAMPLES)]
     Dns {
         /// One of [domains]
         domain: String,
+        /// Do not look which of them are there
+        #[arg(long)]
+        offline: bool,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -139,6 +156,8 @@ enum Command {
     Pickup(pickup::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// Read, release and delete what is captured in place of being sent
+    Captured(captured::Args),
     /// What happened to messages, and what happens
     #[command(after_help = events::EXAMPLES)]
     Log(events::Args),
@@ -156,9 +175,11 @@ enum Command {
     SmartHost(smart_host::Args),
     /// Mailboxes elsewhere that mail is brought in from
     Fetch(fetch::Args),
+    /// Try where inbound mail is handed over
+    Target(target::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
-    /// Password hashes for the accounts of the configuration
+    /// Password hashes for the accounts of the configuration, and their logins
     Account(account::Args),
     /// Write what a shell needs to complete these commands
     Completions(completions::Args),
@@ -197,14 +218,18 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
+        Command::Check { json, dns: true, .. } => return exit(check::world::run(config, json)),
         Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),
         Command::Check { json, explain_retry, .. } => return Ok(check::run(config, json, explain_retry)),
-        Command::Dns { domain, json } => return Ok(dns::run(&load(config)?, &domain, json)),
+        Command::Dns { domain, json, offline } => {
+            return exit(dns::run(load(config)?, &domain, json, offline));
+        }
         Command::Dkim(args) => dkim::run(&load(config)?, args),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Captured(args) => block_on(Threads::One, captured::run(config, args)),
         Command::Log(args) => block_on(Threads::One, events::run(config, args)),
         Command::Explain(args) => block_on(Threads::One, explain::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
@@ -213,11 +238,22 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::SmartHost(args) => block_on(Threads::One, smart_host::run(config, args)),
         Command::Fetch(args) => block_on(Threads::One, fetch::run(config, args)),
         Command::Store(args) => block_on(Threads::One, store::run(config, args)),
-        Command::Account(args) => account::run(args),
+        Command::Target(args) => block_on(Threads::One, target::run(config, args)),
+        Command::Account(args) => block_on(Threads::One, account::run(config, args)),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// For what has an exit status of its own.
+fn exit(work: impl Future<Output = ExitCode>) -> Result<ExitCode, Failure> {
+    let mut code = ExitCode::SUCCESS;
+    block_on(Threads::One, async {
+        code = work.await;
+        Ok(())
+    })?;
+    Ok(code)
 }
 
 enum Threads {

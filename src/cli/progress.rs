@@ -1,5 +1,6 @@
 //! A bar on standard error for work that takes over a second; nothing where that is no terminal.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,21 @@ impl Progress {
         let line = line(self.what, done, self.total, self.begun.elapsed());
         // A bar that cannot be drawn is no reason to stop.
         let _ = write!(std::io::stderr().lock(), "\r\x1b[K{line}");
+    }
+
+    /// Draws while `work` runs, which tells how far it is, of how much.
+    pub(super) async fn following<T>(mut self, told: &Cell<(u64, u64)>, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep(DRAW_EVERY) => {
+                    let (done, total) = told.get();
+                    self.total = total;
+                    self.set(done);
+                }
+            }
+        }
     }
 
     /// Draws while `work` runs, for work that does not say how far it is.

@@ -8,12 +8,13 @@ use std::path::Path;
 use clap::Subcommand;
 
 use super::client::{Client, Reached};
+use super::target::address;
 use super::text::{Paint, clean, print};
-use super::{Failure, load, print_json};
+use super::{Failure, load, print_json, tested};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::delivery::host_test::{self, NoTest, Report, Tester, Wish};
-use crate::delivery::smtp::{Leg, Mark, PopBeforeSmtp, SmtpTransport};
+use crate::delivery::smtp::{PopBeforeSmtp, SmtpTransport};
 use crate::dns::Resolver;
 use crate::message::Address;
 
@@ -54,10 +55,6 @@ enum SmartHostCommand {
     },
 }
 
-fn address(text: &str) -> Result<Address, String> {
-    Address::parse(text).map_err(|error| error.to_string())
-}
-
 pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
     let SmartHostCommand::Test { name, send, to, from, json } = args.command;
     let config = load(config)?;
@@ -76,13 +73,7 @@ pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
             print(&line)?;
         }
     }
-    match &report.problem {
-        None => Ok(()),
-        Some(_) if json => Err(Failure::new("")),
-        Some(problem) => {
-            Err(Failure::new(format!("{}: {}", problem.group.name(), clean(&problem.what))).remedy(&problem.remedy))
-        }
-    }
+    tested::ended(report.problem.as_ref(), json)
 }
 
 /// Without a server.
@@ -101,10 +92,7 @@ fn complaint(NoTest { what, remedy }: NoTest, of: impl Fn(String) -> Failure) ->
 
 fn lines(report: &Report, paint: Paint) -> Vec<String> {
     let mut lines = vec![format!("{}: from <{}> to <{}>", clean(&report.host), clean(&report.from), clean(&report.to))];
-    for Mark { leg, millis, what, offers } in &report.marks {
-        lines.push(format!("  {:<13} {millis:>6} ms  {}", name(*leg), clean(what)));
-        lines.extend(offers.iter().map(|offer| format!("{:26}{}", "", clean(offer))));
-    }
+    lines.extend(tested::legs(&report.marks));
     match (&report.problem, report.sent) {
         (Some(_), _) => lines.push(paint.red("It does not do.")),
         (None, true) => lines.push(paint.green("The server has taken the message.")),
@@ -116,25 +104,4 @@ fn lines(report: &Report, paint: Paint) -> Vec<String> {
         );
     }
     lines
-}
-
-fn name(leg: Leg) -> &'static str {
-    match leg {
-        Leg::Configuration => "configuration",
-        Leg::Token => "token",
-        Leg::Pop => "POP3",
-        Leg::Dns => "DNS",
-        Leg::Connect => "TCP",
-        Leg::Banner => "banner",
-        Leg::Ehlo => "EHLO",
-        Leg::Starttls => "STARTTLS",
-        Leg::Tls => "TLS",
-        Leg::Auth => "AUTH",
-        Leg::Mail => "MAIL",
-        Leg::Rcpt => "RCPT",
-        Leg::Data => "DATA",
-        Leg::Message => "message",
-        Leg::Reset => "RSET",
-        Leg::Graph => "Graph",
-    }
 }

@@ -1,7 +1,8 @@
 //! One attempt: a job that has its turn, from its body to the outcome that is noted.
 //!
 //! It gives its place among the running attempts back as soon as the outcome is known, whatever happens
-//! on the way. What a crash leaves: the claim is forgotten, and the attempt is made again.
+//! on the way. What a crash leaves: the claim is forgotten, and the attempt is made again, but for those
+//! recipients that a far end has taken and `receipts` has noted.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +21,7 @@ use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::queue::{FreshBody, Queue};
 use crate::store::StoreError;
 
+use super::receipts::{Noted, Receipts};
 use super::settle::Settler;
 use super::standing::Question;
 use super::throttle::{Moment, Sign};
@@ -40,8 +42,9 @@ pub struct Parts {
     pub transports: Arc<Transports>,
     pub settler: Settler,
     /// Attempts that have ended, and whose outcome is being noted while others have their place:
-    /// [`NOTING_MAX`] at most, because after a crash each of them is made again.
+    /// [`NOTING_MAX`] at most, because after a power cut each of them is made again.
     pub noting: Semaphore,
+    pub receipts: Receipts,
 }
 
 /// A job that waits for its turn; its body is read when it starts, unless it is fresh.
@@ -162,7 +165,7 @@ async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
         },
     };
     let job = Job { message, body, recipients };
-    let outcomes = deliver(parts, &job).await;
+    let (outcomes, noted) = deliver(parts, &job).await;
     turn.learn(&outcomes);
     // The next one need not wait until this one is noted, unless that takes long.
     let noting = parts.noting.try_acquire();
@@ -170,29 +173,36 @@ async fn try_once(parts: &Parts, waiting: Waiting, turn: &mut TurnTaken) {
         turn.finish();
     }
     parts.settler.settle(&parts.queue, job, outcomes).await;
+    parts.receipts.marked(&noted);
 }
 
 /// As the transport does it. If that panics (a fault of ours, which some message has found), the job
 /// waits for its next turn like any other that failed: neither the claim nor the place among the
 /// running attempts is lost.
-async fn deliver(parts: &Parts, job: &Job) -> Vec<(u32, Outcome)> {
+async fn deliver(parts: &Parts, job: &Job) -> (Vec<(u32, Outcome)>, Noted) {
     let (rest, mut outcomes) = skip(parts, job);
     let job = rest.as_ref().unwrap_or(job);
+    if job.recipients.is_empty() {
+        return (outcomes, Noted::default());
+    }
     let tried = unless_it_panics(parts.transports.deliver(job)).await.unwrap_or_else(|| {
         tracing::error!(id = %job.message.id, "an attempt ended in a panic; please report this");
         let why = Failure::local("4.3.0", "", "the attempt was broken off by a fault of this server");
         job.recipients.iter().map(|(number, _)| (*number, defer(&why))).collect()
     });
+    let noted = parts.receipts.note(job.message.id, &tried);
     outcomes.extend(tried);
-    outcomes
+    (outcomes, noted)
 }
 
-/// The job without recipients that are on the suppression list by now, if there are such, and what becomes
-/// of those.
+/// The job without recipients that were taken before a crash, or are on the suppression list by now, if there
+/// are such, and what becomes of those.
 fn skip(parts: &Parts, job: &Job) -> (Option<Job>, Vec<(u32, Outcome)>) {
     let suppression = parts.settler.intake.suppression();
-    let (mut rest, mut outcomes) = (Vec::new(), Vec::new());
-    for (number, recipient) in &job.recipients {
+    let mut outcomes = parts.receipts.recall(job.message.id, job.recipients.iter().map(|(number, _)| *number));
+    let taken: Vec<u32> = outcomes.iter().map(|(number, _)| *number).collect();
+    let mut rest = Vec::new();
+    for (number, recipient) in job.recipients.iter().filter(|(number, _)| !taken.contains(number)) {
         let skipped = match recipient.route {
             Route::Remote => suppression.skips(&job.message, &recipient.address),
             Route::Target(_) => Ok(None),

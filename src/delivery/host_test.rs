@@ -23,6 +23,7 @@ use crate::message::{
     Address, BodyType, Domain, Door, DsnRequest, MessageId, Notify, Origin, ReversePath, TlsWish, stream,
 };
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
+pub use crate::trail::{Group, Problem};
 
 /// What to test, and how far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,41 +52,7 @@ pub struct Report {
     pub problem: Option<Problem>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    pub group: Group,
-    pub what: String,
-    pub remedy: String,
-}
-
-/// Kinds of what can go wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Group {
-    BadHostName,
-    NoResponse,
-    Disconnected,
-    Refused,
-    Login,
-    Tls,
-    Unsupported,
-    Other,
-}
-
 impl Group {
-    pub fn name(self) -> &'static str {
-        match self {
-            Group::BadHostName => "bad host name",
-            Group::NoResponse => "no response",
-            Group::Disconnected => "disconnected",
-            Group::Refused => "the server refused",
-            Group::Login => "login",
-            Group::Tls => "TLS",
-            Group::Unsupported => "not supported by the server",
-            Group::Other => "other",
-        }
-    }
-
     fn remedy(self) -> &'static str {
         match self {
             Group::BadHostName => "check host, and that this machine can ask its name servers",
@@ -101,7 +68,9 @@ impl Group {
             Group::Unsupported => {
                 "the server does not offer what the settings or the message ask for; compare the extensions above"
             }
-            Group::Other => "look into the server's log; debug = true in the host's section puts the dialogue there",
+            Group::System | Group::Other => {
+                "look into the server's log; debug = true in the host's section puts the dialogue there"
+            }
         }
     }
 }
@@ -158,7 +127,7 @@ impl Tester<'_> {
             .ok_or_else(|| no_test("no address fits the test", "name them with --from and --to"))?;
         let trail = Trail::default();
         trail.mark(Leg::Configuration, since, settings(host, &from));
-        let job = job(&from, &to, self.clock.now(), self.config.hostname.as_str());
+        let job = test_job(&from, &to, Route::Remote, self.clock.now(), self.config.hostname.as_str());
         let (sent, problem) = match self.run(host, &job, wish.send, &trail).await {
             Ok(()) => (wish.send, None),
             Err((group, what)) => (false, Some(Problem { group, what, remedy: group.remedy().to_owned() })),
@@ -232,7 +201,7 @@ impl Tester<'_> {
 
 const NEEDS_SERVER: &str = "the tokens of this host belong to the server, and none is running: start it with `postrider serve`, then test again";
 
-fn group_of(trouble: &Trouble) -> Group {
+pub fn group_of(trouble: &Trouble) -> Group {
     match (trouble.stage, trouble.login) {
         (_, Some(LoginFault::NoMechanism | LoginFault::NotPrivate)) => Group::Unsupported,
         (_, Some(_)) => Group::Login,
@@ -252,7 +221,7 @@ fn of_host(failure: &HostFailure) -> (Group, String) {
     (group, format!("{}{again}", failure.failure.reason))
 }
 
-fn of_outcome(outcome: Option<Outcome>) -> Result<(), (Group, String)> {
+pub fn of_outcome(outcome: Option<Outcome>) -> Result<(), (Group, String)> {
     let (Outcome::Fail(why) | Outcome::Defer { why, .. }) = (match outcome {
         None | Some(Outcome::Delivered(_)) => return Ok(()),
         Some(outcome) => outcome,
@@ -320,12 +289,13 @@ fn addresses(config: &Config, host: &SmartHost, wish: &Wish) -> Option<(Address,
     Some((from.or_else(|| at("postmaster", own))?, to))
 }
 
-fn job(from: &Address, to: &Address, now: Millis, hostname: &str) -> Job {
+/// A message of one recipient that is queued nowhere.
+pub fn test_job(from: &Address, to: &Address, route: Route, now: Millis, hostname: &str) -> Job {
     let id = format!("test-{now}@{hostname}");
     let content = format!(
         "From: <{from}>\r\nTo: <{to}>\r\nSubject: Test\r\nDate: {}\r\nMessage-ID: <{id}>\r\nAuto-Submitted: \
-         auto-generated\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nThis is a test of \
-         the way out of {hostname}.\r\n",
+         auto-generated\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nThis is a test by \
+         {hostname}.\r\n",
         rfc5322(now)
     );
     let content = Bytes::from(content);
@@ -353,7 +323,7 @@ fn job(from: &Address, to: &Address, now: Millis, hostname: &str) -> Job {
     let recipient = Recipient {
         address: to.clone(),
         alias: None,
-        route: Route::Remote,
+        route,
         notify: Notify::default(),
         original: None,
         status: Status::Waiting { due: now },
@@ -361,6 +331,7 @@ fn job(from: &Address, to: &Address, now: Millis, hostname: &str) -> Job {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     };
     Job { message: Arc::new(message), body: Body::new(vec![content]), recipients: vec![(0, recipient)] }
 }

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{Address, Domain};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
@@ -32,11 +34,13 @@ mod on_disk;
 mod paused;
 pub mod pipe;
 mod put_off;
+pub mod receipts;
 pub mod settle;
 pub mod shelf;
 pub mod smart_hosts;
 pub mod smtp;
 pub mod standing;
+pub mod target_test;
 pub mod throttle;
 pub mod tls_report;
 pub mod transport;
@@ -62,6 +66,8 @@ pub enum Outcome {
     Delivered(Delivered),
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
+    /// The same, for an address that stands for a reader who calls it spam.
+    Complained,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
     Held(String),
     /// Not sent: the address is on the suppression list. Nobody is told.
@@ -92,7 +98,7 @@ pub struct Delivered {
 }
 
 /// How far a delivery went, and so who tells the sender of it (RFC 3461 5.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hop {
     /// It is where mail for the recipient goes: the report is ours.
     #[default]
@@ -130,4 +136,6 @@ pub enum Destination {
     /// A smart host, by its name.
     Host(String),
     Target(String),
+    /// Nowhere: what is captured does not leave.
+    Capture,
 }

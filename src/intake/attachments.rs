@@ -7,18 +7,16 @@
 
 use std::fmt::Write;
 
-use bytes::Bytes;
 use tokio::time::timeout;
 
-use crate::clock::{Millis, rfc5322};
-use crate::config::Account;
-use crate::message::header::{self, Headers};
-use crate::message::{Address, Door, Draft, Envelope, MessageId, Origin, ReversePath, mime, stream};
+use crate::message::header::Headers;
+use crate::message::{Draft, MessageId, mime};
 use crate::queue::memory;
 use crate::queue::record::streamed_numbers;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
+use super::to_operator::Notice;
 use super::{Intake, ROOM_WAIT, store_trouble};
 
 /// Bytes of the refused message's header section that a notice quotes.
@@ -34,7 +32,6 @@ impl Intake {
         draft: &Draft,
         headers: &Headers<'_>,
         id: MessageId,
-        now: Millis,
     ) -> Result<(), Refusal> {
         let Some(name) = draft.origin.account.as_deref() else { return Ok(()) };
         let Some(account) = self.config.accounts.get(name) else { return Ok(()) };
@@ -48,7 +45,10 @@ impl Intake {
             reason: format!("the attachments have {size} bytes; accounts.{name}.max_attachments is {limit}"),
         };
         if let Some(notify) = &account.notify {
-            let notice = self.notice(draft, headers, (name, account), notify, &refusal, id, now);
+            let label = if account.label.is_empty() { name.to_owned() } else { format!("{name} ({})", account.label) };
+            let subject = format!("Refused: a message of {label}, its attachments are too large");
+            let text = told(draft, headers, &label, &refusal, id);
+            let notice = self.to_operator(&Notice { to: notify, subject, text, id, kind: "refused" });
             // The notice has no account, so this ends here.
             if let Err(error) = Box::pin(self.accept(notice)).await {
                 tracing::error!(%id, reason = error.reason, "the notice of a refused message could not be queued");
@@ -76,46 +76,9 @@ impl Intake {
         let measured = measured.await.map_err(|_| Refusal::inner("the look at the attachments was broken off"))?;
         measured.map_err(|error| store_trouble(&error))
     }
-
-    #[allow(clippy::too_many_arguments, reason = "all of it is told")]
-    fn notice(
-        &self,
-        draft: &Draft,
-        headers: &Headers<'_>,
-        (name, account): (&str, &Account),
-        notify: &Address,
-        refusal: &Refusal,
-        id: MessageId,
-        now: Millis,
-    ) -> Draft {
-        let label = if account.label.is_empty() { name.to_owned() } else { format!("{name} ({})", account.label) };
-        let own = self.config.domains.keys().next().unwrap_or(&self.config.hostname);
-        let mut content = Vec::new();
-        for (field, value) in [
-            // It goes even while sending is suspended.
-            (stream::FIELD, stream::SECURITY.to_owned()),
-            ("From", format!("Mail server <MAILER-DAEMON@{own}>")),
-            ("To", format!("<{notify}>")),
-            ("Subject", format!("Refused: a message of {label}, its attachments are too large")),
-            ("Date", rfc5322(now)),
-            ("Message-ID", format!("<{id}.refused@{}>", self.config.hostname)),
-            ("Auto-Submitted", "auto-generated".to_owned()),
-            ("MIME-Version", "1.0".to_owned()),
-            ("Content-Type", "text/plain; charset=utf-8".to_owned()),
-            ("Content-Transfer-Encoding", "8bit".to_owned()),
-        ] {
-            content.extend_from_slice(&header::field(field, &value));
-        }
-        content.extend_from_slice(b"\r\n");
-        content.extend_from_slice(told(draft, headers, &label, refusal, id).as_bytes());
-        let mut envelope = Envelope::new(ReversePath::Null, [notify.clone()]);
-        envelope.smtputf8 = notify.needs_smtputf8();
-        let origin = Origin { door: Door::Bounce, account: None, peer: None };
-        Draft { envelope, content: Bytes::from(content).into(), origin }
-    }
 }
 
-/// The text of the notice, in lines that end with CRLF.
+/// The text of the notice.
 fn told(draft: &Draft, headers: &Headers<'_>, label: &str, refusal: &Refusal, id: MessageId) -> String {
     let recipients: Vec<String> =
         draft.envelope.recipients.iter().take(RECIPIENTS_NAMED_MAX).map(|to| to.address.to_string()).collect();
@@ -139,7 +102,7 @@ fn told(draft: &Draft, headers: &Headers<'_>, label: &str, refusal: &Refusal, id
         let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
         let _ = writeln!(text, "> {line}");
     }
-    text.replace('\n', "\r\n")
+    text
 }
 
 /// Of a whole message.

@@ -23,6 +23,7 @@ mod rights;
 mod seal;
 pub mod sign;
 pub mod suppress;
+mod to_operator;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -253,7 +254,7 @@ impl Intake {
         }
         let checked = self.check(&draft, &headers).await?;
         let stream = rights::stream(&self.config, &draft, &headers)?;
-        self.check_attachments(&draft, &headers, id, now).await?;
+        self.check_attachments(&draft, &headers, id).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
         let mut plan = Plan::make(&self.config, &self.marks, &draft, &headers, begin)?;
         let passed = self.ask_milters(&draft, &headers, &checked, id).await?;

@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use crate::checks::Verdict;
 use crate::checks::milter::Passed;
 use crate::clock::Millis;
-use crate::config::{AliasLimits, Config, Loops};
+use crate::config::{AliasLimits, Config, Loops, WayOut};
 use crate::message::header::Headers;
 use crate::message::{Address, Domain, Door, Draft, Recipient as Written};
 use crate::queue::record::{Recipient, Route, Status};
@@ -166,6 +166,10 @@ impl Plan {
     /// queue has it, whatever the configuration says later.
     fn stage(&mut self, config: &Config, recipient: &mut Recipient) {
         if recipient.route != Route::Remote || config.is_own(recipient.address.domain()) {
+            return;
+        }
+        if config.delivery.default == WayOut::Capture {
+            // It does not leave. If a person lets it go, it is looked at then.
             return;
         }
         let delivery = &config.delivery;
@@ -330,6 +334,7 @@ fn waiting(written: &Written, address: Address, route: Route, now: Millis) -> Re
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

@@ -379,6 +379,19 @@ fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<Doma
     Ok(DomainKeys { lives, keys, done })
 }
 
+/// Files of keys that the configuration wants and that are still to be made, which [`Signer::load`] does.
+pub fn missing_keys(config: &Config) -> Vec<PathBuf> {
+    let mut missing = Vec::new();
+    for (domain, own) in &config.domains {
+        let ours = own.dkim.selectors.iter().filter(|selector| !own.dkim.key_files.contains_key(*selector));
+        let lives = life::lives(&config.data_dir, domain).unwrap_or_default();
+        let wanted = ours.filter(|selector| lives.state(selector) != State::Done);
+        let paths = wanted.map(|selector| key_path(&config.data_dir, domain, selector));
+        missing.extend(paths.filter(|path| matches!(path.try_exists(), Ok(false))));
+    }
+    missing
+}
+
 fn folder_of(data_dir: &Path, domain: &Domain) -> PathBuf {
     data_dir.join("dkim").join(domain.as_str())
 }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use postrider::clock::{Clock, Millis};
 use postrider::config;
 use postrider::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
+use postrider::delivery::receipts::Receipts;
 use postrider::delivery::settle::Settler;
 use postrider::delivery::smtp::Timeouts;
 use postrider::delivery::transport::Transports;
@@ -106,6 +107,7 @@ impl Courier {
             transports: transports.clone(),
             settler,
             noting: Semaphore::new(NOTING_MAX),
+            receipts: Receipts::none(),
         };
         let (attempts, stop) = (TaskTracker::new(), CancellationToken::new());
         let dispatcher = tokio::spawn(Dispatcher::new(Arc::new(parts), fresh).run(attempts.clone(), stop.clone()));

@@ -1,7 +1,7 @@
 //! Debian's Dovecot, unpacked by `.ci/dovecot.sh`: a private instance that takes mail by LMTP, on a unix
-//! socket and on loopback, and shows it over IMAP. It needs root, as its processes change their user.
+//! socket and on loopback, and shows it over IMAP and POP3. It needs root, as its processes change their user.
 //!
-//! Its users: `ann`, `bob`, and `full`, whose mailbox cannot be written; their password is `secret`.
+//! Its users: `ann`, `bob`, `box`, and `full`, whose mailbox cannot be written; their password is `secret`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
@@ -19,7 +19,7 @@ use super::bench::process::Process;
 
 const START_TIME: Duration = Duration::from_secs(20);
 /// The user and group `mail`, which every Debian has; nothing else of the test belongs to it.
-const MAIL: u32 = 8;
+pub const MAIL: u32 = 8;
 
 pub struct Dovecot {
     process: Process,
@@ -27,6 +27,7 @@ pub struct Dovecot {
     pub socket: PathBuf,
     pub lmtp: SocketAddr,
     pub imap: SocketAddr,
+    pub pop3: SocketAddr,
     folder: tempfile::TempDir,
     /// Where its processes, users of their own, could not come to the package: a copy.
     _copy: Option<tempfile::TempDir>,
@@ -68,9 +69,9 @@ impl Dovecot {
         fs::create_dir(run.join("mail")).unwrap();
         chown(run.join("mail"), Some(MAIL), Some(MAIL)).unwrap();
         fs::write(run.join("mail/full"), "in the way of a folder").unwrap();
-        let (lmtp, imap) = (free_address(), free_address());
+        let (lmtp, imap, pop3) = (free_address(), free_address(), free_address());
         let conf = run.join("dovecot.conf");
-        fs::write(&conf, configuration(root, run, lmtp, imap)).unwrap();
+        fs::write(&conf, configuration(root, run, [lmtp, imap, pop3])).unwrap();
         fs::write(run.join("users"), users(run)).unwrap();
         let mut command = Command::new(root.join("usr/bin/doveconf"));
         command.arg("-c").arg(&conf).args(["-m", "master", "-e"]).arg(root.join("usr/sbin/dovecot"));
@@ -79,15 +80,15 @@ impl Dovecot {
         let process = Process::start_watched("dovecot", command, |command| {
             command.stdout(Stdio::null()).stderr(fs::File::create(&errors).unwrap());
         });
-        let mut dovecot = Dovecot { process, socket: run.join("lmtp"), lmtp, imap, folder, _copy: copy };
+        let mut dovecot = Dovecot { process, socket: run.join("lmtp"), lmtp, imap, pop3, folder, _copy: copy };
         dovecot.wait();
         dovecot
     }
 
     fn wait(&mut self) {
         let since = Instant::now();
-        while TcpStream::connect(self.imap).is_err() || TcpStream::connect(self.lmtp).is_err() || !self.socket.exists()
-        {
+        let is_open = |address: &SocketAddr| TcpStream::connect(address).is_ok();
+        while ![self.imap, self.lmtp, self.pop3].iter().all(is_open) || !self.socket.exists() {
             let is_up = self.process.is_running() && since.elapsed() < START_TIME;
             assert!(is_up, "Dovecot does not start: {}{}", self.text("errors"), self.text("log"));
             std::thread::sleep(Duration::from_millis(5));
@@ -100,6 +101,11 @@ impl Dovecot {
 
     pub fn log(&self) -> String {
         self.text("log")
+    }
+
+    /// Of this user.
+    pub fn maildir(&self, user: &str) -> PathBuf {
+        self.folder.path().join("mail").join(user).join("Maildir")
     }
 
     /// What is in a user's INBOX, as IMAP shows it.
@@ -164,10 +170,10 @@ fn libraries(root: &Path) -> String {
 fn users(run: &Path) -> String {
     let line =
         |user: &str| format!("{user}:{{PLAIN}}secret:{MAIL}:{MAIL}::{}::\n", run.join("mail").join(user).display());
-    ["ann", "bob", "full"].map(line).concat()
+    ["ann", "bob", "box", "full"].map(line).concat()
 }
 
-fn configuration(root: &Path, run: &Path, lmtp: SocketAddr, imap: SocketAddr) -> String {
+fn configuration(root: &Path, run: &Path, [lmtp, imap, pop3]: [SocketAddr; 3]) -> String {
     let (root, run) = (root.display(), run.display());
     format!(
         "base_dir = {run}/run
@@ -176,7 +182,7 @@ log_path = {run}/log
 import_environment = LD_LIBRARY_PATH
 libexec_dir = {root}/usr/lib/dovecot
 mail_plugin_dir = {root}/usr/lib/dovecot/modules
-protocols = lmtp imap
+protocols = lmtp imap pop3
 listen = 127.0.0.1
 ssl = no
 disable_plaintext_auth = no
@@ -210,6 +216,15 @@ service imap-login {{
     port = 0
   }}
 }}
+service pop3-login {{
+  chroot =
+  inet_listener pop3 {{
+    port = {pop3}
+  }}
+  inet_listener pop3s {{
+    port = 0
+  }}
+}}
 service lmtp {{
   unix_listener {run}/lmtp {{
     mode = 0600
@@ -221,5 +236,6 @@ service lmtp {{
 ",
         lmtp = lmtp.port(),
         imap = imap.port(),
+        pop3 = pop3.port(),
     )
 }

@@ -61,6 +61,7 @@ pub fn all() -> Vec<Kept> {
         last_failure: Some(failure()),
         delay_notified: true,
         by_hand: None,
+        released: None,
         ..remote()
     };
     let held = |why: &str| Recipient { status: Status::Held { reason: why.into() }, ..remote() };

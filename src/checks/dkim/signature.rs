@@ -14,7 +14,7 @@ use crate::message::tags::Tags;
 const SELECTOR_BYTES_MAX: usize = 253;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::checks) enum Algorithm {
+pub(crate) enum Algorithm {
     RsaSha1,
     RsaSha256,
     Ed25519Sha256,
@@ -22,7 +22,7 @@ pub(in crate::checks) enum Algorithm {
 
 /// Who has signed, with which key and what came of it.
 #[derive(Clone, Debug)]
-pub(in crate::checks) struct Signed {
+pub(crate) struct Signed {
     pub domain: Domain,
     pub selector: String,
     pub algorithm: Algorithm,
@@ -33,7 +33,7 @@ pub(in crate::checks) struct Signed {
 
 /// What a signature over a message says; that over seals (ARC-Seal) is a [`Signed`] alone.
 #[derive(Clone, Debug)]
-pub(in crate::checks) struct Signature<'a> {
+pub(crate) struct Signature<'a> {
     pub signed: Signed,
     pub header: Form,
     pub body: Form,
@@ -44,14 +44,14 @@ pub(in crate::checks) struct Signature<'a> {
 }
 
 /// A result in the words of RFC 8601 2.7.1, and why.
-pub(in crate::checks) type Why = (&'static str, &'static str);
+pub(crate) type Why = (&'static str, &'static str);
 
 const UNREADABLE: Why = ("neutral", "signature cannot be read");
 const ILLEGAL: Why = ("neutral", "v=, d= or s= is not legal");
 
 /// Which field it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::checks) enum Kind {
+pub(crate) enum Kind {
     Dkim,
     /// ARC-Message-Signature: i= is a number there, and it has no v=.
     Arc,
@@ -160,7 +160,7 @@ fn domain(text: &str) -> Option<Domain> {
     legal_domain(text).filter(|domain| domain.as_str().contains('.') && !text.ends_with('.'))
 }
 
-pub(in crate::checks) fn is_below(name: &Domain, parent: &Domain) -> bool {
+pub(crate) fn is_below(name: &Domain, parent: &Domain) -> bool {
     name.as_str().strip_suffix(parent.as_str()).is_some_and(|rest| rest.ends_with('.'))
 }
 

@@ -16,13 +16,13 @@ use super::connection::Io;
 use super::pool::{Channel, Way};
 use super::step::{Stage, Tls, Trouble};
 use super::tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
-use super::trail::{Leg, Trail};
 use super::{SmtpTransport, mx, tls};
 use crate::config::GroupLimits;
 use crate::delivery::{Body, Delivered, Hop, Job, Outcome};
 use crate::message::{Domain, ReversePath, TlsWish};
 use crate::queue::record::Failure;
 use crate::store::StoreError;
+use crate::trail::{Leg, Trail};
 
 /// An attempt takes no longer, hosts, addresses and all. A server that is slow but moving gets most
 /// of it; one that trickles does not hold a connection for days.
@@ -36,7 +36,7 @@ mod through;
 
 pub use lmtp::run_lmtp;
 use parts::{Part, Parts};
-pub use probe::probe;
+pub use probe::{probe, probe_lmtp};
 pub use through::run_through;
 
 pub async fn run(transport: &SmtpTransport, job: &Job, mail_from: &ReversePath) -> Vec<(u32, Outcome)> {

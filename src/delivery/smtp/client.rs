@@ -22,13 +22,13 @@ use super::replies::RawReply;
 use super::step::{Framing, Loss, Over, Stage, Step, Timeouts, Tls, Trouble};
 use super::tls::Fault;
 use super::tls_policy::By;
-use super::trail::{Leg, Trail};
 use super::transaction::{Command, Fate, Transaction};
 use crate::delivery::Outcome;
 use crate::delivery::tls_report::Flaw as TlsFlaw;
 use crate::message::Domain;
 use crate::queue::record::Failure;
 use crate::smtp::Reply;
+use crate::trail::{Leg, Trail};
 
 /// One conversation.
 #[derive(Debug)]

@@ -20,9 +20,9 @@ use super::dialogue::{self, Said};
 use super::replies::{RawReply, ReplyReader};
 use super::step::{Framing, Loss, Over, Step, Trouble};
 use super::tls::{self, Fault, Judge};
-use super::trail::Leg;
 use crate::delivery::Outcome;
 use crate::delivery::body::Body;
+use crate::trail::Leg;
 
 /// Octets read at once.
 const READ_BYTES: usize = 4096;

@@ -18,24 +18,23 @@
 mod addresses;
 mod attempt;
 mod auth;
-mod client;
-mod commands;
+pub(crate) mod client;
+pub(crate) mod commands;
 mod connection;
 mod dane;
 mod dialogue;
 mod extensions;
 mod host;
 mod md5;
-mod mta_sts;
+pub(crate) mod mta_sts;
 mod mx;
 mod pool;
 mod pop_before;
 mod prospect;
-mod replies;
-mod step;
+pub(crate) mod replies;
+pub(crate) mod step;
 pub(crate) mod tls;
 mod tls_policy;
-mod trail;
 mod transaction;
 
 use std::net::IpAddr;
@@ -56,18 +55,19 @@ use crate::config::targets::LmtpAddress;
 use crate::config::{self, Config};
 use crate::dns::{DnsError, MxAnswer, Resolver};
 use crate::message::{Domain, ReversePath, TlsWish};
+pub use crate::trail::{Leg, Mark, Trail};
 
 use addresses::{Failing, Family};
 pub use addresses::{Refused, refused};
 pub use auth::{Login, LoginFault, Secret};
 pub use host::{Attempted, HostTarget, HostTrouble, TlsMode};
+pub use mta_sts::{Mode, Policy, record_id};
 pub use mx::Dice;
 pub use pop_before::PopBeforeSmtp;
 pub use prospect::{HostProspect, Prospect};
 pub use step::{Stage, Timeouts, Trouble};
 pub use tls::system_roots;
 pub use tls_policy::{By, TlsPolicies};
-pub use trail::{Leg, Mark, Trail};
 
 use connection::Connection;
 use tls::Judge;
@@ -197,6 +197,17 @@ impl SmtpTransport {
         trail: &Trail,
     ) -> Result<Option<Outcome>, Trouble> {
         attempt::probe(self, job, target, mode, trail).await
+    }
+
+    /// As [`SmtpTransport::probe`], at a server that speaks LMTP.
+    pub async fn probe_lmtp(
+        &self,
+        job: &Job,
+        address: &LmtpAddress,
+        mode: ProbeMode,
+        trail: &Trail,
+    ) -> Result<Option<Outcome>, Trouble> {
+        attempt::probe_lmtp(self, job, address, mode, trail).await
     }
 
     /// Says goodbye to connections that wait for another message, and keeps none from now on.

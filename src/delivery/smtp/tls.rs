@@ -21,14 +21,11 @@ use tokio_rustls::rustls::{
     SignatureScheme,
 };
 
-use webpki::EndEntityCert;
-
 use super::tls_policy::Certificate;
 use crate::delivery::tls_report::Flaw;
 use crate::message::Domain;
 
-/// Host names of a certificate that are shown.
-const NAMES_SHOWN: usize = 5;
+pub use crate::trail::{description, holder};
 
 /// A connector that takes any certificate, but only from a server that has its key: for a check of the
 /// certificate afterwards ([`Judge`]).
@@ -143,26 +140,6 @@ pub fn system_roots() -> Result<RootCertStore, String> {
 /// The name for SNI. A host that is no legal TLS name is greeted by its address, without SNI.
 pub fn server_name(host: &Domain, ip: IpAddr) -> ServerName<'static> {
     ServerName::try_from(host.as_str().to_owned()).unwrap_or(ServerName::IpAddress(ip.into()))
-}
-
-/// `TLSv1.3 TLS13_AES_256_GCM_SHA384`, for the story.
-pub fn description(session: &ClientConnection) -> String {
-    let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS");
-    let cipher = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown cipher");
-    format!("{} {cipher}", version.replace('_', "."))
-}
-
-/// Whose certificate it is, for people: the host names in it. Says nothing of whether it is good.
-pub fn holder(session: &ClientConnection) -> String {
-    let shown = session.peer_certificates().and_then(<[_]>::first);
-    let Some(certificate) = shown.and_then(|first| EndEntityCert::try_from(first).ok()) else {
-        return "no certificate that can be read".to_owned();
-    };
-    let names: Vec<&str> = certificate.valid_dns_names().take(NAMES_SHOWN).collect();
-    match names.is_empty() {
-        true => "a certificate without a host name".to_owned(),
-        false => format!("certificate for {}", names.join(", ")),
-    }
 }
 
 /// Takes whatever the server shows; see the head of this file. Where nobody looks at the certificate

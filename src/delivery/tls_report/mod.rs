@@ -14,7 +14,7 @@ mod report;
 mod send;
 
 pub use count::{Counts, Tally};
-pub use send::Reports;
+pub use send::{Reports, Wanted};
 
 use serde::{Deserialize, Serialize};
 

@@ -16,6 +16,7 @@ pub mod mailbox;
 pub mod notes;
 pub mod pop3;
 pub mod run;
+pub mod test;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -24,15 +25,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::Intake;
-use crate::clock::{Clock, Millis, rfc5322};
+use super::to_operator::Notice;
+use crate::clock::{Clock, Millis};
 use crate::config::{self, Login, Secret};
-use crate::message::{Door, Draft, Envelope, Origin, ReversePath, header, stream};
 use crate::queue::suspend::Suspension;
 use crate::store::{Batch, StoreError};
 
@@ -107,7 +110,10 @@ impl Credential {
     /// A server may repeat what it was told.
     fn without_secrets(&self, text: &str) -> String {
         let (_, secret) = self.parts();
-        match !secret.is_empty() && text.contains(secret) {
+        let encoded =
+            [self.plain(), self.xoauth2(), secret.as_bytes().to_vec()].map(|said| BASE64_STANDARD.encode(said));
+        let repeats = |said: &str| text.contains(said);
+        match !secret.is_empty() && (repeats(secret) || encoded.iter().any(|said| repeats(said))) {
             true => "something that repeats the password".to_owned(),
             false => text.to_owned(),
         }
@@ -389,7 +395,7 @@ impl Fetcher {
                 slot.settings.login.username,
                 state.last_error.as_deref().unwrap_or_default(),
             );
-            self.notify(&format!("No mail from the mailbox {name} any more"), &text).await;
+            self.notify(&format!("No mail from the mailbox {name} any more"), text).await;
         }
         if !ran.left.is_empty() {
             let text = format!(
@@ -397,37 +403,14 @@ impl Fetcher {
                  tries them again.\n",
                 ran.left.join("\n  "),
             );
-            self.notify(&format!("Messages left in the mailbox {name}"), &text).await;
+            self.notify(&format!("Messages left in the mailbox {name}"), text).await;
         }
     }
 
-    async fn notify(&self, subject: &str, text: &str) {
-        let config = self.intake.config();
-        let to = &config.postmaster;
-        let id = self.intake.queue().new_id();
-        let own = config.domains.keys().next().unwrap_or(&config.hostname);
-        let mut content = Vec::new();
-        for (field, value) in [
-            // It goes even while sending is suspended.
-            (stream::FIELD, stream::SECURITY.to_owned()),
-            ("From", format!("Mail server <MAILER-DAEMON@{own}>")),
-            ("To", format!("<{to}>")),
-            ("Subject", subject.to_owned()),
-            ("Date", rfc5322(self.clock.now())),
-            ("Message-ID", format!("<{id}.fetch@{}>", config.hostname)),
-            ("Auto-Submitted", "auto-generated".to_owned()),
-            ("MIME-Version", "1.0".to_owned()),
-            ("Content-Type", "text/plain; charset=utf-8".to_owned()),
-            ("Content-Transfer-Encoding", "8bit".to_owned()),
-        ] {
-            content.extend_from_slice(&header::field(field, &value));
-        }
-        content.extend_from_slice(b"\r\n");
-        content.extend_from_slice(text.replace('\n', "\r\n").as_bytes());
-        let mut envelope = Envelope::new(ReversePath::Null, [to.clone()]);
-        envelope.smtputf8 = to.needs_smtputf8();
-        let origin = Origin { door: Door::Bounce, account: None, peer: None };
-        if let Err(error) = self.intake.accept(Draft { envelope, content: content.into(), origin }).await {
+    async fn notify(&self, subject: &str, text: String) {
+        let (to, id) = (&self.intake.config().postmaster, self.intake.queue().new_id());
+        let notice = Notice { to, subject: subject.to_owned(), text, id, kind: "fetch" };
+        if let Err(error) = self.intake.accept(self.intake.to_operator(&notice)).await {
             error!(reason = error.reason, "a notice of mail that could not be fetched could not be queued");
         }
     }

@@ -6,6 +6,8 @@
 //!
 //! The parts that know no I/O are [`Lines`] and [`Dots`].
 
+use std::time::Instant;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
@@ -14,6 +16,7 @@ use super::collect::Collector;
 use super::wire::{Trouble, Ways, Wire};
 use super::{Credential, Listed, hashed, shown};
 use crate::config::PopTls;
+use crate::trail::Leg;
 
 /// Bytes of an answer's line; RFC 2449 4 allows 512.
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -134,19 +137,25 @@ impl Pop3 {
         credential: &Credential,
     ) -> Result<Pop3, Trouble> {
         let mut pop = Pop3 { wire, lines: Lines::default() };
-        pop.hear("the greeting").await.map_err(|trouble| match trouble {
+        let since = Instant::now();
+        let greeting = pop.hear("the greeting").await.map_err(|trouble| match trouble {
             Trouble::Refused(what) => Trouble::connection(what),
             other => other,
         })?;
+        ways.mark(Leg::Banner, since, greeting);
         if tls == PopTls::Required {
+            let since = Instant::now();
             pop.say("STLS", "STLS").await?;
+            ways.mark(Leg::Starttls, since, "the server is ready for TLS");
             pop.wire = pop.wire.start_tls(ways, host).await?;
         }
+        let since = Instant::now();
         pop.log_in(credential).await.map_err(|trouble| match trouble {
             Trouble::Refused(what) if LATER_CODES.iter().any(|code| what.contains(code)) => Trouble::connection(what),
             Trouble::Refused(what) => Trouble::Login(credential.without_secrets(&what)),
             other => other,
         })?;
+        ways.mark(Leg::Auth, since, "logged in");
         Ok(pop)
     }
 

@@ -3,8 +3,8 @@
 //!
 //! Left out: what the bytes mean (`imap`, `pop3`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,6 +16,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use crate::config::{self, PopTls};
 use crate::dns::{DnsError, Resolver};
 use crate::message::Domain;
+use crate::trail::{Leg, Trail, description, holder};
 
 /// For each address of a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -67,6 +68,16 @@ pub struct Ways {
     pub resolver: Resolver,
     /// What checks certificates, or why there is none.
     pub tls: Result<TlsConnector, String>,
+    /// Where the way is noted; none but for a test.
+    pub trail: Option<Trail>,
+}
+
+impl Ways {
+    pub(super) fn mark(&self, leg: Leg, since: Instant, what: impl Into<String>) {
+        if let Some(trail) = &self.trail {
+            trail.mark(leg, since, what);
+        }
+    }
 }
 
 impl std::fmt::Debug for Ways {
@@ -118,8 +129,13 @@ impl Wire {
         }
         let connector = ways.tls.as_ref().map_err(|why| broken(why))?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| broken(&error.to_string()))?;
+        let since = Instant::now();
         match timeout(STEP_TIMEOUT, connector.connect(name, self.stream)).await {
-            Ok(Ok(stream)) => Ok(Wire::new(stream)),
+            Ok(Ok(stream)) => {
+                let session = stream.get_ref().1;
+                ways.mark(Leg::Tls, since, format!("{}, {}", description(session), holder(session)));
+                Ok(Wire::new(stream))
+            }
             Ok(Err(error)) => Err(broken(&error.to_string())),
             Err(_) => Err(waited("for the TLS handshake")),
         }
@@ -133,9 +149,17 @@ fn waited(what: &str) -> Trouble {
 /// The first address that answers; under TLS already where that is implicit.
 pub async fn connect(ways: &Ways, account: &config::Fetch) -> Result<Wire, Trouble> {
     let mut last = "it has no address".to_owned();
-    for ip in addresses(ways, &account.host).await? {
+    let since = Instant::now();
+    let found = addresses(ways, &account.host).await?;
+    let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
+    if !shown.is_empty() {
+        ways.mark(Leg::Dns, since, format!("{} is at {}", account.host, shown.join(", ")));
+    }
+    for ip in found {
+        let since = Instant::now();
         match timeout(CONNECT_TIMEOUT, TcpStream::connect((ip, account.port))).await {
             Ok(Ok(stream)) => {
+                ways.mark(Leg::Connect, since, format!("connected to {}", SocketAddr::new(ip, account.port)));
                 if account.tls == PopTls::Off && !ip.to_canonical().is_loopback() {
                     return Err(Trouble::connection(format!("{ip} is not this machine, and tls is \"off\"")));
                 }

@@ -33,25 +33,14 @@ pub async fn run_lmtp(transport: &SmtpTransport, job: &Job, address: &LmtpAddres
 
 impl Attempt<'_> {
     async fn at_socket(&mut self, channel: Channel) {
-        let Some(host) = host::host_domain("localhost") else { return };
-        // Of no meaning for a socket.
-        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let way = Way { host, address, tls: Tls::Never, terms: Terms::default(), agreed: None, channel };
+        let Some(way) = socket_way(channel) else { return };
         if let Err(trouble) = self.by_way(&way).await {
             self.note(trouble);
         }
     }
 
     async fn at_lmtp_host(&mut self, host: &str, port: u16) {
-        let target = HostTarget {
-            host: host.to_owned(),
-            port,
-            tls: TlsMode::Opportunistic,
-            verify_certificate: false,
-            login: None,
-            mail_from: None,
-            debug: false,
-        };
+        let target = lmtp_target(host, port);
         let (host, found) = match self.find(&target).await {
             Ok(found) => found,
             Err(trouble) => return self.note(trouble),
@@ -74,6 +63,26 @@ impl Attempt<'_> {
                 }
             }
         }
+    }
+}
+
+/// The way to a socket.
+pub(super) fn socket_way(channel: Channel) -> Option<Way> {
+    let host = host::host_domain("localhost")?;
+    // Of no meaning for a socket.
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    Some(Way { host, address, tls: Tls::Never, terms: Terms::default(), agreed: None, channel })
+}
+
+pub(super) fn lmtp_target(host: &str, port: u16) -> HostTarget {
+    HostTarget {
+        host: host.to_owned(),
+        port,
+        tls: TlsMode::Opportunistic,
+        verify_certificate: false,
+        login: None,
+        mail_from: None,
+        debug: false,
     }
 }
 

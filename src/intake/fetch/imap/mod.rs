@@ -6,9 +6,11 @@
 //! `frame` cuts what comes in, `answer` understands it, both without I/O. Left out: IDLE, several folders
 //! of one account.
 
-mod answer;
-mod frame;
+pub(crate) mod answer;
+pub(crate) mod frame;
 mod name;
+
+use std::time::Instant;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -18,6 +20,7 @@ use super::collect::Collector;
 use super::wire::{Trouble, Ways, Wire};
 use super::{Credential, Listed, shown};
 use crate::config::{After, PopTls};
+use crate::trail::Leg;
 
 use answer::{Answer, Body, Fetched, Status};
 use frame::{Framing, Piece};
@@ -69,7 +72,12 @@ impl Imap {
         credential: &Credential,
     ) -> Result<Imap, Trouble> {
         let mut imap = Imap { wire, framing: Framing::default(), commands: 0, capabilities: Vec::new() };
-        let is_in = match imap.answer(&mut None).await? {
+        let since = Instant::now();
+        let greeting = imap.answer(&mut None).await?;
+        if let Answer::Told { text, .. } = &greeting {
+            ways.mark(Leg::Banner, since, text.clone());
+        }
+        let is_in = match greeting {
             Answer::Told { status: Status::Ok, code, .. } => {
                 imap.note_capabilities(code.as_deref());
                 false
@@ -83,7 +91,9 @@ impl Imap {
             if is_in {
                 return Err(Trouble::connection("the server skips STARTTLS"));
             }
+            let since = Instant::now();
             imap.command("STARTTLS", "STARTTLS").await?;
+            ways.mark(Leg::Starttls, since, "the server is ready for TLS");
             imap.wire = imap.wire.start_tls(ways, host).await?;
             imap.capabilities.clear();
         }
@@ -91,7 +101,9 @@ impl Imap {
             imap.ask_capabilities().await?;
         }
         if !is_in {
+            let (since, mechanism) = (Instant::now(), imap.mechanism(credential));
             imap.log_in(credential).await?;
+            ways.mark(Leg::Auth, since, format!("logged in by {mechanism}"));
         }
         Ok(imap)
     }
@@ -113,6 +125,15 @@ impl Imap {
             }
         }
         Ok(())
+    }
+
+    /// What [`Imap::log_in`] does it by.
+    fn mechanism(&self, credential: &Credential) -> &'static str {
+        match credential {
+            Credential::Token { .. } => "XOAUTH2",
+            Credential::Password { .. } if self.can("AUTH=PLAIN") => "PLAIN",
+            Credential::Password { .. } => "LOGIN",
+        }
     }
 
     async fn log_in(&mut self, credential: &Credential) -> Result<(), Trouble> {
