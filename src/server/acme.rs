@@ -13,6 +13,7 @@ pub mod plan;
 mod respond;
 mod wire;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,6 +187,12 @@ pub(super) fn kept(config: &Config, provider: &CryptoProvider) -> Option<Certifi
     let pair = Shelf::of(config, acme).pair(provider)?;
     let names = facts::names(pair.cert.first()?);
     names.iter().any(|name| name == config.hostname.as_str()).then_some(pair)
+}
+
+/// Where it is.
+pub fn kept_file(config: &Config) -> Option<PathBuf> {
+    let file = Shelf::of(config, config.acme.as_ref()?).pair_file();
+    file.exists().then_some(file)
 }
 
 /// What `postrider check` has to say of it.

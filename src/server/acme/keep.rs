@@ -66,9 +66,13 @@ impl Shelf {
         self.file(&format!("-{}", self.name), extension)
     }
 
+    pub fn pair_file(&self) -> PathBuf {
+        self.of_name("pem")
+    }
+
     /// The certificate with its key.
     pub fn pair(&self, provider: &CryptoProvider) -> Option<CertifiedKey> {
-        let file = self.of_name("pem");
+        let file = self.pair_file();
         read_pair(&file, &file, "tls.acme", provider).ok()
     }
 
