@@ -200,10 +200,10 @@ pub(super) fn doubt(config: &Config, now: Millis) -> Option<String> {
     let acme = config.acme.as_ref()?;
     let notes = Shelf::of(config, acme).notes();
     let (at, why) = (notes.failed_at?, notes.why.as_deref().unwrap_or_default());
-    let next = plan::next(&notes, None, now, false);
-    let (at, next) = (rfc3339(at), rfc3339(next));
-    Some(format!(
-        "tls.acme: the last order has failed ({at}, {} in a row): {why}; the next one is at {next}",
-        notes.failures
-    ))
+    let next = match plan::next(&notes, None, now, false) {
+        next if next > now => format!("at {}", rfc3339(next)),
+        _ => "due".to_owned(),
+    };
+    let (at, failures) = (rfc3339(at), notes.failures);
+    Some(format!("tls.acme: the last order has failed ({at}, {failures} in a row): {why}; the next one is {next}"))
 }
