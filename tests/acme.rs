@@ -423,7 +423,8 @@ async fn an_authority_under_tls_is_believed_by_the_systems_roots_only() {
     assert_eq!(fake.seen().accounts, 0);
 
     let child = Child::start(&fake, &good);
-    until("it listens", async || child.address("submission").is_some()).await;
+    let listens = async || ["submission", "tls.acme"].iter().all(|name| child.address(name).is_some());
+    until("it listens", listens).await;
     let address = child.address("submission").unwrap();
     fake.looks_at(Some(child.address("tls.acme").unwrap()));
     until("the certificate is shown", async || {
