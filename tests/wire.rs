@@ -1,6 +1,6 @@
 //! Properties of the wire code: how the input is cut into reads changes nothing; what is stuffed comes
 //! back; no sequence of commands makes a message without a sender and recipients; and the
-//! smuggling forms and the address forms of `tests/data`.
+//! address forms of `tests/data`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -310,79 +310,6 @@ proptest! {
     }
 }
 
-const HEAD: &[u8] = b"From: a@sender.test\r\nSubject: x\r\n\r\n";
-
-/// Every form of end-of-data in every position and cut: one message at most, and nothing in it is
-/// ever a command.
-#[test]
-fn smuggled_messages_are_not_seen() {
-    let text = include_str!("data/smuggling.yml");
-    let tail: &[u8] =
-        b"MAIL FROM:<smuggled@third.test>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\nSubject: SMUGGLED\r\n\r\nx\r\n.\r\n";
-    let forms: Vec<_> = flow::maps(text).into_iter().filter(|map| map.contains_key("inbound")).collect();
-    assert_eq!(forms.len(), 29);
-    for form in forms {
-        let bytes = match (form.get("raw_bytes_hex"), form.get("bytes")) {
-            (Some(hex), _) => flow::hex(hex),
-            (None, bytes) => bytes.unwrap().clone(),
-        };
-        let id = String::from_utf8_lossy(&form["id"]).into_owned();
-        let positions: [Vec<u8>; 6] = [
-            [HEAD, b"body"].concat(),
-            Vec::new(),
-            b"From: a@sender.test\r\nSubject: x".to_vec(),
-            [HEAD, &b"x".repeat(12_000), b"\r\n"].concat(),
-            [HEAD, b"YWJj"].concat(),
-            [HEAD, &b"x".repeat(1100)].concat(),
-        ];
-        for before in positions {
-            let content = [&before[..], &bytes, tail].concat();
-            for read in [usize::MAX, 1, 2, 3, 5, 4096] {
-                let smuggled = send_content(&content, read);
-                assert_eq!(smuggled, form["inbound"] == b"end", "{id} in reads of {read}");
-            }
-        }
-    }
-}
-
-/// True if a sender other than the one of the envelope got through.
-fn send_content(content: &[u8], read: usize) -> bool {
-    let mut server = Bare::new(&Setting { max_size: 10_000, ..setting("mx") }, read);
-    server.send(b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\n");
-    // As an honest client does not end its message; a second one does.
-    server.send(content);
-    server.send(b"\r\n.\r\n");
-    let senders: Vec<String> = server.drafts.iter().map(|draft| draft.envelope.mail_from.to_string()).collect();
-    let strangers = senders.iter().any(|sender| sender != "a@sender.test");
-    for draft in &server.drafts {
-        assert!(!has_bare_end(draft.content.head()) && !draft.content.head().contains(&0));
-    }
-    strangers
-}
-
-/// The same forms in a chunk are content, or refused.
-#[test]
-fn smuggled_messages_in_chunks_are_content() {
-    for form in flow::maps(include_str!("data/smuggling.yml")).iter().filter(|map| map.contains_key("inbound")) {
-        let bytes = form.get("raw_bytes_hex").map_or_else(|| form["bytes"].clone(), |hex| flow::hex(hex));
-        let content = [HEAD, &bytes, b"MAIL FROM:<smuggled@third.test>\r\n"].concat();
-        for chunk in [1, 2, content.len()] {
-            let mut server = Bare::new(&Setting { max_size: 10_000, ..setting("mx") }, usize::MAX);
-            server.send(b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<ok@example.test>\r\n");
-            for part in content.chunks(chunk) {
-                server.send(format!("BDAT {}\r\n", part.len()).as_bytes());
-                server.send(part);
-            }
-            server.send(b"BDAT 0 LAST\r\n");
-            let is_clean = !has_bare_end(&content) && !content.contains(&0);
-            assert_eq!(server.drafts.len(), usize::from(is_clean), "{form:?}");
-            if let Some(draft) = server.drafts.first() {
-                assert_eq!(draft.content.head()[..], content[..]);
-            }
-        }
-    }
-}
-
 /// `{L@64}` stands for 64 octets of a local part, `{label@…}` for a label, `{D@253}` for a domain.
 fn expand(path: &str) -> String {
     let Some((before, rest)) = path.split_once('{').filter(|(_, rest)| rest.contains("@") && rest.contains('}')) else {
@@ -417,7 +344,7 @@ fn text(map: &BTreeMap<String, Vec<u8>>, key: &str) -> String {
 /// table leaves it open this is what we do, on purpose.
 #[test]
 fn paths_are_taken_and_refused_as_the_table_says() {
-    let cases = flow::maps(include_str!("data/paths.yml"));
+    let cases = flow::maps(include_str!("data/addresses/paths.yml"));
     assert_eq!(cases.len(), 80);
     let open: &[(&str, bool)] = &[
         ("<a@b.example.>", true),
