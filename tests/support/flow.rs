@@ -24,7 +24,8 @@ fn parse_map(line: &str) -> BTreeMap<String, Vec<u8>> {
             let end = list_end(after).unwrap_or_else(|| panic!("{line}"));
             (after.as_bytes()[..end].to_vec(), &after[end..])
         } else {
-            let end = after.find([',', '}']).unwrap_or(after.len());
+            let end = after.match_indices(", ").find(|(at, _)| begins_with_key(&after[at + 2..]));
+            let end = end.map_or(after.len(), |(at, _)| at);
             (after.as_bytes()[..end].to_vec(), &after[end..])
         };
         map.insert(key.to_string(), value);
@@ -32,6 +33,12 @@ fn parse_map(line: &str) -> BTreeMap<String, Vec<u8>> {
         assert!(tail.is_empty() || tail.starts_with(", "), "{line}");
     }
     map
+}
+
+/// `word: `: a comma that no key follows belongs to the text before it.
+fn begins_with_key(text: &str) -> bool {
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    text.split_once(": ").is_some_and(|(word, _)| is_word(word))
 }
 
 /// Where the list at the front ends; what is quoted in it may hold brackets.
