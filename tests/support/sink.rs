@@ -28,7 +28,11 @@ pub struct Sink {
     acceptor: Option<TlsAcceptor>,
     /// Every CR and every LF ends a line for it, of commands and of content.
     lax: bool,
+    /// Its answer to EHLO.
+    offers: &'static [u8],
 }
+
+const OFFERS: &[u8] = b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n";
 
 /// Offers STARTTLS under a certificate that nobody has reason to trust.
 fn acceptor() -> TlsAcceptor {
@@ -56,15 +60,20 @@ impl Sink {
 
     /// The worst reader that there can be: for it each CR and each LF by itself ends a line.
     pub async fn start_lax() -> Sink {
-        Sink::listen(true, false, true).await
+        Sink::listen(true, false, true, OFFERS).await
+    }
+
+    /// Knows no extension.
+    pub async fn start_old() -> Sink {
+        Sink::listen(true, false, false, b"250 sink.test\r\n").await
     }
 
     /// `keep` false: contents are counted but not kept (for benches).
     pub async fn start_with(keep: bool, tls: bool) -> Sink {
-        Sink::listen(keep, tls, false).await
+        Sink::listen(keep, tls, false, OFFERS).await
     }
 
-    async fn listen(keep: bool, tls: bool, lax: bool) -> Sink {
+    async fn listen(keep: bool, tls: bool, lax: bool, offers: &'static [u8]) -> Sink {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sink = Sink {
             address: listener.local_addr().unwrap(),
@@ -73,6 +82,7 @@ impl Sink {
             keep,
             acceptor: tls.then(acceptor),
             lax,
+            offers,
         };
         let serving = sink.clone();
         tokio::spawn(async move {
@@ -148,9 +158,7 @@ impl Sink {
                 "EHLO" if self.acceptor.is_some() && !tls => {
                     replies.extend_from_slice(b"250-sink.test\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME\r\n");
                 }
-                "EHLO" => replies.extend_from_slice(
-                    b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n",
-                ),
+                "EHLO" => replies.extend_from_slice(self.offers),
                 "HELO" => replies.extend_from_slice(b"250 sink.test\r\n"),
                 "MAIL" if path(&text).starts_with("refused") => replies.extend_from_slice(b"550 5.1.1 not you\r\n"),
                 "MAIL" => {
