@@ -93,7 +93,7 @@ fn scenarios(id: &str) -> Vec<Says> {
             let mut all: Vec<Says> = Vec::new();
             for stage in ["greeting", "mail", "dot"] {
                 all.extend(forms.iter().map(|form| text(&[(stage, *form)])));
-                all.push(text(&[(stage, &"250-more\r\n".repeat(200_000))]));
+                all.push(text(&[(stage, &"250-more\r\n".repeat(20_000))]));
             }
             all
         }
@@ -208,8 +208,8 @@ fn particular(id: &str, what: &str, policy: &str, outcome: &Outcome, seen: &Seen
         "k13" => assert!(!delivered, "{what}: out of step: {outcome:?}"),
         "k15" => {
             assert_eq!((delivered, seen.connections), (number == 1, 1), "{what}: {outcome:?}");
-            let said = format!("{outcome:?}");
-            assert!(said.contains("elsewhere.test"), "{what}: it is told: {said}");
+            // With 251 the far end goes on by itself; with 551 the sender is told where, and nobody is sent there.
+            assert_eq!(format!("{outcome:?}").contains("elsewhere.test"), number == 0, "{what}: {outcome:?}");
         }
         _ => {}
     }
@@ -315,9 +315,10 @@ async fn bad_certificates() -> usize {
             judge(&what, &policy, &outcome, &seen);
             let delivered = matches!(outcome, Outcome::Delivered(_));
             // DANE-EE names the key, and looks at nothing else (RFC 7672 3.1.1); DANE-TA names the authority.
-            let is_weak = matches!(name, "SHA-1" | "RSA of 512 bits");
+            // What cannot be read has no key to compare; of the weak ones the record names another.
+            let is_odd = matches!(name, "SHA-1" | "RSA of 512 bits" | "critical extension");
             let wanted = match policy.as_str() {
-                "dane-ee" => !is_weak,
+                "dane-ee" => !is_odd,
                 "dane-ta" => name == "self-signed",
                 policy => !demands_certificate(policy),
             };

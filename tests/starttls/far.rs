@@ -18,7 +18,7 @@ pub const CLOSE: &[u8] = b"";
 pub const SILENCE: &[u8] = b"\x01";
 pub const SLOWLY: u8 = 2;
 /// Between two bytes of one that is slow.
-pub const BYTE_TIME: Duration = Duration::from_millis(100);
+pub const BYTE_TIME: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -106,6 +106,7 @@ impl Session {
                     stream.get_mut().flush().await?;
                     tokio::time::sleep(BYTE_TIME).await;
                 }
+                return Ok(rest.starts_with(b"2") || rest.starts_with(b"3"));
             }
             said => {
                 stream.get_mut().write_all(said).await?;

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::authority::Authority;
 use crate::far::{Far, Says, Seen};
-use crate::support::records::{START, message, open, recipient};
+use crate::support::records::{START, message, recipient};
 use crate::support::zone::Zone;
 use crate::web::{Web, answer};
 
@@ -98,9 +98,9 @@ pub async fn deliver(policy: &str, says: &Says, shown: Shown) -> (Outcome, Seen)
     let text = format!("version: STSv1\nmode: {mode}\nmx: {MX}\nmax_age: 86400\n");
     let web = Web::serve(authority.issue(&["mta-sts.far.test"]).server_config(), answer("200 OK", "text/plain", &text)).await;
     let https = Https::new(resolver.clone(), true).with_roots(authority.roots()).with_port(web.port);
-    let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(START));
-    let (queue, _fresh) = open(folder.path(), &clock);
-    let policies = TlsPolicies::new(&config.delivery, resolver.clone(), Arc::new(https), Shelf::new(queue), clock);
+    // What hosts showed before is kept nowhere: each delivery is the first one.
+    let clock = Clock::manual(START);
+    let policies = TlsPolicies::new(&config.delivery, resolver.clone(), Arc::new(https), Shelf::default(), clock);
     let reply = REPLY_TIME;
     let timeouts = Timeouts { greeting: reply, command: reply, mail: reply, rcpt: reply, data: reply, dot: reply, quit: reply, ..Timeouts::RFC5321 };
     let transport = SmtpTransport::new(&config, resolver).unwrap().with_timeouts(timeouts);
