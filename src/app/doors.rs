@@ -71,6 +71,8 @@ struct OpenFolder {
 
 struct OpenSender {
     webhook: EventWebhook,
+    /// `delivery.allow_private_addresses`.
+    allow_private: bool,
     running: Running,
 }
 
@@ -163,8 +165,10 @@ impl Open {
         let mut senders = Vec::new();
         for tray in outbox.trays() {
             let Some(webhook) = config.events.webhooks.get(tray.name()) else { continue };
-            if self.senders.get(tray.name()).is_none_or(|open| open.webhook != *webhook) {
-                let sender = Sender::new(tray.clone(), webhook, queue.clone(), clock.clone())?;
+            let allow_private = config.delivery.allow_private_addresses;
+            let is_same = |open: &OpenSender| open.webhook == *webhook && open.allow_private == allow_private;
+            if !self.senders.get(tray.name()).is_some_and(is_same) {
+                let sender = Sender::new(tray.clone(), webhook, queue.clone(), clock.clone(), allow_private)?;
                 senders.push((tray.name().to_owned(), sender));
             }
         }
@@ -305,11 +309,12 @@ impl Doors {
     fn begin_senders(&self, open: &mut Open, next: Vec<(String, Sender)>, config: &Config) -> Vec<String> {
         for (name, sender) in next {
             let Some(webhook) = config.events.webhooks.get(&name) else { continue };
+            let allow_private = config.delivery.allow_private_addresses;
             let before = open.senders.remove(&name).map(|before| before.running);
             before.iter().for_each(|before| before.stop.cancel());
             let before = before.into_iter().map(|before| before.ended).collect();
             let running = self.run_after(before, |stop| sender.run(stop));
-            open.senders.insert(name, OpenSender { webhook: webhook.clone(), running });
+            open.senders.insert(name, OpenSender { webhook: webhook.clone(), allow_private, running });
         }
         let mut gone = Vec::new();
         open.senders.retain(|name, sender| {
