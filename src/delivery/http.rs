@@ -10,6 +10,7 @@ use reqwest::{Client, Response};
 use tokio_rustls::rustls;
 
 use crate::clock::Millis;
+use crate::message::text::steers;
 
 /// Seconds; a longer Retry-After is cut to this.
 pub const RETRY_AFTER_SECS_MAX: u64 = 24 * 3600;
@@ -90,6 +91,6 @@ pub async fn beginning(response: &mut Response, most: usize) -> Vec<u8> {
 /// As a piece of a sentence: one line, nothing that controls a terminal.
 pub fn one_line(bytes: &[u8], chars_max: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let words: Vec<_> = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<_> = text.split(|c: char| steers(c) || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
     words.join(" ").chars().take(chars_max).collect()
 }

@@ -15,6 +15,7 @@ pub mod mailbox;
 pub mod mime;
 pub mod stream;
 pub mod tags;
+pub mod text;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use content::Content;
