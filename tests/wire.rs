@@ -1,6 +1,5 @@
 //! Properties of the wire code: how the input is cut into reads changes nothing; what is stuffed comes
-//! back; no sequence of commands makes a message without a sender and recipients; and the
-//! address forms of `tests/data`.
+//! back; no sequence of commands makes a message without a sender and recipients.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -8,15 +7,10 @@
 mod bare;
 #[path = "support/conversation.rs"]
 mod conversation;
-#[path = "support/flow.rs"]
-mod flow;
-
-use std::collections::BTreeMap;
 
 use bare::Bare;
 use conversation::{Heard, Setting, Transport};
-use postrider::message::address::{parse_forward_path, parse_reverse_path};
-use postrider::message::{Address, Domain};
+use postrider::message::Address;
 use postrider::smtp::wire::{
     ChunkDecoder, DataDecoder, DotStuffer, Flaw, LINE_END_BYTES, LineCutter, LineError, Progress,
 };
@@ -308,111 +302,4 @@ proptest! {
         server.send(b"\r\nEHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\n");
         server.send(&bytes);
     }
-}
-
-/// `{L@64}` stands for 64 octets of a local part, `{label@…}` for a label, `{D@253}` for a domain.
-fn expand(path: &str) -> String {
-    let Some((before, rest)) = path.split_once('{').filter(|(_, rest)| rest.contains("@") && rest.contains('}')) else {
-        return path.to_string();
-    };
-    let Some((kind, length, after)) = rest
-        .split_once('}')
-        .and_then(|(inner, after)| inner.split_once('@').map(|(kind, length)| (kind, length, after)))
-        .and_then(|(kind, length, after)| Some((kind, length.parse::<usize>().ok()?, after)))
-    else {
-        return path.to_string();
-    };
-    let text = match kind {
-        "D" => {
-            let mut domain = "a.".repeat(length / 2);
-            domain.truncate(length);
-            if domain.ends_with('.') {
-                domain.replace_range(length - 2.., "aa")
-            }
-            domain
-        }
-        _ => "a".repeat(length),
-    };
-    format!("{before}{text}{after}")
-}
-
-fn text(map: &BTreeMap<String, Vec<u8>>, key: &str) -> String {
-    map.get(key).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
-}
-
-/// The table of paths, said in a RCPT: taken where it must be, refused where it must be; where the
-/// table leaves it open this is what we do, on purpose.
-#[test]
-fn paths_are_taken_and_refused_as_the_table_says() {
-    let cases = flow::maps(include_str!("data/addresses/paths.yml"));
-    assert_eq!(cases.len(), 80);
-    let open: &[(&str, bool)] = &[
-        ("<a@b.example.>", true),
-        ("<a@b_c.example>", true),
-        ("<a@b>", true),
-        ("<a@[x-tag:foo]>", false),
-        ("<{L@65}@b.example>", false),
-        ("<@r.example:a@b.example>", true),
-        ("<@r1.example,@r2.example:a@b.example>", true),
-        ("<a@b\u{3002}example>", true),
-        ("<henry\u{2163}@b.example>", true),
-        ("<\u{430}dmin@b.example>", true),
-        ("<a\u{200b}b@b.example>", false),
-        ("<a\u{202e}b@b.example>", false),
-    ];
-    let mut faults = Vec::new();
-    for case in &cases {
-        let raw = case.get("p_hex").map_or_else(|| expand(&text(case, "p")).into_bytes(), |hex| flow::hex(hex));
-        let verdict = text(case, "v");
-        let as_written = text(case, "p");
-        let expected = match open.iter().find(|(path, _)| *path == as_written) {
-            Some((_, taken)) => *taken,
-            None if verdict.starts_with("ok for MAIL") || verdict.starts_with("bad") => false,
-            None => {
-                let says_ok = ["ok", "syntax ok", "maps to"].iter().any(|start| verdict.starts_with(start));
-                assert!(says_ok, "no choice is written down for {as_written}: {verdict}");
-                true
-            }
-        };
-        let utf8 = text(case, "utf8") == "true";
-        let taken = path_is_taken(&raw, utf8);
-        if taken != expected {
-            faults.push(format!("{as_written:?} utf8={utf8}: {verdict}: taken {taken}"));
-        }
-    }
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-}
-
-/// Well-formed paths get past the syntax to "relaying denied" (550 5.7.1) or better.
-fn path_is_taken(path: &[u8], utf8: bool) -> bool {
-    let mut server = Bare::new(&setting("mx"), usize::MAX);
-    server.send(format!("EHLO x\r\nMAIL FROM:<>{}\r\n", if utf8 { " SMTPUTF8" } else { "" }).as_bytes());
-    server.send(&[b"RCPT TO:", path, b"\r\n"].concat());
-    let mut last = String::new();
-    while let Heard::Reply(reply) = server.hear() {
-        last = reply;
-    }
-    let taken = last.starts_with("250 2.1.5") || last.starts_with("550 5.7.1");
-    assert!(taken || last.starts_with("50") || last.starts_with("55"), "{last}");
-    taken
-}
-
-/// What the notes of the table say about equality.
-#[test]
-fn paths_that_are_and_are_not_the_same() {
-    let own = Domain::parse("mail.example.test").unwrap();
-    let key = |path: &str| parse_forward_path(path, &own).unwrap().lookup_key();
-    assert_eq!(key("<\"a\"@b.example>"), key("<a@b.example>"));
-    assert_eq!(key("<A@B.example>"), key("<a@b.example>"));
-    assert_eq!(key("<a@bücher.example>"), key("<a@xn--bcher-kva.example>"));
-    assert_eq!(key("<a@faß.example>"), "a@xn--fa-hia.example");
-    assert_eq!(key("<a@\u{212a}.example>"), "a@k.example");
-    assert_eq!(key("<a@b\u{3002}example>"), "a@b.example");
-    assert_eq!(key("<\"a@c\"@b.example>"), "\"a@c\"@b.example");
-    assert_ne!(key("<\u{430}dmin@b.example>"), "admin@b.example");
-    assert_ne!(key("<henry\u{2163}@b.example>"), "henryiv@b.example");
-    assert_eq!(key("<jo\u{308}rg@b.example>"), key("<j\u{f6}rg@b.example>"));
-    assert_eq!(key("<postmaster>"), "postmaster@mail.example.test");
-    assert!(parse_reverse_path("<>").unwrap().is_null());
-    assert!(parse_reverse_path("< >").is_err());
 }
