@@ -311,7 +311,8 @@ fn leaves(delivery: &Delivery) -> bool {
 fn set_up(config: &Arc<Config>, name: &str, target: &Target, clock: &Clock) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;
+            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?
+                .allowing_private(config.delivery.allow_private_addresses)?;
             TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),

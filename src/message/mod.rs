@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod findings;
 pub mod header;
 pub mod id;
+pub mod ip;
 pub mod mailbox;
 pub mod mime;
 pub mod stream;

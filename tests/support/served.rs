@@ -51,6 +51,10 @@ impl Served {
         served
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub fn lines(&self, word: &str) -> Vec<String> {
         self.log.lock().unwrap().iter().filter(|line| line.contains(word)).cloned().collect()
     }
