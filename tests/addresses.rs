@@ -155,7 +155,8 @@ fn every_address_survives_being_written() {
         };
         taken += 1;
         let written = address.to_string();
-        let again = parse_forward_path(&format!("<{written}>"), &own).unwrap_or_else(|error| panic!("{written}: {error}"));
+        let again =
+            parse_forward_path(&format!("<{written}>"), &own).unwrap_or_else(|error| panic!("{written}: {error}"));
         assert_eq!((&again, again.lookup_key()), (&address, address.lookup_key()), "{written}");
         assert_eq!(Address::parse(&written).unwrap(), address, "{written}");
         assert!(!written.chars().any(char::is_control), "{written:?}");
@@ -217,8 +218,11 @@ async fn every_address_arrives_as_it_was_said() {
     }
     sink.wait_for(expected.len()).await;
     server.stop().await;
-    let mut arrived: Vec<Address> =
-        sink.taken().iter().map(|message| parse_forward_path(&format!("<{}>", message.recipients[0]), &own).unwrap()).collect();
+    let mut arrived: Vec<Address> = sink
+        .taken()
+        .iter()
+        .map(|message| parse_forward_path(&format!("<{}>", message.recipients[0]), &own).unwrap())
+        .collect();
     arrived.sort_by_key(ToString::to_string);
     expected.sort_by_key(ToString::to_string);
     assert_eq!(arrived, expected);

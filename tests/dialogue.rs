@@ -2,13 +2,27 @@
 //! TCP; and contents, through a whole server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/conversation.rs"]
+mod conversation;
+#[path = "support/flow.rs"]
+mod flow;
+#[path = "support/server.rs"]
+mod server;
+#[path = "support/sink.rs"]
+mod sink;
+#[path = "support/zone.rs"]
+mod zone;
+
+/// What all tests share.
 mod support {
-    pub mod client;
-    pub mod conversation;
-    pub mod flow;
-    pub mod server;
-    pub mod sink;
-    pub mod zone;
+    pub(crate) use super::client;
+    pub(crate) use super::conversation;
+    pub(crate) use super::flow;
+    pub(crate) use super::server;
+    pub(crate) use super::sink;
+    pub(crate) use super::zone;
 }
 #[path = "support/bare.rs"]
 mod bare;
@@ -21,9 +35,8 @@ mod many;
 #[path = "support/tcp.rs"]
 mod tcp;
 
-// These two look for their words beside them, and `tcp` for the library's.
+// `tcp` takes its words from beside it.
 use postrider::config;
-use support::conversation;
 
 pub const SET: &str = include_str!("data/smtp-dialogue/malformed.yml");
 

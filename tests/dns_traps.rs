@@ -2,15 +2,25 @@
 //! bounces mail; nothing leads into the own network; everything that DNS can ask for has a bound.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "dns_traps/identity.rs"]
 mod identity;
+#[path = "support/records.rs"]
+mod records;
 #[path = "dns_traps/routes.rs"]
 mod routes;
+#[path = "support/web.rs"]
+mod web;
+#[path = "support/zone.rs"]
+mod zone;
+
+/// What all tests share.
 mod support {
-    pub mod authority;
-    pub mod records;
-    pub mod web;
-    pub mod zone;
+    pub(crate) use super::authority;
+    pub(crate) use super::records;
+    pub(crate) use super::web;
+    pub(crate) use super::zone;
 }
 
 const SET: &str = include_str!("data/dns-traps/zones.yml");

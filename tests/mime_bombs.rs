@@ -23,14 +23,19 @@ use support::served::Served;
 use support::zone::Zone;
 
 const SET: &str = include_str!("data/mime-bombs/spec.yml");
-/// Of one message.
-const CPU_MAX: Duration = Duration::from_secs(2);
+/// Of one message, by the server that is built for use; one built for tests, not optimised, has three times as much.
+const CPU_MAX: Duration = Duration::from_secs(if cfg!(debug_assertions) { 6 } else { 2 });
 const MEMORY_MAX: u64 = 256 << 20;
 /// Of its size; but a store that writes has buffers, which no small message pays for.
 const MEMORY_FACTOR: u64 = 8;
 const MEMORY_FREE: u64 = 48 << 20;
-/// Octets of the largest message of the set that is still a message here (`limits.max_size`); what is made for more is cut.
-const SIZE_MAX: usize = 34 << 20;
+
+/// Octets of the largest message that is made; what is to be larger is cut. POSTRIDER_BOMBS=full makes them as large as the
+/// default `limits.max_size`, which takes minutes in a build for tests.
+fn size_max() -> usize {
+    let is_full = std::env::var("POSTRIDER_BOMBS").is_ok_and(|how| how == "full");
+    (if is_full { 34 } else { 6 }) << 20
+}
 
 const CONF: &str = r#"
 hostname = "mail.home.test"
@@ -82,7 +87,7 @@ fn mixed(boundary: &str) -> String {
 fn times(count: usize, mut make: impl FnMut(usize) -> String) -> String {
     let mut all = String::new();
     for number in 0..count {
-        if all.len() > SIZE_MAX {
+        if all.len() > size_max() {
             break;
         }
         all += &make(number);
@@ -91,7 +96,7 @@ fn times(count: usize, mut make: impl FnMut(usize) -> String) -> String {
 }
 
 fn filled(piece: &str, octets: usize) -> String {
-    piece.repeat(octets.min(SIZE_MAX) / piece.len())
+    piece.repeat(octets.min(size_max()) / piece.len())
 }
 
 /// The messages of a case of this size.
@@ -101,13 +106,17 @@ fn make(id: &str, n: usize) -> Vec<Vec<u8>> {
             let levels = times(n, |level| format!("{}\r\n--b{level}\r\n", mixed(&format!("b{level}"))));
             vec![(head("") + &levels).into_bytes()]
         }
-        "b02" => vec![[head("").as_bytes(), times(n, |_| "Content-Type: message/rfc822\r\n\r\n".into()).as_bytes()].concat()],
+        "b02" => {
+            vec![[head("").as_bytes(), times(n, |_| "Content-Type: message/rfc822\r\n\r\n".into()).as_bytes()].concat()]
+        }
         "b03" => vec![with(&mixed("b"), &times(n, |_| "--b\r\n\r\n\r\n".into()))],
         "b04" => boundaries(),
         "b05" => vec![with(&times(n, |number| format!("X-{number}: y\r\n")), "x\r\n")],
         "b06" => vec![with(&format!("X: {}\r\n", filled("y", n)), "x\r\n")],
         "b07" => vec![with(&format!("X: y\r\n{}", times(n, |_| " z\r\n".into())), "x\r\n")],
-        "b08" => vec![with(&format!("Cc: {}z@b.test\r\n", times(n, |number| format!("a{number}@b.test,\r\n "))), "x\r\n")],
+        "b08" => {
+            vec![with(&format!("Cc: {}z@b.test\r\n", times(n, |number| format!("a{number}@b.test,\r\n "))), "x\r\n")]
+        }
         "b09" => [("a:", ";"), ("(", ")"), ("\"\\\"", "\"")]
             .iter()
             .flat_map(|(open, close)| {
@@ -118,17 +127,31 @@ fn make(id: &str, n: usize) -> Vec<Vec<u8>> {
         "b10" => {
             let word = "=?utf-8?Q?w=C3=B6rd?= ";
             let charset = format!("=?{}?Q?x?=", "c".repeat(200_000));
-            [times(n, |_| word.into()), word.repeat(10_000), "=?utf-8?B?".repeat(n / 10), charset, "=?utf-8?Q?=?utf-8?Q?x?=?=".repeat(n / 20)]
-                .iter()
-                .map(|subject| with(&format!("X-Subject: {subject}\r\nComments: {subject}\r\n"), "x\r\n"))
-                .collect()
+            [
+                times(n, |_| word.into()),
+                word.repeat(10_000),
+                "=?utf-8?B?".repeat(n / 10),
+                charset,
+                "=?utf-8?Q?=?utf-8?Q?x?=?=".repeat(n / 20),
+            ]
+            .iter()
+            .map(|subject| with(&format!("X-Subject: {subject}\r\nComments: {subject}\r\n"), "x\r\n"))
+            .collect()
         }
         "b11" => {
             let pieces = |order: &dyn Fn(usize) -> usize| times(n, |number| format!(";\r\n name*{}*=x", order(number)));
-            [pieces(&|k| k), pieces(&|k| n - k), pieces(&|_| 7), pieces(&|k| k + 1), ";\r\n name*99999999999999999999*=x".into()]
-                .iter()
-                .map(|name| with(&format!("{}\r\n--b\r\nContent-Type: text/plain{name}\r\n\r\nx\r\n--b--\r\n", mixed("b")), ""))
-                .collect()
+            [
+                pieces(&|k| k),
+                pieces(&|k| n - k),
+                pieces(&|_| 7),
+                pieces(&|k| k + 1),
+                ";\r\n name*99999999999999999999*=x".into(),
+            ]
+            .iter()
+            .map(|name| {
+                with(&format!("{}\r\n--b\r\nContent-Type: text/plain{name}\r\n\r\nx\r\n--b--\r\n", mixed("b")), "")
+            })
+            .collect()
         }
         "b12" => [
             ("base64", filled(" ", 10 << 20)),
@@ -153,9 +176,16 @@ fn make(id: &str, n: usize) -> Vec<Vec<u8>> {
         .map(|kind| with(&format!("Content-Type: {kind}\r\n"), &filled("\u{1b}$B\u{1b}(B+AGE-", 10 << 20)))
         .collect(),
         "b14" => vec![with(&format!("References: {}\r\n", times(n, |k| format!("<{k}@x.test>\r\n "))), "x\r\n")],
-        "b15" => vec![with(&times(n, |_| format!("Received: from {} by b.test;\r\n\tSat, 21 Nov 2026 22:26:57 +0100\r\n", "a".repeat(940))), "x\r\n")],
+        "b15" => vec![with(
+            &times(n, |_| {
+                format!("Received: from {} by b.test;\r\n\tSat, 21 Nov 2026 22:26:57 +0100\r\n", "a".repeat(940))
+            }),
+            "x\r\n",
+        )],
         "b16" => {
-            let dkim = times(n, |k| format!("DKIM-Signature: v=1; a=rsa-sha256; d=d{k}.test; s=s; h=from; bh=YWJj; b=YWJj\r\n"));
+            let dkim = times(n, |k| {
+                format!("DKIM-Signature: v=1; a=rsa-sha256; d=d{k}.test; s=s; h=from; bh=YWJj; b=YWJj\r\n")
+            });
             let arc = times(n, |k| {
                 let i = k + 1;
                 format!(
@@ -167,13 +197,17 @@ fn make(id: &str, n: usize) -> Vec<Vec<u8>> {
         }
         "b17" => reports(),
         "b18" => {
-            let groups = times(n, |k| format!("Final-Recipient: rfc822; r{k}@home.test\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n"));
+            let groups = times(n, |k| {
+                format!("Final-Recipient: rfc822; r{k}@home.test\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n")
+            });
             let fields = times(n, |k| format!("X-{k}: y\r\n"));
             [groups, fields]
                 .iter()
                 .map(|status| {
                     let kind = "Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n";
-                    let body = format!("--b\r\n\r\nfailed\r\n--b\r\nContent-Type: message/delivery-status\r\n\r\n{status}\r\n--b--\r\n");
+                    let body = format!(
+                        "--b\r\n\r\nfailed\r\n--b\r\nContent-Type: message/delivery-status\r\n\r\n{status}\r\n--b--\r\n"
+                    );
                     with(kind, &body)
                 })
                 .collect()
@@ -208,16 +242,30 @@ fn reports() -> Vec<Vec<u8>> {
         packed.write_all(&vec![b'0'; 1 << 20]).unwrap();
     }
     let packed = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, packed.finish().unwrap());
-    let lines = packed.as_bytes().chunks(76).map(|line| format!("{}\r\n", std::str::from_utf8(line).unwrap())).collect::<String>();
-    let entities = "<!DOCTYPE f [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\">]><feedback>&b;</feedback>";
+    let lines = packed
+        .as_bytes()
+        .chunks(76)
+        .map(|line| format!("{}\r\n", std::str::from_utf8(line).unwrap()))
+        .collect::<String>();
+    let entities =
+        "<!DOCTYPE f [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\">]><feedback>&b;</feedback>";
     let deep = times(1_000_000, |_| "<a>".into());
-    [("application/gzip", lines.as_str()), ("application/tlsrpt+gzip", &lines), ("application/zip", &lines), ("text/xml", entities), ("text/xml", &deep)]
-        .iter()
-        .map(|(kind, body)| {
-            let encoding = if kind.starts_with("text") { "7bit" } else { "base64" };
-            with(&format!("Content-Type: {kind}; name=\"a!b!1!2.xml.gz\"\r\nContent-Transfer-Encoding: {encoding}\r\n"), body)
-        })
-        .collect()
+    [
+        ("application/gzip", lines.as_str()),
+        ("application/tlsrpt+gzip", &lines),
+        ("application/zip", &lines),
+        ("text/xml", entities),
+        ("text/xml", &deep),
+    ]
+    .iter()
+    .map(|(kind, body)| {
+        let encoding = if kind.starts_with("text") { "7bit" } else { "base64" };
+        with(
+            &format!("Content-Type: {kind}; name=\"a!b!1!2.xml.gz\"\r\nContent-Transfer-Encoding: {encoding}\r\n"),
+            body,
+        )
+    })
+    .collect()
 }
 
 /// The CPU time of a process so far.
@@ -243,26 +291,28 @@ fn forget_peak(pid: u32) {
 
 const LOGIN: &str = "AUTH PLAIN AHNob3AAY29ycmVjdCBob3JzZQ==";
 
-/// Through each door once; the first words of the answers.
-async fn through_all_doors(server: &Served, data: &Path, bomb: &[u8]) -> Vec<String> {
-    let mut replies = Vec::new();
-    for (door, login, from, to) in [
-        ("mx", None, "ann@known.test", "x@home.test"),
-        // Whether it is for one that we have sent or not: it has to be read for that.
-        ("mx", None, "", "bounce@home.test"),
-        ("submission", Some(LOGIN), "shop@home.test", "you@far.test"),
-    ] {
-        let mut client = Client::connect(server.door(door)).await.unwrap();
-        if let Some(login) = login {
-            client.command(login, "235").await.unwrap();
-        }
-        let own = if login.is_some() { replaced(bomb) } else { bomb.to_vec() };
-        // One that is much too large is not heard to its end.
-        let reply = client.send_bytes(from, to, &own).await.unwrap_or_else(|error| error.to_string());
-        replies.push(reply.chars().take(3).collect());
+/// The doors, and at each who sends to whom. A message to a return path is read as a report, whether it is one or not.
+const DOORS: [(&str, &str, &str); 4] = [
+    ("mx", "ann@known.test", "x@home.test"),
+    ("mx", "", "bounce@home.test"),
+    ("submission", "shop@home.test", "you@far.test"),
+    ("http", "shop@home.test", "you@far.test"),
+];
+
+/// Through one of them; the code of the answer.
+async fn through(server: &Served, data: &Path, (door, from, to): (&str, &str, &str), bomb: &[u8]) -> String {
+    if door == "http" {
+        return by_http(data, bomb).await;
     }
-    replies.push(by_http(data, bomb).await);
-    replies
+    let mut client = Client::connect(server.door(door)).await.unwrap();
+    let is_own = door == "submission";
+    if is_own {
+        client.command(LOGIN, "235").await.unwrap();
+    }
+    let own = if is_own { replaced(bomb) } else { bomb.to_vec() };
+    // One that is much too large is not heard to its end.
+    let reply = client.send_bytes(from, to, &own).await.unwrap_or_else(|error| error.to_string());
+    reply.chars().take(3).collect()
 }
 
 /// From the account.
@@ -309,21 +359,24 @@ async fn every_bomb_is_cheap_through_every_door() {
         let id = flow::text(case, "id");
         for n in sizes(case) {
             for (number, bomb) in make(&id, n).into_iter().enumerate() {
-                let size = bomb.len() as u64;
-                forget_peak(pid);
-                let (cpu_before, before, begun) = (cpu(pid), memory(pid, "VmRSS"), Instant::now());
-                for _ in 0..4 {
+                for door in DOORS {
+                    let size = bomb.len() as u64;
                     endpoint.will(&answer("200 OK", "", ""));
-                }
-                let replies = through_all_doors(&server, &data, &bomb).await;
-                settled(pid).await;
-                // Four doors, four messages.
-                let used = (cpu(pid) - cpu_before) / 4;
-                let more = memory(pid, "VmHWM").saturating_sub(before);
-                let most = (size * MEMORY_FACTOR).max(MEMORY_FREE).min(MEMORY_MAX);
-                println!("{id}.{number} n={n}: {size} bytes, {used:?} CPU, {} MiB, {replies:?}, {:?}", more >> 20, begun.elapsed());
-                if used > CPU_MAX || more > most {
-                    faults.push(format!("{id}.{number} of {n}: {size} bytes cost {used:?} and {} MiB", more >> 20));
+                    forget_peak(pid);
+                    let (cpu_before, before) = (cpu(pid), memory(pid, "VmRSS"));
+                    let reply = through(&server, &data, door, &bomb).await;
+                    settled(pid).await;
+                    let (used, more) = (cpu(pid) - cpu_before, memory(pid, "VmHWM").saturating_sub(before));
+                    let most = (size * MEMORY_FACTOR).clamp(MEMORY_FREE, MEMORY_MAX);
+                    let told = format!(
+                        "{id}.{number} of {n} by {}: {size} bytes, {used:?} CPU, {} MiB: {reply}",
+                        door.0,
+                        more >> 20
+                    );
+                    println!("{told}");
+                    if used > CPU_MAX || more > most {
+                        faults.push(told);
+                    }
                 }
                 endpoint.take();
                 bombs += 1;

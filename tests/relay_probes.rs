@@ -75,7 +75,10 @@ fn introduction(client: &str) -> (String, &'static [&'static str]) {
             &format!("EHLO outside.test\r\n{LOGIN}MAIL FROM:<someone-else@home.test>\r\n"),
             &["553 5.7.1", "502 5.5.1"],
         ),
-        "c10" => (&format!("EHLO outside.test\r\n{LOGIN}RSET\r\nEHLO outside.test\r\n"), &["530 5.7.0", "501 5.1.7", "502 5.5.1"]),
+        "c10" => (
+            &format!("EHLO outside.test\r\n{LOGIN}RSET\r\nEHLO outside.test\r\n"),
+            &["530 5.7.0", "501 5.1.7", "502 5.5.1"],
+        ),
         other => panic!("who is {other}?"),
     };
     (text.to_owned(), answers)

@@ -2,12 +2,24 @@
 //! whichever way they come in. One message in is one message out, or none, for the laxest of readers behind us.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/conversation.rs"]
+mod conversation;
+#[path = "support/flow.rs"]
+mod flow;
+#[path = "support/server.rs"]
+mod server;
+#[path = "support/sink.rs"]
+mod sink;
+#[path = "support/zone.rs"]
+mod zone;
+
+/// What all tests share.
 mod support {
-    pub mod conversation;
-    pub mod flow;
-    pub mod server;
-    pub mod sink;
-    pub mod zone;
+    pub(crate) use super::conversation;
+    pub(crate) use super::flow;
+    pub(crate) use super::server;
+    pub(crate) use super::sink;
+    pub(crate) use super::zone;
 }
 #[path = "support/bare.rs"]
 mod bare;
@@ -17,7 +29,6 @@ mod bench;
 mod carriers;
 #[path = "smuggling/commands.rs"]
 mod commands;
-use support::conversation;
 #[path = "smuggling/forms.rs"]
 mod forms;
 #[path = "smuggling/session.rs"]
@@ -72,8 +83,7 @@ fn probes() -> Vec<(bool, String, Probe)> {
             for (c, carrier) in carriers.iter().enumerate() {
                 let number = probes.len();
                 let split = splits[(f + 3 * p + 7 * c) % splits.len()].clone();
-                let content =
-                    Content::new(position, form, &tail(&format!("v{number}@far.test")), boundary(&split));
+                let content = Content::new(position, form, &tail(&format!("v{number}@far.test")), boundary(&split));
                 let what = format!("{} {position} {split} {carrier}", form.id);
                 let recipient = format!("p{number}@far.test");
                 probes.push((form.is_end, what, Probe { carrier: carrier.clone(), split, recipient, content }));

@@ -8,29 +8,44 @@ mod authority;
 mod bare;
 #[path = "starttls/client.rs"]
 mod client;
+#[path = "support/conversation.rs"]
+mod conversation;
 #[path = "starttls/far.rs"]
 mod far;
+#[path = "support/flow.rs"]
+mod flow;
 #[path = "starttls/ground.rs"]
 mod ground;
+#[path = "support/records.rs"]
+mod records;
 #[path = "starttls/server.rs"]
 mod server;
+#[path = "support/sink.rs"]
+mod sink;
 #[path = "support/tcp.rs"]
 mod tcp;
+#[path = "support/client.rs"]
+mod test_client;
+#[path = "support/server.rs"]
+mod test_server;
 #[path = "support/web.rs"]
 mod web;
+#[path = "support/zone.rs"]
+mod zone;
+
+/// What all tests share.
 mod support {
-    pub mod client;
-    pub mod conversation;
-    pub mod flow;
-    pub mod records;
-    pub mod server;
-    pub mod sink;
-    pub mod zone;
+    pub(crate) use super::conversation;
+    pub(crate) use super::flow;
+    pub(crate) use super::records;
+    pub(crate) use super::sink;
+    pub(crate) use super::test_client as client;
+    pub(crate) use super::test_server as server;
+    pub(crate) use super::zone;
 }
 
-// These look for their words beside them, and `tcp` for the library's.
+// `tcp` takes its words from beside it.
 use postrider::config;
-use support::conversation;
 
 const SET: &str = include_str!("data/starttls/scenarios.yml");
 

@@ -33,7 +33,9 @@ pub(super) fn senders(
     let webhook = |name: &str| config.events.webhooks.get(name);
     let trays = outbox.trays().iter().filter_map(|tray| Some((tray, webhook(tray.name())?)));
     let allow_private = config.delivery.allow_private_addresses;
-    trays.map(|(tray, webhook)| Sender::new(tray.clone(), webhook, queue.clone(), clock.clone(), allow_private)).collect()
+    trays
+        .map(|(tray, webhook)| Sender::new(tray.clone(), webhook, queue.clone(), clock.clone(), allow_private))
+        .collect()
 }
 
 /// How each queue stands. The label is the name in the configuration, so there are as many as it has webhooks.

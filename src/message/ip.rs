@@ -219,7 +219,15 @@ mod tests {
 
     #[test]
     fn names_and_addresses_of_an_own_network() {
-        for name in ["crm", "localhost", "LOCALHOST.", "a.localhost", "printer.local", "metadata.google.internal", "x.home.arpa"] {
+        for name in [
+            "crm",
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "printer.local",
+            "metadata.google.internal",
+            "x.home.arpa",
+        ] {
             assert!(is_private(name), "{name}");
         }
         for name in ["crm.example.com", "my.notlocal", "local.example"] {
@@ -232,8 +240,20 @@ mod tests {
         for ip in ["127.0.0.1", "::1", "10.0.0.1", "172.31.255.255", "192.168.0.1", "fc00::1"] {
             assert!(own(ip), "{ip}");
         }
-        for ip in ["169.254.169.254", "fe80::1", "100.64.0.1", "100.100.100.200", "0.0.0.0", "::", "::ffff:127.0.0.1", "::127.0.0.1",
-            "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "1.1.1.1"] {
+        for ip in [
+            "169.254.169.254",
+            "fe80::1",
+            "100.64.0.1",
+            "100.100.100.200",
+            "0.0.0.0",
+            "::",
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "224.0.0.1",
+            "1.1.1.1",
+        ] {
             assert!(!own(ip), "{ip}");
         }
     }

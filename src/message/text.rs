@@ -3,8 +3,7 @@
 /// True for what could make a text look like another one, or like more than one line: control characters, line
 /// and paragraph separators, marks that turn the writing direction.
 pub fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The text on one line, with a question mark for each of those.

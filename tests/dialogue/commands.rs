@@ -147,10 +147,12 @@ fn odd(id: &str) -> Vec<String> {
             ("WIZ", "5.."),
             ("DEBUG", "5.."),
         ]))],
-        "d041" => ["GET / HTTP/1.1", "POST / HTTP/1.1", "CONNECT x:25 HTTP/1.1", "OPTIONS * HTTP/1.1", "PRI * HTTP/2.0"]
-            .iter()
-            .map(|verb| fresh(&raw(&format!("{verb}\\r\\nHost: x\\r\\n\\r\\nMAIL FROM:<a@b>\\r\\n"), "500 closes")))
-            .collect(),
+        "d041" => {
+            ["GET / HTTP/1.1", "POST / HTTP/1.1", "CONNECT x:25 HTTP/1.1", "OPTIONS * HTTP/1.1", "PRI * HTTP/2.0"]
+                .iter()
+                .map(|verb| fresh(&raw(&format!("{verb}\\r\\nHost: x\\r\\n\\r\\nMAIL FROM:<a@b>\\r\\n"), "500 closes")))
+                .collect()
+        }
         "d042" => {
             let fits = |octets: usize| fresh(&format!("C: NOOP {}\nS: 250", "x".repeat(octets - 7)));
             let mut scripts: Vec<String> = [512, 513, 1000, 1001, 2048, LINE_MAX].into_iter().map(fits).collect();
@@ -166,7 +168,9 @@ fn logins(id: &str) -> Option<Vec<String>> {
     let plain = |text: &str| STANDARD.encode(text);
     let long = format!("C: AUTH PLAIN {}\nS: 500 closes", "A".repeat(12_289));
     Some(vec![match id {
-        "d043" => format!("{HOUSE}{ACCOUNT}tls: opportunistic\nloopback: no\n\n{HELLO}S! AUTH\nC: AUTH PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm\nS: 538"),
+        "d043" => format!(
+            "{HOUSE}{ACCOUNT}tls: opportunistic\nloopback: no\n\n{HELLO}S! AUTH\nC: AUTH PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm\nS: 538"
+        ),
         "d044" => account(&format!(
             "{}{long}",
             table(&[("AUTH PLAIN =", "501"), ("AUTH PLAIN *", "501"), ("AUTH PLAIN !!!", "501")])

@@ -90,7 +90,9 @@ const LOGIN: &str = "AUTH PLAIN AHNob3AAY29ycmVjdCBob3JzZQ==";
 
 fn file_of(folder: &Path, id: &str) -> Vec<u8> {
     let mut files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
-    let file = files.find(|file| file.file_name().unwrap().to_str().unwrap().contains(id)).unwrap_or_else(|| panic!("no {id}"));
+    let file = files
+        .find(|file| file.file_name().unwrap().to_str().unwrap().contains(id))
+        .unwrap_or_else(|| panic!("no {id}"));
     String::from_utf8_lossy(&std::fs::read(file).unwrap()).replace('\n', "\r\n").into_bytes()
 }
 
@@ -137,7 +139,11 @@ async fn check(world: &World, id: &str) {
             let mut refused = 0;
             for times in 1..=20 {
                 let reply = world.to_box(&with(&hop.repeat(times), &times.to_string())).await.0;
-                assert_eq!(reply.starts_with("554 5.4.6 mail loop"), refused > 0 || !reply.starts_with("250"), "{reply}");
+                assert_eq!(
+                    reply.starts_with("554 5.4.6 mail loop"),
+                    refused > 0 || !reply.starts_with("250"),
+                    "{reply}"
+                );
                 refused += usize::from(reply.starts_with('5'));
             }
             assert!((10..20).contains(&refused), "refused {refused} of 20");
@@ -179,7 +185,9 @@ async fn lines(world: &World) {
         let content = with("", &"x".repeat(octets));
         for own in [false, true] {
             let content = match own {
-                true => String::from_utf8(content.clone()).unwrap().replace("ann@known.test", "shop@home.test").into_bytes(),
+                true => {
+                    String::from_utf8(content.clone()).unwrap().replace("ann@known.test", "shop@home.test").into_bytes()
+                }
                 false => content.clone(),
             };
             let (reply, arrived) = world.to_far(own, &content).await;
@@ -200,7 +208,10 @@ async fn headers(world: &World) {
         ("a million lines in one field", format!("X: y\r\n{}", " \r\n".repeat(1_000_000))),
     ] {
         let (reply, _) = world.to_box(&with(&fields, "x")).await;
-        assert!(reply.starts_with("552 5.3.4") || reply.starts_with("55") && reply[4..].starts_with("5.6.0"), "{what}: {reply}");
+        assert!(
+            reply.starts_with("552 5.3.4") || reply.starts_with("55") && reply[4..].starts_with("5.6.0"),
+            "{what}: {reply}"
+        );
     }
     let nul = world.to_box(&with("X\0Y: z\r\n", "x")).await.0;
     assert!(nul.starts_with("554 5.6.0"), "{nul}");
@@ -225,9 +236,12 @@ async fn headers(world: &World) {
 
 /// `m006`: From outside a message has an author (RFC 5322 3.6), or it is refused; our own get what is missing.
 async fn no_headers(world: &World) {
-    for (what, content) in
-        [("no header", "just text\r\n"), ("no empty line", "Subject: x\r\n"), ("empty lines only", "\r\n\r\n\r\n"), ("nothing", "")]
-    {
+    for (what, content) in [
+        ("no header", "just text\r\n"),
+        ("no empty line", "Subject: x\r\n"),
+        ("empty lines only", "\r\n\r\n\r\n"),
+        ("nothing", ""),
+    ] {
         let (reply, _) = world.to_box(content.as_bytes()).await;
         assert!(reply.starts_with("550 5.7.1 the message has no From field"), "{what}: {reply}");
         let (reply, arrived) = world.to_far(true, content.as_bytes()).await;
@@ -266,7 +280,10 @@ async fn sizes() {
             said.push(client.content(&of(octets)).await.unwrap());
         }
         assert_eq!(said.len(), replies.len(), "{octets}{declared}: {said:?}");
-        assert!(said.iter().zip(replies).all(|(said, wanted)| said.starts_with(wanted)), "{octets}{declared}: {said:?}");
+        assert!(
+            said.iter().zip(replies).all(|(said, wanted)| said.starts_with(wanted)),
+            "{octets}{declared}: {said:?}"
+        );
         // In step.
         client.command("RSET", "250").await.unwrap();
         assert!(client.say("NOOP").await.unwrap().starts_with("250"));

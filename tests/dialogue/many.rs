@@ -19,11 +19,7 @@ fn a_million_recipients_in_one_connection_end_it_early() {
         ("the same", |_| "r1@example.test".to_owned()),
         ("elsewhere", |n| format!("v{n}@far.test")),
     ] {
-        let setting = Setting {
-            domains: vec!["example.test".into()],
-            recipients: own.clone(),
-            ..Setting::default()
-        };
+        let setting = Setting { domains: vec!["example.test".into()], recipients: own.clone(), ..Setting::default() };
         let mut server = Bare::new(&setting, usize::MAX);
         server.send(b"EHLO c.test\r\nMAIL FROM:<a@b.test>\r\n");
         let (mut said, mut last) = (0, String::new());
@@ -47,9 +43,14 @@ fn a_million_recipients_in_one_connection_end_it_early() {
 
 /// A server that believes its clients to come from anywhere, and one account.
 fn setting() -> Setting {
-    let account =
-        AccountSetting { name: "tim".into(), password: "tanstaaftanstaaf".into(), max_recipients: 10 };
-    Setting { role: "submission".into(), tls: "implicit".into(), loopback: false, accounts: vec![account], ..Setting::default() }
+    let account = AccountSetting { name: "tim".into(), password: "tanstaaftanstaaf".into(), max_recipients: 10 };
+    Setting {
+        role: "submission".into(),
+        tls: "implicit".into(),
+        loopback: false,
+        accounts: vec![account],
+        ..Setting::default()
+    }
 }
 
 /// The reply to a login; one that closes is a reply too.
@@ -92,8 +93,7 @@ fn fifty_wrong_passwords_from_one_address_are_a_ban() {
 #[test]
 fn fifty_wrong_passwords_from_fifty_addresses_are_a_ban() {
     let mut server = Tcp::new(&setting());
-    let tries: Vec<String> =
-        (1..=50).map(|n| login(&mut server, [198, 51, n, 7], "tim", &format!("x{n}"))).collect();
+    let tries: Vec<String> = (1..=50).map(|n| login(&mut server, [198, 51, n, 7], "tim", &format!("x{n}"))).collect();
     assert_eq!((count(&tries, "535 5.7.8"), count(&tries, "421 4.7.0")), (10, 40), "{tries:?}");
     assert!(login(&mut server, [203, 0, 113, 7], "tim", "tanstaaftanstaaf").starts_with("421 "));
 }

@@ -17,7 +17,14 @@ const CLIENT: &str = "192.0.2.1";
 async fn spf_of(zone: Zone, local: &str) -> (Outcome, usize) {
     let server = zone.serve().await;
     let resolver = Resolver::new(&server.config()).unwrap();
-    let query = Query { client: CLIENT.parse().unwrap(), local, domain: "t.test", helo: "h.test", receiver: "own.test", now: 0 };
+    let query = Query {
+        client: CLIENT.parse().unwrap(),
+        local,
+        domain: "t.test",
+        helo: "h.test",
+        receiver: "own.test",
+        now: 0,
+    };
     // RFC 7208 4.6.4.
     let outcome = check_host(&resolver, &query, Instant::now() + Duration::from_secs(20)).await;
     (outcome, server.queries())
@@ -48,9 +55,13 @@ async fn spf(id: &str) {
         }
         "s03" => is(record("v=spf1 redirect=u.test").txt("u.test", "v=spf1 redirect=t.test"), PermError).await,
         "s04" => is(record("v=spf1 a:n1.test a:n2.test a:n3.test ip4:192.0.2.1 -all"), PermError).await,
-        "s05" => is((0..11).fold(record("v=spf1 mx -all"), |zone, n| zone.mx("t.test", n, &format!("m{n}.test"))), PermError).await,
+        "s05" => {
+            is((0..11).fold(record("v=spf1 mx -all"), |zone, n| zone.mx("t.test", n, &format!("m{n}.test"))), PermError)
+                .await
+        }
         "s06" => {
-            let many = (0..1500).fold(record("v=spf1 ptr:far.test -all"), |zone, n| zone.ptr(CLIENT, &format!("n{n}.test")));
+            let many =
+                (0..1500).fold(record("v=spf1 ptr:far.test -all"), |zone, n| zone.ptr(CLIENT, &format!("n{n}.test")));
             is(many, Fail).await;
         }
         "s07" => {
@@ -69,7 +80,8 @@ async fn spf(id: &str) {
         "s10" => {
             let large = record(&format!("v=spf1 {} -all", "ip4:198.51.100.1 ".repeat(3_000)));
             is(large, Fail).await;
-            let strings: Vec<Vec<u8>> = std::iter::once(b"v=spf1 ".to_vec()).chain((0..300).map(|_| b"ip4:198.51.100.1 ".to_vec())).collect();
+            let strings: Vec<Vec<u8>> =
+                std::iter::once(b"v=spf1 ".to_vec()).chain((0..300).map(|_| b"ip4:198.51.100.1 ".to_vec())).collect();
             is(Zone::new().txt_strings("t.test", &strings), SpfResult::Neutral).await;
             is(Zone::new().txt_strings("t.test", &[b"v=spf1 \xff +all".to_vec()]), PermError).await;
         }
@@ -83,10 +95,14 @@ async fn spf(id: &str) {
         "s12" => {
             let names: String = (0..10).map(|n| format!("include:i{n}.test ")).collect();
             let zone = (0..10).fold(record(&format!("v=spf1 {names}-all")), |zone, n| {
-                let hosts = |zone: Zone| (0..10).fold(zone, |zone, m| {
-                    let host = format!("m{m}.i{n}.test");
-                    (0..10).fold(zone.mx(&format!("i{n}.test"), m, &host), |zone, a| zone.a(&host, &format!("198.51.{n}.{a}")))
-                });
+                let hosts = |zone: Zone| {
+                    (0..10).fold(zone, |zone, m| {
+                        let host = format!("m{m}.i{n}.test");
+                        (0..10).fold(zone.mx(&format!("i{n}.test"), m, &host), |zone, a| {
+                            zone.a(&host, &format!("198.51.{n}.{a}"))
+                        })
+                    })
+                };
                 hosts(zone.txt(&format!("i{n}.test"), &format!("v=spf1 {}-all", "mx ".repeat(10))))
             });
             let begun = std::time::Instant::now();
@@ -101,7 +117,14 @@ async fn spf(id: &str) {
             is(record("v=spf1 ip6:::/0 -all"), Fail).await;
         }
         "s14" => {
-            for bad in ["ip4:1.2.3.4/33", "ip4:1.2.3.4/-1", "ip4:1.2.3.4/00", "ip4:1.2.3.4/032", "ip4:1.2.3.4/32x", "ip4:1.2.3.256"] {
+            for bad in [
+                "ip4:1.2.3.4/33",
+                "ip4:1.2.3.4/-1",
+                "ip4:1.2.3.4/00",
+                "ip4:1.2.3.4/032",
+                "ip4:1.2.3.4/32x",
+                "ip4:1.2.3.256",
+            ] {
                 is(record(&format!("v=spf1 {bad} +all")), PermError).await;
             }
         }
@@ -183,11 +206,15 @@ async fn dkim_dmarc(id: &str) {
             assert_eq!(world.dmarc(&author).await, "fail reject 550");
             assert_eq!(world.server.queries(), 8);
         }
-        "k04" => dmarc_is(policy("v=DMARC1; p=reject").txt("_dmarc.t.test", "v=DMARC1; p=reject"), "t.test", "none").await,
+        "k04" => {
+            dmarc_is(policy("v=DMARC1; p=reject").txt("_dmarc.t.test", "v=DMARC1; p=reject"), "t.test", "none").await
+        }
         "k05" => dmarc_is(policy("v=DMARC1; rua=mailto:d@t.test"), "t.test", "fail none").await,
         // To whom reports go, and how many of them, is decided where they are sent: see `dmarc_report`, which asks
         // for leave at `_report._dmarc` and takes no more than four addresses. Here: no harm to the check.
-        "k06" => dmarc_is(policy("v=DMARC1; p=reject; rua=mailto:victim@other.test"), "t.test", "fail reject 550").await,
+        "k06" => {
+            dmarc_is(policy("v=DMARC1; p=reject; rua=mailto:victim@other.test"), "t.test", "fail reject 550").await
+        }
         "k07" => {
             let many = (0..1000).map(|n| format!("mailto:r{n}@t.test")).collect::<Vec<_>>().join(",");
             dmarc_is(policy(&format!("v=DMARC1; p=reject; rua={many}")), "t.test", "fail reject 550").await;

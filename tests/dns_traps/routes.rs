@@ -106,21 +106,44 @@ async fn outbound(id: &str) {
             assert_eq!(seen.addresses, 0);
         }
         "o02" => {
-            let seen = deliver(Zone::new().null_mx("t.test").mx("t.test", 10, "mx.t.test").a("mx.t.test", "127.0.0.1"), true).await;
+            let seen =
+                deliver(Zone::new().null_mx("t.test").mx("t.test", 10, "mx.t.test").a("mx.t.test", "127.0.0.1"), true)
+                    .await;
             assert!(seen.knocks > 0, "{:?}", seen.outcome);
         }
         "o03" => drop(deliver(mx("localhost").a("localhost", "127.0.0.1"), false).await.failed("5.4.6")),
         "o04" => drop(deliver(mx("mx.t.test").a("mx.t.test", "127.0.0.1"), false).await.failed("5.4.6")),
         "o05" => drop(deliver(mx("mx.t.test").aaaa("mx.t.test", "::1"), false).await.failed("5.4.6")),
         "o06" => {
-            for ip in ["10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-                "255.255.255.255", "192.0.2.1", "198.18.0.1", "240.0.0.1"] {
+            for ip in [
+                "10.0.0.1",
+                "172.16.0.1",
+                "192.168.1.1",
+                "169.254.169.254",
+                "100.64.0.1",
+                "0.0.0.0",
+                "224.0.0.1",
+                "255.255.255.255",
+                "192.0.2.1",
+                "198.18.0.1",
+                "240.0.0.1",
+            ] {
                 assert!(deliver(mx("mx.t.test").a("mx.t.test", ip), false).await.failed("5.4.4").contains(ip));
             }
         }
         "o07" => {
-            for ip in ["::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "fe80::1", "fc00::1", "ff02::1", "fec0::1",
-                "100::1", "2001:db8::1"] {
+            for ip in [
+                "::ffff:127.0.0.1",
+                "::127.0.0.1",
+                "64:ff9b::7f00:1",
+                "2002:7f00:1::",
+                "fe80::1",
+                "fc00::1",
+                "ff02::1",
+                "fec0::1",
+                "100::1",
+                "2001:db8::1",
+            ] {
                 let seen = deliver(mx("mx.t.test").aaaa("mx.t.test", ip), false).await;
                 let Outcome::Fail(why) = &seen.outcome else { panic!("{ip}: {:?}", seen.outcome) };
                 assert!(["5.4.4", "5.4.6"].contains(&why.status.as_str()) && seen.knocks == 0, "{ip}: {why:?}");
@@ -128,7 +151,9 @@ async fn outbound(id: &str) {
         }
         "o08" => assert!(deliver(mx("mail.own.test"), true).await.failed("5.4.6").contains("this server")),
         "o09" => {
-            let zone = |best| Zone::new().mx("t.test", 20, "mail.own.test").mx("t.test", best, "a.test").mx("t.test", 30, "c.test");
+            let zone = |best| {
+                Zone::new().mx("t.test", 20, "mail.own.test").mx("t.test", best, "a.test").mx("t.test", 30, "c.test")
+            };
             // The better one is tried, and nobody behind us is when it cannot be reached.
             let alone = deliver(Zone::new().mx("t.test", 10, "a.test").a("a.test", "127.0.0.1"), true).await;
             let seen = deliver(zone(10).a("a.test", "127.0.0.1").a("c.test", "127.0.0.1"), true).await;
@@ -197,7 +222,8 @@ async fn outbound(id: &str) {
 async fn bounded(id: &str) {
     let zone = match id {
         "o14" => (0..1500).fold(Zone::new(), |zone, n| zone.mx("t.test", n, &format!("m{n}.test"))),
-        _ => (0..1500).fold(mx("mx.t.test"), |zone, n| zone.a("mx.t.test", &format!("127.1.{}.{}", n / 250, 1 + n % 250))),
+        _ => (0..1500)
+            .fold(mx("mx.t.test"), |zone, n| zone.a("mx.t.test", &format!("127.1.{}.{}", n / 250, 1 + n % 250))),
     };
     let server = zone.clone().serve().await;
     let resolver = resolver(&server).await;
@@ -261,9 +287,14 @@ async fn rebinding() {
 async fn secure(id: &str) {
     match id {
         "n01" => {
-            for zone in [signed(Zone::new().fail("_tcp.mx.t.test")), signed(tlsa((3, 1, 1), 1)).forged("_tcp.mx.t.test")] {
+            for zone in
+                [signed(Zone::new().fail("_tcp.mx.t.test")), signed(tlsa((3, 1, 1), 1)).forged("_tcp.mx.t.test")]
+            {
                 let reason = deliver_signed(zone, true).await;
-                assert!(reason.contains("DNSSEC") || reason.contains("DNS") || reason.contains("name servers"), "{reason}");
+                assert!(
+                    reason.contains("DNSSEC") || reason.contains("DNS") || reason.contains("name servers"),
+                    "{reason}"
+                );
             }
         }
         // Only what was validated here counts; a resolver that says AD without proof is not believed.
@@ -287,7 +318,8 @@ async fn secure(id: &str) {
         }
         "n05" => policies().await,
         "n06" => {
-            let zone = mx("mx.t.test").txt("_mta-sts.t.test", "v=STSv1; id=1;").a("mta-sts.t.test", "127.0.0.1").serve().await;
+            let zone =
+                mx("mx.t.test").txt("_mta-sts.t.test", "v=STSv1; id=1;").a("mta-sts.t.test", "127.0.0.1").serve().await;
             let authority = Authority::new();
             let web = Web::serve(authority.issue(&["mta-sts.t.test"]).server_config(), String::new()).await;
             let https = Https::new(resolver(&zone).await, false).with_roots(authority.roots()).with_port(web.port);
@@ -299,7 +331,9 @@ async fn secure(id: &str) {
 }
 
 fn tlsa(form: (u8, u8, u8), count: u32) -> Zone {
-    (0..count).fold(Zone::new(), |zone, n| zone.tlsa("_PORT._tcp.mx.t.test", form, &[&[7; 28][..], &n.to_be_bytes()].concat()))
+    (0..count).fold(Zone::new(), |zone, n| {
+        zone.tlsa("_PORT._tcp.mx.t.test", form, &[&[7; 28][..], &n.to_be_bytes()].concat())
+    })
 }
 
 fn signed(zone: Zone) -> Zone {

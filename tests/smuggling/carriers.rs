@@ -17,8 +17,7 @@ use crate::forms::{Content, cuts, pieces};
 use crate::support::server::HOSTNAME;
 
 /// PROXY v2, TCP over IPv4, from 192.0.2.7 to 127.0.0.1.
-const PROXY_V2: &[u8] =
-    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\0\x19";
+const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\0\x19";
 /// A file that lies about longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 

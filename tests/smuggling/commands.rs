@@ -23,7 +23,9 @@ fn scripts(id: &str) -> Vec<String> {
     match id {
         "cmd-bare-lf" => vec![greeted("C> \"NOOP\\nMAIL FROM:<x@third.test>\\r\\n\"\nS: 500 5.5.2 closes")],
         "cmd-bare-cr" => vec![greeted("C> \"NOOP\\rMAIL FROM:<x@third.test>\\r\\n\"\nS: 500 5.5.2 closes")],
-        "cmd-nul" => vec![greeted("C> \"MAIL FROM:<a\\0b@third.test>\\r\\n\"\nS: 501\nC: RCPT TO:<ok@example.test>\nS: 503")],
+        "cmd-nul" => {
+            vec![greeted("C> \"MAIL FROM:<a\\0b@third.test>\\r\\n\"\nS: 501\nC: RCPT TO:<ok@example.test>\nS: 503")]
+        }
         "cmd-quoted-crlf" => vec![greeted(
             "C> \"MAIL FROM:<\\\"a\\r\\nRCPT TO:<ok@example.test>\\\"@third.test>\\r\\n\"\nS: 501\nS: 501\n\
              C: RCPT TO:<ok@example.test>\nS: 503",
@@ -82,7 +84,8 @@ fn scripts(id: &str) -> Vec<String> {
 const OTHERS: [&str; 2] = ["bdat-close-notify", "early-talk"];
 
 fn cases() -> Vec<String> {
-    let ids: Vec<String> = flow::maps(&flow::below(SET, "command_level")).iter().map(|map| flow::text(map, "id")).collect();
+    let ids: Vec<String> =
+        flow::maps(&flow::below(SET, "command_level")).iter().map(|map| flow::text(map, "id")).collect();
     assert_eq!(ids.len(), 15);
     ids
 }
@@ -180,5 +183,8 @@ async fn nothing_is_read_in_clear_after_tls_has_ended_in_a_chunk() {
     }
     assert!(server.queue().await.is_empty());
     server.stop().await;
-    assert!(!folder.path().join("box/new").exists() || std::fs::read_dir(folder.path().join("box/new")).unwrap().count() == 0);
+    assert!(
+        !folder.path().join("box/new").exists()
+            || std::fs::read_dir(folder.path().join("box/new")).unwrap().count() == 0
+    );
 }

@@ -63,12 +63,14 @@ impl Content {
             "inside-header-block" => ([HEAD, b"X: y"].concat(), tail.to_vec()),
             "before-blank-line" => (HEAD[..HEAD.len() - 2].to_vec(), [b"\r\nbody\r\n", tail].concat()),
             "last-bytes-then-legal-end" => ([HEAD, b"\r\nbody"].concat(), Vec::new()),
-            "after-message-already-over-SIZE-limit" => {
-                ([HEAD, b"\r\n", b"long line\r\n".repeat(MAX_SIZE / 11 + 1).as_slice(), b"body"].concat(), tail.to_vec())
-            }
+            "after-message-already-over-SIZE-limit" => (
+                [HEAD, b"\r\n", b"long line\r\n".repeat(MAX_SIZE / 11 + 1).as_slice(), b"body"].concat(),
+                tail.to_vec(),
+            ),
             "after-line-over-limit" => ([HEAD, b"\r\n", b"x".repeat(1100).as_slice()].concat(), tail.to_vec()),
             "inside-base64-part" => {
-                let part = b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: \
+                let part =
+                    b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: \
                     application/octet-stream\r\nContent-Transfer-Encoding: base64\r\n\r\nYWJjYWJj";
                 ([HEAD, part].concat(), [b"YWJj\r\n--b--\r\n", tail].concat())
             }
@@ -81,7 +83,12 @@ impl Content {
             _ => Vec::new(),
         };
         let at = padding.len() + before.len();
-        Content { bytes: [padding, before, form.bytes.clone(), after].concat(), at, form_len: form.bytes.len(), is_over }
+        Content {
+            bytes: [padding, before, form.bytes.clone(), after].concat(),
+            at,
+            form_len: form.bytes.len(),
+            is_over,
+        }
     }
 
     /// Has a CR or LF by itself, or a NUL: to be refused, through whichever door.
@@ -122,7 +129,9 @@ pub fn cuts(split: &str, content: &Content) -> Vec<Vec<usize>> {
         "every-byte-own-segment" | "tls-record-per-byte" => vec![singles],
         "split-at-each-offset" => (at..=end).map(|place| vec![place]).collect(),
         // Each CRLF cut in two, and what else ends a line somewhere.
-        "tls-record-boundary-inside-CRLF" => vec![(at..end).filter(|at| content.bytes[*at] == b'\r').map(|at| at + 1).collect()],
+        "tls-record-boundary-inside-CRLF" => {
+            vec![(at..end).filter(|at| content.bytes[*at] == b'\r').map(|at| at + 1).collect()]
+        }
         "1s-pause-inside" => vec![vec![at + content.form_len.div_ceil(2)]],
         split => vec![(1..).map(|n| n * boundary(split).unwrap()).take_while(|place| *place < len).collect()],
     }

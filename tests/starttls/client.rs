@@ -5,8 +5,8 @@ use std::sync::Arc;
 use postrider::delivery::Outcome;
 use postrider::smtp::reply::Severity;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, NameConstraints,
-    SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, GeneralSubtree, IsCa, Issuer, KeyPair,
+    NameConstraints, SanType,
 };
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -45,10 +45,9 @@ fn scenarios(id: &str) -> Vec<Says> {
     };
     match id {
         "k01" => vec![text(&[("starttls", "220 Ready\r\n250-injected\r\n250 AUTH PLAIN\r\n")])],
-        "k02" => vec![
-            text(&[("ehlo", "250 mx1.far.test\r\n")]),
-            text(&[("ehlo", "250-mx1.far.test\r\n250 XSTARTTLS\r\n")]),
-        ],
+        "k02" => {
+            vec![text(&[("ehlo", "250 mx1.far.test\r\n")]), text(&[("ehlo", "250-mx1.far.test\r\n250 XSTARTTLS\r\n")])]
+        }
         "k03" => {
             let mut all = codes("starttls", &[454, 500, 501, 502, 503, 530, 554, 221, 250, 354, 421]);
             all.push(says(&[("starttls", b"220 go ahead\r\n"), ("no handshake", b"x")]));
@@ -89,7 +88,17 @@ fn scenarios(id: &str) -> Vec<Says> {
             ]
         }
         "k08" => {
-            let forms = ["000 x\r\n", "999 x\r\n", "25\r\n", "250x\r\n", "2.0 x\r\n", "-250 x\r\n", "250-a\r\n550 b\r\n", "\r\n", " 250 x\r\n"];
+            let forms = [
+                "000 x\r\n",
+                "999 x\r\n",
+                "25\r\n",
+                "250x\r\n",
+                "2.0 x\r\n",
+                "-250 x\r\n",
+                "250-a\r\n550 b\r\n",
+                "\r\n",
+                " 250 x\r\n",
+            ];
             let mut all: Vec<Says> = Vec::new();
             for stage in ["greeting", "mail", "dot"] {
                 all.extend(forms.iter().map(|form| text(&[(stage, *form)])));
@@ -97,10 +106,18 @@ fn scenarios(id: &str) -> Vec<Says> {
             }
             all
         }
-        "k09" => ["550 5.7.2\r\n", "550 5.999.999 x\r\n", "550 2.1.0 x\r\n", "250 5.1.1 x\r\n", "450 5\r\n", "550 5.\r\n", "550 99999999999.1.1 x\r\n"]
-            .iter()
-            .flat_map(|form| ["mail", "rcpt", "dot"].map(|stage| text(&[(stage, *form)])))
-            .collect(),
+        "k09" => [
+            "550 5.7.2\r\n",
+            "550 5.999.999 x\r\n",
+            "550 2.1.0 x\r\n",
+            "250 5.1.1 x\r\n",
+            "450 5\r\n",
+            "550 5.\r\n",
+            "550 99999999999.1.1 x\r\n",
+        ]
+        .iter()
+        .flat_map(|form| ["mail", "rcpt", "dot"].map(|stage| text(&[(stage, *form)])))
+        .collect(),
         "k10" => vec![says(&[("dot", CLOSE)])],
         "k11" => vec![text(&[("dot", "250 kept\r\n421 4.3.2 bye\r\n")])],
         "k12" => vec![
@@ -156,7 +173,8 @@ fn judge(what: &str, policy: &str, outcome: &Outcome, seen: &Seen) {
 /// Only words about the mail, 5yz to MAIL, RCPT, DATA or the message, end it; and REQUIRETLS, which says so itself.
 fn may_fail(policy: &str, says: &Says, outcome: &Outcome) -> bool {
     let Outcome::Fail(why) = outcome else { return true };
-    let is_refused = ["mail", "rcpt", "data", "dot"].iter().any(|stage| says.get(stage).is_some_and(|said| said.starts_with(b"5")));
+    let is_refused =
+        ["mail", "rcpt", "data", "dot"].iter().any(|stage| says.get(stage).is_some_and(|said| said.starts_with(b"5")));
     let is_large = says.get("ehlo").is_some_and(|said| said.windows(8).any(|eight| eight == b"SIZE 10\r"));
     let by_greeting = says.get("greeting").is_some_and(|said| said.starts_with(b"5"));
     let last = why.reply.as_ref().is_none_or(|reply| reply.severity() == Severity::Permanent);
@@ -221,7 +239,11 @@ struct Certificate {
     shown: Shown,
 }
 
-fn built(names: Vec<SanType>, change: impl Fn(&mut CertificateParams), authority: impl Fn(&mut CertificateParams)) -> Shown {
+fn built(
+    names: Vec<SanType>,
+    change: impl Fn(&mut CertificateParams),
+    authority: impl Fn(&mut CertificateParams),
+) -> Shown {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -237,7 +259,12 @@ fn built(names: Vec<SanType>, change: impl Fn(&mut CertificateParams), authority
     shown(vec![certificate, anchor.clone()], key, &anchor, rcgen::PublicKeyData::subject_public_key_info(&own))
 }
 
-fn shown(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>, anchor: &CertificateDer<'static>, public_key: Vec<u8>) -> Shown {
+fn shown(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    anchor: &CertificateDer<'static>,
+    public_key: Vec<u8>,
+) -> Shown {
     let mut roots = RootCertStore::empty();
     roots.add(anchor.clone()).unwrap();
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -335,7 +362,10 @@ async fn smart_host() {
         (text(&[("ehlo", "250-s.test\r\n250-AUTH PLAIN LOGIN\r\n250 STARTTLS\r\n")]), "required"),
         (text(&[("ehlo", "250-s.test\r\n250 AUTH PLAIN LOGIN\r\n")]), "required"),
         (text(&[("ehlo", "250-s.test\r\n250 AUTH PLAIN LOGIN\r\n")]), "opportunistic"),
-        (text(&[("ehlo", "250-s.test\r\n250-AUTH PLAIN\r\n250 STARTTLS\r\n"), ("starttls", "454 not now\r\n")]), "opportunistic"),
+        (
+            text(&[("ehlo", "250-s.test\r\n250-AUTH PLAIN\r\n250 STARTTLS\r\n"), ("starttls", "454 not now\r\n")]),
+            "opportunistic",
+        ),
     ] {
         let far = Far::start(says, Shown::good().config).await;
         let folder = tempfile::tempdir().unwrap();

@@ -123,7 +123,9 @@ impl Session {
                 return Err(End::Gone);
             }
             let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
-            let hello = if self.tls { &b"250-mx1.far.test\r\n250-REQUIRETLS\r\n250 PIPELINING\r\n"[..] } else {
+            let hello = if self.tls {
+                &b"250-mx1.far.test\r\n250-REQUIRETLS\r\n250 PIPELINING\r\n"[..]
+            } else {
                 b"250-mx1.far.test\r\n250-PIPELINING\r\n250 STARTTLS\r\n"
             };
             match verb.as_str() {

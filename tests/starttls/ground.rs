@@ -96,13 +96,23 @@ pub async fn deliver(policy: &str, says: &Says, shown: Shown) -> (Outcome, Seen)
     let authority = Authority::new();
     let mode = policy.strip_prefix("mta-sts-").unwrap_or("none");
     let text = format!("version: STSv1\nmode: {mode}\nmx: {MX}\nmax_age: 86400\n");
-    let web = Web::serve(authority.issue(&["mta-sts.far.test"]).server_config(), answer("200 OK", "text/plain", &text)).await;
+    let web =
+        Web::serve(authority.issue(&["mta-sts.far.test"]).server_config(), answer("200 OK", "text/plain", &text)).await;
     let https = Https::new(resolver.clone(), true).with_roots(authority.roots()).with_port(web.port);
     // What hosts showed before is kept nowhere: each delivery is the first one.
     let clock = Clock::manual(START);
     let policies = TlsPolicies::new(&config.delivery, resolver.clone(), Arc::new(https), Shelf::default(), clock);
     let reply = REPLY_TIME;
-    let timeouts = Timeouts { greeting: reply, command: reply, mail: reply, rcpt: reply, data: reply, dot: reply, quit: reply, ..Timeouts::RFC5321 };
+    let timeouts = Timeouts {
+        greeting: reply,
+        command: reply,
+        mail: reply,
+        rcpt: reply,
+        data: reply,
+        dot: reply,
+        quit: reply,
+        ..Timeouts::RFC5321
+    };
     let transport = SmtpTransport::new(&config, resolver).unwrap().with_timeouts(timeouts);
     let transport = transport.with_roots(shown.roots).unwrap().with_policies(Arc::new(policies));
     let job = job(policy);

@@ -41,19 +41,26 @@ fn script(id: &str) -> Option<Vec<String>> {
         "s04" => vec![injected("\\x16\\x03\\x01\\x02\\x00\\x01")],
         "s05" => vec![house("", "C: MAIL FROM:<a@b>\nS: 250\nC: STARTTLS\nS: 503\nC: RSET\nS: 250\n") + TLS],
         "s06" => vec![
-            house("", &format!("{TLS}C: MAIL FROM:<a@b>\nS: 503\nC: EHLO again.test\nS: 250\nC: MAIL FROM:<a@b>\nS: 250")),
+            house(
+                "",
+                &format!("{TLS}C: MAIL FROM:<a@b>\nS: 503\nC: EHLO again.test\nS: 250\nC: MAIL FROM:<a@b>\nS: 250"),
+            ),
             house(
                 "role: submission\naccount: tim tanstaaftanstaaf\n",
                 &format!("C: {login}\nS: 235\n{TLS}C: EHLO client.test\nS: 250\nC: MAIL FROM:<a@b>\nS: 530"),
             ),
         ],
-        "s07" => vec![house("", &format!("S~ STARTTLS\n{TLS}C: EHLO client.test\nS: 250\nS! STARTTLS\nC: STARTTLS\nS: 503"))],
+        "s07" => {
+            vec![house("", &format!("S~ STARTTLS\n{TLS}C: EHLO client.test\nS: 250\nS! STARTTLS\nC: STARTTLS\nS: 503"))]
+        }
         "s08" => vec![house("", "C: STARTTLS x\nS: 501")],
         "s09" => vec![house(
             "loopback: no\nrole: submission\naccount: tim tanstaaftanstaaf\n",
             &format!("S! AUTH\nC: {login}\nS: 538\nC: AUTH PLAIN\nS: 538\nC: AUTH LOGIN\nS: 538"),
         )],
-        "s10" => vec![format!("{HOUSE}\nS: 220\nC> \"\\x16\\x03\\x01\\x02\\x00\\x01\\x00\\x01\\xfc\\x03\\x03\"\nS: 500 closes")],
+        "s10" => vec![format!(
+            "{HOUSE}\nS: 220\nC> \"\\x16\\x03\\x01\\x02\\x00\\x01\\x00\\x01\\xfc\\x03\\x03\"\nS: 500 closes"
+        )],
         _ => return None,
     })
 }
@@ -181,7 +188,8 @@ fn client_hello(config: Arc<ClientConfig>, sni: &[u8]) -> Vec<u8> {
 /// A ClientHello of long ago: this version, these cipher suites, nothing else.
 fn old_hello(version: [u8; 2], suites: &[u16]) -> Vec<u8> {
     let suites: Vec<u8> = suites.iter().flat_map(|suite| suite.to_be_bytes()).collect();
-    let mut body = [version.as_slice(), &[7; 32], &[0], &(suites.len() as u16).to_be_bytes(), &suites, &[1, 0]].concat();
+    let mut body =
+        [version.as_slice(), &[7; 32], &[0], &(suites.len() as u16).to_be_bytes(), &suites, &[1, 0]].concat();
     body.splice(0..0, [&[1, 0][..], &(body.len() as u16).to_be_bytes()].concat());
     [&[0x16, 3, 1][..], &(body.len() as u16).to_be_bytes(), &body].concat()
 }
@@ -227,9 +235,15 @@ async fn check(id: &str) {
         "s16" => {
             let config = house.client(&[&TLS13]);
             let long = [b"a".repeat(290).as_slice(), b".test"].concat();
-            for sni in
-                [b"a\0b.test".as_slice(), &long, b"../../../../etc/passwd", b"MAIL.HOME.TEST", b"xn--80ak6aa92e.test", b"", b"."]
-            {
+            for sni in [
+                b"a\0b.test".as_slice(),
+                &long,
+                b"../../../../etc/passwd",
+                b"MAIL.HOME.TEST",
+                b"xn--80ak6aa92e.test",
+                b"",
+                b".",
+            ] {
                 let mut stream = house.at_the_door().await;
                 stream.write_all(&client_hello(config.clone(), sni)).await.unwrap();
                 let mut first = [0; 1];
@@ -324,7 +338,9 @@ async fn tickets(house: &House) {
 
 /// `s17` and `s18`: an end of TLS, or of TCP without one of TLS, is no end of a message.
 async fn truncated(house: &House, with_notify: bool) {
-    for begin in ["DATA\r\nFrom: a@far.test\r\n\r\nhalf a message\r\n", "BDAT 1000 LAST\r\nFrom: a@far.test\r\n\r\nhalf"] {
+    for begin in
+        ["DATA\r\nFrom: a@far.test\r\n\r\nhalf a message\r\n", "BDAT 1000 LAST\r\nFrom: a@far.test\r\n\r\nhalf"]
+    {
         let mut stream = house.under_tls(house.client(&[&TLS13])).await;
         let envelope = "EHLO c.test\r\nMAIL FROM:<a@far.test>\r\nRCPT TO:<b@home.test>\r\n";
         stream.write_all(format!("{envelope}{begin}").as_bytes()).await.unwrap();

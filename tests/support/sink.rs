@@ -175,7 +175,8 @@ impl Sink {
                     replies.extend_from_slice(b"354 go on\r\n");
                     stream.get_mut().write_all(&replies).await?;
                     replies.clear();
-                    let content = if self.keep { read_data(stream, self.lax).await? } else { skip_data(stream).await? };
+                    let content =
+                        if self.keep { read_data(stream, self.lax).await? } else { skip_data(stream).await? };
                     let taken = Taken {
                         mail_from: mail_from.clone(),
                         recipients: std::mem::take(&mut recipients),
@@ -255,7 +256,8 @@ async fn read_data<S: AsyncRead + Unpin>(stream: &mut BufReader<S>, lax: bool) -
         if read_line(stream, lax, &mut content).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        let is_end = if lax { matches!(content[start..], [b'.', b'\r' | b'\n']) } else { &content[start..] == b".\r\n" };
+        let is_end =
+            if lax { matches!(content[start..], [b'.', b'\r' | b'\n']) } else { &content[start..] == b".\r\n" };
         if is_end {
             content.truncate(start);
             return Ok(content);

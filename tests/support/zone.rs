@@ -356,7 +356,9 @@ impl Shared {
         match odd {
             Some(Odd::WrongId) => answer.metadata.id = answer.metadata.id.wrapping_add(1),
             Some(Odd::WrongQuestion) => {
-                answer.queries.iter_mut().for_each(|question| *question = hickory_proto::op::Query::query(fqdn("other.test"), question.query_type()));
+                answer.queries.iter_mut().for_each(|question| {
+                    *question = hickory_proto::op::Query::query(fqdn("other.test"), question.query_type())
+                });
             }
             _ => {}
         }
