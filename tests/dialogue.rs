@@ -18,7 +18,6 @@ mod zone;
 /// What all tests share.
 mod support {
     pub(crate) use super::client;
-    pub(crate) use super::conversation;
     pub(crate) use super::flow;
     pub(crate) use super::server;
     pub(crate) use super::sink;

@@ -237,7 +237,7 @@ async fn run(format: &str, value: &str) {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
     // Subject, Message-ID, the name of a field; what has bare line ends is refused, and told too.
-    let flat = value.replace(['\r', '\n', '\0'], " ");
+    let flat = short.replace(['\r', '\n', '\0'], " ");
     for subject in [value, &flat] {
         let mut client = Client::connect(submission).await.unwrap();
         let content = format!(

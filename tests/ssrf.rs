@@ -5,24 +5,12 @@
 //! that is written into it plainly is taken at its word; all that only turns out to be one is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/conversation.rs"]
-mod conversation;
-#[path = "support/endpoint.rs"]
-mod endpoint;
-#[path = "support/flow.rs"]
-mod flow;
-#[path = "support/server.rs"]
-mod server;
-
-/// What all tests share.
 mod support {
-    pub(crate) use super::client;
-    pub(crate) use super::conversation;
-    pub(crate) use super::endpoint;
-    pub(crate) use super::flow;
-    pub(crate) use super::server;
+    pub mod client;
+    pub mod conversation;
+    pub mod endpoint;
+    pub mod flow;
+    pub mod server;
 }
 
 use std::net::IpAddr;

@@ -20,8 +20,6 @@ mod ground;
 mod records;
 #[path = "starttls/server.rs"]
 mod server;
-#[path = "support/sink.rs"]
-mod sink;
 #[path = "support/tcp.rs"]
 mod tcp;
 #[path = "support/client.rs"]
@@ -35,10 +33,8 @@ mod zone;
 
 /// What all tests share.
 mod support {
-    pub(crate) use super::conversation;
     pub(crate) use super::flow;
     pub(crate) use super::records;
-    pub(crate) use super::sink;
     pub(crate) use super::test_client as client;
     pub(crate) use super::test_server as server;
     pub(crate) use super::zone;
