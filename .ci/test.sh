@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd, a promtool and a Chromium, the other implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -29,7 +29,7 @@ else
     echo "$skipped" >&2
 fi
 
-# The same for Nodemailer, where there is a Node.
+# The same for Nodemailer, and for what drives a browser, where there is a Node.
 node=$CARGO_TARGET_DIR/node
 wanted=tests/interop/package.json
 if command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; then
@@ -45,7 +45,7 @@ fi
 if cmp -s "$wanted" "$node/installed.json"; then
     export POSTRIDER_TEST_NODE="$node"
 else
-    more="WARNING: there is no Node, or Nodemailer could not be installed from npm; tests with it are SKIPPED."
+    more="WARNING: there is no Node, or the packages of $wanted could not be installed from npm; tests with it are SKIPPED."
     echo "$more" >&2
     skipped="$skipped${skipped:+ }$more"
 fi
@@ -70,6 +70,18 @@ fi
 .ci/rspamd.sh "$CARGO_TARGET_DIR/peers/rspamd"
 if [ -e "$CARGO_TARGET_DIR/peers/rspamd/unpacked" ]; then
     export POSTRIDER_TEST_RSPAMD="$CARGO_TARGET_DIR/peers/rspamd"
+fi
+
+# And promtool, which is Prometheus' judge of metrics and rules.
+.ci/prometheus.sh "$CARGO_TARGET_DIR/peers/prometheus"
+if [ -e "$CARGO_TARGET_DIR/peers/prometheus/unpacked" ]; then
+    export POSTRIDER_TEST_PROMETHEUS="$CARGO_TARGET_DIR/peers/prometheus"
+fi
+
+# The same of Chromium; what drives it comes with the Node packages.
+.ci/chromium.sh "$CARGO_TARGET_DIR/peers/chromium"
+if [ -x "$CARGO_TARGET_DIR/peers/chromium/chromium" ]; then
+    export POSTRIDER_TEST_CHROMIUM="$CARGO_TARGET_DIR/peers/chromium/chromium"
 fi
 
 status=0

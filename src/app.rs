@@ -15,6 +15,7 @@ mod event_hooks;
 mod events;
 pub mod explain;
 mod files;
+mod history;
 pub mod operator;
 mod outside;
 pub mod reload;
@@ -205,6 +206,7 @@ impl App {
             upkeep: Arc::default(),
             followers: events::Followers::new(stop.clone()),
             reloader: OnceLock::new(),
+            history: history::Shared::default(),
         });
 
         if let Err(error) = transports.load().pauses().lift_outdated().await {
@@ -248,6 +250,7 @@ impl App {
         for name in fetcher.names() {
             tasks.spawn(fetcher.clone().watch(name));
         }
+        tasks.spawn(history::keep(watch.clone(), operator.history.clone(), stop.clone()));
         tasks.spawn(finish_lifting(operator.clone()));
         let (max_size, serving, until) = (reloader.doors.max_size.clone(), operator.clone(), stop.clone());
         tasks.spawn(async move {

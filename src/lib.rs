@@ -26,7 +26,7 @@
 //!   queues of event webhooks).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
-//! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
+//! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket and on a port: the API, and pages for people).
 //! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
 //! - Only in tests and under a fuzzer: [`fuzzing`], what must hold of each parser whatever the bytes are.
 //!
@@ -66,6 +66,8 @@
 //!   for proof. Who gets no more mail because of that: `bounce::suppression` has the rule, `intake::suppress` the list.
 //! - What happened: `events` has the enum, its names (`kind`), the journal and the search in it, who watches (`live`), and
 //!   what webhooks are still to be told (`outbox`); `delivery::event_webhooks` tells it; `cli::events` is `postrider log`.
+//! - The pages for people: `admin::dashboard`, a file each; what their charts are of: `admin::history`, which
+//!   `app::history` fills. How many messages are queued, without looking at them: `store::census`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
 //!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.

@@ -444,7 +444,9 @@ async fn what_is_released_arrives_as_it_was_shown_and_signed() {
         assert_eq!(house.server.app.operator().change(action, all()).await.unwrap(), 0);
     }
     // To an address of our own it goes the way of all mail for it.
-    house.ask(&format!("POST /api/v1/captured/{other}/release"), "{\"to\":[\"nobody@home.test\"]}").await;
+    let said =
+        house.command(&["captured", "release", &other.to_string(), "--to", "nobody@home.test", "--json"], 0).await;
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["recipients"], 1, "{said}");
     house
         .server
         .wait_for(other, |event| matches!(event, Event::Deferred { why, .. } if why.reason.contains("[aliases]")))

@@ -3,7 +3,7 @@
 //!
 //! | request                                   | answer                                             |
 //! |-------------------------------------------|----------------------------------------------------|
-//! | `GET /api/v1/queue?to=&from=&domain=&status=&older_than=&limit=&after=` | `{"messages": […], "next": id or null}` |
+//! | `GET /api/v1/queue?to=&from=&domain=&stream=&status=&older_than=&limit=&after=` | `{"messages": […], "next": id or null}` |
 //! | `GET /api/v1/queue/{id}`                  | the story, also of a message that is done          |
 //! | `POST /api/v1/queue/{retry,hold,release,cancel}` with `{"ids": […], "filter": {…}, "all": true, "dry_run": true}` | `{"recipients": n, "dry_run": false}` |
 //! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON (`compose`) | 202 `{"id"}` once it is on disk (`submit`) |
@@ -116,8 +116,8 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: Current<u64>) -> Rou
 pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
-    error: String,
-    remedy: String,
+    pub(super) error: String,
+    pub(super) remedy: String,
 }
 
 impl ApiError {
@@ -157,7 +157,7 @@ impl From<QueryRejection> for ApiError {
     fn from(rejection: QueryRejection) -> ApiError {
         ApiError::bad(
             rejection.body_text(),
-            "parameters are to, from, domain, status, older_than (4h), limit, after (an id)",
+            "parameters are to, from, domain, stream, status, older_than (4h), limit, after (an id)",
         )
     }
 }
@@ -176,6 +176,7 @@ struct ListQuery {
     to: Option<String>,
     from: Option<String>,
     domain: Option<String>,
+    stream: Option<String>,
     status: Option<super::view::Status>,
     older_than: Option<String>,
     limit: Option<usize>,
@@ -207,8 +208,9 @@ async fn list<B: Backend>(
     if !(1..=PAGE_MESSAGES_MAX).contains(&limit) {
         return Err(ApiError::bad(format!("limit is {limit}"), "a page has 1 to 1000 messages"));
     }
-    let filter = Filter { to: query.to, from: query.from, domain: query.domain, status: query.status, older_than };
-    let messages = api.backend.list(filter, Page { limit, after: query.after }).await?;
+    let ListQuery { to, from, domain, stream, status, after, .. } = query;
+    let filter = Filter { to, from, domain, stream, status, older_than };
+    let messages = api.backend.list(filter, Page { limit, after }).await?;
     let next = messages.last().map(|last| last.id).filter(|_| messages.len() >= limit);
     Ok(Json(ListAnswer { messages, next, damaged: Vec::new() }))
 }

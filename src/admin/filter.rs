@@ -29,6 +29,9 @@ pub struct Filter {
     /// The recipient's domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// The stream that it goes by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
     /// Received longer ago than this: `4h`.
@@ -64,7 +67,9 @@ impl Filter {
         let old_enough = self.older_than.is_none_or(|age| {
             u128::from(listed.received_at) + age.as_millis() < u128::from(now) // overflow-free
         });
-        old_enough && self.from.as_deref().is_none_or(|wanted| address_fits(wanted, &listed.from.to_string()))
+        old_enough
+            && self.stream.as_deref().is_none_or(|wanted| wanted == listed.stream)
+            && self.from.as_deref().is_none_or(|wanted| address_fits(wanted, &listed.from.to_string()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! HTTP over TCP on `[admin] bind`, for whoever shows the token or an account's password (`caller`).
+//! HTTP over TCP on `[admin] bind`: the API for whoever shows the token or an account's password (`caller`), and
+//! the pages for people (`dashboard`).
 //!
 //! Bounded like all doors: so many connections at once, so long for the header of a request, so long for
 //! a connection as a whole. There is no TLS here: loopback is the place for it, or behind a proxy.
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::caller::{Gatekeeper, admit};
-use super::{Backend, api};
+use super::{Backend, api, dashboard};
 use crate::config::{Admin, Secret};
 use crate::current::Current;
 
@@ -74,8 +75,11 @@ impl Http {
         max_size: impl Into<Current<u64>>,
         shutdown: CancellationToken,
     ) {
-        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: token.into() });
-        let router = api::router(backend, max_size.into()).layer(from_fn_with_state(keeper, admit::<B>));
+        let token = token.into();
+        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: token.clone() });
+        let api = api::router(backend.clone(), max_size.into()).layer(from_fn_with_state(keeper, admit::<B>));
+        // The pages ask for their visitors themselves; what is not one of them is the API's.
+        let router = dashboard::router(backend, token).fallback_service(api);
         let (free, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
         loop {
             let accepted = tokio::select! {

@@ -197,9 +197,9 @@ impl Operator {
         let id = message.id;
         let (state, reason) = match &recipient.status {
             Status::Waiting { due } => (Condition::Waiting, self.waits(facts, recipient, *due)),
-            Status::Held { reason } => {
-                let (cause, key) = held::setting(reason);
-                (Condition::Held, Reason::new(cause, held::sentence(cause, reason), key, None))
+            Status::Held(hold) => {
+                let (cause, key) = held::setting(hold);
+                (Condition::Held, Reason::new(cause, held::sentence(cause, hold), key, None))
             }
             Status::Captured { at } => {
                 let why = format!(

@@ -4,33 +4,35 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
+use crate::admin::history::History;
 use crate::admin::reload::ReloadAnswer;
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Compacted, Complaint, Damaged,
     EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, ListenerStatus, Page,
-    Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    Part, Pick, Readiness, Selection, ServerStatus, Story, StreamWay, SuspendAnswer, Suspended, Trouble, Ways,
+    transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
 use crate::config::Secret;
 use crate::current::Current;
 use crate::delivery::host_test::{Report, Wish};
-use crate::delivery::standing::Inquiry;
+use crate::delivery::standing::{Inquiry, Places};
 use crate::delivery::transport::Transports;
-use crate::events::Event;
 use crate::events::journal::{self, Journal};
+use crate::events::{Entry, Event};
 use crate::intake::fetch::{Fetcher, NotRun, Ran};
 use crate::intake::idempotency::Key;
 use crate::intake::suppress::{NewEntry, SuppressError};
 use crate::intake::{Intake, Once, pickup};
-use crate::message::{Address, Draft, MessageId, ReversePath, stream};
+use crate::message::{Address, Draft, HeldBy, Hold, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Message, Recipient, Route, Status};
@@ -84,6 +86,7 @@ pub struct Operator {
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
     pub followers: Followers,
+    pub history: super::history::Shared,
 }
 
 impl Backend for Operator {
@@ -345,6 +348,41 @@ impl Backend for Operator {
     async fn metrics(&self) -> String {
         self.watch.metrics()
     }
+
+    async fn look(&self, filter: Filter, page: Page, looked_at_max: usize) -> Result<Part, Trouble> {
+        let (queue, now) = (self.queue.clone(), self.clock.now());
+        blocking(move || look(&queue, &filter, page, looked_at_max, now)).await
+    }
+
+    fn queued(&self) -> Option<u64> {
+        self.queue.store().messages()
+    }
+
+    fn history(&self) -> History {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn troubles(&self, max: usize) -> Vec<(MessageId, Entry)> {
+        self.journal.troubles().newest(max)
+    }
+
+    async fn destinations(&self) -> Option<Places> {
+        self.inquiry.get()?.overview().await
+    }
+
+    fn ways(&self) -> Ways {
+        let intake = self.intake.load();
+        let config = intake.config();
+        let stream = |name: &String| {
+            let suppresses = config.streams.get(name).is_some_and(|stream| stream.suppress);
+            StreamWay { name: name.clone(), is_exempt: self.queue.gates().is_exempt(name), suppresses }
+        };
+        Ways {
+            streams: config.streams.keys().map(stream).collect(),
+            smart_hosts: config.smart_hosts.iter().map(|host| host.name.clone()).collect(),
+            fetches: !config.fetch.is_empty(),
+        }
+    }
 }
 
 impl Operator {
@@ -389,7 +427,7 @@ impl Operator {
 
     /// Releases what was put aside, one by one, because a smart host or a target was suspended.
     pub(super) async fn release_for(&self, what: &Suspension) -> Result<(), Trouble> {
-        let Some(because) = what.held_because() else { return Ok(()) };
+        let Some(hold) = what.held_because() else { return Ok(()) };
         let mut after = None;
         loop {
             let filter = Filter { status: Some(view::Status::Held), ..Filter::default() };
@@ -397,7 +435,7 @@ impl Operator {
             let Some(last) = slice.last() else { break };
             after = Some(last.id);
             for listed in &mut slice {
-                listed.recipients.retain(|recipient| recipient.held_because.as_deref() == Some(because.as_str()));
+                listed.recipients.retain(|recipient| recipient.held_by.as_ref() == Some(&hold.by));
             }
             self.change_all(Action::Release, slice, false).await?;
         }
@@ -451,7 +489,7 @@ impl Operator {
             return Ok(());
         }
         for recipient in chosen.iter().flat_map(|listed| &listed.recipients) {
-            let held_for = recipient.held_because.as_deref().and_then(Suspension::of_reason);
+            let held_for = recipient.held_by.as_ref().and_then(Suspension::behind);
             if let Some(what @ Suspension::Target(_)) = held_for
                 && self.queue.lift(&what).await.map_err(Trouble::new)?
             {
@@ -509,6 +547,23 @@ pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Ve
     Ok(chosen)
 }
 
+/// As [`select`], and looks at so many recipients at most.
+fn look(queue: &Queue, filter: &Filter, page: Page, looked_at_max: usize, now: u64) -> Result<Part, StoreError> {
+    let (mut messages, mut looked_at, mut records, mut next) = (Vec::new(), 0, 0, None);
+    queue.walk(page.after, |message, recipients| {
+        if messages.len() >= page.limit || records >= looked_at_max {
+            return ControlFlow::Break(());
+        }
+        looked_at += 1;
+        records += recipients.len().max(1);
+        next = Some(message.id);
+        messages.extend(filter.apply(listed(queue, &message, &recipients), now));
+        ControlFlow::Continue(())
+    })?;
+    let is_end = messages.len() < page.limit && records < looked_at_max;
+    Ok(Part { messages, looked_at, next: next.filter(|_| !is_end) })
+}
+
 /// A message as it is shown, with what keeps it from being tried.
 fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> Listed {
     let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
@@ -537,8 +592,7 @@ fn unsuppressable(error: SuppressError) -> Complaint {
 /// Why nothing goes to a target, if that is so.
 fn paused(queue: &Queue, route: &Route) -> Option<String> {
     let Route::Target(name) = route else { return None };
-    let what = Suspension::Target(name.clone());
-    what.held_because().filter(|_| queue.gates().is_target_paused(name))
+    queue.gates().is_target_paused(name).then(|| Suspension::target(name).reason)
 }
 
 /// What is suspended, for people.
@@ -570,7 +624,7 @@ fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> 
 fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
     let status = match action {
         Action::Retry | Action::Release => Status::Waiting { due: now },
-        Action::Hold => Status::Held { reason: BY_OPERATOR.into() },
+        Action::Hold => Status::Held(Hold::new(HeldBy::Operator, BY_OPERATOR)),
         Action::Cancel => return None,
     };
     let by_hand = match (action, &before.status) {
@@ -621,7 +675,7 @@ mod tests {
             by_hand,
             released: None,
         };
-        let (held, waiting) = (Status::Held { reason: "x".into() }, |due| Status::Waiting { due });
+        let (held, waiting) = (Status::Held(Hold::new(HeldBy::Other, "x")), |due| Status::Waiting { due });
         for (action, before, by_hand) in [
             (Action::Retry, before(2, waiting(900), None), Some(900)),
             // Asked for twice.

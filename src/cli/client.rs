@@ -129,6 +129,7 @@ impl Client {
             ("to", filter.to.as_deref()),
             ("from", filter.from.as_deref()),
             ("domain", filter.domain.as_deref()),
+            ("stream", filter.stream.as_deref()),
             ("status", filter.status.map(|status| status.name())),
             ("older_than", age.as_deref()),
         ];

@@ -1,6 +1,7 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim`, `account hash`, `fetch test`, `target test`, `completions`, `man` and `explain --from --to` need
-//! none, `store`, `smart-host test` and `queue export|import` do with one and without, everything else speaks to the running server over its
+//! `check`, `config`, `dns`, `dkim`, `account hash|list`, `fetch test`, `target test`, `completions`, `man` and
+//! `explain --from --to` need none, `store`, `smart-host test` and `queue export|import` do with one and without,
+//! everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
 //! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,
@@ -16,13 +17,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::Config;
 
 mod account;
 mod captured;
 pub mod check;
 mod client;
 mod completions;
+mod config;
 mod demo;
 mod dkim;
 pub mod dns;
@@ -57,6 +59,7 @@ Examples:
   postrider demo                                  try it: no configuration, nothing leaves this machine
   postrider check                                 is the configuration right?
   postrider check --dns                           and DNS, port 25, certificate, clock, disk?
+  postrider config show --docs queue              what does each key mean?
   postrider serve                                 run the server
   postrider reload                                take the changed configuration
   postrider dns example.com                       the DNS records to publish
@@ -118,7 +121,7 @@ enum Command {
     /// Say what is wrong with the configuration, or what it amounts to
     #[command(after_help = CHECK_EXAMPLES)]
     Check {
-        /// JSON, one object a line
+        /// One JSON object a line
         #[arg(long)]
         json: bool,
         /// Print when a message that keeps failing is tried, told of and given up
@@ -131,6 +134,8 @@ enum Command {
         #[arg(long, conflicts_with_all = ["explain_retry", "health"])]
         dns: bool,
     },
+    /// What the configuration amounts to, and what its keys mean
+    Config(config::Args),
     /// The DNS records to publish for a domain, and which are there
     #[command(after_help = DNS_EXAMPLES)]
     Dns {
@@ -184,7 +189,7 @@ enum Command {
     Target(target::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
-    /// Password hashes for the accounts of the configuration, and their logins
+    /// Password hashes, the accounts of the configuration, and their logins
     Account(account::Args),
     /// Write what a shell needs to complete these commands
     Completions(completions::Args),
@@ -226,6 +231,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Check { json, dns: true, .. } => return exit(check::world::run(config, json)),
         Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),
         Command::Check { json, explain_retry, .. } => return Ok(check::run(config, json, explain_retry)),
+        Command::Config(args) => config::run(config, args),
         Command::Dns { domain, json, offline } => {
             return exit(dns::run(load(config)?, &domain, json, offline));
         }
@@ -291,7 +297,8 @@ fn worker_threads() -> usize {
 
 /// Loads the configuration, or says all that is wrong with it: exit status 2.
 fn load(path: &Path) -> Result<Config, Failure> {
-    config::load(path).map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
+    crate::config::load(path)
+        .map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
 }
 
 /// A client for the server of this configuration.
@@ -301,7 +308,7 @@ fn client(config: &Path) -> Result<client::Client, Failure> {
 
 /// A client for the server that runs, also where its configuration has mistakes by now.
 fn client_of_running(config: &Path) -> Result<client::Client, Failure> {
-    match config::data_dir_of(config) {
+    match crate::config::data_dir_of(config) {
         Some(data_dir) => Ok(client::Client::new(&data_dir)),
         None => client(config),
     }

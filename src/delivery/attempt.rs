@@ -23,7 +23,7 @@ use crate::store::StoreError;
 
 use super::receipts::{Noted, Receipts};
 use super::settle::Settler;
-use super::standing::Question;
+use super::standing::{Overview, Question};
 use super::throttle::{Moment, Sign};
 use super::transport::Transports;
 use super::{Body, Destination, Job, Outcome};
@@ -89,6 +89,8 @@ pub(super) enum Note {
     Changed(Arc<Parts>),
     /// Somebody wants to know how it stands.
     Asked(Box<Question>),
+    /// Somebody wants to know how it stands everywhere.
+    AskedForAll(Overview),
 }
 
 /// Gives the place among the running attempts back, at the latest when it is dropped.

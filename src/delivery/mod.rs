@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{Address, Domain};
+use crate::message::{Address, Domain, Hold};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
@@ -69,7 +69,7 @@ pub enum Outcome {
     /// The same, for an address that stands for a reader who calls it spam.
     Complained,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
-    Held(String),
+    Held(Hold),
     /// Not sent: the address is on the suppression list. Nobody is told.
     Suppressed(String),
     /// Try again: on the schedule, or not before the given number of seconds from now

@@ -18,7 +18,7 @@ use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
 use crate::intake::notices::Leave;
 use crate::intake::suppress::Guards;
-use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
+use crate::message::{Address, Door, Draft, Envelope, HeldBy, Hold, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::suspend::Suspension;
@@ -120,8 +120,8 @@ impl Settler {
         let mut telling = self.journal.begin();
         let now = self.clock.now();
         let changed = queue.change(message.id, number, |message, before| {
-            let Status::Held { reason } = &before.status else { return None };
-            let is_still = match Suspension::of_reason(reason)? {
+            let Status::Held(hold) = &before.status else { return None };
+            let is_still = match Suspension::behind(&hold.by)? {
                 Suspension::SmartHost(host) => queue.gates().is_host_suspended(&host, &message.stream),
                 Suspension::Target(name) => queue.gates().is_target_paused(&name),
                 Suspension::All | Suspension::Stream(_) | Suspension::Fetch => true,
@@ -211,9 +211,9 @@ impl Settler {
         let now = self.clock.now();
         match outcome {
             Outcome::Delivered(done) => delivered(recipient, done, attempt),
-            Outcome::Held(reason) => {
-                let status = Status::Held { reason: reason.clone() };
-                untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
+            Outcome::Held(hold) => {
+                let event = Event::Held { recipient: address, reason: hold.reason.clone() };
+                untold(event, Some(Recipient { status: Status::Held(hold), ..recipient.clone() }))
             }
             Outcome::Suppressed(reason) => untold(Event::Suppressed { recipient: address, reason }, None),
             Outcome::Captured => {
@@ -527,7 +527,7 @@ fn is_target(recipient: &Recipient) -> bool {
 fn dead_letter(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
     let tries = if attempt == 1 { "1 try".to_owned() } else { format!("{attempt} tries") };
     let reason = format!("{DEAD_LETTER}: given up after {tries} (delivery.retry); the last one: {}", why.reason);
-    let status = Status::Held { reason: reason.clone() };
+    let status = Status::Held(Hold::new(HeldBy::DeadLetter, reason.clone()));
     let event = Event::Held { recipient: recipient.address.clone(), reason };
     let after = Recipient { status, attempts: attempt, last_failure: Some(why), by_hand: None, ..recipient.clone() };
     untold(event, Some(after))
@@ -541,7 +541,7 @@ fn captured(recipient: &Recipient, attempt: u32, now: Millis) -> Recipient {
 
 fn waits_for_a_way(step: &Step) -> bool {
     let status = step.after.as_ref().map(|after| &after.status);
-    matches!(status, Some(Status::Held { reason }) if Suspension::of_reason(reason).is_some())
+    matches!(status, Some(Status::Held(hold)) if Suspension::behind(&hold.by).is_some())
 }
 
 /// A step of which the sender is not told.

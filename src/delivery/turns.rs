@@ -301,6 +301,11 @@ impl<J> Turns<J> {
         self.destinations.get(destination).map(|waits| (waits.running, waits.jobs, waits.opens_at()))
     }
 
+    /// Those with attempts under way or jobs that wait, each with how many of both.
+    pub fn busy(&self) -> impl Iterator<Item = (&Destination, usize, u64)> {
+        self.destinations.iter().map(|(destination, waits)| (destination, waits.running, waits.jobs))
+    }
+
     /// When [`Turns::wake`] is due.
     pub fn next_wake(&self) -> Option<Millis> {
         self.asleep.first().map(|(at, _)| *at)

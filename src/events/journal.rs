@@ -18,6 +18,7 @@ use super::counters::Counters;
 use super::kind::{Kind, is_trouble};
 use super::live::Live;
 use super::outbox::{JOURNAL_KEY_BYTES, Outbox, Put};
+use super::troubles::Troubles;
 use super::{Entry, Event};
 
 /// Most entries of one story that are read at once; 5 days of retries make a few hundred.
@@ -32,6 +33,7 @@ pub struct Journal {
     count: AtomicU32,
     course: Current<Course>,
     live: Live,
+    troubles: Troubles,
 }
 
 /// What is done with events besides writing them down.
@@ -49,7 +51,14 @@ impl Journal {
 
     pub fn with(clock: Clock, log: EventLog, outbox: Arc<Outbox>) -> Journal {
         let course = Current::new(Course { log, outbox });
-        Journal { clock, counters: Arc::default(), count: AtomicU32::new(0), course, live: Live::default() }
+        Journal {
+            clock,
+            counters: Arc::default(),
+            count: AtomicU32::new(0),
+            course,
+            live: Live::default(),
+            troubles: Troubles::default(),
+        }
     }
 
     /// From now on that much is logged, and these webhooks are told.
@@ -60,6 +69,11 @@ impl Journal {
     /// What happens from now on, for those who watch.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// What went wrong last.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// What webhooks are to be told.
@@ -135,9 +149,16 @@ impl Telling<'_> {
         self.put.into_iter().for_each(Put::written);
         for (id, entry) in self.events {
             journal.counters.count(&entry.event);
+            if matches!(entry.event, Event::Delivered { .. }) {
+                journal.counters.delivered_after(entry.at.saturating_sub(id.made_at_ms()));
+            }
+            let is_trouble = is_trouble(&entry.event);
+            if is_trouble {
+                journal.troubles.add(id, &entry);
+            }
             let is_logged = match self.course.log {
                 EventLog::All => true,
-                EventLog::Failed => is_trouble(&entry.event),
+                EventLog::Failed => is_trouble,
                 EventLog::Off => false,
             };
             if is_logged {

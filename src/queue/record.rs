@@ -53,7 +53,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::message::{
-    Address, BodyType, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
+    Address, BodyType, DsnRequest, Findings, Hold, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
 };
 use crate::smtp::Reply;
 
@@ -210,7 +210,7 @@ pub enum Status {
     /// In the due index at this time.
     Waiting { due: Millis },
     /// Until somebody releases or cancels it.
-    Held { reason: String },
+    Held(Hold),
     /// Kept here in place of being sent; never leaves by itself. It is in the index of `super::captured`.
     Captured { at: Millis },
 }

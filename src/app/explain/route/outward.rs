@@ -66,9 +66,9 @@ fn delivery(config: &Config, recipient: &Recipient, steps: &mut Steps<'_>) {
         }
     }
     match held_because(recipient) {
-        Some(reason) => {
-            let (cause, key) = held::setting(reason);
-            steps.say(Topic::Delivery, Verdict::Held, held::sentence(cause, reason), key.as_deref());
+        Some(hold) => {
+            let (cause, key) = held::setting(hold);
+            steps.say(Topic::Delivery, Verdict::Held, held::sentence(cause, hold), key.as_deref());
         }
         None => steps.say(Topic::Delivery, Verdict::Good, capitalized(&place), key.as_deref()),
     }
