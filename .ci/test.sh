@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd, a promtool and a Chromium, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd, an HAProxy, a promtool and a Chromium, the other
+# implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -56,13 +57,19 @@ if [ -x "$CARGO_TARGET_DIR/php/php" ]; then
     export POSTRIDER_TEST_PHP="$CARGO_TARGET_DIR/php/php"
 fi
 
+# The same of Go.
+.ci/go.sh "$CARGO_TARGET_DIR/go"
+if [ -x "$CARGO_TARGET_DIR/go/go" ]; then
+    export POSTRIDER_TEST_GO="$CARGO_TARGET_DIR/go/go"
+fi
+
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.
 .ci/postfix.sh "$CARGO_TARGET_DIR/bench/postfix"
 if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
     export POSTRIDER_TEST_POSTFIX="$CARGO_TARGET_DIR/bench/postfix"
 fi
 
-# The same of Dovecot and rspamd.
+# The same of Dovecot, rspamd and HAProxy.
 .ci/dovecot.sh "$CARGO_TARGET_DIR/peers/dovecot"
 if [ -e "$CARGO_TARGET_DIR/peers/dovecot/unpacked" ]; then
     export POSTRIDER_TEST_DOVECOT="$CARGO_TARGET_DIR/peers/dovecot"
@@ -70,6 +77,10 @@ fi
 .ci/rspamd.sh "$CARGO_TARGET_DIR/peers/rspamd"
 if [ -e "$CARGO_TARGET_DIR/peers/rspamd/unpacked" ]; then
     export POSTRIDER_TEST_RSPAMD="$CARGO_TARGET_DIR/peers/rspamd"
+fi
+.ci/haproxy.sh "$CARGO_TARGET_DIR/peers/haproxy"
+if [ -e "$CARGO_TARGET_DIR/peers/haproxy/unpacked" ]; then
+    export POSTRIDER_TEST_HAPROXY="$CARGO_TARGET_DIR/peers/haproxy"
 fi
 
 # And promtool, which is Prometheus' judge of metrics and rules.

@@ -142,6 +142,7 @@ impl App {
         let resolver = Resolver::new(&config.dns)?;
         let open = Open::default();
         let listeners = open.next_listeners(&config)?;
+        let certificates = open.next_certificates(&config)?;
         let socket = AdminSocket::bind(&config.data_dir)?;
         let http = open.next_http(&config)?;
 
@@ -181,6 +182,7 @@ impl App {
             intake: intake.clone(),
             fetcher: fetcher.clone(),
             queue: queue.clone(),
+            counters: watch.counters.clone(),
             clock: clock.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -205,8 +207,8 @@ impl App {
             inquiry: OnceLock::new(),
             upkeep: Arc::default(),
             followers: events::Followers::new(stop.clone()),
-            reloader: OnceLock::new(),
             history: history::Shared::default(),
+            reloader: OnceLock::new(),
         });
 
         if let Err(error) = transports.load().pauses().lift_outdated().await {
@@ -245,7 +247,7 @@ impl App {
         });
         operator.reloader.get_or_init(|| reloader.clone());
         tasks.spawn(dispatcher.run(attempts.clone(), stop.clone()));
-        let next = NextDoors { listeners, folders, outbox, senders, http, fetch, ways };
+        let next = NextDoors { listeners, certificates, folders, outbox, senders, http, fetch, ways };
         reloader.doors.begin(next, &config, &operator);
         for name in fetcher.names() {
             tasks.spawn(fetcher.clone().watch(name));

@@ -54,6 +54,8 @@
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
+//! - Certificates: `server::tls` reads them and chooses by name, `server::acme` gets them from an authority. Whose
+//!   connection it is, behind a proxy: `server::proxy_protocol` reads it, `server::listener` knows whom to believe.
 //! - A configuration that changes while the server runs: `app::reload` takes it whole or not at all, `app::doors` opens and
 //!   closes what listens, `config::source` knows what has changed, `app::files` notices that something has.
 //! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies:

@@ -2,12 +2,18 @@
 //! dropped or a message that is lost. `cargo test --test reload -- --nocapture` prints the figures under load.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/authority.rs"]
+mod authority;
+#[path = "reload/certificates.rs"]
+mod certificates;
 #[path = "support/client.rs"]
 mod client;
 #[path = "reload/command.rs"]
 mod command;
 #[path = "support/endpoint.rs"]
 mod endpoint;
+#[path = "support/fake_acme.rs"]
+mod fake_acme;
 #[path = "support/hook.rs"]
 mod hook;
 #[path = "reload/house.rs"]

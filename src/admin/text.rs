@@ -1,6 +1,7 @@
 //! How sizes, numbers and times read, on the command line and in the dashboard.
 
 use crate::clock::{Millis, rfc3339};
+use crate::message::text::steers;
 
 /// Control characters out, white space joined: one harmless line.
 pub(crate) fn clean(text: &str) -> String {
@@ -9,14 +10,9 @@ pub(crate) fn clean(text: &str) -> String {
         if !out.is_empty() {
             out.push(' ');
         }
-        out.extend(word.chars().map(|c| if c.is_control() || is_direction_mark(c) { '?' } else { c }));
+        out.extend(word.chars().map(|c| if steers(c) { '?' } else { c }));
     }
     out
-}
-
-/// Characters that turn the writing direction: a text could be shown as another one.
-fn is_direction_mark(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `512 B`, `2.1 KiB`, `35.0 MiB`.

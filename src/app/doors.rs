@@ -1,5 +1,5 @@
-//! The doors that are open: listeners, pickup folders, mailboxes elsewhere, HTTP; and the senders of event
-//! webhooks. Another configuration is first prepared, which opens what is new and may fail, then begun, which
+//! The doors that are open: listeners, pickup folders, mailboxes elsewhere, HTTP; the senders of event webhooks; and
+//! who gets certificates from an authority. Another configuration is first prepared, which opens what is new and may fail, then begun, which
 //! cannot: what is as before runs on, what is other is exchanged, what is gone is closed.
 
 use std::collections::BTreeMap;
@@ -21,9 +21,11 @@ use crate::delivery::event_webhooks::Sender;
 use crate::delivery::smtp::tls as smtp_tls;
 use crate::dns::Resolver;
 use crate::events::outbox::Outbox;
+use crate::events::server::ServerCounters;
 use crate::intake::fetch::{Fetcher, NextAccounts, Ways};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
+use crate::server::acme::{self, Responder};
 use crate::server::listener::{BindError, BoundListener, Handle, Listener};
 use crate::server::outside::Shared;
 
@@ -33,6 +35,7 @@ pub(super) struct Doors {
     pub intake: Current<Intake>,
     pub fetcher: Arc<Fetcher>,
     pub queue: Arc<Queue>,
+    pub counters: Arc<ServerCounters>,
     pub clock: Clock,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -50,6 +53,7 @@ pub(super) struct Open {
     folders: Vec<OpenFolder>,
     senders: BTreeMap<String, OpenSender>,
     http: Option<OpenHttp>,
+    certificates: Option<OpenCertificates>,
 }
 
 /// A task that can be stopped alone.
@@ -67,6 +71,8 @@ struct OpenFolder {
 
 struct OpenSender {
     webhook: EventWebhook,
+    /// `delivery.allow_private_addresses`.
+    allow_private: bool,
     running: Running,
 }
 
@@ -77,9 +83,16 @@ struct OpenHttp {
     stop: CancellationToken,
 }
 
+struct OpenCertificates {
+    config: Arc<Config>,
+    responder: Responder,
+    running: Running,
+}
+
 /// What is to be open.
 pub(super) struct NextDoors {
     pub listeners: NextListeners,
+    pub certificates: NextCertificates,
     pub folders: Vec<pickup::Folder>,
     pub outbox: Arc<Outbox>,
     pub senders: Vec<(String, Sender)>,
@@ -94,6 +107,11 @@ pub(super) struct NextListeners(Vec<NextListener>);
 enum NextListener {
     Same { handle: Handle, name: String, settings: config::Listener },
     New(BoundListener),
+}
+
+pub(super) enum NextCertificates {
+    Same,
+    New(Option<Responder>),
 }
 
 pub(super) enum NextHttp {
@@ -121,6 +139,13 @@ impl Open {
         Ok(NextListeners(next))
     }
 
+    pub fn next_certificates(&self, config: &Config) -> Result<NextCertificates, BindError> {
+        match &self.certificates {
+            Some(open) if acme::is_same(&open.config, config) => Ok(NextCertificates::Same),
+            open => Responder::next(open.as_ref().map(|open| &open.responder), config).map(NextCertificates::New),
+        }
+    }
+
     pub fn next_http(&self, config: &Config) -> Result<Option<NextHttp>, HttpError> {
         let Some(admin) = &config.admin else { return Ok(None) };
         if self.http.as_ref().is_some_and(|open| open.bind == admin.bind) {
@@ -140,8 +165,10 @@ impl Open {
         let mut senders = Vec::new();
         for tray in outbox.trays() {
             let Some(webhook) = config.events.webhooks.get(tray.name()) else { continue };
-            if self.senders.get(tray.name()).is_none_or(|open| open.webhook != *webhook) {
-                let sender = Sender::new(tray.clone(), webhook, queue.clone(), clock.clone())?;
+            let allow_private = config.delivery.allow_private_addresses;
+            let is_same = |open: &OpenSender| open.webhook == *webhook && open.allow_private == allow_private;
+            if !self.senders.get(tray.name()).is_some_and(is_same) {
+                let sender = Sender::new(tray.clone(), webhook, queue.clone(), clock.clone(), allow_private)?;
                 senders.push((tray.name().to_owned(), sender));
             }
         }
@@ -168,6 +195,7 @@ impl Doors {
             senders: open.next_senders(config, &outbox, &self.queue, &self.clock)?,
             outbox,
             listeners: open.next_listeners(config)?,
+            certificates: open.next_certificates(config)?,
             http: open.next_http(config)?,
             fetch,
             ways,
@@ -175,10 +203,11 @@ impl Doors {
     }
 
     /// These are open from now on. Gives the names of event webhooks that are gone.
-    pub fn begin(&self, next: NextDoors, config: &Config, operator: &Arc<Operator>) -> Vec<String> {
+    pub fn begin(&self, next: NextDoors, config: &Arc<Config>, operator: &Arc<Operator>) -> Vec<String> {
         let mut open = self.lock();
         self.max_size.set(Arc::new(config.limits.max_size));
         let mut listeners = self.begin_listeners(&mut open, next.listeners);
+        listeners.extend(self.begin_certificates(&mut open, next.certificates, config));
         listeners.extend(self.begin_http(&mut open, next.http, operator));
         self.listeners.set(Arc::new(listeners));
         self.begin_folders(&mut open, next.folders);
@@ -212,6 +241,29 @@ impl Doors {
             address: handle.local_addr(),
         };
         open.listeners.iter().map(status).collect()
+    }
+
+    fn begin_certificates(
+        &self,
+        open: &mut Open,
+        next: NextCertificates,
+        config: &Arc<Config>,
+    ) -> Option<ListenerStatus> {
+        if let NextCertificates::New(responder) = next {
+            let before = open.certificates.take().map(|before| before.running);
+            before.iter().for_each(|before| before.stop.cancel());
+            let before = before.into_iter().map(|before| before.ended).collect();
+            let tls = self.shared.load().tls.clone();
+            let keeper = acme::Keeper::new(config, tls, self.clock.clone(), self.counters.clone());
+            if let (Some(keeper), Some(responder)) = (keeper, responder) {
+                let answering = responder.clone();
+                let running = self.run_after(before, |stop| keeper.run(answering, stop));
+                open.certificates = Some(OpenCertificates { config: config.clone(), responder, running });
+            }
+        }
+        let open = open.certificates.as_ref()?;
+        let role = open.config.acme.as_ref()?.challenge.name().to_owned();
+        Some(ListenerStatus { name: "tls.acme".to_owned(), role, address: open.responder.local_addr().ok()? })
     }
 
     fn begin_http(&self, open: &mut Open, next: Option<NextHttp>, operator: &Arc<Operator>) -> Option<ListenerStatus> {
@@ -258,11 +310,12 @@ impl Doors {
     fn begin_senders(&self, open: &mut Open, next: Vec<(String, Sender)>, config: &Config) -> Vec<String> {
         for (name, sender) in next {
             let Some(webhook) = config.events.webhooks.get(&name) else { continue };
+            let allow_private = config.delivery.allow_private_addresses;
             let before = open.senders.remove(&name).map(|before| before.running);
             before.iter().for_each(|before| before.stop.cancel());
             let before = before.into_iter().map(|before| before.ended).collect();
             let running = self.run_after(before, |stop| sender.run(stop));
-            open.senders.insert(name, OpenSender { webhook: webhook.clone(), running });
+            open.senders.insert(name, OpenSender { webhook: webhook.clone(), allow_private, running });
         }
         let mut gone = Vec::new();
         open.senders.retain(|name, sender| {

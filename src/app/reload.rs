@@ -29,6 +29,7 @@ use crate::intake::Intake;
 use crate::intake::sign::Signer;
 use crate::queue::Queue;
 use crate::server::outside::Shared;
+use crate::server::tls::TlsError;
 
 /// Changes and problems that get a line of the log each.
 const LOGGED_MAX: usize = 100;
@@ -238,10 +239,16 @@ fn needing_a_restart(before: &Config, after: &Config) -> Vec<Problem> {
 
 /// What was written is right, and cannot be done here and now.
 fn problem_of(error: &Error, config: &Config) -> Problem {
+    const REMEDY: &str = "Nothing was changed.";
+    if let Error::Tls(TlsError::Written { written, error }) = error {
+        let (file, line, key) = (written.file.clone(), written.line, written.section.to_owned());
+        let (what, remedy) = (error.to_string(), REMEDY.to_owned());
+        return Problem { file, line, column: 0, key, what, remedy, kind: ProblemKind::Unusable };
+    }
     let key = match error {
         Error::Tls(_) => "tls".to_owned(),
         Error::Dns(_) => "dns".to_owned(),
-        Error::Listen(error) => format!("listeners.{}.bind", error.listener),
+        Error::Listen(error) => format!("{}.bind", error.key),
         Error::Http(_) => "admin.bind".to_owned(),
         Error::Pickup { name, .. } => format!("pickup.{name}.path"),
         Error::WayOut(error) => error.key().unwrap_or_default(),
@@ -249,8 +256,8 @@ fn problem_of(error: &Error, config: &Config) -> Problem {
         Error::Sign(_) => "domains".to_owned(),
         _ => String::new(),
     };
-    let (what, remedy) = (error.to_string(), "Nothing was changed.");
-    placed(config, &key, ProblemKind::Unusable, what.trim_end_matches('.').to_owned(), remedy)
+    let what = error.to_string();
+    placed(config, &key, ProblemKind::Unusable, what.trim_end_matches('.').to_owned(), REMEDY)
 }
 
 fn placed(config: &Config, key: &str, kind: ProblemKind, what: String, remedy: &str) -> Problem {

@@ -97,7 +97,7 @@ pub struct Watch {
     /// The server is stopping and takes nothing any more.
     pub stop: CancellationToken,
     pub refusals: Arc<Refusals>,
-    counters: ServerCounters,
+    pub counters: Arc<ServerCounters>,
     last: Mutex<Last>,
     configuration: Mutex<Configuration>,
 }
@@ -122,7 +122,7 @@ impl Watch {
             listeners,
             stop,
             refusals: Arc::default(),
-            counters: ServerCounters::default(),
+            counters: Arc::default(),
             last: Mutex::new(last),
             configuration: Mutex::new(configuration),
         }
@@ -314,6 +314,10 @@ impl Watch {
         page.counter("postrider_store_damages_total", "Damages found and set aside.", store.damages.len() as u64);
         page.counter("postrider_disk_low_total", "Times the disk guard closed.", count(&all.disk_low));
         page.counter("postrider_memory_full_total", "Times the memory guard closed.", count(&all.memory_full));
+        let renewed = "Certificates that an authority has given (tls.acme).";
+        page.counter("postrider_certificates_renewed_total", renewed, count(&all.certificates_renewed));
+        let failed = "Orders for a certificate that have failed (tls.acme).";
+        page.counter("postrider_certificates_failed_total", failed, count(&all.certificates_failed));
         let reloads = [("applied", count(&all.reloaded)), ("refused", count(&all.reloads_refused))];
         let help = "Times that another configuration was found in the files, by what became of it.";
         page.labelled("postrider_config_reloads_total", "counter", help, "result", reloads);

@@ -5,6 +5,7 @@
 //! first of them at the latest; warnings and errors at once. Where standard error takes nothing any
 //! more, mail goes on and lines are lost: the next one that is written says how many.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,7 @@ use super::Failure;
 use crate::app::reload::SetLog;
 use crate::config::{Log, LogFormat};
 use crate::dns;
+use crate::message::text::steers;
 
 /// Longest time a line waits for others.
 const GATHER: Duration = Duration::from_millis(10);
@@ -210,13 +212,35 @@ struct Line<'a> {
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.lines.put(line, self.urgent);
+        self.lines.put(&harmless(line), self.urgent);
         Ok(line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// What strangers gave us may be in a line, but neither end it nor turn it round: such characters are written as JSON
+/// would, in either format. ESC is left: colours are made of it, and in what is logged it is escaped already.
+fn harmless(line: &[u8]) -> Cow<'_, [u8]> {
+    let (text, end) = line.split_at(line.strip_suffix(b"\n").map_or(line.len(), <[u8]>::len));
+    // The first octets of all that are escaped below.
+    let may_steer = |byte: &u8| matches!(byte, 0..=0x08 | 0x0a..=0x1a | 0x1c..=0x1f | 0x7f | 0xc2 | 0xe2);
+    if !text.iter().any(may_steer) {
+        return Cow::Borrowed(line);
+    }
+    let mut written = String::with_capacity(line.len() + 64);
+    for c in String::from_utf8_lossy(text).chars() {
+        match c {
+            '\t' | '\u{1b}' => written.push(c),
+            c if steers(c) => written.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => written.push(c),
+        }
+    }
+    let mut written = written.into_bytes();
+    written.extend_from_slice(end);
+    Cow::Owned(written)
 }
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -255,6 +279,14 @@ mod tests {
     fn gate() -> (Lines, mpsc::Sender<()>, mpsc::Receiver<Vec<u8>>) {
         let ((open, opened), (wrote, written)) = (mpsc::channel(), mpsc::channel());
         (Lines::start(Gate(opened, wrote)).unwrap(), open, written)
+    }
+
+    #[test]
+    fn what_is_logged_neither_ends_a_line_nor_turns_it_round() {
+        let shown = |line: &str| String::from_utf8(harmless(line.as_bytes()).into_owned()).unwrap();
+        assert_eq!(shown("plain: Grüße \u{1b}[2m…\n"), "plain: Grüße \u{1b}[2m…\n");
+        assert_eq!(shown("a\r\nFAKE\n"), "a\\u000d\\u000aFAKE\n");
+        assert_eq!(shown("a\u{202e}b\u{2028}c\u{85}d"), "a\\u202eb\\u2028c\\u0085d");
     }
 
     #[test]

@@ -223,6 +223,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Whether these arguments (the first is the program's name) make a command, without doing it: for whoever checks what is
+/// written about commands.
+pub fn understands(arguments: impl IntoIterator<Item = OsString>) -> Result<(), clap::Error> {
+    Cli::try_parse_from(arguments).map(drop)
+}
+
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let config = cli.config.as_path();
     let done = match cli.command {

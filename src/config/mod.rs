@@ -2,17 +2,18 @@
 //!
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
-//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
+//! for each group of sections (`doors`, `certificates`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
 //! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`, `events`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases; `model` has the larger of the types. All of them put what they find wrong into one
-//! `report`, and `problem` says it. `reference` is what the keys mean, `effective` what they are in one configuration,
-//! `source` where it stands, for whoever wants to know what has changed.
+//! `report`, and `problem` says it. `source` remembers where it stands, for whoever wants to know what has changed;
+//! `reference` is what the keys mean, `effective` what they are in one configuration.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
 
 mod accounts;
 mod bounces;
+mod certificates;
 mod chains;
 mod command;
 mod destinations;
@@ -61,6 +62,7 @@ pub use events::{EventLog, EventWebhook, Events};
 pub use file_path::FilePath;
 pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
+pub use model::certificate::*;
 pub use model::inbound::*;
 pub use model::outbound::*;
 pub use model::trust::*;
@@ -78,8 +80,12 @@ pub struct Config {
     pub postmaster: Address,
     pub listeners: BTreeMap<String, Listener>,
     pub networks: Networks,
-    /// None: a self-signed certificate under `data_dir`, with a warning.
+    /// None: the one that `acme` gets, or a self-signed one under `data_dir`, with a warning.
     pub tls: Option<Certificate>,
+    /// `[[tls.extra]]`: shown to clients that ask for one of their names.
+    pub tls_extra: Vec<Certificate>,
+    /// `[tls.acme]`, where it is enabled; then `tls` is None.
+    pub acme: Option<Acme>,
     pub accounts: BTreeMap<String, Account>,
     pub domains: BTreeMap<Domain, OwnDomain>,
     pub aliases: Aliases,
@@ -131,18 +137,15 @@ pub struct Listener {
     pub role: Role,
     pub bind: Vec<SocketAddr>,
     pub tls: ListenerTls,
+    /// Each connection begins with a PROXY header, and comes from one of [`Networks::proxies`].
+    pub proxy_protocol: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Networks {
     pub trusted: Vec<IpNet>,
+    pub proxies: Vec<IpNet>,
     pub blocked: Vec<IpNet>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Certificate {
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
 }
 
 /// A text that is never shown: not by Debug, not in a log.

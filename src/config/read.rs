@@ -12,7 +12,7 @@ use super::source::Source;
 use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
-use super::{accounts, domains, doors, events, fetch, files, groups, keys};
+use super::{accounts, certificates, domains, doors, events, fetch, files, groups, keys};
 use super::{running, sender, smart_hosts, streams, targets, trust, ways_out};
 use crate::message::{Address, Domain};
 
@@ -71,8 +71,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let data_dir = data_dir(root);
     let postmaster = postmaster(root, &names, hostname.as_ref());
     let listeners = doors::listeners(root);
-    let networks = doors::networks(root);
-    let tls = doors::certificate(root);
+    let networks = doors::networks(root, &listeners);
+    let tls = certificates::tls(root, postmaster.as_ref(), &listeners);
     let accounts = accounts::accounts(root);
     let domains = domains::domains(root, &names);
     let (mut aliases, mut origins) = destinations::aliases(root, &names);
@@ -117,7 +117,9 @@ fn config(root: &Section<'_>) -> Option<Config> {
         postmaster: postmaster?,
         listeners,
         networks,
-        tls,
+        tls: tls.pair,
+        tls_extra: tls.extra,
+        acme: tls.acme,
         accounts,
         domains,
         aliases,

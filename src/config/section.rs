@@ -61,6 +61,10 @@ impl<'a> Section<'a> {
         self.table.is_some()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.table.is_none_or(Table::is_empty)
+    }
+
     /// The section `name` in this one. One that is not there reads as empty.
     pub fn section(&self, name: &str) -> Section<'a> {
         let entry = self.table.and_then(|table| table.get(name));

@@ -432,7 +432,12 @@ fn set_up_all(
 ) -> Result<BTreeMap<String, Arc<TargetTransport>>, SetUpError> {
     let mut targets = BTreeMap::new();
     for (name, target) in &config.targets {
-        let known = before.filter(|before| before.config.targets.get(name) == Some(target));
+        let is_same = |before: &&Transports| {
+            let private = |config: &Config| config.delivery.allow_private_addresses;
+            let connects = matches!(target, Target::Webhook { .. });
+            before.config.targets.get(name) == Some(target) && (!connects || private(&before.config) == private(config))
+        };
+        let known = before.filter(is_same);
         let known = known.and_then(|before| Some((before, before.targets.get(name)?)));
         let set_up = match known {
             Some((before, known)) => match &**known {
@@ -469,7 +474,8 @@ pub(super) fn set_up(
 ) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;
+            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?
+                .allowing_private(config.delivery.allow_private_addresses)?;
             TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),

@@ -9,8 +9,8 @@
 //! are not followed, answers are read up to a bound, the whole exchange has a deadline. What keeps
 //! the endpoint from answering for one recipient of a message is not tried again for the others.
 //!
-//! The URL is the administrator's and may lead anywhere, also into the own network; nothing from a
-//! message ever becomes part of it. Names are resolved by the system, so `/etc/hosts` counts.
+//! The URL is the administrator's; nothing from a message ever becomes part of it. It may name an address of the own
+//! network, but a public name leads to no private address ([`http::client_for`]).
 //! Left out: proxies.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -128,7 +128,7 @@ impl Webhook {
         Ok(Webhook {
             name: name.to_owned(),
             shown_url: shown(&url),
-            client: client(name, &url)?,
+            client: client(name, &url, false)?,
             url,
             key,
             format: *format,
@@ -155,6 +155,11 @@ impl Webhook {
             large: self.large.clone(),
             config: Some(config),
         }
+    }
+
+    /// As `delivery.allow_private_addresses`: for names that lead into the own network.
+    pub fn allowing_private(self, allowed: bool) -> Result<Webhook, WebhookError> {
+        Ok(Webhook { client: client(&self.name, &self.url, allowed)?, ..self })
     }
 
     /// Tells the endpoint what the groups of pattern aliases have found.
@@ -326,8 +331,8 @@ fn separators(domains: &BTreeMap<Domain, OwnDomain>) -> BTreeMap<Domain, char> {
     domains.iter().filter_map(|(domain, own)| Some((domain.clone(), own.subaddress?))).collect()
 }
 
-fn client(name: &str, url: &Url) -> Result<Client, WebhookError> {
-    http::client(url.scheme() == "https").map_err(|error| match error {
+fn client(name: &str, url: &Url, allow_private: bool) -> Result<Client, WebhookError> {
+    http::client_for(url, allow_private).map_err(|error| match error {
         ClientError::NoRoots(why) => WebhookError::NoRoots(name.to_owned(), why),
         ClientError::Client(why) => WebhookError::Client(name.to_owned(), why),
     })

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{Millis, rfc3339};
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ServerEvent {
@@ -25,6 +27,18 @@ pub enum ServerEvent {
     MemoryGood {
         used: u64,
     },
+    /// An authority has given a new certificate.
+    CertificateRenewed {
+        name: String,
+        until: Millis,
+    },
+    /// It has not; the one that there is stays.
+    CertificateFailed {
+        name: String,
+        why: String,
+        /// When it is asked again.
+        next: Millis,
+    },
     /// Another configuration holds, with so many keys that are different.
     Reloaded {
         changes: usize,
@@ -40,6 +54,8 @@ pub enum ServerEvent {
 pub struct ServerCounters {
     pub disk_low: AtomicU64,
     pub memory_full: AtomicU64,
+    pub certificates_renewed: AtomicU64,
+    pub certificates_failed: AtomicU64,
     pub reloaded: AtomicU64,
     pub reloads_refused: AtomicU64,
 }
@@ -67,6 +83,20 @@ impl ServerEvent {
             }
             ServerEvent::MemoryGood { used } => {
                 tracing::info!(used_mib = used / MIB, "there is memory for messages again");
+            }
+            ServerEvent::CertificateRenewed { name, until } => {
+                count(&counters.certificates_renewed);
+                let until = rfc3339(*until);
+                tracing::info!(
+                    name,
+                    until,
+                    "the authority has given a certificate (tls.acme); it is shown from now on"
+                );
+            }
+            ServerEvent::CertificateFailed { name, why, next } => {
+                count(&counters.certificates_failed);
+                let next = rfc3339(*next);
+                tracing::warn!(name, next, "no certificate from the authority (tls.acme), the old one stays: {why}");
             }
             ServerEvent::Reloaded { changes } => {
                 count(&counters.reloaded);

@@ -57,6 +57,30 @@ pub struct Arrival {
     pub tls: ListenerTls,
     /// Canonical: never an IPv4 address in IPv6 clothes.
     pub peer: IpAddr,
+    pub via: Via,
+}
+
+/// Who says what the address of the peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The connection itself.
+    Itself,
+    /// This proxy.
+    Proxy(IpAddr),
+    /// Nobody: `peer` is a proxy that does not tell for whom it speaks.
+    Nobody,
+}
+
+impl Arrival {
+    /// May the address be taken for a reason to trust? An unknown client is not the proxy, and another
+    /// machine's loopback address is not ours.
+    fn may_vouch(&self) -> bool {
+        match self.via {
+            Via::Itself => true,
+            Via::Proxy(proxy) => proxy.is_loopback() || !self.peer.is_loopback(),
+            Via::Nobody => false,
+        }
+    }
 }
 
 /// Why a connection ends other than by the session's own will.
@@ -126,8 +150,8 @@ fn policy<O: Outside>(shared: &Shared<O>, arrival: &Arrival) -> Policy {
         role: arrival.role,
         tls: arrival.tls,
         peer_ip: arrival.peer,
-        trusted: limits::contains(&config.networks.trusted, arrival.peer),
-        loopback: arrival.peer.is_loopback(),
+        trusted: arrival.may_vouch() && limits::contains(&config.networks.trusted, arrival.peer),
+        loopback: arrival.may_vouch() && arrival.peer.is_loopback(),
         scram: shared.accounts.offers_scram(),
         max_size: config.limits.max_size,
         max_recipients: config.limits.max_recipients,
@@ -416,7 +440,8 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let peer = IpAddr::from([127, 0, 0, 1]);
         let place = shared.limits.connect(&config, Role::Mx, peer, 0).unwrap();
-        let arrival = Arrival { listener: "mx".into(), role: Role::Mx, tls: ListenerTls::Off, peer };
+        let via = Via::Itself;
+        let arrival = Arrival { listener: "mx".into(), role: Role::Mx, tls: ListenerTls::Off, peer, via };
         let task = serve(shared, arrival, stream, place, CancellationToken::new());
         let bytes = std::mem::size_of_val(&task);
         assert!(bytes + IDLE_BUFFER_BYTES < 8 * 1024, "the future takes {bytes} bytes");

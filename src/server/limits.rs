@@ -66,17 +66,19 @@ struct State {
 #[derive(Debug)]
 pub struct ConnectionGuard {
     limits: Arc<Limits>,
-    client: Client,
+    /// None: it counts for the whole only.
+    client: Option<Client>,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let mut state = self.limits.lock();
         state.connections = state.connections.saturating_sub(1);
-        if let Some(count) = state.per_client.get_mut(&self.client) {
+        let Some(client) = &self.client else { return };
+        if let Some(count) = state.per_client.get_mut(client) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                state.per_client.remove(&self.client);
+                state.per_client.remove(client);
             }
         }
     }
@@ -110,12 +112,7 @@ impl Limits {
         let limits = &config.limits;
         let client = Client::of(peer);
         let mut state = self.lock();
-        if state.connections >= limits.connections {
-            return Err(busy(
-                "too many connections, please try again later",
-                format!("limits.connections = {} is reached", limits.connections),
-            ));
-        }
+        state.has_place(config)?;
         let own = state.per_client.get(&client).copied().unwrap_or(0);
         if own >= limits.connections_per_ip {
             return Err(busy(
@@ -131,7 +128,16 @@ impl Limits {
         }
         state.connections += 1;
         *state.per_client.entry(client).or_insert(0) += 1;
-        Ok(ConnectionGuard { limits: self.clone(), client })
+        Ok(ConnectionGuard { limits: self.clone(), client: Some(client) })
+    }
+
+    /// A connection from one of our own proxies, of which nobody knows yet whose it is: it takes a place, and
+    /// is not counted as the proxy's.
+    pub fn connect_proxy(self: &Arc<Self>, config: &Config) -> Result<ConnectionGuard, Refusal> {
+        let mut state = self.lock();
+        state.has_place(config)?;
+        state.connections += 1;
+        Ok(ConnectionGuard { limits: self.clone(), client: None })
     }
 
     /// May this client try a login as this account? Asked before the password is looked at.
@@ -171,6 +177,14 @@ impl Limits {
 }
 
 impl State {
+    fn has_place(&self, config: &Config) -> Result<(), Refusal> {
+        let most = config.limits.connections;
+        if self.connections < most {
+            return Ok(());
+        }
+        Err(busy("too many connections, please try again later", format!("limits.connections = {most} is reached")))
+    }
+
     fn take_arrival(&mut self, client: Client, rate: Rate, now: Millis) -> bool {
         self.arrivals.entry(client, RATE_CLIENTS_MAX, now).take(rate, now)
     }

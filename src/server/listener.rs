@@ -12,33 +12,44 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::connection::{self, Arrival};
-use super::limits::ConnectionGuard;
+use super::connection::{self, Arrival, Via};
+use super::limits::{self, ConnectionGuard};
 use super::outside::{Outside, Shared};
+use super::proxy_protocol::{self, Header, Malformed, Source};
 use crate::config::{self, ListenerTls, Role};
 use crate::current::Current;
+use crate::smtp::Reply;
+use crate::smtp::reply::Refusal;
 
 /// Connections that wait to be accepted (the system's own limit, net.core.somaxconn, also holds).
 const BACKLOG: i32 = 4096;
 /// Between two tries where the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// For the header of a proxy, if `limits.command_timeout` is not shorter: it comes first, so this is time for a
+/// lost packet to be sent again.
+const HEADER_TIME: Duration = Duration::from_secs(10);
+/// Octets that are looked at in one go; a header with many TLVs takes several.
+const PEEK_BYTES: usize = 512;
 
 /// A port that cannot be taken, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("listeners.{listener}: cannot listen on {address}: {error}; {remedy}")]
+#[error("{key}: cannot listen on {address}: {error}; {remedy}")]
 pub struct BindError {
-    pub listener: String,
+    /// The section that names it.
+    pub key: String,
     pub address: SocketAddr,
     pub error: io::Error,
     remedy: String,
 }
 
 impl BindError {
-    fn new(listener: &str, address: SocketAddr, error: io::Error) -> BindError {
+    fn new(key: &str, address: SocketAddr, error: io::Error) -> BindError {
         let port = address.port();
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => format!(
@@ -54,7 +65,7 @@ impl BindError {
             }
             _ => "change `bind`".to_owned(),
         };
-        BindError { listener: listener.to_owned(), address, error, remedy }
+        BindError { key: key.to_owned(), address, error, remedy }
     }
 }
 
@@ -70,12 +81,17 @@ impl Listener {
 
     /// Takes one address of a listener. Must be called within a tokio runtime.
     pub fn bind_one(name: &str, settings: &config::Listener, address: SocketAddr) -> Result<BoundListener, BindError> {
-        let failed = |error| BindError::new(name, address, error);
-        let socket = bind_with_fallback(address).map_err(failed)?;
-        let local = socket.local_addr().map_err(failed)?;
+        let key = format!("listeners.{name}");
+        let socket = bind_for(&key, address)?;
+        let local = socket.local_addr().map_err(|error| BindError::new(&key, address, error))?;
         let (face, closing) = (Current::new(Face::of(name, settings)), CancellationToken::new());
         Ok(BoundListener { handle: Handle { asked: address, local, face, closing }, socket })
     }
+}
+
+/// `key`: the section that names the address.
+pub(super) fn bind_for(key: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    bind_with_fallback(address).map_err(|error| BindError::new(key, address, error))
 }
 
 /// `[::]` takes IPv4 too; on a machine without IPv6 it is the IPv4 half that was meant as well.
@@ -117,16 +133,17 @@ pub struct BoundListener {
 }
 
 /// What a listener is to those who connect from now on.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Face {
     name: Arc<str>,
     role: Role,
     tls: ListenerTls,
+    proxy_protocol: bool,
 }
 
 impl Face {
     fn of(name: &str, settings: &config::Listener) -> Face {
-        Face { name: name.into(), role: settings.role, tls: settings.tls }
+        Face { name: name.into(), role: settings.role, tls: settings.tls, proxy_protocol: settings.proxy_protocol }
     }
 }
 
@@ -253,35 +270,126 @@ impl Face {
         peer: SocketAddr,
         stop: &CancellationToken,
     ) {
-        let shared = &current.load();
         let peer = peer.ip().to_canonical();
-        let place = match shared.limits.connect(&shared.config, self.role, peer, shared.clock.now()) {
-            Ok(place) => place,
-            Err(refusal) => {
-                info!(listener = %self.name, %peer, reply = %refusal.reply, reason = refusal.reason, "refused");
-                self.turn_away(&stream, &refusal.reply);
-                return;
-            }
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            // The client has reset the connection already.
-            debug!(listener = %self.name, %peer, %error, "gone before the greeting");
-            return;
+        match self.proxy_protocol {
+            false => self.admit(current, stream, (peer, Via::Itself), stop),
+            true => self.welcome_proxy(current, stream, peer, stop),
         }
-        self.start(current, shared, stream, peer, place, stop);
+    }
+
+    /// Whoever is none of the proxies is not asked what it says: it could say that it is anybody.
+    fn welcome_proxy<O: Outside>(
+        &self,
+        current: &Current<Shared<O>>,
+        stream: TcpStream,
+        proxy: IpAddr,
+        stop: &CancellationToken,
+    ) {
+        let shared = &current.load();
+        if !limits::contains(&shared.config.networks.proxies, proxy) {
+            return self.refuse(
+                &stream,
+                proxy,
+                &Refusal {
+                    reply: Reply::new(554, (7, 1), "this port takes connections from its proxies only"),
+                    reason: format!("proxy_protocol is on, and {proxy} is not in networks.proxies"),
+                },
+            );
+        }
+        let place = match shared.limits.connect_proxy(&shared.config) {
+            Ok(place) => place,
+            Err(refusal) => return self.refuse(&stream, proxy, &refusal),
+        };
+        let (face, current, stop) = (self.clone(), current.clone(), stop.clone());
+        let time = HEADER_TIME.min(shared.config.limits.command_timeout);
+        shared.sessions.spawn(async move {
+            let name = &face.name;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                heard = timeout(time, hear(stream)) => match heard {
+                    Ok(Ok((stream, Source::Client(peer)))) => {
+                        drop(place);
+                        face.admit(&current, stream, (peer, Via::Proxy(proxy)), &stop);
+                    }
+                    Ok(Ok((stream, Source::Proxy))) => face.start(&current, stream, (proxy, Via::Nobody), place, &stop),
+                    Ok(Err(NoHeader::Gone(error))) => debug!(listener = %name, %proxy, %error, "the proxy has gone"),
+                    Ok(Err(NoHeader::Malformed(wrong))) => warn!(listener = %name, %proxy, "closed: {wrong}; {HINT}"),
+                    Err(_) => warn!(listener = %name, %proxy, "closed: the proxy sends no PROXY header; {HINT}"),
+                }
+            }
+        });
+    }
+}
+
+const HINT: &str = "let it send one (HAProxy: send-proxy or send-proxy-v2 on the server's line; nginx: proxy_protocol \
+                    on), or set proxy_protocol = false";
+
+/// Why a proxy is not listened to.
+enum NoHeader {
+    Gone(io::Error),
+    Malformed(Malformed),
+}
+
+/// Takes the header off the front of what a proxy sends, and nothing behind it, which may be the first
+/// octets of a handshake.
+async fn hear(mut stream: TcpStream) -> Result<(TcpStream, Source), NoHeader> {
+    let (mut header, mut window) = (Vec::new(), vec![0; PEEK_BYTES]);
+    loop {
+        let seen = stream.peek(&mut window).await.map_err(NoHeader::Gone)?;
+        if seen == 0 {
+            return Err(NoHeader::Gone(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let had = header.len();
+        header.extend(window.iter().take(seen));
+        let (source, belongs) = match proxy_protocol::read(&header).map_err(NoHeader::Malformed)? {
+            Header::Begun => (None, seen),
+            Header::Whole(source, length) => (Some(source), length.saturating_sub(had)),
+        };
+        let part = window.get_mut(..belongs).unwrap_or_default();
+        stream.read_exact(part).await.map_err(NoHeader::Gone)?;
+        if let Some(source) = source {
+            return Ok((stream, source));
+        }
+    }
+}
+
+impl Face {
+    /// `peer`: the address, and who says so.
+    fn admit<O: Outside>(
+        &self,
+        current: &Current<Shared<O>>,
+        stream: TcpStream,
+        peer: (IpAddr, Via),
+        stop: &CancellationToken,
+    ) {
+        let shared = current.load();
+        match shared.limits.connect(&shared.config, self.role, peer.0, shared.clock.now()) {
+            Ok(place) => self.start(current, stream, peer, place, stop),
+            Err(refusal) => self.refuse(&stream, peer.0, &refusal),
+        }
+    }
+
+    fn refuse(&self, stream: &TcpStream, peer: IpAddr, refusal: &Refusal) {
+        info!(listener = %self.name, %peer, reply = %refusal.reply, reason = refusal.reason, "refused");
+        self.turn_away(stream, &refusal.reply);
     }
 
     fn start<O: Outside>(
         &self,
         current: &Current<Shared<O>>,
-        shared: &Shared<O>,
         stream: TcpStream,
-        peer: IpAddr,
+        (peer, via): (IpAddr, Via),
         place: ConnectionGuard,
         stop: &CancellationToken,
     ) {
+        if let Err(error) = stream.set_nodelay(true) {
+            // The client has reset the connection already.
+            debug!(listener = %self.name, %peer, %error, "gone before the greeting");
+            return;
+        }
+        let shared = current.load();
         let span = info_span!("session", session = shared.next_session(), listener = %self.name, %peer);
-        let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer };
+        let arrival = Arrival { listener: self.name.clone(), role: self.role, tls: self.tls, peer, via };
         // A token of its own: the waiting of thousands of idle sessions must not meet in one lock.
         let session = connection::serve(current.clone(), arrival, stream, place, stop.child_token());
         shared.sessions.spawn(session.instrument(span));
@@ -289,7 +397,7 @@ impl Face {
 
     /// One line, if the socket takes it at once, which a new one does; no task and no wait for a client
     /// that gets nothing.
-    fn turn_away(&self, stream: &TcpStream, reply: &crate::smtp::Reply) {
+    fn turn_away(&self, stream: &TcpStream, reply: &Reply) {
         if self.tls == ListenerTls::Implicit {
             return;
         }
@@ -315,7 +423,12 @@ mod tests {
     use super::*;
 
     fn settings(bind: &str) -> config::Listener {
-        config::Listener { role: Role::Mx, bind: vec![bind.parse().unwrap()], tls: ListenerTls::Off }
+        config::Listener {
+            role: Role::Mx,
+            bind: vec![bind.parse().unwrap()],
+            tls: ListenerTls::Off,
+            proxy_protocol: false,
+        }
     }
 
     #[tokio::test]

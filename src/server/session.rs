@@ -295,11 +295,16 @@ impl Session {
 
     /// As `say`, for a command that moves no mail.
     fn say_idle(&mut self, state: State, reply: Reply) -> Step {
-        self.idle_commands += 1;
-        if self.idle_commands > IDLE_COMMANDS_MAX {
+        if self.is_idle_too_long() {
             return self.close(replies::too_idle());
         }
         self.say(state, reply)
+    }
+
+    /// Counts a command that moves no mail.
+    fn is_idle_too_long(&mut self) -> bool {
+        self.idle_commands += 1;
+        self.idle_commands > IDLE_COMMANDS_MAX
     }
 
     fn command(&mut self, state: State, line: &[u8]) -> Step {

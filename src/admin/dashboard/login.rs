@@ -97,7 +97,7 @@ pub(super) async fn enter<B: Backend>(
         let why = "That is not the token of [admin].";
         return Ok(ask(&dashboard, next, StatusCode::UNAUTHORIZED, Some(why)).await);
     }
-    let cookie = dashboard.sessions.begin(&host(&headers), wanted, dashboard.backend.now()).ok_or_else(|| {
+    let cookie = dashboard.sessions.begin(&wanted, &host(&headers), dashboard.backend.now()).ok_or_else(|| {
         let what = "the system gives no random bytes";
         Sorry::new(StatusCode::SERVICE_UNAVAILABLE, what, "try again; look into the system's log")
     })?;

@@ -55,7 +55,7 @@ struct Dashboard<B> {
 
 /// The pages, for whoever shows the token once.
 pub(super) fn router<B: Backend>(backend: Arc<B>, token: Current<Secret>) -> Router {
-    let sessions = session::Sessions::new(token.clone());
+    let sessions = session::Sessions::default();
     let (logins, readers) = (login::Gate::default(), Semaphore::new(READERS_MAX));
     let dashboard = Arc::new(Dashboard { backend, token, sessions, logins, readers });
     Router::new()

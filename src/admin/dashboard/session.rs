@@ -20,7 +20,6 @@ use super::answer::{Sorry, field, see_other};
 use crate::admin::Backend;
 use crate::clock::Millis;
 use crate::config::Secret;
-use crate::current::Current;
 
 /// Sessions at once; the oldest gives way.
 const SESSIONS_MAX: usize = 100;
@@ -38,8 +37,6 @@ const RANDOM_BYTES: usize = 32;
 struct Session {
     csrf: String,
     host: String,
-    /// By which it was begun; with another one it is over.
-    token: Arc<Secret>,
     begun: Millis,
     seen: Millis,
     /// What the next page has to say.
@@ -53,7 +50,8 @@ pub(super) struct Said {
     pub is_good: bool,
 }
 
-/// By the digest of the cookie, so that a look-up tells nothing of it by its time.
+/// By the digest of the cookie, so that a look-up tells nothing of it by its time; and of the token that it was given
+/// for, so that nobody stays in with one that has been changed.
 type Key = [u8; 32];
 
 #[derive(Debug, Default)]
@@ -63,12 +61,8 @@ struct Inner {
     order: VecDeque<Key>,
 }
 
-#[derive(Debug)]
-pub(super) struct Sessions {
-    inner: Mutex<Inner>,
-    /// The one that holds now.
-    token: Current<Secret>,
-}
+#[derive(Debug, Default)]
+pub(super) struct Sessions(Mutex<Inner>);
 
 /// Somebody who is logged in.
 #[derive(Clone, Debug)]
@@ -84,42 +78,38 @@ fn random() -> Option<String> {
     Some(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-fn key(cookie: &str) -> Key {
+fn key(cookie: &str, token: &Secret) -> Key {
     let mut key = [0; 32];
-    key.iter_mut().zip(digest(&SHA256, cookie.as_bytes()).as_ref()).for_each(|(to, from)| *to = *from);
+    let digested = digest(&SHA256, &[cookie.as_bytes(), b"\n", token.0.as_bytes()].concat());
+    key.iter_mut().zip(digested.as_ref()).for_each(|(to, from)| *to = *from);
     key
 }
 
 impl Sessions {
-    pub(super) fn new(token: Current<Secret>) -> Sessions {
-        Sessions { inner: Mutex::default(), token }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Each change is complete in itself, so a panic elsewhere leaves nothing half done.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cookie of a new one. None: the system gives no random bytes.
-    pub(super) fn begin(&self, host: &str, token: Arc<Secret>, now: Millis) -> Option<String> {
+    pub(super) fn begin(&self, token: &Secret, host: &str, now: Millis) -> Option<String> {
         let (cookie, csrf) = (random()?, random()?);
-        let key = key(&cookie);
+        let key = key(&cookie, token);
         let mut inner = self.lock();
         while inner.order.len() >= SESSIONS_MAX {
             let Some(oldest) = inner.order.pop_front() else { break };
             inner.sessions.remove(&oldest);
         }
         inner.order.push_back(key);
-        inner.sessions.insert(key, Session { csrf, host: host.to_owned(), token, begun: now, seen: now, said: None });
+        inner.sessions.insert(key, Session { csrf, host: host.to_owned(), begun: now, seen: now, said: None });
         Some(cookie)
     }
 
-    fn find(&self, cookie: &str, host: &str, now: Millis) -> Option<Visitor> {
-        let key = key(cookie);
+    fn find(&self, token: &Secret, cookie: &str, host: &str, now: Millis) -> Option<Visitor> {
+        let key = key(cookie, token);
         let mut inner = self.lock();
         let session = inner.sessions.get_mut(&key)?;
-        let is_over = now.saturating_sub(session.begun) >= LIFE || now.saturating_sub(session.seen) >= IDLE;
-        if is_over || !self.token.is(&session.token) {
+        if now.saturating_sub(session.begun) >= LIFE || now.saturating_sub(session.seen) >= IDLE {
             inner.remove(&key);
             return None;
         }
@@ -187,8 +177,8 @@ fn cookies(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 pub(super) fn visitor<B: Backend>(dashboard: &Dashboard<B>, headers: &HeaderMap) -> Option<Visitor> {
-    let (host, now) = (host(headers), dashboard.backend.now());
-    cookies(headers).find_map(|cookie| dashboard.sessions.find(cookie, &host, now))
+    let (host, now, token) = (host(headers), dashboard.backend.now(), dashboard.token.load());
+    cookies(headers).find_map(|cookie| dashboard.sessions.find(&token, cookie, &host, now))
 }
 
 /// Nobody who is logged in: to the login page and back, or refused where that makes no sense.
@@ -232,67 +222,62 @@ mod tests {
 
     const START: Millis = 1_800_000_000_000;
 
-    fn sessions() -> Sessions {
-        Sessions::new(Current::new(Secret("token".to_owned())))
+    fn token() -> Secret {
+        Secret("of admin".into())
     }
 
     #[test]
-    fn another_token_ends_what_the_old_one_has_begun() {
-        let sessions = sessions();
-        let cookie = sessions.begin("a", sessions.token.load(), START).unwrap();
-        assert!(sessions.find(&cookie, "a", START).is_some());
-        sessions.token.set(Arc::new(Secret("another".to_owned())));
-        assert!(sessions.find(&cookie, "a", START).is_none());
+    fn another_token_ends_a_session() {
+        let sessions = Sessions::default();
+        let cookie = sessions.begin(&token(), "a", START).unwrap();
+        assert!(sessions.find(&Secret("another".into()), &cookie, "a", START).is_none());
+        assert!(sessions.find(&token(), &cookie, "a", START).is_some());
     }
 
     #[test]
     fn a_session_ends_with_its_time_and_when_it_is_idle() {
-        let sessions = sessions();
-        let begin = || sessions.begin("a:1", sessions.token.load(), START).unwrap();
+        let sessions = Sessions::default();
+        let begin = || sessions.begin(&token(), "a:1", START).unwrap();
         let (idle, busy) = (begin(), begin());
         let mut now = START;
         while now + IDLE / 2 < START + LIFE {
             now += IDLE / 2;
-            assert!(sessions.find(&busy, "a:1", now).is_some(), "{}", now - START);
+            assert!(sessions.find(&token(), &busy, "a:1", now).is_some(), "{}", now - START);
         }
-        assert!(sessions.find(&busy, "a:1", START + LIFE).is_none());
-        assert!(sessions.find(&idle, "a:1", START + IDLE).is_none());
+        assert!(sessions.find(&token(), &busy, "a:1", START + LIFE).is_none());
+        assert!(sessions.find(&token(), &idle, "a:1", START + IDLE).is_none());
         assert!(sessions.lock().sessions.is_empty() && sessions.lock().order.is_empty());
     }
 
     #[test]
     fn a_cookie_is_for_one_host_and_nobody_guesses_it() {
-        let sessions = sessions();
-        let cookie = sessions.begin("127.0.0.1:8025", sessions.token.load(), START).unwrap();
+        let sessions = Sessions::default();
+        let cookie = sessions.begin(&token(), "127.0.0.1:8025", START).unwrap();
         assert!(cookie.len() >= 43);
-        assert!(sessions.find(&cookie, "127.0.0.1:8025", START).is_some());
-        assert!(sessions.find(&cookie, "evil.example", START).is_none());
-        assert!(sessions.find("", "127.0.0.1:8025", START).is_none());
-        assert_ne!(
-            sessions.begin("a", sessions.token.load(), START),
-            sessions.begin("a", sessions.token.load(), START)
-        );
+        assert!(sessions.find(&token(), &cookie, "127.0.0.1:8025", START).is_some());
+        assert!(sessions.find(&token(), &cookie, "evil.example", START).is_none());
+        assert!(sessions.find(&token(), "", "127.0.0.1:8025", START).is_none());
+        assert_ne!(sessions.begin(&token(), "a", START), sessions.begin(&token(), "a", START));
     }
 
     #[test]
     fn the_oldest_gives_way() {
-        let sessions = sessions();
-        let cookies: Vec<String> =
-            (0..=SESSIONS_MAX).map(|_| sessions.begin("a", sessions.token.load(), START).unwrap()).collect();
-        assert!(sessions.find(&cookies[0], "a", START).is_none());
-        assert!(cookies[1..].iter().all(|cookie| sessions.find(cookie, "a", START).is_some()));
+        let sessions = Sessions::default();
+        let cookies: Vec<String> = (0..=SESSIONS_MAX).map(|_| sessions.begin(&token(), "a", START).unwrap()).collect();
+        assert!(sessions.find(&token(), &cookies[0], "a", START).is_none());
+        assert!(cookies[1..].iter().all(|cookie| sessions.find(&token(), cookie, "a", START).is_some()));
     }
 
     #[test]
     fn what_is_said_is_said_once() {
-        let sessions = sessions();
-        let cookie = sessions.begin("a", sessions.token.load(), START).unwrap();
-        let visitor = sessions.find(&cookie, "a", START).unwrap();
+        let sessions = Sessions::default();
+        let cookie = sessions.begin(&token(), "a", START).unwrap();
+        let visitor = sessions.find(&token(), &cookie, "a", START).unwrap();
         let said = Said { text: "done".into(), is_good: true };
         sessions.say(&visitor, said.clone());
         assert_eq!((sessions.take_said(&visitor), sessions.take_said(&visitor)), (Some(said), None));
         sessions.end(&visitor);
-        assert!(sessions.find(&cookie, "a", START).is_none());
+        assert!(sessions.find(&token(), &cookie, "a", START).is_none());
     }
 
     #[test]
