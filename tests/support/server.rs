@@ -96,7 +96,7 @@ impl TestServer {
         }
     }
 
-    async fn wait_until(&self, id: MessageId, enough: impl Fn(&Story) -> bool) -> Story {
+    pub async fn wait_until(&self, id: MessageId, enough: impl Fn(&Story) -> bool) -> Story {
         // The story is looked at again and again: there is no event to wait for from outside. The
         // bound only turns a hang into a failure that shows the story.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
