@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use super::{Failure, load, log};
+use super::confine::confine;
+use super::{Failure, Threads, block_on, load, log};
 use crate::app;
 
 const EXAMPLES: &str = "\
@@ -18,8 +19,11 @@ nothing that was acknowledged is lost. The log goes to standard error.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {}
 
-pub(super) async fn run(config: &Path, _args: Args) -> Result<(), Failure> {
+pub(super) fn run(config: &Path, _args: Args) -> Result<(), Failure> {
     let config = load(config)?;
+    // Before anything starts a thread.
+    let confinement = confine(&config);
     let _written_to_the_end = log::start(&config.log)?;
-    app::serve(config).await.map_err(|error| Failure::new(error.to_string()))
+    confinement.tell();
+    block_on(Threads::Many, async { app::serve(config).await.map_err(|error| Failure::new(error.to_string())) })
 }
