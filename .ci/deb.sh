@@ -33,7 +33,7 @@ put 644 conf/systemd/postrider.service /usr/lib/systemd/system/postrider.service
 put 644 conf/systemd/sysusers.conf /usr/lib/sysusers.d/postrider.conf
 put 644 conf/systemd/tmpfiles.conf /usr/lib/tmpfiles.d/postrider.conf
 put 644 conf/package.toml /etc/postrider/postrider.toml
-for example in conf/*.toml; do
+for example in conf/*.toml conf/grafana.json conf/prometheus-alerts.yml; do
     [ "$example" = conf/package.toml ] || put 644 "$example" "/usr/share/doc/postrider/examples/$(basename "$example")"
 done
 put 644 README.md /usr/share/doc/postrider/README.md

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Postfix, a Dovecot and an rspamd, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd and a promtool, the other implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -70,6 +70,12 @@ fi
 .ci/rspamd.sh "$CARGO_TARGET_DIR/peers/rspamd"
 if [ -e "$CARGO_TARGET_DIR/peers/rspamd/unpacked" ]; then
     export POSTRIDER_TEST_RSPAMD="$CARGO_TARGET_DIR/peers/rspamd"
+fi
+
+# And promtool, which is Prometheus' judge of metrics and rules.
+.ci/prometheus.sh "$CARGO_TARGET_DIR/peers/prometheus"
+if [ -e "$CARGO_TARGET_DIR/peers/prometheus/unpacked" ]; then
+    export POSTRIDER_TEST_PROMETHEUS="$CARGO_TARGET_DIR/peers/prometheus"
 fi
 
 status=0

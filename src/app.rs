@@ -7,6 +7,7 @@
 
 pub mod account_test;
 mod alive;
+pub mod captured;
 pub mod dkim;
 mod dmarc;
 mod event_hooks;
@@ -234,6 +235,7 @@ impl App {
         app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
         app.doors.spawn(watch.run());
         app.doors.spawn(keeper.run(app.stop.clone()));
+        app.doors.spawn(captured::look_after(app.queue.clone(), clock.clone(), config.events.keep, app.stop.clone()));
         app.doors.spawn(sweep(intake.clone(), clock, config.events.keep, app.stop.clone()));
         for sender in senders {
             app.doors.spawn(sender.run(app.stop.clone()));

@@ -54,7 +54,10 @@
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
-//! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies: `delivery::receipts`. Copies of what was sent: `delivery::archive`.
+//! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies:
+//!   `delivery::receipts`. Copies of what was sent: `delivery::archive`.
+//! - What is kept in place of being sent: `routing::capture` says who, and which addresses stand for what a far end
+//!   does; `queue::captured` is the index, `admin::captured` what people see, `app::captured` does it.
 //! - What keeps mail from going round: `routing::loops`, with `routing::sent` and `routing::notice_id`;
 //!   what we may tell outsiders: `intake::notices`. Return paths of forwarded mail: `routing::srs`.
 //! - Mail that comes back: `routing::return_path` has the addresses, `bounce::read` reads it, `intake::bounces` asks

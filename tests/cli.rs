@@ -344,6 +344,7 @@ fn listed(id: u64, from: &str, hours_old: u64, recipients: &[(&str, Status)]) ->
         status: *status,
         due: (*status == Status::Waiting).then_some(NOW + HOUR),
         held_because: (*status == Status::Held).then(|| "by hand".to_owned()),
+        held_by: None,
         kept_back: None,
         attempts: 0,
         last_failure: None,

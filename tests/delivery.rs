@@ -123,6 +123,7 @@ fn recipient(address: &str) -> Recipient {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

@@ -22,6 +22,7 @@ use postrider::clock::Clock;
 use postrider::events::Event;
 use postrider::intake::sign::life::{self, State};
 use postrider::intake::sign::{SignError, Signer};
+use postrider::message::{HeldBy, Hold};
 use postrider::queue::NewMessage;
 use postrider::queue::record::{Recipient, Status};
 use postrider::store::Batch;
@@ -70,7 +71,7 @@ async fn a_key_signs_once_it_is_seen_and_the_old_one_stays_while_it_is_needed() 
     assert!(!folder.path().join("dkim/own.test/states.json").exists());
 
     // A message is queued that the old keys have signed.
-    let held = Recipient { status: Status::Held { reason: "test".into() }, ..recipient("a@b.example", START) };
+    let held = Recipient { status: Status::Held(Hold::new(HeldBy::Other, "test")), ..recipient("a@b.example", START) };
     let (id, body) = (queue.new_id(), vec![Bytes::from_static(b"\r\nx\r\n")]);
     let new = NewMessage { message: message(id, &body, 1), body, recipients: vec![held], extra: Batch::new() };
     queue.enqueue(new).await.unwrap();

@@ -2,140 +2,33 @@
 //! it, and has to name it, with the setting. What became of messages that are done, and the command itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/endpoint.rs"]
+mod endpoint;
+#[path = "explain/held.rs"]
+mod held;
+#[path = "explain/house.rs"]
+mod house;
 #[path = "support/remote.rs"]
 mod remote;
-mod support {
-    pub mod client;
-    pub mod server;
-    pub mod sink;
-    pub mod zone;
-}
+#[path = "support/server.rs"]
+mod server;
+#[path = "support/sink.rs"]
+mod sink;
+#[path = "support/zone.rs"]
+mod zone;
 
-use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use crate::sink::Sink;
 use bytes::Bytes;
-use postrider::admin::explain::{Condition, Remedy};
-use postrider::admin::{Action, Backend, Cause, Explained, Explanation, Filter, Pick, Selection};
-use postrider::clock::Clock;
+use house::*;
+use postrider::admin::explain::Condition;
+use postrider::admin::{Backend, Cause};
 use postrider::events::Event;
 use postrider::message::{Address, Content, Door, Draft, Envelope, MessageId, Origin, ReversePath};
 use postrider::queue::suspend::Suspension;
-use remote::Remotes;
-use support::client::Client;
-use support::server::{TestServer, queued_id};
-use support::sink::Sink;
-use support::zone::{Zone, ZoneServer};
-
-const START: u64 = 1_799_960_400_000;
-const MINUTE: u64 = 60_000;
-const HOUR: u64 = 60 * MINUTE;
-
-/// A server, with accounts for each stream and one that is held, and far ends behind a zone of its own.
-struct House {
-    server: TestServer,
-    clock: Clock,
-    folder: tempfile::TempDir,
-    _zone: ZoneServer,
-}
-
-fn zone() -> Zone {
-    Zone::new()
-        .mx("far.test", 10, "mx.far.test")
-        .a("mx.far.test", "127.0.0.1")
-        .fail("lost.test")
-        .txt("_dmarc.strict.test", "v=DMARC1; p=quarantine")
-}
-
-impl House {
-    /// Mail to far.test goes to this port. `delivery`: further lines of that section, and other sections.
-    async fn new(port: u16, delivery: &str) -> House {
-        let (folder, zone, clock) = (tempfile::tempdir().unwrap(), zone().serve().await, Clock::manual(START));
-        let account = |name: &str, more: &str| format!("[accounts.{name}]\npassword = \"secret\"\n{more}");
-        let text = format!(
-            "[domains.\"home.test\"]\n[aliases]\n\"box@home.test\" = \"box\"\n[targets.box]\nkind = \"maildir\"\n\
-             path = \"DATA_DIR/box\"\n{}{}{}[dns]\nnameservers = [\"{}\"]\n[delivery]\nmx_port = {port}\n\
-             allow_private_addresses = true\n{delivery}",
-            account("app", ""),
-            account("news", "stream = \"bulk\"\n"),
-            account("kept", "hold = true\n"),
-            zone.addr()
-        );
-        let server = TestServer::start_at(folder.path(), &text, clock.clone()).await;
-        House { server, clock, folder, _zone: zone }
-    }
-
-    async fn submit(&self, account: &str, to: &str) -> MessageId {
-        self.submit_to(account, &[to]).await
-    }
-
-    async fn submit_to(&self, account: &str, to: &[&str]) -> MessageId {
-        let mut client = Client::connect(self.server.submission).await.unwrap();
-        let secret = STANDARD.encode(format!("\0{account}\0secret"));
-        client.command(&format!("AUTH PLAIN {secret}"), "235").await.unwrap();
-        let content = "From: <me@home.test>\r\nTo: <you@far.test>\r\nSubject: x\r\n\r\nhello\r\n";
-        let reply = client.send("me@home.test", to, content).await.unwrap();
-        assert!(reply.starts_with("250 2.0.0"), "{reply}");
-        queued_id(&reply)
-    }
-
-    async fn explain(&self, id: MessageId) -> Explanation {
-        self.server.app.operator().explain(id).await.unwrap().expect("the id is known")
-    }
-
-    /// Asks until the cause is this one: there is no event to wait for from outside. The bound only turns a
-    /// wrong answer into a failure that shows it.
-    async fn wait_for(&self, id: MessageId, cause: Cause) -> Explained {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let explanation = self.explain(id).await;
-            match explanation.recipients.first() {
-                Some(first) if first.cause == cause => return first.clone(),
-                _ => assert!(Instant::now() < deadline, "not {cause:?}: {explanation:#?}"),
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn suspend(&self, what: Suspension, on: bool) {
-        assert!(self.server.app.operator().suspend(what, on).await.unwrap().changed);
-    }
-}
-
-fn commands(explained: &Explained) -> Vec<&str> {
-    explained.can.iter().map(|Remedy { command, .. }| command.as_str()).collect()
-}
-
-#[track_caller]
-fn holds(explained: &Explained, key: &str, words: &[&str]) {
-    assert_eq!(explained.key.as_deref(), Some(key), "{explained:#?}");
-    for word in words {
-        assert!(explained.why.contains(word), "no {word:?} in {:?}", explained.why);
-    }
-    assert!(!explained.why.contains('\n') && !explained.can.is_empty(), "{explained:#?}");
-}
-
-/// A far end that plays so many connections of one script.
-async fn far(script: &str, times: usize) -> Remotes {
-    let all = vec![script; times].join("\n---\n");
-    Remotes::play(&[&all]).await
-}
-
-/// It takes MAIL and answers RCPT with this.
-fn at_rcpt(reply: &str) -> String {
-    format!(
-        "S: 220 mx.far.test ESMTP\nC: EHLO...\nS: 250 mx.far.test\nC: MAIL...\nS: 250 ok\nC: RCPT...\nS: {reply}\ndrop"
-    )
-}
-
-/// A port of this machine on which nobody listens.
-fn nobody() -> u16 {
-    let listener = std::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    listener.local_addr().unwrap().port()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_person_has_suspended_is_named_with_how_to_resume_it() {
@@ -251,66 +144,8 @@ async fn a_host_without_the_tls_that_is_demanded_is_named_with_who_demands_it() 
     let demand =
         "mx.far.test: TLS with any certificate, or the mail waits; demanded by delivery.tls.policy = \"required\"";
     assert!(explained.then.iter().any(|line| line == demand), "{explained:#?}");
-    assert_eq!((explained.attempts, sink.count()), (1, 0));
-    house.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_for_a_person_is_named_with_the_setting() {
-    let sink = Sink::start().await;
-    let house = House::new(sink.address.port(), "allow_recipients = [\"near.test\", \"box@far.test\"]\n").await;
-    let id = house.submit("app", "you@far.test").await;
-    let explained = house.wait_for(id, Cause::AllowRecipients).await;
-    holds(&explained, "delivery.allow_recipients", &["you@far.test is not among"]);
-    assert!(explained.then[0].starts_with("it is held again: "), "{explained:#?}");
-    let id = house.submit("kept", "box@far.test").await;
-    let explained = house.wait_for(id, Cause::AccountHold).await;
-    holds(&explained, "accounts.kept.hold", &["accounts.kept.hold is set"]);
-    assert_eq!(
-        (explained.state, commands(&explained)[0]),
-        (Condition::Held, format!("postrider queue release {id}").as_str())
-    );
-    // Nobody is named as postmaster.
-    let id = house.submit("app", "postmaster@home.test").await;
-    let explained = house.wait_for(id, Cause::NoDestination).await;
-    holds(&explained, "postmaster", &["its address leads nowhere", "nobody is named for postmaster@home.test"]);
-
-    house.suspend(Suspension::All, true).await;
-    let id = house.submit("app", "box@far.test").await;
-    house.wait_for(id, Cause::Suspended).await;
-    let selection = Selection { pick: Pick::Ids(vec![id], Filter::default()), dry_run: false };
-    assert_eq!(house.server.app.operator().change(Action::Hold, selection).await.unwrap(), 1);
-    let explained = house.wait_for(id, Cause::Operator).await;
-    assert!(explained.why.contains("a person has asked for it") && explained.key.is_none(), "{explained:#?}");
-    house.server.stop().await;
-}
-
-/// Over the listener for mail from outside.
-async fn from_outside(house: &House, from: &str, subject: &str) -> MessageId {
-    let mut client = Client::connect(house.server.mx).await.unwrap();
-    let content = format!("From: <{from}>\r\nTo: <box@home.test>\r\nSubject: {subject}\r\n\r\nhello\r\n");
-    queued_id(&client.send(from, &["box@home.test"], &content).await.unwrap())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_guard_against_loops_holds_is_named_with_its_limit() {
-    let house = House::new(nobody(), "[loops]\nlimit = 1\non_limit = \"hold\"\n").await;
-    let first = from_outside(&house, "bob@elsewhere.test", "one").await;
-    house.server.wait_done(first).await;
-    let second = from_outside(&house, "bob@elsewhere.test", "two").await;
-    let explained = house.wait_for(second, Cause::LoopLimit).await;
-    holds(&explained, "loops.limit", &["the guard against loops", "too many messages"]);
-    assert!(explained.then[0].starts_with("it goes into the Maildir targets.box"), "{explained:#?}");
-    house.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_policy_of_its_domain_holds_is_named_with_the_check() {
-    let house = House::new(nobody(), "").await;
-    let id = from_outside(&house, "bob@strict.test", "one").await;
-    let explained = house.wait_for(id, Cause::Dmarc).await;
-    holds(&explained, "checks.dmarc", &["DMARC quarantine of strict.test"]);
-    assert_eq!(commands(&explained)[0], format!("postrider queue release {id}"));
+    tried(&explained, "does not offer TLS");
+    assert_eq!(sink.count(), 0);
     house.server.stop().await;
 }
 
@@ -336,6 +171,7 @@ async fn one_that_may_have_arrived_and_one_that_is_to_go_later_say_so() {
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::Unsure).await;
     holds(&explained, "delivery.retry.schedule", &["may have arrived"]);
+    tried(&explained, "mx.far.test");
     remotes.finish().await;
 
     let sender = ReversePath::Address(Address::parse("me@home.test").unwrap());
@@ -349,26 +185,6 @@ async fn one_that_may_have_arrived_and_one_that_is_to_go_later_say_so() {
     assert!(explained.why.contains("its sender wanted it to go at 2027-"), "{explained:#?}");
     assert_eq!((explained.next, explained.key), (Some(START + HOUR), None));
     house.server.stop().await;
-}
-
-/// A target that does not do, and a server whose disk is short, which is told of every message.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_target_that_does_not_take_it_is_named_and_so_is_a_disk_that_is_short() {
-    let house = House::new(nobody(), "").await;
-    // The path of the Maildir is taken by a file.
-    std::fs::write(house.folder.path().join("box"), "in the way").unwrap();
-    let id = from_outside(&house, "bob@elsewhere.test", "one").await;
-    let explained = house.wait_for(id, Cause::Target).await;
-    holds(&explained, "targets.box.path", &["its target does not take it now"]);
-    assert!(explained.attempts == 1 && explained.next.unwrap() > START, "{explained:#?}");
-    assert!(house.explain(id).await.troubles.is_empty());
-    house.server.stop().await;
-
-    let line = ("min_free = \"1MiB\"", "min_free = \"100000TiB\"");
-    let server = TestServer::start_with(house.folder.path(), "[domains.\"home.test\"]\n", line.0, line.1).await;
-    let explanation = server.app.operator().explain(id).await.unwrap().unwrap();
-    assert!(explanation.troubles[0].contains("less than queue.min_free"), "{explanation:#?}");
-    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,15 +211,18 @@ async fn failures_on_the_way_are_told_apart() {
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::Reply).await;
     holds(&explained, "delivery.retry.schedule", &["refused it for now", "450 4.2.1 mailbox busy"]);
+    tried(&explained, "450 4.2.1 mailbox busy");
     remotes.finish().await;
     let lost = house.submit("app", "you@lost.test").await;
     let explained = house.wait_for(lost, Cause::Dns).await;
     holds(&explained, "dns.nameservers", &["the name servers gave no answer"]);
+    tried(&explained, "MX of lost.test");
     assert!(explained.then.iter().any(|line| line.starts_with("it waits: ")), "{explained:#?}");
     // Nobody listens there any more.
     let id = house.submit("app", "other@far.test").await;
     let explained = house.wait_for(id, Cause::NoConnection).await;
     holds(&explained, "delivery.retry.schedule", &["no connection was to be had"]);
+    tried(&explained, "mx.far.test");
     house.server.stop().await;
 
     let remotes = far(&at_rcpt("450 4.7.1 Greylisted, come back in 5 minutes"), 1).await;
@@ -411,6 +230,7 @@ async fn failures_on_the_way_are_told_apart() {
     let id = house.submit("app", "you@far.test").await;
     let explained = house.wait_for(id, Cause::Greylisted).await;
     holds(&explained, "delivery.retry.schedule", &["(greylisting)", "come back in 5 minutes"]);
+    tried(&explained, "450 4.7.1 Greylisted");
     remotes.finish().await;
     house.server.stop().await;
 }

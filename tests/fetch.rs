@@ -212,7 +212,7 @@ async fn the_command_line_shows_the_mailboxes_and_reads_one() {
     let first = [POP_IN, &pop_list(&["a"]), &retr(1, &message("one")), "C: QUIT\nS: +OK\ngone\n"].concat();
     let second = [POP_IN, &pop_list(&["a", "b"]), &retr(2, &message("two")), "C: QUIT\nS: +OK\ngone\n"].concat();
     let third = [POP_IN, &pop_list(&["a", "b", "c"]), "C: QUIT\nS: +OK\ngone\n"].concat();
-    let remotes = Remotes::play(&[&[first, second, third].join("---\n")]).await;
+    let remotes = Remotes::play(&[&[first, second, third.clone(), third].join("---\n")]).await;
     let site = pop_site(TO_SALES);
     let text = format!(
         "{}\n[listeners.mx]\nrole = \"mx\"\nbind = [\"127.0.0.1:0\"]\n[checks]\nspf = \"off\"\ndkim = \"off\"\ndmarc = \"off\"\n",
@@ -238,6 +238,9 @@ async fn the_command_line_shows_the_mailboxes_and_reads_one() {
         postrider(&site, &["fetch", "run", "box", "--dry-run"]),
         (true, "1 message would be fetched.\n".to_owned())
     );
+    let (good, json) = postrider(&site, &["fetch", "run", "box", "--dry-run", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(good && json["found"] == 1 && json["fetched"] == 0, "{json}");
     remotes.finish().await;
     let (good, failed) = postrider(&site, &["fetch", "run", "box"]);
     assert!(!good && failed.contains("cannot be connected to"), "{failed}");

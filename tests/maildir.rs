@@ -27,6 +27,7 @@ fn recipient(address: &str, alias: Option<&str>) -> Recipient {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

@@ -61,6 +61,7 @@ fn job() -> Job {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     };
     let body = Body::new(vec![Bytes::from_static(CONTENT.as_bytes())]);
     let message = Message {

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use postrider::clock::Clock;
-use postrider::message::MessageId;
+use postrider::message::{HeldBy, Hold, MessageId};
 use postrider::queue::claim::CLAIMS_MAX;
 use postrider::queue::record::{Message, Recipient, Status};
 use postrider::queue::{NewMessage, Queue};
@@ -107,7 +107,7 @@ async fn held_mail_waits_for_a_person() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Clock::manual(START);
     let (queue, mut fresh) = open(folder.path(), &clock);
-    let held = Recipient { status: Status::Held { reason: "test".into() }, ..recipient("a@b.example", START) };
+    let held = Recipient { status: Status::Held(Hold::new(HeldBy::Other, "test")), ..recipient("a@b.example", START) };
     let id = enqueue(&queue, "hello", vec![held]).await;
     assert!(fresh.try_recv().map(|claimed| claimed.recipients.len()).unwrap_or(0) == 0);
     assert!(queue.claim_due().unwrap().claimed.is_empty());

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider::clock::Clock;
-use postrider::message::MessageId;
+use postrider::message::{HeldBy, Hold, MessageId};
 use postrider::queue::claim::{CLAIMS_MAX, Look};
 use postrider::queue::lane::Lane;
 use postrider::queue::record::{Message, Recipient, Status};
@@ -74,7 +74,7 @@ impl World {
             let place = random.below(40).min(random.below(40));
             let due = if random.below(8) == 0 { now + random.below(5000) as u64 } else { now };
             let held = random.below(15) == 0;
-            let status = if held { Status::Held { reason: "test".into() } } else { Status::Waiting { due } };
+            let status = if held { Status::Held(Hold::new(HeldBy::Other, "test")) } else { Status::Waiting { due } };
             Recipient { status, ..recipient(&format!("you@p{place}.test"), due) }
         };
         let recipients: Vec<Recipient> = (0..count).map(|_| one(&mut self.random)).collect();
@@ -166,7 +166,7 @@ impl World {
         let ((id, number), before) = self.model.iter().nth(at).map(|(key, r)| (*key, r.clone())).unwrap();
         let status = match self.random.below(4) {
             0 => None,
-            1 => Some(Status::Held { reason: "by the test".into() }),
+            1 => Some(Status::Held(Hold::new(HeldBy::Other, "by the test"))),
             2 => Some(Status::Waiting { due: self.now() }),
             _ => Some(before.status.clone()),
         };

@@ -6,7 +6,7 @@ mod support {
 }
 
 use postrider::clock::Clock;
-use postrider::message::MessageId;
+use postrider::message::{HeldBy, Hold, MessageId};
 use postrider::queue::record::{Message, Recipient, Status};
 use postrider::queue::{keys, rebuild_due_index};
 use postrider::store::{Batch, FORMAT_VERSION, Store, Table};
@@ -155,4 +155,19 @@ fn a_message_without_a_stream_is_transactional() {
     let mut record = serde_json::to_value(message(MessageId::from_u64(1), &[], 1)).unwrap();
     record.as_object_mut().unwrap().remove("stream");
     assert_eq!(serde_json::from_value::<Message>(record).unwrap().stream, "transactional");
+}
+
+/// Why a recipient is held was a sentence alone. What it says is found in it when the record is read, and kept
+/// from then on.
+#[test]
+fn a_recipient_that_was_held_before_says_by_what() {
+    let held = Status::Held(Hold::new(HeldBy::Other, "accounts.shop.hold is set, until `postrider queue release`"));
+    let mut record = serde_json::to_value(Recipient { status: held, ..recipient("you@far.test", START) }).unwrap();
+    assert!(record["status"]["held"].as_object_mut().unwrap().remove("by").is_some());
+    let old = rmp_serde::to_vec_named(&record).unwrap();
+    let read: Recipient = keys::decode(&old).unwrap();
+    let Status::Held(hold) = &read.status else { panic!("{read:?}") };
+    assert_eq!(hold.by, HeldBy::Account("shop".to_owned()));
+    let again: Recipient = keys::decode(&keys::encode(&read).unwrap()).unwrap();
+    assert_eq!(again, read);
 }

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use postrider::clock::Clock;
-use postrider::message::MessageId;
+use postrider::message::{HeldBy, Hold, MessageId};
 use postrider::queue::check::{self, Finding, Kind};
 use postrider::queue::keys;
 use postrider::queue::record::{Recipient, Status};
@@ -66,7 +66,8 @@ fn each_kind_of_wrong_is_found_alone_and_hides_nothing() {
     let new = id("waiting, new");
     let inbound = id("for four");
     let ghost = MessageId::from_u64(id("captured").as_u64() + 1);
-    let stray = || Recipient { status: Status::Held { reason: "x".into() }, ..stored::all()[0].recipients[0].clone() };
+    let stray =
+        || Recipient { status: Status::Held(Hold::new(HeldBy::Other, "x")), ..stored::all()[0].recipients[0].clone() };
     type Spoil = Box<dyn Fn(&mut Batch)>;
     type Case = (&'static str, Spoil, Vec<(Kind, Option<MessageId>)>);
     let cases: Vec<Case> = vec![

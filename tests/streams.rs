@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use postrider::admin::{Backend, Filter, Listed, Page};
 use postrider::clock::Clock;
-use postrider::message::MessageId;
+use postrider::message::{Hold, MessageId};
 use postrider::queue::record::{Recipient, Status};
 use postrider::queue::suspend::Suspension;
 use postrider::store::Batch;
@@ -293,9 +293,9 @@ async fn what_is_held_for_a_smart_host_is_released_with_it() {
     server.stop().await;
 }
 
-async fn hold(server: &TestServer, id: MessageId, reason: String) {
+async fn hold(server: &TestServer, id: MessageId, hold: Hold) {
     let queue = &server.app.operator().queue;
-    let held = |before: &Recipient| Recipient { status: Status::Held { reason }, ..before.clone() };
+    let held = |before: &Recipient| Recipient { status: Status::Held(hold), ..before.clone() };
     assert!(queue.change(id, 0, |_, before| Some((Some(held(before)), Batch::new()))).await.unwrap());
 }
 

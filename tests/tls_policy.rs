@@ -104,6 +104,7 @@ fn job(wish: TlsWish) -> Job {
         by_hand: None,
         last_failure: None,
         delay_notified: false,
+        released: None,
     };
     Job { message: Arc::new(message), body, recipients: vec![(1, recipient)] }
 }

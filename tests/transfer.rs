@@ -341,7 +341,7 @@ fn what_is_asked_for_must_be_clear_and_there() {
     let id = stored::all()[2].message.id.to_string();
     for (arguments, status, text) in [
         (&["queue", "export", "--to-dir", path(&to)][..], 2, "nothing is selected"),
-        (&["queue", "export", &id, "--status", "held", "--to-dir", path(&to)], 2, "do not go together"),
+        (&["queue", "export", &id, "--status", "captured", "--to-dir", path(&to)], 1, "nothing was there"),
         (&["queue", "export", "0000000000001", "--to-dir", path(&to)], 1, "0000000000001 is not queued"),
         (&["queue", "import", "/nonexistent"], 2, "/nonexistent: No such file"),
         (&["queue", "import", "Cargo.toml"], 2, "neither .json nor .eml"),
@@ -350,6 +350,10 @@ fn what_is_asked_for_must_be_clear_and_there() {
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(text), "{arguments:?}: {}", stderr(&output));
     }
+    // Also together: of the messages named those that the filters take.
+    let export = ["queue", "export", &id, "--status", "held", "--to-dir", path(&to), "--dry-run"];
+    assert_eq!(say(old.path(), &export, 0), "1 message would be exported.\n");
+    assert!(files(&to, "").is_empty());
     assert_eq!(say(old.path(), &["queue", "export", &id, "--to-dir", path(&to)], 0).lines().count(), 1);
     assert_eq!(files(&to, ".json"), [format!("{id}.json")]);
 }

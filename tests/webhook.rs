@@ -65,6 +65,7 @@ fn recipient(address: &str) -> Recipient {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

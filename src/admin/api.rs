@@ -3,12 +3,13 @@
 //!
 //! | request                                   | answer                                             |
 //! |-------------------------------------------|----------------------------------------------------|
-//! | `GET /api/v1/queue?to=&from=&domain=&status=&older_than=&limit=&after=` | `{"messages": […], "next": id or null}` |
+//! | `GET /api/v1/queue?to=&from=&domain=&stream=&status=&older_than=&limit=&after=` | `{"messages": […], "next": id or null}` |
 //! | `GET /api/v1/queue/{id}`                  | the story, also of a message that is done          |
 //! | `POST /api/v1/queue/{retry,hold,release,cancel}` with `{"ids": […], "filter": {…}, "all": true, "dry_run": true}` | `{"recipients": n, "dry_run": false}` |
 //! | `POST /api/v1/messages?from=&to=&to=` with `message/rfc822`, or JSON (`compose`) | 202 `{"id"}` once it is on disk (`submit`) |
 //! | `GET /api/v1/events?q=&account=&smart_host=&failed=&since=&limit=&before=` | `{"events": […], "next": id or null}` (`events`) |
 //! | `GET /api/v1/events?follow=true&…`        | a line of JSON for each event from now on          |
+//! | `/api/v1/captured…`                       | what is captured: the table is in `captured`       |
 //! | `GET /openapi.json`                       | the requests of this table that are for applications, as OpenAPI 3.1 |
 //! | `GET /api/v1/status`                      | version, host name, open listeners                 |
 //! | `GET /api/v1/queue?status=damaged`        | `{"messages": [], "next": null, "damaged": […]}`   |
@@ -52,6 +53,8 @@ use crate::smtp::reply::{Refusal, Severity};
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Messages read into memory at once; more wait.
 const SUBMISSIONS_MAX: usize = 4;
+/// Captured messages read for people at once; more wait.
+const READERS_MAX: usize = 4;
 
 /// What the handlers share.
 pub(super) struct Api<B> {
@@ -59,17 +62,24 @@ pub(super) struct Api<B> {
     /// Bytes of a submitted message.
     pub(super) max_size: usize,
     pub(super) submissions: Semaphore,
+    pub(super) readers: Semaphore,
 }
 
 pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
     let max_size = usize::try_from(max_size).unwrap_or(usize::MAX);
-    let api = Arc::new(Api { backend, max_size, submissions: Semaphore::new(SUBMISSIONS_MAX) });
+    let api = Arc::new(Api {
+        backend,
+        max_size,
+        submissions: Semaphore::new(SUBMISSIONS_MAX),
+        readers: Semaphore::new(READERS_MAX),
+    });
     let mut routes = Router::new()
         .route("/api/v1/queue", get(list::<B>))
         .route("/api/v1/queue/{id}", get(story::<B>))
         .route("/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::<B>))
         .route("/healthz", get(healthz))
+        .merge(super::captured::routes::routes::<B>())
         .merge(super::events::routes::<B>())
         .merge(super::explain::routes::<B>())
         .merge(super::submit::routes::<B>())
@@ -139,7 +149,7 @@ impl From<QueryRejection> for ApiError {
     fn from(rejection: QueryRejection) -> ApiError {
         ApiError::bad(
             rejection.body_text(),
-            "parameters are to, from, domain, status, older_than (4h), limit, after (an id)",
+            "parameters are to, from, domain, stream, status, older_than (4h), limit, after (an id)",
         )
     }
 }
@@ -158,6 +168,7 @@ struct ListQuery {
     to: Option<String>,
     from: Option<String>,
     domain: Option<String>,
+    stream: Option<String>,
     status: Option<super::view::Status>,
     older_than: Option<String>,
     limit: Option<usize>,
@@ -189,8 +200,9 @@ async fn list<B: Backend>(
     if !(1..=PAGE_MESSAGES_MAX).contains(&limit) {
         return Err(ApiError::bad(format!("limit is {limit}"), "a page has 1 to 1000 messages"));
     }
-    let filter = Filter { to: query.to, from: query.from, domain: query.domain, status: query.status, older_than };
-    let messages = api.backend.list(filter, Page { limit, after: query.after }).await?;
+    let ListQuery { to, from, domain, stream, status, after, .. } = query;
+    let filter = Filter { to, from, domain, stream, status, older_than };
+    let messages = api.backend.list(filter, Page { limit, after }).await?;
     let next = messages.last().map(|last| last.id).filter(|_| messages.len() >= limit);
     Ok(Json(ListAnswer { messages, next, damaged: Vec::new() }))
 }

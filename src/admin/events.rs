@@ -127,7 +127,7 @@ fn as_written(q: &str) -> String {
     Domain::parse(domain).map_or_else(|_| q.to_owned(), |domain| format!("{local}@{domain}"))
 }
 
-fn since(text: &str, now: Millis) -> Result<Millis, ApiError> {
+pub(super) fn since(text: &str, now: Millis) -> Result<Millis, ApiError> {
     let ago = |ago: Duration| now.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
     let given = view::time::parse(text).map_or_else(|| parse_duration(text).map(ago), Ok);
     given.map_err(|_| {

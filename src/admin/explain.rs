@@ -118,7 +118,11 @@ pub enum Cause {
     NoDestination,
     Dmarc,
     Milter,
+    /// It was fetched, and would have been refused otherwise.
+    Refused,
     LoopLimit,
+    /// Its target has not taken it in time.
+    DeadLetter,
     Operator,
     /// For another reason, which is in the sentence.
     Held,

@@ -29,6 +29,9 @@ pub struct Filter {
     /// The recipient's domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// The stream that it goes by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
     /// Received longer ago than this: `4h`.
@@ -64,13 +67,15 @@ impl Filter {
         let old_enough = self.older_than.is_none_or(|age| {
             u128::from(listed.received_at) + age.as_millis() < u128::from(now) // overflow-free
         });
-        old_enough && self.from.as_deref().is_none_or(|wanted| address_fits(wanted, &listed.from.to_string()))
+        old_enough
+            && self.stream.as_deref().is_none_or(|wanted| wanted == listed.stream)
+            && self.from.as_deref().is_none_or(|wanted| address_fits(wanted, &listed.from.to_string()))
     }
 }
 
 /// `bob@example.com` fits that address, `example.com` and `@example.com` its domain, `bob` its local
 /// part, `<>` the empty (null) address. Without regard to case.
-fn address_fits(wanted: &str, address: &str) -> bool {
+pub(super) fn address_fits(wanted: &str, address: &str) -> bool {
     let wanted = wanted.trim_start_matches('<').trim_end_matches('>').to_lowercase();
     let address = address.to_lowercase();
     match (wanted.strip_prefix('@'), address.rsplit_once('@')) {

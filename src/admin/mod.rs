@@ -11,6 +11,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -25,12 +26,13 @@ use crate::intake::fetch::Ran;
 use crate::intake::idempotency::Key;
 use crate::intake::pickup::Report;
 use crate::intake::suppress::NewEntry;
-use crate::message::{Draft, MessageId};
+use crate::message::{Address, Draft, MessageId};
 use crate::queue::suspend::Suspension;
 use crate::smtp::reply::Refusal;
 
 pub(crate) mod api;
 pub mod caller;
+pub mod captured;
 pub(crate) mod compose;
 pub mod events;
 pub mod explain;
@@ -48,6 +50,7 @@ pub(crate) mod upkeep;
 pub mod view;
 
 pub use caller::Caller;
+pub use captured::{Captured, CapturedFilter, CapturedPage, CapturedWish, Kept};
 pub use events::{EventLine, EventsPage, EventsWish};
 pub use explain::{Cause, Explained, Explanation};
 pub use fetch::FetchStatus;
@@ -202,6 +205,48 @@ pub trait Backend: Send + Sync + 'static {
     /// What happens from now on, as lines of JSON, until the receiver is dropped or the server stops.
     fn follow(&self, _wish: EventsWish) -> impl Future<Output = Result<Receiver<Bytes>, Complaint>> + Send {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
+    /// A page of what is captured, newest first.
+    fn list_captured(&self, _wish: CapturedWish) -> impl Future<Output = Result<CapturedPage, Trouble>> + Send {
+        async { Ok(CapturedPage::default()) }
+    }
+
+    /// The same; where nothing is like that, the answer comes when something is, or after `_patience`.
+    fn wait_captured(
+        &self,
+        wish: CapturedWish,
+        _patience: Duration,
+    ) -> impl Future<Output = Result<CapturedPage, Complaint>> + Send {
+        async {
+            let listed = self.list_captured(wish).await;
+            listed.map_err(|Trouble(why)| Complaint::new(why, CANNOT_REMEDY))
+        }
+    }
+
+    /// A captured message with its bytes. None: it is not captured (any more).
+    fn captured(&self, _id: MessageId) -> impl Future<Output = Result<Option<Kept>, Trouble>> + Send {
+        async { Ok(None) }
+    }
+
+    /// Sends a captured message for real: to those whom it was for, and then it is not captured any more; or to
+    /// `to`, and then it stays. Gives the number of recipients. None: it is not captured.
+    fn release_captured(
+        &self,
+        _id: MessageId,
+        _to: Vec<Address>,
+    ) -> impl Future<Output = Result<Option<usize>, Trouble>> + Send {
+        async { Ok(None) }
+    }
+
+    /// Takes a captured message away. False: it is not captured (any more).
+    fn delete_one_captured(&self, _id: MessageId) -> impl Future<Output = Result<bool, Trouble>> + Send {
+        async { Ok(false) }
+    }
+
+    /// Takes all away that the filter takes; gives how many messages are gone.
+    fn delete_captured(&self, _filter: CapturedFilter) -> impl Future<Output = Result<usize, Trouble>> + Send {
+        async { Ok(0) }
     }
 
     /// Can it take mail right now, and what stands in the way? None: it does not know.

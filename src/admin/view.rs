@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::events::Entry;
-use crate::message::{Address, MessageId, ReversePath};
+use crate::message::{Address, HeldBy, MessageId, ReversePath};
 use crate::queue::record;
 use crate::queue::record::{Failure, Route};
 
@@ -45,6 +45,9 @@ pub struct Recipient {
     pub due: Option<Millis>,
     /// Why it is held; none if it is not.
     pub held_because: Option<String>,
+    /// What holds it; known within the server only.
+    #[serde(skip)]
+    pub held_by: Option<HeldBy>,
     /// What keeps it from being tried although it waits for nothing else: a suspension, a limit of its
     /// stream; none if nothing does.
     #[serde(default)]
@@ -120,11 +123,12 @@ impl Listed {
 
 impl Recipient {
     pub fn new(number: u32, recipient: &record::Recipient) -> Recipient {
-        let (status, due, held_because) = match &recipient.status {
+        let (status, due, hold) = match &recipient.status {
             record::Status::Waiting { due } => (Status::Waiting, Some(*due), None),
-            record::Status::Held { reason } => (Status::Held, None, Some(reason.clone())),
+            record::Status::Held(hold) => (Status::Held, None, Some(hold.clone())),
             record::Status::Captured { .. } => (Status::Captured, None, None),
         };
+        let (held_because, held_by) = hold.map(|hold| (hold.reason, hold.by)).unzip();
         Recipient {
             number,
             address: recipient.address.clone(),
@@ -133,6 +137,7 @@ impl Recipient {
             status,
             due,
             held_because,
+            held_by,
             kept_back: None,
             attempts: recipient.attempts,
             last_failure: recipient.last_failure.clone(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::operator::{Operator, blocking};
@@ -16,6 +16,8 @@ use crate::queue::Queue;
 
 /// Who follows what happens, at once.
 const FOLLOWERS_MAX: usize = 16;
+/// Who waits for a message to be captured, at once: fewer than there are connections.
+const WAITERS_MAX: usize = 128;
 /// Lines made ahead for a follower; behind them [`crate::events::live`] keeps some.
 const LINES_AHEAD: usize = 64;
 
@@ -23,12 +25,24 @@ const LINES_AHEAD: usize = 64;
 #[derive(Debug)]
 pub struct Followers {
     free: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Followers {
     pub fn new(stop: CancellationToken) -> Followers {
-        Followers { free: Arc::new(Semaphore::new(FOLLOWERS_MAX)), stop }
+        let free = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+        Followers { free, waiting: Arc::new(Semaphore::new(WAITERS_MAX)), stop }
+    }
+
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        WAITERS_MAX.saturating_sub(self.waiting.available_permits())
+    }
+
+    /// A place for one who waits for something, and what ends the wait. None: too many wait.
+    pub(super) fn wait(&self) -> Option<(OwnedSemaphorePermit, CancellationToken)> {
+        Some((self.waiting.clone().try_acquire_owned().ok()?, self.stop.clone()))
     }
 }
 

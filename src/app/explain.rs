@@ -165,13 +165,16 @@ impl Operator {
     async fn prospects(&self, message: &Message, recipients: &[(u32, Recipient)]) -> HashMap<Domain, Found> {
         let config = self.intake.config();
         let mut prospects = HashMap::new();
-        if !matches!(outbound::choose_for(config, message).way, Way::Direct { .. }) {
+        let is_direct = |released| matches!(outbound::choose_for(config, message, released).way, Way::Direct { .. });
+        let (is_direct, is_direct_if_released) = (is_direct(false), is_direct(true));
+        if !is_direct && !is_direct_if_released {
             return prospects;
         }
         let deadline = Instant::now() + LOOK_UP_TIME;
         for (_, recipient) in recipients {
             let domain = recipient.address.domain();
-            let leaves = recipient.route == Route::Remote && !config.is_own(domain);
+            let is_direct = if recipient.released.is_some() { is_direct_if_released } else { is_direct };
+            let leaves = recipient.route == Route::Remote && !config.is_own(domain) && is_direct;
             if !leaves || prospects.contains_key(domain) || prospects.len() >= DOMAINS_MAX {
                 continue;
             }
@@ -192,13 +195,13 @@ impl Operator {
         let id = message.id;
         let (state, reason) = match &recipient.status {
             Status::Waiting { due } => (Condition::Waiting, self.waits(facts, recipient, *due)),
-            Status::Held { reason } => {
-                let (cause, key) = held::setting(reason);
-                (Condition::Held, Reason::new(cause, held::sentence(cause, reason), key, None))
+            Status::Held(hold) => {
+                let (cause, key) = held::setting(hold);
+                (Condition::Held, Reason::new(cause, held::sentence(cause, hold), key, None))
             }
             Status::Captured { at } => {
                 let why = format!(
-                    "It was captured at {} in place of being sent, and stays until it is cancelled",
+                    "It was captured at {} in place of being sent, and stays until it is released or deleted (postrider captured)",
                     rfc3339(*at)
                 );
                 (Condition::Captured, Reason::new(Cause::Captured, why, Some("delivery.default".to_owned()), None))
@@ -422,6 +425,12 @@ fn remedies(id: MessageId, state: Condition, cause: Cause, closed: Option<&Close
         }
         Condition::Held => {
             can.push(Remedy::new(format!("postrider queue release {id}"), "let it go"));
+        }
+        Condition::Captured => {
+            can.push(Remedy::new(format!("postrider captured show {id}"), "read it"));
+            can.push(Remedy::new(format!("postrider captured release {id}"), "send it for real"));
+            can.push(Remedy::new(format!("postrider captured delete {id}"), "take it out for good"));
+            return can;
         }
         _ => {}
     }

@@ -5,15 +5,16 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, Compacted, Complaint, Damaged, EventsPage, EventsWish, Explanation, Exported,
-    FetchStatus, Filter, Imported, Listed, Page, Pick, Readiness, Selection, ServerStatus, Story, SuspendAnswer,
-    Suspended, Trouble, transfer, view,
+    Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Compacted, Complaint, Damaged,
+    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, Page, Pick, Readiness,
+    Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
@@ -27,7 +28,7 @@ use crate::intake::fetch::{Fetcher, NotRun, Ran};
 use crate::intake::idempotency::Key;
 use crate::intake::suppress::{NewEntry, SuppressError};
 use crate::intake::{Intake, Once, pickup};
-use crate::message::{Address, Draft, MessageId, ReversePath, stream};
+use crate::message::{Address, Draft, HeldBy, Hold, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Message, Recipient, Route, Status};
@@ -298,6 +299,30 @@ impl Backend for Operator {
         self.explain_message(id).await
     }
 
+    async fn list_captured(&self, wish: CapturedWish) -> Result<CapturedPage, Trouble> {
+        self.captured_page(wish).await
+    }
+
+    async fn wait_captured(&self, wish: CapturedWish, patience: Duration) -> Result<CapturedPage, Complaint> {
+        self.captured_within(wish, patience).await
+    }
+
+    async fn captured(&self, id: MessageId) -> Result<Option<Kept>, Trouble> {
+        self.captured_one(id).await
+    }
+
+    async fn release_captured(&self, id: MessageId, to: Vec<Address>) -> Result<Option<usize>, Trouble> {
+        self.let_captured_go(id, to).await
+    }
+
+    async fn delete_one_captured(&self, id: MessageId) -> Result<bool, Trouble> {
+        self.forget_captured(id).await
+    }
+
+    async fn delete_captured(&self, filter: CapturedFilter) -> Result<usize, Trouble> {
+        self.forget_all_captured(filter).await
+    }
+
     async fn readiness(&self) -> Option<Readiness> {
         Some(self.watch.readiness())
     }
@@ -348,7 +373,7 @@ impl Operator {
 
     /// Releases what was put aside, one by one, because a smart host or a target was suspended.
     pub(super) async fn release_for(&self, what: &Suspension) -> Result<(), Trouble> {
-        let Some(because) = what.held_because() else { return Ok(()) };
+        let Some(hold) = what.held_because() else { return Ok(()) };
         let mut after = None;
         loop {
             let filter = Filter { status: Some(view::Status::Held), ..Filter::default() };
@@ -356,7 +381,7 @@ impl Operator {
             let Some(last) = slice.last() else { break };
             after = Some(last.id);
             for listed in &mut slice {
-                listed.recipients.retain(|recipient| recipient.held_because.as_deref() == Some(because.as_str()));
+                listed.recipients.retain(|recipient| recipient.held_by.as_ref() == Some(&hold.by));
             }
             self.change_all(Action::Release, slice, false).await?;
         }
@@ -410,7 +435,7 @@ impl Operator {
             return Ok(());
         }
         for recipient in chosen.iter().flat_map(|listed| &listed.recipients) {
-            let held_for = recipient.held_because.as_deref().and_then(Suspension::of_reason);
+            let held_for = recipient.held_by.as_ref().and_then(Suspension::behind);
             if let Some(what @ Suspension::Target(_)) = held_for
                 && self.queue.lift(&what).await.map_err(Trouble::new)?
             {
@@ -496,8 +521,7 @@ fn unsuppressable(error: SuppressError) -> Complaint {
 /// Why nothing goes to a target, if that is so.
 fn paused(queue: &Queue, route: &Route) -> Option<String> {
     let Route::Target(name) = route else { return None };
-    let what = Suspension::Target(name.clone());
-    what.held_because().filter(|_| queue.gates().is_target_paused(name))
+    queue.gates().is_target_paused(name).then(|| Suspension::target(name).reason)
 }
 
 /// What is suspended, for people.
@@ -529,7 +553,7 @@ fn damaged_of(queue: &Queue, id: MessageId) -> Result<Vec<Damaged>, StoreError> 
 fn after(action: Action, before: &Recipient, now: u64) -> Option<Recipient> {
     let status = match action {
         Action::Retry | Action::Release => Status::Waiting { due: now },
-        Action::Hold => Status::Held { reason: BY_OPERATOR.into() },
+        Action::Hold => Status::Held(Hold::new(HeldBy::Operator, BY_OPERATOR)),
         Action::Cancel => return None,
     };
     let by_hand = match (action, &before.status) {
@@ -578,8 +602,9 @@ mod tests {
             last_failure: None,
             delay_notified: false,
             by_hand,
+            released: None,
         };
-        let (held, waiting) = (Status::Held { reason: "x".into() }, |due| Status::Waiting { due });
+        let (held, waiting) = (Status::Held(Hold::new(HeldBy::Other, "x")), |due| Status::Waiting { due });
         for (action, before, by_hand) in [
             (Action::Retry, before(2, waiting(900), None), Some(900)),
             // Asked for twice.

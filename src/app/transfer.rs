@@ -96,8 +96,8 @@ impl Transfer {
         let mut telling = self.journal.begin();
         telling.tell(id, imported(&old, &message));
         for recipient in &recipients {
-            if let Status::Held { reason } = &recipient.status {
-                telling.tell(id, Event::Held { recipient: recipient.address.clone(), reason: reason.clone() });
+            if let Status::Held(hold) = &recipient.status {
+                telling.tell(id, Event::Held { recipient: recipient.address.clone(), reason: hold.reason.clone() });
             }
         }
         let mut extra = telling.take_batch();

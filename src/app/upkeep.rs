@@ -199,7 +199,7 @@ pub fn restore(
                 sync_folder(&half)?;
             }
             if target.exists() {
-                let aside = data_dir.join(format!("{name}.before-{stamp}"));
+                let aside = free_name(data_dir, &format!("{name}.before-{stamp}"));
                 std::fs::rename(&target, &aside)?;
                 restored.moved_aside.push(aside);
             }
@@ -209,6 +209,13 @@ pub fn restore(
         placed.map_err(|error| io_trouble(&target, &error))?;
     }
     Ok(restored)
+}
+
+/// Two restores may be made within a second, and what the first has moved aside must stay.
+fn free_name(folder: &Path, name: &str) -> PathBuf {
+    let numbered = (2u32..).map(|number| folder.join(format!("{name}-{number}")));
+    let mut names = std::iter::once(folder.join(name)).chain(numbered);
+    names.find(|path| path.symlink_metadata().is_err()).unwrap_or_else(|| folder.join(name))
 }
 
 fn read_manifest(from: &Path) -> Result<Manifest, Complaint> {

@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::config::{Milter, MilterHost, MilterPlace};
 use crate::dns::Resolver;
 use crate::message::header::Headers;
-use crate::message::{BodyType, Domain, Envelope, MessageId, Origin};
+use crate::message::{BodyType, Domain, Envelope, HeldBy, Hold, MessageId, Origin};
 use crate::smtp::reply::{Refusal, Reply};
 use crate::store::StoreError;
 
@@ -116,7 +116,7 @@ pub struct Passed {
     /// something. Our Authentication-Results are in it.
     pub header: Option<Vec<u8>>,
     /// Why it is to be held.
-    pub hold: Option<String>,
+    pub hold: Option<Hold>,
     /// Why it is to be taken and dropped.
     pub discard: Option<String>,
 }
@@ -149,7 +149,7 @@ pub async fn ask(
         let asked = timeout_at(deadline, ask_one(resolver, milter, about, &mut fields)).await;
         let ended = asked.unwrap_or(Err(Failed::AllTooSlow)).map_err(|failed| failed.stop(name))?;
         if let (Some(reason), None) = (&ended.quarantine, &passed.hold) {
-            passed.hold = Some(format!("milter {name} wants it held: {reason}"));
+            passed.hold = Some(Hold::new(HeldBy::Milter, format!("milter {name} wants it held: {reason}")));
         }
         match ended.verdict {
             Verdict::Accept => {}

@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::config::{ArcMode, CheckMode, Config, DmarcMode};
 use crate::dns::Resolver;
 use crate::message::header::Headers;
-use crate::message::{Domain, Draft, Findings};
+use crate::message::{Domain, Draft, Findings, HeldBy, Hold};
 use crate::smtp::reply::{Refusal, Reply};
 
 pub use results::forged_results;
@@ -74,7 +74,7 @@ pub enum Verdict {
     Accept,
     Reject(Refusal),
     /// Taken and queued held, for this reason.
-    Hold(String),
+    Hold(Hold),
 }
 
 /// Checks a message that came in from outside. `draft.origin.peer` has to be there for SPF; without
@@ -324,7 +324,9 @@ fn dmarc_verdict(dmarc: &dmarc::Dmarc) -> Verdict {
             Reply::new(550, (7, 1), format!("rejected by the DMARC policy of {domain} (p=reject)")),
             format!("DMARC fail, p=reject of {domain}"),
         ),
-        ("fail", dmarc::Policy::Quarantine) => Verdict::Hold(format!("DMARC quarantine of {domain}")),
+        ("fail", dmarc::Policy::Quarantine) => {
+            Verdict::Hold(Hold::new(HeldBy::Dmarc, format!("DMARC quarantine of {domain}")))
+        }
         _ => Verdict::Accept,
     }
 }

@@ -1,6 +1,6 @@
-//! `postrider account`: the argon2id hash of a password, for `password_hash` in the configuration,
-//! and a test of a login, as an application would use it. A password is asked for on a terminal, or read from standard
-//! input, a file or the environment; never an argument, which other users could see.
+//! `postrider account`: the argon2id hash of a password, for `password_hash` in the configuration, the accounts
+//! that this has, and a test of a login, as an application would use it. A password is asked for on a terminal, or
+//! read from standard input, a file or the environment; never an argument, which other users could see.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
@@ -13,7 +13,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use super::target::address;
 use super::{Failure, load, print_json, tested, text};
 use crate::app::account_test::{self, NoTest, Wish};
-use crate::config::{Config, Secret};
+use crate::config::{Account, Config, Secret, Senders};
 use crate::delivery::smtp::SmtpTransport;
 use crate::dns::Resolver;
 use crate::message::Address;
@@ -26,7 +26,13 @@ const EXAMPLES: &str = "\
 Examples:
   postrider account hash                                 asks for the password
   openssl rand -base64 24 | tee /dev/stderr | postrider account hash
+  postrider account list
   postrider account test shop                            may it send? asks for the password";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  postrider account list
+  postrider account list --json | jq -r 'select(.active | not) | .name'";
 
 const HASH_EXAMPLES: &str = "\
 Examples:
@@ -63,6 +69,9 @@ enum AccountCommand {
     /// Log in and go the way of a message, as an application would
     #[command(after_help = TEST_EXAMPLES)]
     Test(TestArgs),
+    /// The accounts of the configuration
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,6 +105,13 @@ struct TestArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct ListArgs {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct HashArgs {
     /// One JSON object
     #[arg(long)]
@@ -105,6 +121,7 @@ struct HashArgs {
 pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
     match args.command {
         AccountCommand::Hash(args) => hash(&args),
+        AccountCommand::List(args) => list(&load(config)?, &args),
         AccountCommand::Test(args) => test(load(config)?, args).await,
     }
 }
@@ -132,6 +149,47 @@ async fn test(config: Config, args: TestArgs) -> Result<(), Failure> {
     let tested = tested.map_err(|NoTest(what, remedy)| Failure::usage(what).remedy(remedy))?;
     let good = if send { "The server has taken the message." } else { "The account may send." };
     tested::tell(&tested, json, good)
+}
+
+fn list(config: &Config, args: &ListArgs) -> Result<(), Failure> {
+    if args.json {
+        return config.accounts.iter().try_for_each(|(name, account)| print_json(&as_json(name, account)));
+    }
+    if config.accounts.is_empty() {
+        return Ok(text::print("There are no accounts.")?);
+    }
+    let rows: Vec<Vec<String>> = config.accounts.iter().map(|(name, account)| row(name, account)).collect();
+    text::table(&rows).iter().try_for_each(|line| Ok(text::print(line)?))
+}
+
+fn as_json(name: &str, account: &Account) -> serde_json::Value {
+    serde_json::json!({
+        "name": name,
+        "label": account.label,
+        "active": account.active,
+        "hold": account.hold,
+        "stream": account.stream,
+        "senders": senders(account),
+        "daily_limit": account.daily_limit,
+    })
+}
+
+/// None: all domains that are ours.
+fn senders(account: &Account) -> Option<Vec<String>> {
+    match &account.senders {
+        Senders::OwnDomains => None,
+        Senders::Only(list) => Some(list.iter().map(ToString::to_string).collect()),
+    }
+}
+
+fn row(name: &str, account: &Account) -> Vec<String> {
+    let mut notes = Vec::new();
+    notes.extend((!account.active).then(|| "not active".to_owned()));
+    notes.extend(account.hold.then(|| "all it sends is held".to_owned()));
+    notes.extend(account.daily_limit.map(|limit| format!("{limit} recipients a day")));
+    notes.extend(Some(account.label.clone()).filter(|label| !label.is_empty()));
+    let senders = senders(account).map_or("all our domains".to_owned(), |list| list.join(", "));
+    vec![name.to_owned(), format!("stream {}", account.stream), format!("as {senders}"), notes.join("; ")]
 }
 
 fn hash(args: &HashArgs) -> Result<(), Failure> {

@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::Failure;
+use super::captured::Filters;
 use crate::admin::api::{ChangeAnswer, ListAnswer};
+use crate::admin::captured::{DeleteAnswer, Many, Read, ReleaseAnswer, ReleaseBody};
 use crate::admin::fetch::{FetchAnswer, FetchBody};
 use crate::admin::filter::SelectionBody;
 use crate::admin::pickup::{PickupAnswer, PickupBody};
@@ -23,8 +25,8 @@ use crate::admin::suspend::SuspendBody;
 use crate::admin::transfer::{self, Imported};
 use crate::admin::upkeep::{BackupBody, ImportedBody};
 use crate::admin::{
-    Action, BackedUp, Compacted, EventsPage, Explanation, FetchStatus, Filter, Page, Readiness, SOCKET_NAME,
-    ServerStatus, Story, SuspendAnswer,
+    Action, BackedUp, CapturedPage, Compacted, EventsPage, Explanation, FetchStatus, Filter, Page, Readiness,
+    SOCKET_NAME, ServerStatus, Story, SuspendAnswer,
 };
 use crate::delivery::host_test::{Report, Wish};
 use crate::intake::fetch::Ran;
@@ -126,6 +128,7 @@ impl Client {
             ("to", filter.to.as_deref()),
             ("from", filter.from.as_deref()),
             ("domain", filter.domain.as_deref()),
+            ("stream", filter.stream.as_deref()),
             ("status", filter.status.map(|status| status.name())),
             ("older_than", age.as_deref()),
         ];
@@ -251,6 +254,54 @@ impl Client {
         done
     }
 
+    /// The newest before `before`, at most so many; none: perhaps some later, within `wait`.
+    pub(super) async fn captured(
+        &self,
+        filters: &Filters,
+        limit: usize,
+        before: Option<MessageId>,
+        wait: Option<Duration>,
+    ) -> Result<CapturedPage, Failure> {
+        let mut parameters = filters.parameters();
+        parameters.push(("limit", limit.to_string()));
+        parameters.extend(before.map(|id| ("before", id.to_string())));
+        parameters.extend(wait.map(|wait| ("wait", format!("{}s", wait.as_secs()))));
+        self.get(&captured_path(&parameters)).await
+    }
+
+    pub(super) async fn captured_message(&self, id: MessageId) -> Result<Read, Failure> {
+        self.get(&format!("/api/v1/captured/{id}")).await
+    }
+
+    /// The bytes of the source or of an attachment.
+    pub(super) async fn captured_part(&self, id: MessageId, part: &str) -> Result<Bytes, Failure> {
+        let path = format!("/api/v1/captured/{id}/{part}");
+        let (status, body) = self.talk(Method::GET, &path, None, Bytes::new(), ANSWER_TIMEOUT).await?;
+        if status.is_success() { Ok(body) } else { Err(self.refused(status, &body)) }
+    }
+
+    /// Gives the number of recipients.
+    pub(super) async fn release_captured(&self, id: MessageId, to: &[String]) -> Result<usize, Failure> {
+        let to = (!to.is_empty()).then(|| Many::All(to.to_vec()));
+        let body = serde_json::to_vec(&ReleaseBody { to }).map_err(|error| Failure::new(error.to_string()))?;
+        let path = format!("/api/v1/captured/{id}/release");
+        let answer: ReleaseAnswer = self.post(&path, "application/json", body.into()).await?;
+        Ok(answer.recipients)
+    }
+
+    pub(super) async fn delete_one_captured(&self, id: MessageId) -> Result<usize, Failure> {
+        let path = format!("/api/v1/captured/{id}");
+        let answer: DeleteAnswer = self.ask(Method::DELETE, &path, None, Bytes::new()).await?;
+        Ok(answer.messages)
+    }
+
+    /// Without filters all; gives the number of messages.
+    pub(super) async fn delete_captured(&self, filters: &Filters) -> Result<usize, Failure> {
+        let path = captured_path(&filters.parameters());
+        let answer: DeleteAnswer = self.ask(Method::DELETE, &path, None, Bytes::new()).await?;
+        Ok(answer.messages)
+    }
+
     pub(super) async fn submit(&self, from: &str, to: &[String], raw: Bytes) -> Result<MessageId, Failure> {
         let parameters = std::iter::once(("from", from)).chain(to.iter().map(|to| ("to", to.as_str())));
         let path = format!("/api/v1/messages?{}", query(parameters));
@@ -345,6 +396,10 @@ impl Client {
 
 fn events_path(parameters: &[(&str, String)]) -> String {
     format!("/api/v1/events?{}", query(parameters.iter().map(|(name, value)| (*name, value.as_str()))))
+}
+
+fn captured_path(parameters: &[(&str, String)]) -> String {
+    format!("/api/v1/captured?{}", query(parameters.iter().map(|(name, value)| (*name, value.as_str()))))
 }
 
 async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {

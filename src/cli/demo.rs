@@ -405,8 +405,8 @@ Send with curl:
   printf 'From: {SENDER}\nTo: you@example.net\nSubject: Hi\n\nHello.\n' |
     curl --crlf --ssl-reqd --insecure --url smtp://{submission} --user {ACCOUNT}:{password} \
       --mail-from {SENDER} --mail-rcpt you@example.net --upload-file -
-See what is queued and captured:
-  {program} queue list --config {folder}/postrider.toml
+See what is kept in place of being sent, and read it (captured show ID):
+  {program} captured list --config {folder}/postrider.toml
 
 Ctrl-C ends it and removes {folder}."
     )

@@ -108,5 +108,9 @@ pub(super) fn run(config: &Config, args: Args) -> Result<(), Failure> {
 }
 
 fn failed(error: SignError) -> Failure {
-    Failure::new(error.to_string())
+    let text = error.to_string();
+    match text.split_once("; ") {
+        Some((what, remedy)) => Failure::new(what).remedy(remedy),
+        None => Failure::new(text),
+    }
 }

@@ -139,7 +139,12 @@ pub(super) fn not_ours(config: &Config, domain: &str) -> String {
     let known: Vec<&str> = config.domains.keys().map(Domain::as_str).collect();
     let shown: String = domain.chars().filter(|c| !c.is_control()).collect();
     match known.is_empty() {
-        true => format!("{shown} is not in [domains]: the configuration has none yet"),
-        false => format!("{shown} is not in [domains]; there are {}", known.join(", ")),
+        true => format!(
+            "{shown} is not in [domains]: there are none yet\n  → add [domains.\"{shown}\"] to the configuration"
+        ),
+        false => format!(
+            "{shown} is not in [domains]; there are {}\n  → name one of them, or add [domains.\"{shown}\"]",
+            known.join(", ")
+        ),
     }
 }

@@ -27,8 +27,13 @@ Examples:
 With an id the running server is asked. With --from and --to nothing is sent and no server is needed; the
 configuration may be one that is not in use yet. --dns looks up where the mail would go and which TLS that demands.";
 
+/// Two commands in one: what clap would make of it shows neither.
+const USAGE: &str = "\
+postrider explain [OPTIONS] <ID>
+       postrider explain [OPTIONS] --from <ADDRESS> --to <ADDRESS>";
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub(super) struct Args {
     /// Of a message that is queued, or was
     #[arg(required_unless_present = "from", conflicts_with_all = ["from", "to"])]

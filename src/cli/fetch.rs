@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 
+use super::progress::Progress;
 use super::text::{clean, count, moment, print, relative};
 use super::{Failure, client, load, print_json, tested};
 use crate::admin::FetchStatus;
@@ -121,7 +122,8 @@ fn described(account: &FetchStatus, now: Millis) -> Vec<String> {
 }
 
 async fn run_one(config: &Path, name: String, dry_run: bool, json: bool) -> Result<(), Failure> {
-    let ran = client(config)?.fetch_run(&FetchBody { account: name.clone(), dry_run }).await?;
+    let (client, wish) = (client(config)?, FetchBody { account: name.clone(), dry_run });
+    let ran = Progress::new("reading the mailbox", 0).during(client.fetch_run(&wish)).await?;
     if json {
         print_json(&ran)?;
     } else {

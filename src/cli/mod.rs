@@ -1,6 +1,7 @@
 //! The command line: one file a command group. `serve` and `demo` run a server in this process,
-//! `check`, `dns`, `dkim`, `account hash`, `fetch test`, `target test`, `completions`, `man` and `explain --from --to` need
-//! none, `store`, `smart-host test` and `queue export|import` do with one and without, everything else speaks to the running server over its
+//! `check`, `config`, `dns`, `dkim`, `account hash|list`, `fetch test`, `target test`, `completions`, `man` and
+//! `explain --from --to` need none, `store`, `smart-host test` and `queue export|import` do with one and without,
+//! everything else speaks to the running server over its
 //! admin socket (`client`).
 //!
 //! Human output by default, `--json` for programs (lists as one object a line). Exit status: 0 done,
@@ -16,12 +17,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::Config;
 
 mod account;
+mod captured;
 pub mod check;
 mod client;
 mod completions;
+mod config;
 mod confine;
 mod demo;
 mod dkim;
@@ -56,11 +59,13 @@ Examples:
   postrider demo                                  try it: no configuration, nothing leaves this machine
   postrider check                                 is the configuration right?
   postrider check --dns                           and DNS, port 25, certificate, clock, disk?
+  postrider config show --docs queue              what does each key mean?
   postrider serve                                 run the server
   postrider dns example.com                       the DNS records to publish
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
   postrider queue list                            what waits, and why
+  postrider captured list                         what is kept here in place of being sent
   postrider explain 0d3c9k2p5v8xq                 why it waits, which setting holds it, what comes next
   postrider log bob@example.net                   what happened to mail for or from Bob
   postrider smart-host test relay                 does that server take our mail?
@@ -115,7 +120,7 @@ enum Command {
     /// Say what is wrong with the configuration, or what it amounts to
     #[command(after_help = CHECK_EXAMPLES)]
     Check {
-        /// JSON, one object a line
+        /// One JSON object a line
         #[arg(long)]
         json: bool,
         /// Print when a message that keeps failing is tried, told of and given up
@@ -128,6 +133,8 @@ enum Command {
         #[arg(long, conflicts_with_all = ["explain_retry", "health"])]
         dns: bool,
     },
+    /// What the configuration amounts to, and what its keys mean
+    Config(config::Args),
     /// The DNS records to publish for a domain, and which are there
     #[command(after_help = DNS_EXAMPLES)]
     Dns {
@@ -155,6 +162,8 @@ enum Command {
     Pickup(pickup::Args),
     /// See and change what is queued
     Queue(queue::Args),
+    /// Read, release and delete what is captured in place of being sent
+    Captured(captured::Args),
     /// What happened to messages, and what happens
     #[command(after_help = events::EXAMPLES)]
     Log(events::Args),
@@ -176,7 +185,7 @@ enum Command {
     Target(target::Args),
     /// Check, back up, restore or compact what is on disk
     Store(store::Args),
-    /// Password hashes for the accounts of the configuration, and their logins
+    /// Password hashes, the accounts of the configuration, and their logins
     Account(account::Args),
     /// Write what a shell needs to complete these commands
     Completions(completions::Args),
@@ -218,6 +227,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Check { json, dns: true, .. } => return exit(check::world::run(config, json)),
         Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),
         Command::Check { json, explain_retry, .. } => return Ok(check::run(config, json, explain_retry)),
+        Command::Config(args) => config::run(config, args),
         Command::Dns { domain, json, offline } => {
             return exit(dns::run(load(config)?, &domain, json, offline));
         }
@@ -226,6 +236,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
         Command::Queue(args) => block_on(Threads::One, queue::run(config, args)),
+        Command::Captured(args) => block_on(Threads::One, captured::run(config, args)),
         Command::Log(args) => block_on(Threads::One, events::run(config, args)),
         Command::Explain(args) => block_on(Threads::One, explain::run(config, args)),
         Command::Suspend(args) => block_on(Threads::One, suspend::run(config, args, true)),
@@ -281,7 +292,8 @@ fn worker_threads() -> usize {
 
 /// Loads the configuration, or says all that is wrong with it: exit status 2.
 fn load(path: &Path) -> Result<Config, Failure> {
-    config::load(path).map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
+    crate::config::load(path)
+        .map_err(|problems| Failure::usage(format!("the configuration cannot be used\n{problems}")))
 }
 
 /// A client for the server of this configuration.

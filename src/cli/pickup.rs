@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::client::Reached;
+use super::progress::Progress;
 use super::text::{clean, count, print, size};
 use super::{Failure, client, load, print_json};
 use crate::admin::pickup::{PickupAnswer, PickupBody};
@@ -33,7 +34,7 @@ enum Command {
     Check {
         /// One of [pickup], or the path of a folder; all of [pickup] if none is named
         folder: Option<PathBuf>,
-        /// JSON, one object a folder
+        /// One JSON object a folder
         #[arg(long)]
         json: bool,
     },
@@ -42,7 +43,7 @@ enum Command {
     Once {
         /// One of [pickup]; all if none is named
         name: Option<String>,
-        /// JSON, one object a folder
+        /// One JSON object a folder
         #[arg(long)]
         json: bool,
     },
@@ -59,7 +60,8 @@ pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
                 return Err(Failure::new("no server is running: nothing was taken")
                     .remedy("start it with `postrider serve`; it takes what is ready by itself"));
             }
-            let PickupAnswer { folders } = client.pick_up(&PickupBody { name }).await?;
+            let wish = PickupBody { name };
+            let PickupAnswer { folders } = Progress::new("taking files", 0).during(client.pick_up(&wish)).await?;
             tell(&folders, json)
         }
     }

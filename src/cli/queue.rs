@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::Subcommand;
 
 use super::client::Client;
+use super::progress::Progress;
 use super::text::{Paint, clean, count, moment, print, relative, shortened, size, table};
 use super::{Failure, client, print_json, story, transfer};
 use crate::admin::filter::{PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
@@ -56,7 +57,8 @@ Examples:
 const RELEASE_EXAMPLES: &str = "\
 Examples:
   postrider queue release 0d3c9k2p5v8xq
-  postrider queue release --from newsletter@example.com";
+  postrider queue release --from newsletter@example.com
+  postrider queue release --stream bulk --dry-run        how many would it be?";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
@@ -110,6 +112,9 @@ pub(super) struct Filters {
     /// Recipient's domain
     #[arg(long)]
     domain: Option<String>,
+    /// The stream that they go by
+    #[arg(long, value_name = "NAME")]
+    stream: Option<String>,
     /// waiting, held, captured or damaged
     #[arg(long)]
     status: Option<Status>,
@@ -120,8 +125,8 @@ pub(super) struct Filters {
 
 impl From<Filters> for Filter {
     fn from(filters: Filters) -> Filter {
-        let Filters { to, from, domain, status, older } = filters;
-        Filter { to, from, domain, status, older_than: older }
+        let Filters { to, from, domain, stream, status, older } = filters;
+        Filter { to, from, domain, stream, status, older_than: older }
     }
 }
 
@@ -333,11 +338,11 @@ async fn change(client: &Client, action: Action, args: ChangeArgs) -> Result<(),
     let body = SelectionBody { ids: args.ids, filter: args.filters.into(), all: args.all, dry_run: args.dry_run };
     if let Err(error) = crate::admin::Selection::try_from(body.clone()) {
         return Err(Failure::usage(error.to_string()).remedy(format!(
-            "postrider queue {} ID…, or --to, --from, --domain, --status, --older, or --all",
+            "postrider queue {} ID…, or --to, --from, --domain, --stream, --status, --older, or --all",
             action.name()
         )));
     }
-    let answer = client.change(action, &body).await?;
+    let answer = Progress::new("changing the queue", 0).during(client.change(action, &body)).await?;
     if args.json {
         let recipients = answer.recipients;
         print_json(&serde_json::json!({ "action": action.name(), "recipients": recipients, "dry_run": body.dry_run }))?;
@@ -380,6 +385,7 @@ mod tests {
             status,
             due: None,
             held_because: None,
+            held_by: None,
             kept_back: None,
             attempts: 0,
             last_failure: None,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::progress::Progress;
 use super::text::{clean, moment, print};
 use super::{Failure, client, print_json};
 use crate::admin::suspend::SuspendBody;
@@ -41,7 +42,10 @@ pub(super) struct Args {
 
 pub(super) async fn run(config: &Path, args: Args, on: bool) -> Result<(), Failure> {
     let Args { stream, smart_host, fetch, json } = args;
-    let answer = client(config)?.suspend(&SuspendBody { stream, smart_host, fetch }, on).await?;
+    let (client, wish) = (client(config)?, SuspendBody { stream, smart_host, fetch });
+    // What is held for a smart host is released one by one.
+    let what = if on { "suspending" } else { "resuming" };
+    let answer = Progress::new(what, 0).during(client.suspend(&wish, on)).await?;
     if json {
         return print_json(&answer);
     }

@@ -42,6 +42,7 @@ Examples:
   postrider queue export --all --to-dir /var/backups/queue
   postrider queue export 0d3c9k2p5v8xq --to-dir .
   postrider queue export --domain example.net --status held --to-dir held
+  postrider queue export --stream bulk --to-dir . --dry-run          how many would it be?
 
 Each message becomes ID.eml, byte for byte, and ID.json, with its envelope and all its recipients that
 are not done. The queue stays as it is: `postrider queue cancel` takes messages out of it. To move a
@@ -52,6 +53,7 @@ pub(super) const IMPORT_EXAMPLES: &str = "\
 Examples:
   postrider queue import /var/backups/queue              every ID.json in it, with its ID.eml
   postrider queue import held/0d3c9k2p5v8xq.json
+  postrider queue import held --dry-run                  can all of it be read?
 
 Messages get new ids; what is held stays held, captured stays captured, and what waits is tried when it
 was due. Nothing is signed or added. A file that is done is renamed to .done; an import that was broken
@@ -60,7 +62,7 @@ on. Works with the server running or stopped.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExportArgs {
-    /// Messages
+    /// Messages, those that the filters take
     #[arg(value_name = "ID")]
     ids: Vec<MessageId>,
     #[command(flatten)]
@@ -71,6 +73,9 @@ pub(super) struct ExportArgs {
     /// Where the files go; made if it is not there
     #[arg(long, value_name = "DIR")]
     to_dir: PathBuf,
+    /// Write nothing, only say how many messages are meant
+    #[arg(long)]
+    dry_run: bool,
     /// One JSON object a message
     #[arg(long)]
     json: bool,
@@ -81,6 +86,9 @@ pub(super) struct ImportArgs {
     /// Folders, or single .json files
     #[arg(value_name = "DIR|FILE", required = true)]
     from: Vec<PathBuf>,
+    /// Queue nothing, only look whether every file can be read
+    #[arg(long)]
+    dry_run: bool,
     /// One JSON object a message
     #[arg(long)]
     json: bool,
@@ -121,6 +129,13 @@ impl Place {
                 Ok((listed.into_iter().map(|listed| listed.id).collect(), next))
             }
         }
+    }
+
+    /// Is this message one that the filter takes?
+    async fn takes(&self, filter: &Filter, id: MessageId) -> Result<bool, Failure> {
+        let before = MessageId::from_u64(id.as_u64().saturating_sub(1));
+        let (found, _) = self.page(filter, Page { limit: 1, after: Some(before) }).await?;
+        Ok(found.first() == Some(&id))
     }
 
     async fn export(&self, id: MessageId) -> Result<Option<(Exported, Bytes)>, Failure> {
@@ -165,19 +180,27 @@ pub(super) async fn export(config: &Path, args: ExportArgs) -> Result<(), Failur
     let body = SelectionBody { ids: args.ids, filter, all: args.all, dry_run: false };
     let selection = Selection::try_from(body).map_err(|error| {
         Failure::usage(error.to_string())
-            .remedy("postrider queue export ID…, or --to, --from, --domain, --status, --older, or --all")
+            .remedy("postrider queue export ID…, or --to, --from, --domain, --stream, --status, --older, or --all")
     })?;
     let place = Place::find(config).await?;
-    make_folder(&args.to_dir)?;
-    let mut writer = Writer { folder: args.to_dir, json: args.json, exported: 0, missing: 0, failed: 0 };
+    if !args.dry_run {
+        make_folder(&args.to_dir)?;
+    }
+    let (folder, dry_run, json) = (args.to_dir, args.dry_run, args.json);
+    let mut writer = Writer { folder, dry_run, json, exported: 0, missing: 0, failed: 0 };
     let mut progress = Progress::new("exporting", 0);
     match selection.pick {
         Pick::Ids(ids, filter) => {
-            if !filter.is_empty() {
-                return Err(Failure::usage("ids and filters do not go together here").remedy("leave one of them out"));
-            }
+            let mut taken = 0;
             for id in ids {
-                writer.export(&place, id, true, &mut progress).await?;
+                if filter.is_empty() || place.takes(&filter, id).await? {
+                    taken += 1;
+                    writer.export(&place, id, true, &mut progress).await?;
+                }
+            }
+            if taken == 0 {
+                return Err(Failure::new("nothing was there to export")
+                    .remedy("`postrider queue show ID` tells where a message stands; leave the filters out"));
             }
         }
         Pick::Matching(filter) => {
@@ -207,6 +230,7 @@ fn make_folder(folder: &Path) -> Result<(), Failure> {
 /// Writes pairs of files and counts them.
 struct Writer {
     folder: PathBuf,
+    dry_run: bool,
     json: bool,
     exported: usize,
     missing: usize,
@@ -224,7 +248,9 @@ impl Writer {
     ) -> Result<(), Failure> {
         match place.export(id).await {
             Ok(Some((exported, body))) => {
-                self.write(id, &exported, &body)?;
+                if !self.dry_run {
+                    self.write(id, &exported, &body)?;
+                }
                 self.exported += 1;
                 progress.set(self.exported as u64);
             }
@@ -266,12 +292,23 @@ impl Writer {
     }
 
     fn finish(self) -> Result<(), Failure> {
+        let exported = count(self.exported, "message", "messages");
+        if self.dry_run {
+            match self.json {
+                true => print_json(&serde_json::json!({ "messages": self.exported, "dry_run": true }))?,
+                false => print(&format!("{exported} would be exported."))?,
+            }
+            return self.missed();
+        }
         sync_folder(&self.folder)
             .map_err(|error| Failure::new(format!("{}: {error}", self.folder.display())).remedy("check the disk"))?;
         if !self.json {
-            let exported = count(self.exported, "message", "messages");
             print(&format!("{exported} exported to {}.", self.folder.display()))?;
         }
+        self.missed()
+    }
+
+    fn missed(&self) -> Result<(), Failure> {
         match self.failed + self.missing {
             0 => Ok(()),
             n => Err(Failure::new(format!("{} not exported", count(n, "message was", "messages were")))),
@@ -291,6 +328,9 @@ fn complain(failure: &Failure) {
 
 pub(super) async fn import(config: &Path, args: ImportArgs) -> Result<(), Failure> {
     let files = find_files(&args.from)?;
+    if args.dry_run {
+        return rehearse(&files, args.json);
+    }
     let place = Arc::new(Place::find(config).await?);
     let total = files.values().map(Vec::len).sum::<usize>();
     let mut import = Import {
@@ -309,6 +349,34 @@ pub(super) async fn import(config: &Path, args: ImportArgs) -> Result<(), Failur
         }
     }
     import.finish()
+}
+
+/// Reads all of it and queues nothing.
+fn rehearse(files: &BTreeMap<PathBuf, Vec<String>>, json: bool) -> Result<(), Failure> {
+    let (mut good, mut bad) = (0, 0);
+    for (folder, names) in files {
+        for name in names {
+            match read(folder, name) {
+                Ok(_) => good += 1,
+                Err(failure) => {
+                    bad += 1;
+                    tell_refused(folder, name, failure, json)?;
+                }
+            }
+        }
+    }
+    match json {
+        true => print_json(&serde_json::json!({ "messages": good, "dry_run": true }))?,
+        false => print(&format!("{} would be imported.", count(good, "message", "messages")))?,
+    }
+    not_imported(bad)
+}
+
+fn not_imported(messages: usize) -> Result<(), Failure> {
+    match messages {
+        0 => Ok(()),
+        n => Err(Failure::new(format!("{} not imported", count(n, "message was", "messages were")))),
+    }
 }
 
 /// The names without `.json`, by folder.
@@ -443,13 +511,7 @@ impl Import {
     fn refuse(&mut self, folder: &Path, name: &str, failure: Failure) -> Result<(), Failure> {
         self.refused += 1;
         self.progress.clear();
-        let file = folder.join(format!("{name}.json"));
-        if self.json {
-            let (file, error) = (file.display().to_string(), &failure.message);
-            print_json(&serde_json::json!({ "file": file, "error": error, "remedy": failure.remedy }))?;
-        }
-        complain(&Failure { message: format!("{}: {}", file.display(), clean(&failure.message)), ..failure });
-        Ok(())
+        tell_refused(folder, name, failure, self.json)
     }
 
     fn finish(self) -> Result<(), Failure> {
@@ -462,11 +524,18 @@ impl Import {
             }
             print(&format!("{text}."))?;
         }
-        match refused {
-            0 => Ok(()),
-            n => Err(Failure::new(format!("{} not imported", count(n, "message was", "messages were")))),
-        }
+        not_imported(refused)
     }
+}
+
+fn tell_refused(folder: &Path, name: &str, failure: Failure, json: bool) -> Result<(), Failure> {
+    let file = folder.join(format!("{name}.json"));
+    if json {
+        let (file, error) = (file.display().to_string(), &failure.message);
+        print_json(&serde_json::json!({ "file": file, "error": error, "remedy": failure.remedy }))?;
+    }
+    complain(&Failure { message: format!("{}: {}", file.display(), clean(&failure.message)), ..failure });
+    Ok(())
 }
 
 /// The two files of a message.

@@ -225,6 +225,25 @@ pub fn known_keys() -> Vec<(&'static str, bool)> {
     KEYS.iter().map(|(path, support)| (*path, matches!(support, Now) && !inside_later(path))).collect()
 }
 
+/// `[[sections]]`, of which there may be several.
+pub(super) fn lists() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter(|(_, support)| matches!(support, Sections)).map(|(path, _)| *path)
+}
+
+/// The path of a key with `*` for the names that its user chose; one that is not known stays as it is.
+pub(super) fn pattern(path: &[String]) -> String {
+    let all = Known::all();
+    let mut known = Some(&all);
+    let mut names = Vec::new();
+    for name in path {
+        let literal = known.and_then(|known| known.children.get(name.as_str()));
+        let any = known.and_then(|known| known.children.get("*"));
+        names.push(if literal.is_none() && any.is_some() { "*" } else { name });
+        known = literal.or(any);
+    }
+    names.join(".")
+}
+
 /// The table above as a tree.
 #[derive(Default)]
 struct Known {

@@ -5,7 +5,7 @@
 //! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
 //! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`, `events`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases; `model` has the larger of the types. All of them put what they find wrong into one
-//! `report`, and `problem` says it.
+//! `report`, and `problem` says it. `reference` is what the keys mean, `effective` what they are in one configuration.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
@@ -17,6 +17,7 @@ mod command;
 mod destinations;
 mod domains;
 mod doors;
+pub mod effective;
 pub mod events;
 mod fetch;
 pub mod file_path;
@@ -30,6 +31,7 @@ mod oauth;
 mod places;
 pub mod problem;
 mod read;
+pub mod reference;
 mod report;
 mod running;
 mod secret;

@@ -176,7 +176,7 @@ impl Dispatcher {
 
     fn answer(&mut self, Question { message, recipient, servers, answer }: Question) {
         let (config, now) = (&self.parts.config, self.parts.clock.now());
-        let way = outbound::choose_for(config, &message).way;
+        let way = outbound::choose_for(config, &message, recipient.released.is_some()).way;
         let mut place = destination(config, &way, &recipient);
         let domain = recipient.address.domain();
         if matches!(place, Destination::Domain(_)) && matches!(way, Way::Direct { .. }) && !config.is_own(domain) {
@@ -195,10 +195,12 @@ impl Dispatcher {
                 Destination::Domain(domain) => domain.to_string(),
                 Destination::Group(group) => group.name().to_owned(),
                 Destination::Host(name) | Destination::Target(name) => name.clone(),
+                Destination::Capture => "what is captured".to_owned(),
             },
             section: match &place {
                 Destination::Host(_) => "destinations.default".to_owned(),
                 Destination::Target(name) => format!("targets.{name}"),
+                Destination::Capture => "delivery.default".to_owned(),
                 Destination::Domain(_) | Destination::Group(_) => config.destinations.section(domain, &servers, limits),
             },
             connections: limits.connections,
@@ -268,24 +270,33 @@ impl Dispatcher {
         let claim = (claimed.lane, claimed.ticket());
         let is_shut = self.shut.has(claimed.lane.index());
         let fresh = claimed.body.filter(|_| !is_shut).map(Arc::new);
-        let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
         let parts = self.parts.clone();
-        let way = outbound::choose_for(&parts.config, &claimed.message).way;
-        for (number, recipient) in claimed.recipients {
-            let destination = destination(&parts.config, &way, &recipient);
-            jobs.entry(destination).or_default().push((number, recipient));
-        }
-        for (destination, recipients) in jobs {
-            let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
-            match destination {
-                // Else there is nothing to look up.
-                Destination::Domain(domain) if matches!(way, Way::Direct { .. }) && !parts.config.is_own(&domain) => {
-                    match self.groups.find(&domain, now) {
-                        Some(known) => self.queue_up(known, waiting, now),
-                        None => self.groups.wait(domain, waiting, now),
+        let (released, usual): (Vec<_>, Vec<_>) =
+            claimed.recipients.into_iter().partition(|(_, recipient)| recipient.released.is_some());
+        for (recipients, is_released) in [(usual, false), (released, true)] {
+            if recipients.is_empty() {
+                continue;
+            }
+            let way = outbound::choose_for(&parts.config, &claimed.message, is_released).way;
+            let mut jobs: BTreeMap<Destination, Vec<(u32, Recipient)>> = BTreeMap::new();
+            for (number, recipient) in recipients {
+                let destination = destination(&parts.config, &way, &recipient);
+                jobs.entry(destination).or_default().push((number, recipient));
+            }
+            for (destination, recipients) in jobs {
+                let waiting = Waiting { message: claimed.message.clone(), recipients, fresh: fresh.clone(), claim };
+                match destination {
+                    // Else there is nothing to look up.
+                    Destination::Domain(domain)
+                        if matches!(way, Way::Direct { .. }) && !parts.config.is_own(&domain) =>
+                    {
+                        match self.groups.find(&domain, now) {
+                            Some(known) => self.queue_up(known, waiting, now),
+                            None => self.groups.wait(domain, waiting, now),
+                        }
                     }
+                    other => self.queue_up(other, waiting, now),
                 }
-                other => self.queue_up(other, waiting, now),
             }
         }
     }
@@ -455,6 +466,7 @@ fn destination(config: &Config, way: &Way<'_>, recipient: &Recipient) -> Destina
     let domain = recipient.address.domain();
     match (&recipient.route, way) {
         (Route::Target(name), _) => Destination::Target(name.clone()),
+        (Route::Remote, Way::Capture) if !config.is_own(domain) => Destination::Capture,
         (Route::Remote, Way::Hosts { hosts, .. }) if !config.is_own(domain) => match hosts.first() {
             Some(first) => Destination::Host(first.host.name.clone()),
             None => Destination::Domain(domain.clone()),

@@ -39,6 +39,8 @@ const KNOWN_MAX: usize = 8_192;
 const OWN_MAX: usize = 1_024;
 /// Attempts at once at one target.
 const TARGET_AT_ONCE: usize = 10;
+/// Messages that are captured at once: only the store has work with them.
+const CAPTURES_AT_ONCE: usize = 64;
 /// Longest name of a group, in bytes: it is a key in memory and in the store.
 const NAME_BYTES_MAX: usize = 200;
 
@@ -245,6 +247,7 @@ impl<J> Groups<J> {
             Destination::Domain(domain) => Some(self.destinations.of(domain, std::slice::from_ref(domain))),
             Destination::Host(_) => None,
             Destination::Target(_) => Some(GroupLimits { connections: TARGET_AT_ONCE, ..GroupLimits::DEFAULT }),
+            Destination::Capture => Some(GroupLimits { connections: CAPTURES_AT_ONCE, ..GroupLimits::DEFAULT }),
         };
         own.unwrap_or(self.destinations.default)
     }

@@ -100,16 +100,18 @@ fn no_test(what: impl Into<String>, remedy: impl Into<String>) -> NoTest {
 pub fn check<'a>(config: &'a Config, wish: &Wish) -> Result<&'a SmartHost, NoTest> {
     let Some(host) = config.smart_hosts.iter().find(|host| host.name == wish.name) else {
         let names: Vec<&str> = config.smart_hosts.iter().map(|host| host.name.as_str()).collect();
-        let there =
-            if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+        let there = match names.is_empty() {
+            true => "there is none; add [smart_hosts.NAME] to the configuration".to_owned(),
+            false => format!("there are: {}", names.join(", ")),
+        };
         return Err(no_test(format!("there is no smart host named {:?}", wish.name), there));
     };
     if !wish.send {
         return Ok(host);
     }
     let Some(to) = &wish.to else { return Err(no_test("nobody is named to send to", "add --to ADDRESS")) };
-    if let Some(why) = config.delivery.forbids(to) {
-        return Err(no_test(why, "test without --send, or send to an address that is allowed"));
+    if let Some(hold) = config.delivery.forbids(to) {
+        return Err(no_test(hold.reason, "test without --send, or send to an address that is allowed"));
     }
     match &config.delivery.redirect_all_to {
         Some(only) if only.lookup_key() != to.lookup_key() => {
@@ -331,6 +333,7 @@ pub fn test_job(from: &Address, to: &Address, route: Route, now: Millis, hostnam
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     };
     Job { message: Arc::new(message), body: Body::new(vec![content]), recipients: vec![(0, recipient)] }
 }

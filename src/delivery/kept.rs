@@ -16,6 +16,7 @@ const GROUP: u8 = b'g';
 const DOMAIN: u8 = b'd';
 const HOST: u8 = b'h';
 const TARGET: u8 = b't';
+const CAPTURE: u8 = b'c';
 
 fn key(destination: &Destination) -> Vec<u8> {
     let (kind, name) = match destination {
@@ -23,6 +24,7 @@ fn key(destination: &Destination) -> Vec<u8> {
         Destination::Domain(domain) => (DOMAIN, domain.as_str()),
         Destination::Host(name) => (HOST, name.as_str()),
         Destination::Target(name) => (TARGET, name.as_str()),
+        Destination::Capture => (CAPTURE, ""),
     };
     [PREFIX, &[kind], name.as_bytes()].concat()
 }
@@ -34,6 +36,7 @@ fn destination(key: &[u8]) -> Option<Destination> {
         GROUP => Some(Destination::Group(Group::named(name))),
         HOST => Some(Destination::Host(name.to_owned())),
         TARGET => Some(Destination::Target(name.to_owned())),
+        CAPTURE => Some(Destination::Capture),
         DOMAIN => Domain::parse(name).ok().map(Destination::Domain),
         _ => None,
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{Address, Domain};
+use crate::message::{Address, Domain, Hold};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
 
@@ -66,8 +66,10 @@ pub enum Outcome {
     Delivered(Delivered),
     /// Kept on this server instead of sent (`delivery.default = "capture"`).
     Captured,
+    /// The same, for an address that stands for a reader who calls it spam.
+    Complained,
     /// Not sent, until a person releases it (`delivery.allow_recipients`). No try was made.
-    Held(String),
+    Held(Hold),
     /// Not sent: the address is on the suppression list. Nobody is told.
     Suppressed(String),
     /// Try again: on the schedule, or not before the given number of seconds from now
@@ -134,4 +136,6 @@ pub enum Destination {
     /// A smart host, by its name.
     Host(String),
     Target(String),
+    /// Nowhere: what is captured does not leave.
+    Capture,
 }

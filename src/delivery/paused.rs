@@ -107,6 +107,5 @@ impl Pauses {
 
 /// The outcome by which a transport asks for a pause.
 pub(super) fn held(name: &str) -> Outcome {
-    let what = Suspension::Target(name.to_owned());
-    Outcome::Held(what.held_because().unwrap_or_default())
+    Outcome::Held(Suspension::target(name))
 }

@@ -32,12 +32,13 @@ pub(super) async fn put_off(parts: &Parts, put_off: PutOff) {
     let PutOff { message, recipients, why, until } = put_off;
     let now = parts.clock.now();
     let retry = &parts.config.delivery.retry;
-    let after =
-        |wait: Duration| message.tried_from().saturating_add(u64::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
-    let expires = after(retry.expire);
-    let notice = retry.delay_notice.map(after);
+    let after = |recipient: &Recipient, wait: Duration| {
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(Millis::MAX);
+        recipient.tried_from(&message).saturating_add(wait)
+    };
     let is_told = |recipient: &Recipient| {
-        now >= expires || (!recipient.delay_notified && notice.is_some_and(|notice| now >= notice))
+        let is_late = retry.delay_notice.is_some_and(|notice| now >= after(recipient, notice));
+        now >= after(recipient, retry.expire) || (!recipient.delay_notified && is_late)
     };
     let (told, untold): (Vec<_>, Vec<_>) = recipients.into_iter().partition(|(_, recipient)| is_told(recipient));
     if !told.is_empty() {
@@ -46,9 +47,8 @@ pub(super) async fn put_off(parts: &Parts, put_off: PutOff) {
     if untold.is_empty() {
         return;
     }
-    let due = until.min(expires);
     let step = |(number, before): (u32, Recipient)| {
-        let status = Status::Waiting { due };
+        let status = Status::Waiting { due: until.min(after(&before, retry.expire)) };
         let after = Recipient { status, last_failure: Some(why.clone()), ..before.clone() };
         Step { number, before, after: Some(after) }
     };

@@ -238,6 +238,7 @@ mod tests {
 
     use super::*;
     use crate::message::id::IdSource;
+    use crate::message::{HeldBy, Hold};
 
     fn delivered(to: &str) -> Outcome {
         let reply = Some(Reply::new(250, (2, 0), "2.0.0 queued"));
@@ -250,7 +251,7 @@ mod tests {
     }
 
     fn defer() -> Outcome {
-        Outcome::Held("later".into())
+        Outcome::Held(Hold::new(HeldBy::Other, "later"))
     }
 
     #[test]

@@ -18,12 +18,12 @@ use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
 use crate::intake::notices::Leave;
 use crate::intake::suppress::Guards;
-use crate::message::{Address, Door, Draft, Envelope, MessageId, Notify, Origin, ReversePath};
+use crate::message::{Address, Door, Draft, Envelope, HeldBy, Hold, MessageId, Notify, Origin, ReversePath};
 use crate::queue::record::{Failure, Message, Recipient, Route, Status};
 use crate::queue::schedule::{self, Next};
 use crate::queue::suspend::Suspension;
 use crate::queue::{Queue, Step};
-use crate::routing::{notice_id, outbound};
+use crate::routing::{capture, notice_id, outbound};
 use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
 use crate::store::{Batch, StoreError};
@@ -73,6 +73,8 @@ struct Decided {
     after: Option<Recipient>,
     /// Recipients that take its place.
     added: Vec<Recipient>,
+    /// Its reader calls it spam.
+    complains: bool,
 }
 
 /// Steps that are written together, with the one notice that tells of them.
@@ -84,6 +86,8 @@ struct Group {
     about: Vec<(Recipient, Failure)>,
     /// Recipients it was sent to, where copies are kept.
     sent: Vec<Recipient>,
+    /// Who calls it spam.
+    complaints: Vec<Address>,
 }
 
 impl Settler {
@@ -116,8 +120,8 @@ impl Settler {
         let mut telling = self.journal.begin();
         let now = self.clock.now();
         let changed = queue.change(message.id, number, |message, before| {
-            let Status::Held { reason } = &before.status else { return None };
-            let is_still = match Suspension::of_reason(reason)? {
+            let Status::Held(hold) = &before.status else { return None };
+            let is_still = match Suspension::behind(&hold.by)? {
                 Suspension::SmartHost(host) => queue.gates().is_host_suspended(&host, &message.stream),
                 Suspension::Target(name) => queue.gates().is_target_paused(&name),
                 Suspension::All | Suspension::Stream(_) | Suspension::Fetch => true,
@@ -178,6 +182,7 @@ impl Settler {
             }
             group.steps.push(Step { number: *number, before: recipient.clone(), after: decided.after });
             group.added.extend(decided.added);
+            group.complaints.extend(decided.complains.then(|| recipient.address.clone()));
             group.events.push(decided.event);
             group.about.extend(decided.why.map(|why| (recipient.clone(), why)));
         }
@@ -206,15 +211,20 @@ impl Settler {
         let now = self.clock.now();
         match outcome {
             Outcome::Delivered(done) => delivered(recipient, done, attempt),
-            Outcome::Held(reason) => {
-                let status = Status::Held { reason: reason.clone() };
-                untold(Event::Held { recipient: address, reason }, Some(Recipient { status, ..recipient.clone() }))
+            Outcome::Held(hold) => {
+                let event = Event::Held { recipient: address, reason: hold.reason.clone() };
+                untold(event, Some(Recipient { status: Status::Held(hold), ..recipient.clone() }))
             }
             Outcome::Suppressed(reason) => untold(Event::Suppressed { recipient: address, reason }, None),
             Outcome::Captured => {
-                let status = Status::Captured { at: now };
-                let after = Recipient { status, attempts: attempt, ..recipient.clone() };
-                untold(Event::Captured { recipient: address }, Some(after))
+                untold(Event::Captured { recipient: address }, Some(captured(recipient, attempt, now)))
+            }
+            Outcome::Complained => {
+                let (to, reply) =
+                    (capture::DOMAIN.to_owned(), "250 2.0.0 taken, and called spam by its reader".to_owned());
+                let event = Event::Delivered { recipient: address, to, reply, tls: None, attempt };
+                let after = captured(recipient, attempt, now);
+                Decided { complains: true, ..untold(event, Some(after)) }
             }
             Outcome::Fail(why) => {
                 let event = Event::Failed { recipient: address, why: why.clone(), attempt };
@@ -239,7 +249,8 @@ impl Settler {
                 let retry = &self.config.delivery.retry;
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
                 let counted = if recipient.by_hand.is_some() { recipient.attempts.max(1) } else { attempt };
-                match schedule::next(retry, message.tried_from(), counted, now, not_before, (message.id, number)) {
+                let began = recipient.tried_from(message);
+                match schedule::next(retry, began, counted, now, not_before, (message.id, number)) {
                     Next::GiveUp if is_target(recipient) => dead_letter(recipient, why, attempt),
                     Next::GiveUp => {
                         let event = Event::Expired { recipient: address, why: why.clone(), attempt };
@@ -266,7 +277,7 @@ impl Settler {
         next: Millis,
     ) -> Decided {
         let late = self.config.delivery.retry.delay_notice.is_some_and(|notice| {
-            self.clock.now().saturating_sub(message.tried_from())
+            self.clock.now().saturating_sub(recipient.tried_from(message))
                 >= u64::try_from(notice.as_millis()).unwrap_or(u64::MAX)
         });
         let notify = late && !recipient.delay_notified;
@@ -294,6 +305,11 @@ impl Settler {
         let mut telling = self.journal.begin();
         for event in &group.events {
             telling.tell(id, event.clone());
+        }
+        for recipient in group.complaints.iter().cloned() {
+            // As in a report of a provider; there is none, so the message itself has to stand for it.
+            let (kind, agent) = ("abuse".to_owned(), capture::DOMAIN.to_owned());
+            telling.tell(id, Event::Complained { recipient, kind, agent, message: id, report: id });
         }
         let withheld = self.withheld(job, tell, group);
         if let Some(event) = &withheld {
@@ -342,6 +358,14 @@ impl Settler {
             Event::Failed { recipient, why, .. } | Event::Expired { recipient, why, .. } => Some((recipient, why)),
             _ => None,
         });
+        if !group.complaints.is_empty() {
+            // Never together with failures: of those the sender is told.
+            let guards = self.intake.suppression().lock(&group.complaints).await;
+            for address in &group.complaints {
+                self.intake.suppression().complained(address, message.id, batch)?;
+            }
+            return Ok(guards);
+        }
         let (counted, guards) = self.intake.suppression().refused(message, &failed.collect::<Vec<_>>()).await?;
         batch.append(counted);
         Ok(guards)
@@ -503,18 +527,24 @@ fn is_target(recipient: &Recipient) -> bool {
 fn dead_letter(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
     let tries = if attempt == 1 { "1 try".to_owned() } else { format!("{attempt} tries") };
     let reason = format!("{DEAD_LETTER}: given up after {tries} (delivery.retry); the last one: {}", why.reason);
-    let status = Status::Held { reason: reason.clone() };
+    let status = Status::Held(Hold::new(HeldBy::DeadLetter, reason.clone()));
     let event = Event::Held { recipient: recipient.address.clone(), reason };
     let after = Recipient { status, attempts: attempt, last_failure: Some(why), by_hand: None, ..recipient.clone() };
     untold(event, Some(after))
 }
 
+/// Kept here.
+fn captured(recipient: &Recipient, attempt: u32, now: Millis) -> Recipient {
+    let status = Status::Captured { at: now };
+    Recipient { status, attempts: attempt, by_hand: None, ..recipient.clone() }
+}
+
 fn waits_for_a_way(step: &Step) -> bool {
     let status = step.after.as_ref().map(|after| &after.status);
-    matches!(status, Some(Status::Held { reason }) if Suspension::of_reason(reason).is_some())
+    matches!(status, Some(Status::Held(hold)) if Suspension::behind(&hold.by).is_some())
 }
 
 /// A step of which the sender is not told.
 fn untold(event: Event, after: Option<Recipient>) -> Decided {
-    Decided { tell: Tell::Nothing, event, why: None, after, added: Vec::new() }
+    Decided { tell: Tell::Nothing, event, why: None, after, added: Vec::new(), complains: false }
 }

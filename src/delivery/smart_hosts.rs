@@ -101,8 +101,7 @@ impl SmartHosts {
         let suspended = |host: &SmartHost| self.queue.gates().is_host_suspended(&host.name, &job.message.stream);
         let in_use: Vec<&Candidate<'_>> = fitting.iter().copied().filter(|fit| !suspended(fit.host)).collect();
         if in_use.is_empty() {
-            let what = Suspension::SmartHost(first.host.name.clone());
-            return all(job, &Outcome::Held(what.held_because().unwrap_or_default()));
+            return all(job, &Outcome::Held(Suspension::smart_host(&first.host.name)));
         }
         let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
         let mut rest = job.clone();

@@ -135,7 +135,7 @@ fn delivered(outcomes: Vec<(u32, Outcome)>, leg: Leg, trail: &Trail) -> Result<(
         trail.mark(leg, Instant::now(), format!("{to}{reply}"));
     }
     match outcome {
-        Some(Outcome::Held(why)) => Err((Group::Refused, why)),
+        Some(Outcome::Held(why)) => Err((Group::Refused, why.to_string())),
         outcome => of_outcome(outcome).map_err(|(_, what)| (Group::Refused, what)),
     }
 }

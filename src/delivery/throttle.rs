@@ -299,6 +299,8 @@ mod tests {
             (defer(failure("4.4.3", None)), None),
             (defer(failure("4.3.5", None)), None),
             (Outcome::Captured, None),
+            (Outcome::Complained, None),
+            (defer(refused(450, (2, 1), "not now")), None),
         ] {
             let found = match Sign::of([&outcome]) {
                 Sign::None => None,

@@ -7,15 +7,17 @@ use std::sync::Arc;
 
 use crate::clock::{Clock, Millis};
 use crate::config::targets::LmtpAddress;
-use crate::config::{Config, SmartHostTls, Target};
+use crate::config::{Config, SmartHostTls, Target, WayOut};
 use crate::dns::Resolver;
 use crate::message::{Address, Domain, TlsWish};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
+use crate::routing::capture::{self, Answer};
 use crate::routing::inbound::{Delivery, Resolution, resolve};
 use crate::routing::outbound::{self, Choice, Way};
 use crate::routing::srs;
 use crate::secret::Marks;
+use crate::smtp::Reply;
 
 use super::archive::Archive;
 use super::file::Files;
@@ -131,6 +133,14 @@ impl Transports {
 
     /// Tries a job; one outcome per recipient.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        let Some((rest, mut outcomes)) = self.capture(job) else { return self.let_go(job).await };
+        if !rest.recipients.is_empty() {
+            outcomes.extend(self.let_go(&rest).await);
+        }
+        outcomes
+    }
+
+    async fn let_go(&self, job: &Job) -> Vec<(u32, Outcome)> {
         // The recipients of a job share their destination, hence their route.
         match job.recipients.first().map(|(_, recipient)| &recipient.route) {
             None => Vec::new(),
@@ -146,6 +156,21 @@ impl Transports {
 }
 
 impl Transports {
+    /// The job without the recipients that are captured, and what becomes of those. None: nobody is.
+    fn capture(&self, job: &Job) -> Option<(Job, Vec<(u32, Outcome)>)> {
+        if self.config.delivery.default != WayOut::Capture {
+            return None;
+        }
+        let (mut rest, mut outcomes) = (Vec::new(), Vec::new());
+        for (number, recipient) in &job.recipients {
+            match capture::answer(&self.config, recipient) {
+                Some(answer) => outcomes.push((*number, answered(answer, &recipient.address))),
+                None => rest.push((*number, recipient.clone())),
+            }
+        }
+        Some((Job { recipients: rest, ..job.clone() }, outcomes))
+    }
+
     /// To a target.
     async fn hand_over(&self, name: &str, job: &Job) -> Vec<(u32, Outcome)> {
         match self.targets.get(name) {
@@ -218,10 +243,13 @@ impl Transports {
 
     /// Where each recipient has a return path of its own, the dispatcher gives them one by one.
     fn choose(&self, job: &Job) -> Choice<'_> {
+        let (config, message) = (&self.config, &job.message);
+        // Those who are not have been captured.
+        let released = job.recipients.iter().all(|(_, recipient)| recipient.released.is_some());
         match (self.forward_path(job), job.recipients.as_slice()) {
-            (Some(path), _) => outbound::choose_forward(&self.config, &job.message, &path),
-            (None, [(number, _)]) => outbound::choose_for_one(&self.config, &job.message, *number, &self.marks),
-            _ => outbound::choose_for(&self.config, &job.message),
+            (Some(path), _) => outbound::choose_forward(config, message, released, &path),
+            (None, [(number, _)]) => outbound::choose_for_one(config, message, released, *number, &self.marks),
+            _ => outbound::choose_for(config, message, released),
         }
     }
 
@@ -301,6 +329,22 @@ impl Transports {
             }
         };
         job.recipients.iter().map(|(number, recipient)| (*number, outcome(&recipient.address))).collect()
+    }
+}
+
+/// As by a server of the recipient's domain.
+fn answered(answer: Answer, address: &Address) -> Outcome {
+    let refused = |code, enhanced, text: String| Failure::refused(capture::DOMAIN, Reply::new(code, enhanced, text));
+    match answer {
+        Answer::Kept => Outcome::Captured,
+        Answer::Complained => Outcome::Complained,
+        Answer::Refused => {
+            Outcome::Fail(refused(550, (1, 1), format!("<{address}>: no such mailbox, as this address stands for")))
+        }
+        Answer::Deferred => {
+            let why = refused(450, (2, 1), format!("<{address}>: not now, as this address stands for"));
+            Outcome::Defer { why, not_before_secs: None }
+        }
     }
 }
 

@@ -40,7 +40,9 @@ use crate::dns::Resolver;
 use crate::events::Event;
 use crate::events::journal::{Journal, Telling};
 use crate::message::header::Headers;
-use crate::message::{Address, Content, Domain, Door, Draft, Findings, MessageId, TlsWish, header, stream};
+use crate::message::{
+    Address, Content, Domain, Door, Draft, Findings, HeldBy, Hold, MessageId, TlsWish, header, stream,
+};
 use crate::queue::record::{Answered, Message, Status};
 use crate::queue::{NewMessage, Queue, memory};
 use crate::routing::loops::{self, Ruling};
@@ -266,8 +268,8 @@ impl Intake {
             None => headers,
         };
         plan.obey(&checked.verdict, &passed);
-        if let Some(reason) = reservation {
-            plan.hold_all(&reason);
+        if let Some(hold) = reservation {
+            plan.hold_all(&hold);
         }
         self.hold_for_account(&mut plan, &draft);
         let (ruling, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
@@ -394,8 +396,8 @@ impl Intake {
                 if let Verdict::Reject(refusal) = checked.verdict {
                     checked.verdict = Verdict::Hold(held_instead(draft, refusal)?);
                 }
-                if let Some(reason) = ambiguous {
-                    checked.verdict = Verdict::Hold(reason);
+                if let Some(hold) = ambiguous {
+                    checked.verdict = Verdict::Hold(hold);
                 }
                 Ok(checked)
             }
@@ -443,13 +445,7 @@ impl Intake {
         let locks = self.lock(loops::lock_keys(&input)).await;
         let read = |key: &[u8]| self.queue.store().get(Table::Loops, key);
         let ruling = loops::judge(&input, read).map_err(|error| store_trouble(&error))?;
-        if let Err(refusal) = plan.apply_loops(&self.config.loops, &draft.origin.door, &ruling) {
-            // A limit holds back what was fetched even where others are to come again later.
-            match &draft.origin.door {
-                Door::Fetch { .. } => plan.hold_all(&refusal.reason),
-                _ => return Err(refusal),
-            }
-        }
+        plan.apply_loops(&self.config.loops, &draft.origin.door, &ruling)?;
         Ok((ruling, locks))
     }
 
@@ -490,17 +486,21 @@ impl Intake {
 
 /// Mail that was fetched has nobody left who could be told that it is refused: a person decides. What may
 /// be taken later is refused, and fetched again then.
-fn held_instead(draft: &Draft, refusal: Refusal) -> Result<String, Refusal> {
+fn held_instead(draft: &Draft, refusal: Refusal) -> Result<Hold, Refusal> {
     match &draft.origin.door {
-        Door::Fetch { .. } if refusal.reply.severity() == Severity::Permanent => Ok(refusal.reason),
+        Door::Fetch { .. } if refusal.reply.severity() == Severity::Permanent => {
+            Ok(Hold::new(HeldBy::Checks, refusal.reason))
+        }
         _ => Err(refusal),
     }
 }
 
 /// Why what this account sends is held.
-fn account_holds(name: &str) -> String {
-    format!("accounts.{name}.hold is set, until `postrider queue release`")
+fn account_holds(name: &str) -> Hold {
+    let reason = format!("accounts.{name}.hold is set, until `postrider queue release`");
+    Hold::new(HeldBy::Account(name.to_owned()), reason)
 }
+
 fn store_trouble(error: &StoreError) -> Refusal {
     Refusal::inner(format!("the message could not be stored: {error}"))
 }
@@ -574,11 +574,9 @@ fn tell_accepted(
         telling.tell(message.id, Event::Routed { alias: alias.clone(), to: to.clone() });
     }
     for delivery in &plan.deliveries {
-        if let Status::Held { reason } = &delivery.recipient.status {
-            telling.tell(
-                message.id,
-                Event::Held { recipient: delivery.recipient.address.clone(), reason: reason.clone() },
-            );
+        if let Status::Held(hold) = &delivery.recipient.status {
+            let recipient = delivery.recipient.address.clone();
+            telling.tell(message.id, Event::Held { recipient, reason: hold.reason.clone() });
         }
     }
     for (recipient, reason) in &plan.discarded {

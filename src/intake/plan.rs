@@ -7,9 +7,9 @@ use std::collections::hash_map::Entry;
 use crate::checks::Verdict;
 use crate::checks::milter::Passed;
 use crate::clock::Millis;
-use crate::config::{AliasLimits, Config, Loops};
+use crate::config::{AliasLimits, Config, Loops, WayOut};
 use crate::message::header::Headers;
-use crate::message::{Address, Domain, Door, Draft, Recipient as Written};
+use crate::message::{Address, Domain, Door, Draft, Hold, Recipient as Written};
 use crate::queue::record::{Recipient, Route, Status};
 use crate::routing::inbound::{self, Delivery, Resolution, resolve};
 use crate::routing::loops::{Action, Inbound, Ruling, Via};
@@ -123,8 +123,8 @@ impl Plan {
             let mut recipient = waiting(written, delivery.address, delivery.route, now);
             recipient.alias = Some(written.address.clone());
             recipient.original = written.original.clone();
-            if let Some(reason) = delivery.hold {
-                recipient.status = Status::Held { reason };
+            if let Some(hold) = delivery.hold {
+                recipient.status = Status::Held(hold);
             }
             self.push(config, Planned { recipient, written: vec![written.address.clone()] });
         }
@@ -168,6 +168,10 @@ impl Plan {
         if recipient.route != Route::Remote || config.is_own(recipient.address.domain()) {
             return;
         }
+        if config.delivery.default == WayOut::Capture {
+            // It does not leave. If a person lets it go, it is looked at then.
+            return;
+        }
         let delivery = &config.delivery;
         if let Some(only) = &delivery.redirect_all_to
             && only.lookup_key() != recipient.address.lookup_key()
@@ -176,8 +180,8 @@ impl Plan {
             self.routed.push((meant.clone(), vec![format!("{only}, because of delivery.redirect_all_to")]));
             recipient.alias.get_or_insert(meant);
         }
-        if let (Status::Waiting { .. }, Some(reason)) = (&recipient.status, delivery.forbids(&recipient.address)) {
-            recipient.status = Status::Held { reason };
+        if let (Status::Waiting { .. }, Some(hold)) = (&recipient.status, delivery.forbids(&recipient.address)) {
+            recipient.status = Status::Held(hold);
         }
     }
 
@@ -186,11 +190,11 @@ impl Plan {
         if let Some(reason) = &passed.discard {
             return self.discard_all(reason);
         }
-        if let Some(reason) = &passed.hold {
-            self.hold_all(reason);
+        if let Some(hold) = &passed.hold {
+            self.hold_all(hold);
         }
-        if let Verdict::Hold(reason) = verdict {
-            self.hold_all(reason);
+        if let Verdict::Hold(hold) = verdict {
+            self.hold_all(hold);
         }
     }
 
@@ -204,9 +208,9 @@ impl Plan {
         }
     }
 
-    pub fn hold_all(&mut self, reason: &str) {
+    pub fn hold_all(&mut self, hold: &Hold) {
         for planned in &mut self.deliveries {
-            planned.recipient.status = Status::Held { reason: reason.to_owned() };
+            planned.recipient.status = Status::Held(hold.clone());
         }
     }
 
@@ -259,8 +263,9 @@ impl Plan {
     /// Does what the loop guard ruled, one verdict per address of [`Plan::guarded`]; or the message
     /// is refused as a whole.
     pub fn apply_loops(&mut self, config: &Loops, door: &Door, ruling: &Ruling) -> Result<(), Refusal> {
-        // Who put a file into a folder hears of no refusal: it is held, where a person sees it.
-        let unheard = matches!(door, Door::Pickup { .. });
+        // Who put a file into a folder hears of no refusal, nor does who wrote what was fetched: it is held, where
+        // a person sees it.
+        let unheard = matches!(door, Door::Pickup { .. } | Door::Fetch { .. });
         let others = unheard || self.deliveries.iter().any(|planned| planned.written.is_empty());
         let actions = ruling.settle(config, others)?;
         let answered = ruling.answers.as_ref().map(|sent| match &sent.account {
@@ -311,8 +316,8 @@ impl Planned {
             find(|action| *action == Action::Take).or_else(|| find(|action| matches!(action, Action::Hold(_))));
         let Some((address, action)) = chosen else { return false };
         self.recipient.alias = Some((*address).clone());
-        if let Action::Hold(reason) = action {
-            self.recipient.status = Status::Held { reason: reason.clone() };
+        if let Action::Hold(hold) = action {
+            self.recipient.status = Status::Held(hold.clone());
         }
         true
     }
@@ -330,6 +335,7 @@ fn waiting(written: &Written, address: Address, route: Route, now: Millis) -> Re
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

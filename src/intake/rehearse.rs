@@ -5,7 +5,7 @@
 use crate::clock::Millis;
 use crate::config::{Config, Role};
 use crate::message::header::Headers;
-use crate::message::{Address, Draft};
+use crate::message::{Address, Draft, Hold};
 use crate::queue::record::{Recipient, Status};
 use crate::secret::Marks;
 use crate::smtp::reply::Refusal;
@@ -79,9 +79,9 @@ pub fn rehearse(
 }
 
 /// Why it would be held; none if it would not.
-pub fn held(recipient: &Recipient) -> Option<&str> {
+pub fn held(recipient: &Recipient) -> Option<&Hold> {
     match &recipient.status {
-        Status::Held { reason } => Some(reason),
+        Status::Held(hold) => Some(hold),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@
 //! Left out: which way out (decided in `delivery`), what is told to whom (`events`, `bounce`).
 
 pub mod body;
+pub mod captured;
 pub mod check;
 pub mod claim;
 pub mod commit;
@@ -173,6 +174,7 @@ impl Queue {
         for (id, number, why) in rebuild::upgrade(&store)?.damaged {
             claims.set_aside(id, number, &why, clock.now());
         }
+        captured::upgrade(&store)?;
         let gates = Arc::new(Gates::load(&store, &streams, settings, claims.clone(), clock.clone())?);
         let queue = Queue {
             gates,
@@ -521,6 +523,7 @@ impl Queue {
                 let at = Position { due, id, number: step.number };
                 batch.delete(Table::Due, DueKey { lane, part: place.part(), at }.to_bytes());
             }
+            captured::delete(&mut batch, id, step.number, &step.before);
             match &step.after {
                 Some(after) => self.put_recipient(&mut batch, message, step.number, after)?,
                 None => batch.delete(Table::Recipient, keys::recipient(id, step.number)),
@@ -579,6 +582,7 @@ impl Queue {
         recipient: &Recipient,
     ) -> Result<(), StoreError> {
         batch.put(Table::Recipient, keys::recipient(message.id, number), keys::encode(recipient)?);
+        captured::put(batch, message, number, recipient);
         if let Some((lane, place, due)) = self.entry(message, recipient) {
             let key = DueKey { lane, part: place.part(), at: Position { due, id: message.id, number } };
             batch.put(Table::Due, key.to_bytes(), place.to_value());

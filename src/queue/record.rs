@@ -21,7 +21,10 @@
 //! |         |      |          |           |     |                |                        | and `delivery::receipts` not noted it   |
 //! | +       | +    | -        | waiting   | +   | person         | a person changes it    | changed or not; never half              |
 //! | +       | +    | -        | held      | -   | -              | held for a person      | still held                              |
-//! | +       | +    | -        | captured  | -   | -              | captured, never left   | still captured                          |
+//! | +       | +    | -        | captured  | -   | -              | captured, never left,  | still captured                          |
+//! |         |      |          |           |     |                | in the index of those  |                                         |
+//! | +       | +    | -        | captured  | -   | person         | released or deleted    | "waiting" with the mark of who is let   |
+//! |         |      |          |           |     |                |                        | go, or gone; or captured as before      |
 //! | -       | -    | -        | -         | -   | -              | done: in the journal   | still done; or, if the power failed     |
 //! |         |      |          |           |     |                |                        | before the next sync, waiting again     |
 //!
@@ -50,7 +53,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::message::{
-    Address, BodyType, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
+    Address, BodyType, DsnRequest, Findings, Hold, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
 };
 use crate::smtp::Reply;
 
@@ -157,9 +160,18 @@ pub struct Recipient {
     /// The next try is one that a person asked for, in place of the one at this time: it does not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_hand: Option<Millis>,
+    /// A person has let it go then, out of what is captured: it leaves although `delivery.default` is
+    /// "capture".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<Millis>,
 }
 
 impl Recipient {
+    /// When trying it begins: what `[delivery.retry]` says counts from then.
+    pub fn tried_from(&self, message: &Message) -> Millis {
+        message.tried_from().max(self.released.unwrap_or(0))
+    }
+
     /// What the next server is asked to report. Where an alias leads to is nobody's business, so reports of
     /// success about such an address are ours (RFC 3461 5.2.7.3).
     pub fn passed_on(&self) -> Notify {
@@ -198,8 +210,8 @@ pub enum Status {
     /// In the due index at this time.
     Waiting { due: Millis },
     /// Until somebody releases or cancels it.
-    Held { reason: String },
-    /// Delivered to the capture store; never leaves by itself.
+    Held(Hold),
+    /// Kept here in place of being sent; never leaves by itself. It is in the index of `super::captured`.
     Captured { at: Millis },
 }
 

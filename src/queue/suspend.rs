@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
+use crate::message::{HeldBy, Hold};
 use crate::store::{Store, StoreError, Table};
 
 /// Where in the meta table they are.
@@ -70,26 +71,36 @@ impl Suspension {
     }
 
     /// Why mail is held for it one by one, if it is. Such mail is released when the suspension is lifted.
-    pub fn held_because(&self) -> Option<String> {
+    pub fn held_because(&self) -> Option<Hold> {
         match self {
-            Suspension::SmartHost(name) => {
-                Some(format!("the smart host {name} is suspended (`postrider resume --smart-host {name}`)"))
-            }
-            Suspension::Target(name) => Some(format!(
-                "the target {name} is paused, because it has answered 410 Gone: give targets.{name} another url, or \
-                 release one of its messages (`postrider queue release`), and all of them are tried again"
-            )),
+            Suspension::SmartHost(name) => Some(Suspension::smart_host(name)),
+            Suspension::Target(name) => Some(Suspension::target(name)),
             Suspension::All | Suspension::Stream(_) | Suspension::Fetch => None,
         }
     }
 
-    /// For what it is that mail is held with this reason, if it is [`Suspension::held_because`] of something.
-    pub fn of_reason(reason: &str) -> Option<Suspension> {
-        // A name has no blanks in it.
-        let name = |start: &str| reason.strip_prefix(start)?.split(' ').next().map(str::to_owned);
-        let host = name("the smart host ").map(Suspension::SmartHost);
-        let what = host.or_else(|| name("the target ").map(Suspension::Target))?;
-        (what.held_because().as_deref() == Some(reason)).then_some(what)
+    /// Why mail is held that only this smart host may take.
+    pub fn smart_host(name: &str) -> Hold {
+        let reason = format!("the smart host {name} is suspended (`postrider resume --smart-host {name}`)");
+        Hold::new(HeldBy::SmartHost(name.to_owned()), reason)
+    }
+
+    /// Why mail for this target is held.
+    pub fn target(name: &str) -> Hold {
+        let reason = format!(
+            "the target {name} is paused, because it has answered 410 Gone: give targets.{name} another url, or \
+             release one of its messages (`postrider queue release`), and all of them are tried again"
+        );
+        Hold::new(HeldBy::Target(name.to_owned()), reason)
+    }
+
+    /// The suspension for which mail is held, if it is for one.
+    pub fn behind(by: &HeldBy) -> Option<Suspension> {
+        match by {
+            HeldBy::SmartHost(name) => Some(Suspension::SmartHost(name.clone())),
+            HeldBy::Target(name) => Some(Suspension::Target(name.clone())),
+            _ => None,
+        }
     }
 }
 
@@ -119,13 +130,11 @@ mod tests {
                 .chain([Suspension::Target("crm".into())])
         {
             assert_eq!(Suspension::from_key(&what.key()).as_ref(), Some(&what));
-            if let Some(reason) = what.held_because() {
-                assert_eq!(Suspension::of_reason(&reason), Some(what));
+            if let Some(hold) = what.held_because() {
+                assert_eq!(Suspension::behind(&hold.by), Some(what));
             }
         }
         assert_eq!(Suspension::from_key(b"suspend/more"), None);
-        assert_eq!(Suspension::of_reason("the smart host is suspended"), None);
-        assert_eq!(Suspension::of_reason("the target crm is paused"), None);
-        assert_eq!(Suspension::of_reason("by the operator"), None);
+        assert_eq!(Suspension::behind(&HeldBy::Operator), None);
     }
 }

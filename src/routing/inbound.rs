@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::config::{AliasLimits, Config, Destination, Target};
-use crate::message::Address;
+use crate::message::{Address, HeldBy, Hold};
 use crate::queue::record::Route;
 
 pub use links::{Link, links};
@@ -54,7 +54,7 @@ pub struct Delivery {
     pub limits: AliasLimits,
     pub route: Route,
     /// Queue it held, for this reason.
-    pub hold: Option<String>,
+    pub hold: Option<Hold>,
     /// No alias took it.
     pub via_catchall: bool,
     /// Swallow it: the built-in target `discard`.
@@ -103,7 +103,7 @@ pub fn describe(config: &Config, delivery: &Delivery) -> String {
         },
     };
     match &delivery.hold {
-        Some(reason) => format!("held: {reason}"),
+        Some(hold) => format!("held: {hold}"),
         None => place,
     }
 }
@@ -213,7 +213,7 @@ fn nobodys_postmaster(config: &Config, recipient: &Address) -> Delivery {
         true => bounce_key(config, recipient),
         false => base_key(config, recipient).unwrap_or_else(|| recipient.lookup_key()),
     };
-    Walk::new(config, recipient, &Entry::new(counted_as, Cow::Borrowed(&[]))).held(reason)
+    Walk::new(config, recipient, &Entry::new(counted_as, Cow::Borrowed(&[]))).held(HeldBy::Postmaster, reason)
 }
 
 /// Follows aliases to their ends.
@@ -325,8 +325,8 @@ impl<'c> Walk<'c> {
 
     /// It has no place yet: the route is to the address of ours that it came in for, and a release
     /// has to look that up again.
-    fn held(&self, reason: String) -> Delivery {
-        Delivery { hold: Some(reason), ..self.delivery(self.recipient.clone(), Route::Remote) }
+    fn held(&self, by: HeldBy, reason: String) -> Delivery {
+        Delivery { hold: Some(Hold::new(by, reason)), ..self.delivery(self.recipient.clone(), Route::Remote) }
     }
 
     fn finish(mut self) -> Resolution {
@@ -346,7 +346,7 @@ impl<'c> Walk<'c> {
         }
         if !self.lost.is_empty() {
             let reasons: Vec<&str> = self.lost.iter().take(REASONS_MAX).map(String::as_str).collect();
-            let held = self.held(reasons.join("; "));
+            let held = self.held(HeldBy::Aliases, reasons.join("; "));
             self.found.push(held);
         }
         Resolution::Deliveries(self.found)

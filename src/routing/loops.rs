@@ -28,7 +28,7 @@ use super::{free_mail, notice_id};
 use crate::clock::Millis;
 use crate::config::{AliasLimits, LoopKey, Loops, OnAutomatic};
 use crate::message::header::{self, Headers};
-use crate::message::{Address, Domain, Door, ReversePath};
+use crate::message::{Address, Domain, Door, Hold, ReversePath};
 use crate::secret::Marks;
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
@@ -139,7 +139,7 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Take,
-    Hold(String),
+    Hold(Hold),
     Discard(String),
 }
 

@@ -6,6 +6,7 @@
 
 pub mod answerable;
 mod base32;
+pub mod capture;
 mod free_mail;
 pub mod inbound;
 pub mod loops;

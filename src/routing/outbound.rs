@@ -55,25 +55,46 @@ pub struct Choice<'c> {
     pub rewrite: Option<&'c Address>,
 }
 
-/// For a message that is queued: what its From and its envelope lead to now.
-pub fn choose_for<'c>(config: &'c Config, message: &Message) -> Choice<'c> {
-    choose(config, message.header_from.as_ref(), &message.mail_from, config.pinned(&message.stream))
+/// What `delivery.default` is for those whom a person has let go (`released`) although nothing leaves: they go
+/// by the smart hosts, if there are any.
+pub fn default_way(config: &Config, released: bool) -> WayOut {
+    match config.delivery.default {
+        WayOut::Capture if released => match config.smart_hosts.iter().any(|host| host.active) {
+            true => WayOut::SmartHosts,
+            false => WayOut::Direct,
+        },
+        default => default,
+    }
+}
+
+/// For a message that is queued: what its From and its envelope lead to now. `released`: for recipients whom a
+/// person has let go out of what is captured.
+pub fn choose_for<'c>(config: &'c Config, message: &Message, released: bool) -> Choice<'c> {
+    let (default, pinned) = (default_way(config, released), config.pinned(&message.stream));
+    choose_with(config, default, message.header_from.as_ref(), &message.mail_from, pinned, Wanted::Usual)
 }
 
 /// As [`choose_for`], for a message that is forwarded and leaves with this envelope sender, whatever
 /// `sender.return_path` says.
-pub fn choose_forward<'c>(config: &'c Config, message: &Message, return_path: &Address) -> Choice<'c> {
-    let pinned = config.pinned(&message.stream);
-    choose_with(config, message.header_from.as_ref(), &message.mail_from, pinned, Wanted::Path(return_path))
+pub fn choose_forward<'c>(config: &'c Config, message: &Message, released: bool, return_path: &Address) -> Choice<'c> {
+    let (default, pinned) = (default_way(config, released), config.pinned(&message.stream));
+    let wanted = Wanted::Path(return_path);
+    choose_with(config, default, message.header_from.as_ref(), &message.mail_from, pinned, wanted)
 }
 
 /// The same for one of its recipients, whose return path names it if the message is one that has such.
-pub fn choose_for_one<'c>(config: &'c Config, message: &Message, number: u32, marks: &Marks) -> Choice<'c> {
+pub fn choose_for_one<'c>(
+    config: &'c Config,
+    message: &Message,
+    released: bool,
+    number: u32,
+    marks: &Marks,
+) -> Choice<'c> {
     let token = Token { id: message.id, number };
     let mark = |bounce: &Address| return_path::mark(config, marks, bounce, token);
     let wanted = if has_verp(config, message) { Wanted::Token(&mark) } else { Wanted::Usual };
-    let pinned = config.pinned(&message.stream);
-    choose_with(config, message.header_from.as_ref(), &message.mail_from, pinned, wanted)
+    let (default, pinned) = (default_way(config, released), config.pinned(&message.stream));
+    choose_with(config, default, message.header_from.as_ref(), &message.mail_from, pinned, wanted)
 }
 
 /// Does each of its recipients have a return path of its own, and so a transaction? Mail that is only passed
@@ -101,25 +122,30 @@ pub fn choose<'c>(
     envelope: &ReversePath,
     pinned: Option<&str>,
 ) -> Choice<'c> {
-    choose_with(config, header_from, envelope, pinned, Wanted::Usual)
+    choose_with(config, config.delivery.default, header_from, envelope, pinned, Wanted::Usual)
 }
 
 fn choose_with<'c>(
     config: &'c Config,
+    way_out: WayOut,
     header_from: Option<&Address>,
     envelope: &ReversePath,
     pinned: Option<&str>,
     wanted: Wanted<'_>,
 ) -> Choice<'c> {
-    match config.delivery.default {
-        WayOut::Capture => return Choice { way: Way::Capture, rewrite: None },
+    match way_out {
+        WayOut::Capture => {
+            // What is shown says what would leave, and what is released must pass.
+            let sent = choose_with(config, default_way(config, true), header_from, envelope, pinned, wanted);
+            return Choice { way: Way::Capture, rewrite: sent.rewrite };
+        }
         WayOut::File => return Choice { way: Way::File, rewrite: None },
         WayOut::Direct | WayOut::SmartHosts => {}
     }
     let from = header_from.or(envelope.address());
     let default = config.sender.default_from.as_ref();
-    let Some((tier, hosts)) = tier(config, from, default, pinned) else {
-        let direct = pinned.is_none() && config.delivery.default == WayOut::Direct;
+    let Some((tier, hosts)) = tier(config, way_out, from, default, pinned) else {
+        let direct = pinned.is_none() && way_out == WayOut::Direct;
         let passes = !direct || config.sender.passes(header_from);
         let rewrite = default.filter(|default| !passes && !same(from, default));
         let back = Back::of(config, envelope, rewrite.or(from), wanted);
@@ -150,6 +176,7 @@ fn same(from: Option<&Address>, other: &Address) -> bool {
 /// The first tier that has an active host, with its hosts in order of priority.
 fn tier<'c>(
     config: &'c Config,
+    way_out: WayOut,
     from: Option<&Address>,
     default: Option<&Address>,
     pinned: Option<&str>,
@@ -165,7 +192,7 @@ fn tier<'c>(
     let by_from = find(Tier::FromAddress, &|host| names(host, from, true))
         .or_else(|| find(Tier::FromDomain, &|host| names(host, from, false)));
     // What no filter takes goes the default way.
-    if by_from.is_some() || config.delivery.default == WayOut::Direct {
+    if by_from.is_some() || way_out == WayOut::Direct {
         return by_from;
     }
     find(Tier::Unfiltered, &|host| host.from_filter.is_empty())
@@ -335,7 +362,7 @@ mod tests {
         let client = ReversePath::Address(address("app@other.org"));
         let choice = |removed: &str, default: &str| {
             let config = config_with(removed, default, ours);
-            match choose_with(&config, Some(&from), &client, None, Wanted::Path(&sealed)).way {
+            match choose_with(&config, config.delivery.default, Some(&from), &client, None, Wanted::Path(&sealed)).way {
                 Way::Hosts { hosts, .. } => hosts[0].envelope.to_string(),
                 Way::Direct { envelope } => envelope.unwrap().to_string(),
                 other => unreachable!("{other:?}"),
@@ -406,7 +433,7 @@ mod tests {
         ] {
             let config = config_with(removed, "direct", verp);
             let message = queued(from, envelope, door);
-            let choice = choose_for_one(&config, &message, 3, &marks);
+            let choice = choose_for_one(&config, &message, false, 3, &marks);
             let found = match choice.way {
                 Way::Hosts { hosts, .. } => hosts[0].envelope.clone(),
                 Way::Direct { envelope } => envelope.unwrap_or_else(|| message.mail_from.clone()),

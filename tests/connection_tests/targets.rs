@@ -156,6 +156,8 @@ async fn people_get_lines_and_a_name_that_is_none_ends_with_2() {
         output.status.success() && text.starts_with("target crm: from <postmaster@home.test> to <sales@home.test>\n")
     );
     assert!(text.contains("\n  writing ") && text.ends_with("As far as it went, it does.\n"), "{text}");
+    let json = report(&run(&file, &["target", "test", "crm", "--json"]).await);
+    assert_eq!(legs(&json), ["configuration", "writing"]);
     let output = run(&file, &["target", "test", "other"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("there are: crm"), "{}", said(&output));

@@ -275,6 +275,29 @@ async fn held_stays_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn released_out_of_what_is_captured_is_sent_after_a_kill() {
+    let scene = Scene::new(Settings { delivery: "default = \"capture\"", ..Settings::default() }).await;
+    let running = scene.house.start().await;
+    let (number, _) = scene.ledger.send_to(running.door, &["you@far.test"], 3000).await;
+    scene.house.wait_queue("captured", &["--status", "captured"], |queue| queue.len() == 1).await;
+    let id = scene.house.queue(&[]).await[0]["id"].as_str().unwrap().to_owned();
+    // Released, and it waits.
+    assert!(scene.house.cli(&["suspend"]).await.status.success());
+    assert!(scene.house.cli(&["captured", "release", &id]).await.status.success());
+    running.kill().await.check_no_damage();
+    let running = scene.house.start().await;
+    assert_eq!(scene.house.queue(&["--status", "captured"]).await.len(), 0);
+    assert_eq!(scene.house.queue(&["--status", "waiting"]).await.len(), 1);
+    assert_eq!(scene.far.count(), 0);
+    assert!(scene.house.cli(&["resume"]).await.status.success());
+    scene.far.wait("the released message", |far| far.times(number) == 1).await;
+    scene.house.wait_empty().await;
+    running.kill().await.check_no_damage();
+    scene.look().check_empty();
+    scene.report("released");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn captured_stays_captured() {
     let scene = Scene::new(Settings { delivery: "default = \"capture\"", ..Settings::default() }).await;
     let running = scene.house.start().await;

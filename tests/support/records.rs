@@ -32,6 +32,7 @@ pub fn recipient(address: &str, due: u64) -> Recipient {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

@@ -59,6 +59,15 @@ impl Served {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// Waits for a line with both of these in it.
+    pub async fn wait_for_line(&self, one: &str, other: &str) {
+        let since = Instant::now();
+        while !self.lines(one).iter().any(|line| line.contains(other)) {
+            assert!(since.elapsed() < PATIENCE, "{}", self.text());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// The address of this listener.
     pub fn door(&self, name: &str) -> SocketAddr {
         let lines = self.lines("listening");

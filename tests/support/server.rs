@@ -87,6 +87,15 @@ impl TestServer {
         self.wait_until(id, |story| story.message.is_none()).await
     }
 
+    /// Waits until nothing of the message is queued any more, and its story may be gone too.
+    pub async fn wait_gone(&self, id: MessageId) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while self.queue().await.iter().any(|listed| listed.id == id) {
+            assert!(std::time::Instant::now() < deadline, "gave up waiting: {:#?}", self.story(id).await);
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
     async fn wait_until(&self, id: MessageId, enough: impl Fn(&Story) -> bool) -> Story {
         // The story is looked at again and again: there is no event to wait for from outside. The
         // bound only turns a hang into a failure that shows the story.

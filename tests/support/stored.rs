@@ -6,7 +6,8 @@ use bytes::Bytes;
 use postrider::events::Event;
 use postrider::message::findings::{DkimFinding, DmarcFinding, SpfFinding};
 use postrider::message::{
-    Address, BodyType, Door, DsnRequest, Findings, MessageId, Notify, Origin, OriginalRecipient, Peer, Ret, ReversePath,
+    Address, BodyType, Door, DsnRequest, Findings, HeldBy, Hold, MessageId, Notify, Origin, OriginalRecipient, Peer,
+    Ret, ReversePath,
 };
 use postrider::queue::record::{Failure, Message, Recipient, Route, Status};
 use postrider::smtp::Reply;
@@ -61,9 +62,11 @@ pub fn all() -> Vec<Kept> {
         last_failure: Some(failure()),
         delay_notified: true,
         by_hand: None,
+        released: None,
         ..remote()
     };
-    let held = |why: &str| Recipient { status: Status::Held { reason: why.into() }, ..remote() };
+    // The stores were written before there was a field for what holds it.
+    let held = |why: &str, by| Recipient { status: Status::Held(Hold::new(by, why)), ..remote() };
     let captured = || Recipient { status: Status::Captured { at: WRITTEN }, attempts: 1, ..remote() };
 
     let mut new = kept(1, "waiting, new", &["hello\r\n"], vec![remote()]);
@@ -83,7 +86,7 @@ pub fn all() -> Vec<Kept> {
         next: WRITTEN + LATER,
     }];
 
-    let mut kept_back = kept(3, "held", &["by hand\r\n"], vec![held("by the operator")]);
+    let mut kept_back = kept(3, "held", &["by hand\r\n"], vec![held("by the operator", HeldBy::Operator)]);
     kept_back.events =
         vec![Event::Held { recipient: address("you@outside.example"), reason: "by the operator".into() }];
 
@@ -96,7 +99,7 @@ pub fn all() -> Vec<Kept> {
         &["1\r\n", "2\r\n", "3\r\n"],
         vec![
             Recipient { alias: Some(address("sales@home.test")), ..boxed("sales@home.test") },
-            held("too many messages"),
+            held("too many messages", HeldBy::LoopLimit),
             deferred(),
             boxed("done@home.test"),
         ],

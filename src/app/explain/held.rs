@@ -1,63 +1,41 @@
-//! The setting behind the reason why something is held. The reasons are written for people where they
-//! arise, and are all that the queue keeps of them; a test makes each of them and has it read here.
+//! The setting behind the reason why something is held.
 
 use crate::admin::explain::Cause;
-use crate::app::operator::BY_OPERATOR;
-use crate::queue::suspend::Suspension;
+use crate::message::{HeldBy, Hold};
 
 /// What it is about, and the key.
-pub(super) fn setting(reason: &str) -> (Cause, Option<String>) {
-    match Suspension::of_reason(reason) {
-        Some(Suspension::SmartHost(host)) => return (Cause::Suspended, Some(format!("smart_hosts.{host}"))),
-        Some(Suspension::Target(name)) => return (Cause::Target, Some(format!("targets.{name}"))),
-        _ => {}
-    }
-    let has = |text: &str| reason.contains(text);
-    if let Some(account) = account_hold(reason) {
-        return (Cause::AccountHold, Some(format!("accounts.{account}.hold")));
-    }
-    match () {
-        () if has("delivery.allow_recipients") => (Cause::AllowRecipients, Some("delivery.allow_recipients".into())),
-        () if reason.starts_with("DMARC ") => (Cause::Dmarc, Some("checks.dmarc".into())),
-        () if reason.starts_with("milter ") => (Cause::Milter, Some("checks.milters".into())),
-        () if reason == BY_OPERATOR => (Cause::Operator, None),
-        () if has("nobody is named for ") => (Cause::NoDestination, Some("postmaster".into())),
-        () if leads_nowhere(reason) => (Cause::NoDestination, Some("aliases".into())),
-        () if reason.starts_with("automatic mail (") => (Cause::LoopLimit, Some("loops.automatic".into())),
-        () if has("has been delivered to ") => (Cause::LoopLimit, Some("loops.max_hops".into())),
-        () if is_limit(reason) => (Cause::LoopLimit, Some("loops.limit".into())),
-        () => (Cause::Held, first_key(reason)),
-    }
+pub(super) fn setting(hold: &Hold) -> (Cause, Option<String>) {
+    let (cause, key) = match &hold.by {
+        HeldBy::Operator => return (Cause::Operator, None),
+        HeldBy::Other => return (Cause::Held, first_key(&hold.reason)),
+        HeldBy::Account(name) => (Cause::AccountHold, format!("accounts.{name}.hold")),
+        HeldBy::AllowRecipients => (Cause::AllowRecipients, "delivery.allow_recipients".to_owned()),
+        HeldBy::Aliases => (Cause::NoDestination, "aliases".to_owned()),
+        HeldBy::Postmaster => (Cause::NoDestination, "postmaster".to_owned()),
+        HeldBy::Dmarc => (Cause::Dmarc, "checks.dmarc".to_owned()),
+        HeldBy::Checks => (Cause::Refused, "checks".to_owned()),
+        HeldBy::Milter => (Cause::Milter, "checks.milters".to_owned()),
+        HeldBy::LoopLimit => (Cause::LoopLimit, "loops.limit".to_owned()),
+        HeldBy::Loop => (Cause::LoopLimit, "loops.max_hops".to_owned()),
+        HeldBy::Automatic => (Cause::LoopLimit, "loops.automatic".to_owned()),
+        HeldBy::SmartHost(name) => (Cause::Suspended, format!("smart_hosts.{name}")),
+        HeldBy::Target(name) => (Cause::Target, format!("targets.{name}")),
+        HeldBy::DeadLetter => (Cause::DeadLetter, "delivery.retry.expire".to_owned()),
+    };
+    (cause, Some(key))
 }
 
-pub(super) fn sentence(cause: Cause, reason: &str) -> String {
+pub(super) fn sentence(cause: Cause, hold: &Hold) -> String {
     let by = match cause {
         Cause::Operator => return "It is held because a person has asked for it (`postrider queue hold`)".to_owned(),
         Cause::Dmarc => "of the policy of the domain that it says it is from",
         Cause::LoopLimit => "of the guard against loops",
         Cause::NoDestination => "its address leads nowhere",
-        _ => return format!("It is held because {reason}"),
+        Cause::Refused => "it was fetched, and nobody could be told that it is refused",
+        Cause::DeadLetter => "its target has not taken it in time",
+        _ => return format!("It is held because {hold}"),
     };
-    format!("It is held because {by}: {reason}")
-}
-
-fn account_hold(reason: &str) -> Option<&str> {
-    reason.strip_prefix("accounts.")?.split_once(".hold is set").map(|(account, _)| account)
-}
-
-fn leads_nowhere(reason: &str) -> bool {
-    [
-        "which does not exist",
-        "aliases lead from one to the next",
-        "the alias leads to more than",
-        "lead only back to themselves",
-    ]
-    .iter()
-    .any(|text| reason.contains(text))
-}
-
-fn is_limit(reason: &str) -> bool {
-    ["too many messages", "the same message from ", "takes answers only"].iter().any(|text| reason.contains(text))
+    format!("It is held because {by}: {hold}")
 }
 
 /// The first path of a key that a sentence names, such as `delivery.retry.expire`.
@@ -86,39 +64,12 @@ pub(super) fn first_key(sentence: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config;
-    use crate::message::Address;
-    use crate::routing::inbound::{Resolution, resolve};
 
     #[test]
-    fn reasons_lead_back_to_their_settings() {
-        let text = "hostname = \"mail.own.test\"\ndata_dir = \"/nowhere\"\n[domains.\"own.test\"]\n[delivery]\n\
-                    allow_recipients = [\"near.test\"]\n";
-        let config = config::parse("test.toml", text).unwrap();
-        let far = Address::parse("you@far.test").unwrap();
-        assert_eq!(
-            setting(&config.delivery.forbids(&far).unwrap()),
-            (Cause::AllowRecipients, Some("delivery.allow_recipients".into()))
-        );
-        for (what, cause, key) in [
-            (Suspension::SmartHost("ses".into()), Cause::Suspended, "smart_hosts.ses"),
-            (Suspension::Target("crm".into()), Cause::Target, "targets.crm"),
-        ] {
-            assert_eq!(setting(&what.held_because().unwrap()), (cause, Some(key.into())));
-        }
-        // No postmaster is named.
-        let Resolution::Deliveries(held) = resolve(&config, &Address::parse("postmaster@own.test").unwrap()) else {
-            unreachable!("every domain has a postmaster")
-        };
-        let reason = held.iter().find_map(|delivery| delivery.hold.clone()).unwrap();
-        assert_eq!(setting(&reason).0, Cause::NoDestination, "{reason}");
-        assert_eq!(setting(BY_OPERATOR), (Cause::Operator, None));
-        assert_eq!(
-            setting("accounts.shop.hold is set, until `postrider queue release`"),
-            (Cause::AccountHold, Some("accounts.shop.hold".into()))
-        );
-        assert_eq!(setting("something (targets.crm.url) else."), (Cause::Held, Some("targets.crm.url".into())));
+    fn a_reason_of_another_sort_may_name_a_key() {
+        let other = Hold::new(HeldBy::Other, "something (targets.crm.url) else.");
+        assert_eq!(setting(&other), (Cause::Held, Some("targets.crm.url".into())));
+        assert_eq!(setting(&Hold::new(HeldBy::Other, "test")), (Cause::Held, None));
     }
 }

@@ -62,7 +62,7 @@ fn cause(
     if let Route::Target(name) = &recipient.route {
         return of_target(config, name, why);
     }
-    if let Way::Hosts { hosts, .. } = outbound::choose_for(config, message).way {
+    if let Way::Hosts { hosts, .. } = outbound::choose_for(config, message, recipient.released.is_some()).way {
         let rests =
             |host: &SmartHost| resting(&host.name).is_some_and(|(rest, _)| why.reason.starts_with(&rest.reason));
         let code = why.reply.as_ref().map_or(0, |reply| reply.code);

@@ -6,6 +6,7 @@ use crate::config::{Config, SmartHost, SmartHostKind, SmartHostTls, Target};
 use crate::delivery::smtp::{HostProspect, Prospect};
 use crate::message::{Address, ReversePath};
 use crate::queue::record::{Message, Recipient, Route};
+use crate::routing::capture::{self, Answer};
 use crate::routing::outbound::{self, Choice, Tier, Way};
 
 /// What the next try of a queued recipient does. `states`: smart hosts that are not to be used now.
@@ -16,6 +17,9 @@ pub(super) fn then(
     prospect: Option<&Prospect>,
     states: &HashMap<String, String>,
 ) -> Vec<String> {
+    if let Some(answer) = capture::answer(config, recipient) {
+        return vec![captured(answer)];
+    }
     if let Route::Target(name) = &recipient.route {
         return vec![to_target(config, name)];
     }
@@ -29,7 +33,7 @@ pub(super) fn then(
     if let Some(reason) = config.delivery.forbids(address) {
         return vec![format!("it is held again: {reason}")];
     }
-    let choice = outbound::choose_for(config, message);
+    let choice = outbound::choose_for(config, message, recipient.released.is_some());
     let from = message.header_from.as_ref().or(message.mail_from.address());
     way(config, &choice, &Asked { from, stream: &message.stream, envelope: &message.mail_from }, prospect, states)
 }
@@ -51,7 +55,7 @@ pub(super) fn way(
 ) -> Vec<String> {
     let mut lines = Vec::new();
     match &choice.way {
-        Way::Capture => lines.push("it is captured: nothing leaves (delivery.default = \"capture\")".to_owned()),
+        Way::Capture => lines.push(captured(Answer::Kept)),
         Way::File => lines.push("it is written as a file: nothing leaves (delivery.default = \"file\")".to_owned()),
         Way::Nowhere => lines.push(match config.pinned(asked.stream) {
             Some(host) => format!(
@@ -77,6 +81,21 @@ pub(super) fn way(
         }
     }
     lines
+}
+
+/// What becomes of a recipient where nothing leaves.
+pub(super) fn captured(answer: Answer) -> String {
+    const WHY: &str = "nothing leaves (delivery.default = \"capture\")";
+    match answer {
+        Answer::Kept => format!("it is captured: {WHY}; `postrider captured` lists, shows and releases it"),
+        Answer::Refused => format!("it fails at once, because its address stands for that: {WHY}"),
+        Answer::Deferred => {
+            format!("it is put off at each try until its time is up, because its address stands for that: {WHY}")
+        }
+        Answer::Complained => {
+            format!("it is captured, and then complained of, because its address stands for that: {WHY}")
+        }
+    }
 }
 
 fn left_by(envelope: &ReversePath) -> String {

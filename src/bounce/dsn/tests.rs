@@ -51,6 +51,7 @@ fn recipient(to: &str) -> Recipient {
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::{AddressOrDomain, FilePath, Secret};
-use crate::message::{Address, Domain, stream};
+use crate::message::{Address, Domain, HeldBy, Hold, stream};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WayOut {
@@ -46,10 +46,10 @@ impl Delivery {
     }
 
     /// Why mail for this address, which is not ours, is held; none if it may leave.
-    pub fn forbids(&self, recipient: &Address) -> Option<String> {
+    pub fn forbids(&self, recipient: &Address) -> Option<Hold> {
         let reason =
             || format!("{recipient} is not among delivery.allow_recipients; put it there before you release it");
-        (!self.allows(recipient)).then(reason)
+        (!self.allows(recipient)).then(|| Hold::new(HeldBy::AllowRecipients, reason()))
     }
 }
 

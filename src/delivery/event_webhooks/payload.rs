@@ -6,11 +6,12 @@
 use serde_json::{Map, Value, json};
 
 use crate::clock::{Millis, rfc3339};
-use crate::events::Entry;
 use crate::events::kind::Kind;
 use crate::events::outbox::{GAP, Waiting};
 use crate::events::search::Context;
+use crate::events::{Entry, Event};
 use crate::message::MessageId;
+use crate::routing::capture;
 
 /// How an event is known to a webhook: the same in every try.
 pub fn event_id(Waiting { number, journal_key, value, .. }: &Waiting) -> String {
@@ -51,7 +52,7 @@ pub fn event(id: &str, message: MessageId, context: &Context, value: &[u8]) -> O
         event.remove(key);
         data.insert(key.to_owned(), json!(value));
     }
-    data.insert("test".to_owned(), json!(kind == Kind::Captured));
+    data.insert("test".to_owned(), json!(is_test(&entry.event)));
     if name.as_ref().and_then(Value::as_str) == Some("unsure") {
         data.insert("unsure".to_owned(), json!(true));
     }
@@ -68,6 +69,19 @@ pub fn event(id: &str, message: MessageId, context: &Context, value: &[u8]) -> O
         "type": format!("message.{}", kind.name()), "id": id, "created_at": created_at, "data": data
     });
     Some(whole.to_string().into_bytes())
+}
+
+/// Has it happened because nothing leaves, and not elsewhere?
+fn is_test(event: &Event) -> bool {
+    match event {
+        Event::Captured { .. } => true,
+        Event::Delivered { to, .. } => to == capture::DOMAIN,
+        Event::Failed { why, .. } | Event::Deferred { why, .. } | Event::Expired { why, .. } => {
+            why.host == capture::DOMAIN
+        }
+        Event::Complained { agent, message, report, .. } => message == report && agent == capture::DOMAIN,
+        _ => false,
+    }
 }
 
 /// Takes `why` apart; gives the status.
@@ -150,7 +164,6 @@ fn taken(reply: &str) -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::events::Event;
     use crate::message::Address;
     use crate::queue::record::Failure;
     use crate::smtp::Reply;

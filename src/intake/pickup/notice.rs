@@ -110,6 +110,7 @@ fn failed(recipient: &Recipient, refusal: &Refusal) -> (record::Recipient, Failu
         last_failure: None,
         delay_notified: false,
         by_hand: None,
+        released: None,
     };
     (recipient, failure)
 }

@@ -3,6 +3,7 @@
 use super::{Action, Ruling, Verdict};
 use crate::clock::{self, Millis};
 use crate::config::{Loops, OnAutomatic, OnLimit};
+use crate::message::{HeldBy, Hold};
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
 
@@ -20,7 +21,9 @@ impl Ruling {
         if !taken && let Some(refusal) = wanted.iter().find_map(|w| w.as_ref().err()) {
             return Err(refusal.clone());
         }
-        Ok(wanted.into_iter().map(|w| w.unwrap_or_else(|refusal| Action::Hold(refusal.reason))).collect())
+        let held = |verdict: &Verdict, refusal: Refusal| Action::Hold(verdict.hold(refusal.reason));
+        let actions = self.verdicts.iter().zip(wanted);
+        Ok(actions.map(|(verdict, w)| w.unwrap_or_else(|refusal| held(verdict, refusal))).collect())
     }
 }
 
@@ -37,18 +40,31 @@ impl Verdict {
             Verdict::Loop { reason } => refuse(554, (4, 6), format!("mail loop: {reason}")),
             Verdict::Automatic { reason, policy } => match policy {
                 OnAutomatic::Accept => Ok(Action::Take),
-                OnAutomatic::Hold => Ok(Action::Hold(reason.clone())),
+                OnAutomatic::Hold => Ok(Action::Hold(self.hold(reason.clone()))),
                 OnAutomatic::Discard => Ok(Action::Discard(reason.clone())),
                 OnAutomatic::Reject => refuse(550, (7, 1), format!("not accepted here: {reason}")),
             },
             Verdict::Violation { reason, retry_after } => match config.on_limit {
-                OnLimit::Hold => Ok(Action::Hold(reason.clone())),
+                OnLimit::Hold => Ok(Action::Hold(self.hold(reason.clone()))),
                 OnLimit::Discard => Ok(Action::Discard(reason.clone())),
                 // Waiting only helps where a limit counts a period.
                 OnLimit::Defer if retry_after.is_some() => refuse(450, (7, 1), reason.clone()),
                 OnLimit::Reject | OnLimit::Defer => refuse(554, (4, 6), reason.clone()),
             },
         }
+    }
+}
+
+impl Verdict {
+    fn hold(&self, reason: String) -> Hold {
+        let by = match self {
+            Verdict::Loop { .. } => HeldBy::Loop,
+            Verdict::Automatic { .. } => HeldBy::Automatic,
+            Verdict::Violation { .. } => HeldBy::LoopLimit,
+            // None of them is ever held.
+            Verdict::Pass | Verdict::OwnNotice { .. } | Verdict::Duplicate { .. } => HeldBy::Other,
+        };
+        Hold::new(by, reason)
     }
 }
 

@@ -184,7 +184,7 @@ fn one_of_two_recipients_over_the_limit_is_held() {
     world.fill("bob@far.example", "sales@our.example");
     let both = [alias("sales@our.example"), alias("info@our.example")];
     let actions = world.send_to(&from("bob@far.example"), &both).unwrap();
-    assert!(matches!(&actions[0], Action::Hold(reason) if reason.starts_with("too many messages")), "{actions:?}");
+    assert!(matches!(&actions[0], Action::Hold(hold) if hold.reason.starts_with("too many messages")), "{actions:?}");
     assert_eq!(actions[1], Action::Take);
     // The same where the other one is no recipient of ours.
     let ruling = world.judge(&from("bob@far.example"), &both[..1]);
@@ -303,7 +303,10 @@ fn automatic_mail_follows_the_policy() {
     let content = format!("Auto-Submitted: auto-replied\r\n{}", from("bob@far.example"));
     for (policy, expected) in [
         (OnAutomatic::Accept, "Ok([Take])"),
-        (OnAutomatic::Hold, "Ok([Hold(\"automatic mail (Auto-Submitted) for sales@our.example\")])"),
+        (
+            OnAutomatic::Hold,
+            "Ok([Hold(Hold { reason: \"automatic mail (Auto-Submitted) for sales@our.example\", by: Automatic })])",
+        ),
         (OnAutomatic::Discard, "Ok([Discard("),
         (OnAutomatic::Reject, "Err(Refusal { reply: Reply { code: 550, enhanced: Some(Enhanced(7, 1))"),
     ] {

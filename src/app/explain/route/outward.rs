@@ -10,6 +10,7 @@ use crate::intake::rehearse::{Rehearsed, held as held_because};
 use crate::intake::sign::life;
 use crate::message::{Domain, ReversePath};
 use crate::queue::record::{Recipient, Route};
+use crate::routing::capture;
 use crate::routing::outbound::{self, Choice, Way};
 
 /// Tells of each delivery; gives the domains that mail goes to directly.
@@ -51,6 +52,9 @@ pub(super) fn deliveries(
 fn delivery(config: &Config, recipient: &Recipient, steps: &mut Steps<'_>) {
     let address = &recipient.address;
     let (place, key) = match &recipient.route {
+        _ if let Some(answer) = capture::answer(config, recipient) => {
+            (way::captured(answer), Some("delivery.default".to_owned()))
+        }
         Route::Remote => (format!("it leaves for <{address}>"), None),
         Route::Target(name) => (way::to_target(config, name), Some(format!("targets.{name}"))),
     };
@@ -62,9 +66,9 @@ fn delivery(config: &Config, recipient: &Recipient, steps: &mut Steps<'_>) {
         }
     }
     match held_because(recipient) {
-        Some(reason) => {
-            let (cause, key) = held::setting(reason);
-            steps.say(Topic::Delivery, Verdict::Held, held::sentence(cause, reason), key.as_deref());
+        Some(hold) => {
+            let (cause, key) = held::setting(hold);
+            steps.say(Topic::Delivery, Verdict::Held, held::sentence(cause, hold), key.as_deref());
         }
         None => steps.say(Topic::Delivery, Verdict::Good, capitalized(&place), key.as_deref()),
     }
