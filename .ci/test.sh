@@ -78,6 +78,14 @@ if [ -e "$CARGO_TARGET_DIR/peers/prometheus/unpacked" ]; then
     export POSTRIDER_TEST_PROMETHEUS="$CARGO_TARGET_DIR/peers/prometheus"
 fi
 
+# A scan with it takes a minute, so only where it is asked for (`make scan`).
+if [ -n "${POSTRIDER_SCAN:-}" ]; then
+    .ci/testssl.sh "$CARGO_TARGET_DIR/peers/testssl"
+    if [ -e "$CARGO_TARGET_DIR/peers/testssl/unpacked" ]; then
+        export POSTRIDER_TEST_TESTSSL="$CARGO_TARGET_DIR/peers/testssl"
+    fi
+fi
+
 status=0
 cargo test --locked --no-fail-fast "$@" </dev/null || status=$?
 [ -z "$skipped" ] || echo "$skipped" >&2
