@@ -9,7 +9,8 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build deb deb-test bench bench-million bench-paths floods faults fuzz mutants scan deny fmt lint
+.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths floods faults fuzz mutants scan deny \
+    fmt lint
 
 run: setup
 	cargo build --locked
@@ -33,6 +34,10 @@ deb: $(if $(BINARY),,build)
 
 deb-test: $(if $(BINARY),,build)
 	.ci/deb-test.sh "$(or $(BINARY),$(CARGO_TARGET_DIR)/release/postrider)" "$(CARGO_TARGET_DIR)/deb"
+
+# The image that the Containerfile makes, built (but for the compiler) and run; as root, without podman or docker.
+container-test: $(if $(BINARY),,build)
+	.ci/container-test.sh "$(or $(BINARY),$(CARGO_TARGET_DIR)/release/postrider)" "$(CARGO_TARGET_DIR)/container"
 
 # Speed on loopback, beside Debian's Postfix where that can be had: about ten minutes. Figures and a
 # plot under $(CARGO_TARGET_DIR)/bench. The environment makes it shorter or longer: benches/relay.rs.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The Debian package, as an administrator meets it, in a fresh Debian of its own (debootstrap): install,
 # start, send, upgrade, remove, purge. Nothing is installed in the system, and after the packages of the
-# fresh Debian have come nothing is asked of the network: the rest has a network of its own with loopback only.
+# fresh Debian have come nothing is asked of the network: the rest has one of its own, with nobody in it but what it starts itself.
 # Without root or debootstrap it says so and proves nothing.
 #   .ci/deb-test.sh BINARY FOLDER       FOLDER keeps the packages made and the fresh Debian
 set -euo pipefail
@@ -16,15 +16,9 @@ without() {
     exit 0
 }
 
-# ── The fresh Debian ──────────────────────────────────────────────────────────────────────────────
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+# shellcheck source=.ci/debian.sh
+. "$here/debian.sh"
 base=$folder/base-$codename.tar
-
-# From where this machine has its own packages.
-mirror() {
-    apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(LABEL) $(CREATED_BY) $(SITE)' |
-        awk -v codename="$codename" '$1 == codename && $2 == "main" && $3 == "Debian" && $4 == "Packages" { print $5; exit }'
-}
 
 # What the package depends on, the first of several that would do; and nothing else, so that what it
 # fails to name is missed.
@@ -32,39 +26,10 @@ dependencies() {
     dpkg-deb -f "$1" Depends | tr ',' '\n' | sed 's/|.*//; s/([^)]*)//; s/ //g' | sort -u | paste -s -d ,
 }
 
-# The system's debootstrap, or one that is only unpacked here.
-bootstrap() {
-    if command -v debootstrap >/dev/null; then
-        debootstrap "$@"
-        return
-    fi
-    local unpacked=$folder/debootstrap
-    if [ ! -e "$unpacked/usr/sbin/debootstrap" ]; then
-        mkdir -p "$unpacked"
-        (cd "$unpacked" && apt-get download -qq debootstrap && dpkg-deb -x debootstrap_*.deb .) || return 1
-    fi
-    DEBOOTSTRAP_DIR=$unpacked/usr/share/debootstrap sh "$unpacked/usr/sbin/debootstrap" "$@"
-}
-
-make_base() {
-    local from root
-    [ -n "$codename" ] || without "this is not Debian"
-    from=$(mirror)
-    [ -n "$from" ] || without "apt knows no mirror for $codename (apt-get update)"
-    root=$(mktemp -d "$folder/base.XXXXXX")
-    if ! bootstrap --variant=minbase --include="$(dependencies "$1")" "$codename" "$root" "$from" >"$folder/debootstrap.log" 2>&1; then
-        tail -n 5 "$folder/debootstrap.log" >&2
-        rm -rf "$root"
-        without "debootstrap has failed, see $folder/debootstrap.log"
-    fi
-    rm -rf "$root"/var/cache/apt/archives/*.deb
-    tar -C "$root" -cf "$base.new" . && mv "$base.new" "$base"
-    rm -rf "$root"
-}
-
 if [ "${3:-}" != inside ]; then
     [ "$(id -u)" -eq 0 ] || without "it takes root"
     unshare --net --mount --pid --fork true 2>/dev/null || without "this machine lets nobody have a network of their own (unshare)"
+    command -v ip >/dev/null || without "ip is missing (apt-get install iproute2)"
     command -v dpkg-shlibdeps >/dev/null || without "dpkg-shlibdeps is missing (apt-get install dpkg-dev)"
     export DPKG_DEB_COMPRESSOR_TYPE=gzip
     first=$("$here/deb.sh" "$binary" "$folder")
@@ -74,14 +39,9 @@ if [ "${3:-}" != inside ]; then
     again=$(mktemp -d)
     cmp "$first" "$("$here/deb.sh" "$binary" "$again")"
     rm -rf "$again"
-    # Made anew where the package needs something else.
-    wanted=$(dependencies "$first")
-    if [ ! -e "$base" ] || [ "$(cat "$base.for" 2>/dev/null)" != "$wanted" ]; then
-        make_base "$first"
-        echo "$wanted" >"$base.for"
-    fi
+    fresh_debian "$base" "$(dependencies "$first")"
     # Ends with all it has started, however it ends.
-    exec unshare --net --mount --pid --fork --kill-child "$here/deb-test.sh" "$binary" "$folder" inside "$first" "$second"
+    exec unshare --net --mount --pid --fork --kill-child --mount-proc "$here/deb-test.sh" "$binary" "$folder" inside "$first" "$second"
 fi
 
 # ── Inside: no network but loopback, processes and mounts of its own ──────────────────────────────
@@ -90,7 +50,7 @@ second=$5
 root=$(mktemp -d "$folder/chroot.XXXXXX")
 tidy() {
     umount "$root/proc" "$root/dev/null" "$root/dev/urandom" 2>/dev/null || true
-    rm -rf --one-file-system "$root"
+    rm -rf --one-file-system "$root" "$folder/far.$$"
 }
 trap tidy EXIT
 tar -C "$root" -xf "$base"
@@ -100,12 +60,7 @@ for device in null urandom; do
     [ -e "$root/dev/$device" ] || : >"$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-if command -v ip >/dev/null; then
-    ip link set lo up
-else
-    python3 -c 'import fcntl, socket, struct
-fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh22x", b"lo", 0x1 | 0x40))'
-fi
+ip link set lo up
 
 export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 inside() { chroot "$root" "$@"; }
@@ -213,10 +168,13 @@ fi
 
 step "install"
 install_package "$first"
+(cd "$root/usr/share/doc/postrider" && grep -rhoE '\]\((docs/|examples/|\.\./|[a-z-]+\.md)[^)#]*' README.md docs | sed 's/^](//' | sort -u |
+    while read -r target; do [ -e "$target" ] || [ -e "docs/$target" ] || { echo "$target"; exit 1; }; done) ||
+    fail "a link in the guides leads nowhere"
 inside id postrider >/dev/null || fail "no user"
 same "$(owner /etc/postrider)" "root:postrider 750" /etc/postrider
 same "$(owner /etc/postrider/postrider.toml)" "root:postrider 640" postrider.toml
-same "$(owner /var/lib/postrider)" "postrider:postrider 700" /var/lib/postrider
+same "$(owner /var/lib/postrider)" "postrider:postrider 711" /var/lib/postrider
 same "$(owner /var/spool/postrider/pickup)" "postrider:postrider 2770" pickup
 [ -L "$root/etc/systemd/system/multi-user.target.wants/postrider.service" ] || fail "not enabled"
 (cd "$root" && md5sum --quiet -c var/lib/dpkg/info/postrider.md5sums) || fail "md5sums"
@@ -242,6 +200,76 @@ step "start and send"
 start
 send "the first"
 same "$(kept)" 1 "messages kept"
+
+# As the file itself says: [delivery] away.
+step "send to somebody else"
+stop
+mkdir "$folder/far.$$"
+# In a network of its own, at an address as servers of the internet have them: mail goes to no other by default.
+unshare --net bash -c 'touch "$1/there"; until [ -e "$1/go" ]; do sleep 0.1; done; exec "$2" 100.0.0.25 "$1"' \
+    far "$folder/far.$$" "$here/far.py" &
+waits_for() { until [ -e "$folder/far.$$/$1" ]; do kill -0 "$!" || fail "there is nobody else"; sleep 0.1; done; }
+waits_for there
+ip link add near type veth peer name far netns "$!"
+ip address add 100.0.0.1/24 dev near
+ip link set near up
+nsenter --target "$!" --net ip address add 100.0.0.25/24 dev far
+nsenter --target "$!" --net ip link set far up
+touch "$folder/far.$$/go"
+waits_for ready
+rm -f "$root/etc/resolv.conf"
+echo "nameserver 100.0.0.25" >"$root/etc/resolv.conf"
+cp -p "$root/etc/postrider/postrider.toml" "$folder/captures.toml"
+sed -i '/^\[delivery\]/,$d' "$root/etc/postrider/postrider.toml"
+start
+send "to somebody else"
+arrived() {
+    for _ in $(seq 150); do
+        [ ! -e "$folder/far.$$/$1.eml" ] || return 0
+        sleep 0.2
+    done
+    fail "message $1 does not arrive: $(inside postrider queue list 2>&1)"
+}
+arrived 1
+grep -q '^RCPT TO:<someone@example.net>' "$folder/far.$$/1.eml" || fail "envelope: $(head -n 3 "$folder/far.$$/1.eml")"
+same "$(grep -c '^DKIM-Signature:' "$folder/far.$$/1.eml")" 2 "signatures"
+inside postrider log someone@example.net | grep -q delivered || fail "the log does not say that it was delivered"
+
+step "sendmail, by anybody, with the server up and down"
+letter() { printf 'From: cron@example.com\nTo: someone@example.net\nSubject: %s\n\nHello.\n' "$1"; }
+as_nobody() { inside setpriv --reuid nobody --regid nogroup --clear-groups "$@"; }
+letter up | as_nobody postrider sendmail -t -i || fail "sendmail"
+arrived 2
+stop
+letter down | as_nobody postrider sendmail -t -i || fail "sendmail while the server is down"
+as_nobody ls /var/lib/postrider >/dev/null 2>&1 && fail "anybody may look into data_dir"
+as_nobody ls /var/lib/postrider/maildrop >/dev/null 2>&1 && fail "anybody may look into the maildrop"
+start
+arrived 3
+stop
+
+# The first configuration on README's first screen, as it stands there but for the hash, on the ports that it has; and the
+# first message, by its command.
+step "what README has a newcomer do"
+if command -v curl >/dev/null; then
+    fenced() { awk -v fence='```'"$1" '$0 == fence { on = 1; next } /^```/ { on = 0 } on' "$here/../README.md"; }
+    hash=$(echo "PASSWORD" | inside postrider account hash)
+    fenced toml | awk -v hash="$hash" '/^password_hash/ { $0 = "password_hash = \"" hash "\"" } { print }' \
+        >"$root/etc/postrider/postrider.toml"
+    [ "$(grep -c '[^[:space:]]' "$root/etc/postrider/postrider.toml")" -lt 12 ] || fail "it has twelve lines or more"
+    start
+    printf 'From: orders@example.com\nTo: you@example.net\nSubject: First\n\nHello.\n' >"$folder/message.eml"
+    (cd "$folder" && fenced sh | sed -n '/^curl /,/[^\\]$/p' |
+        sed 's/^curl /&-sS --insecure --resolve mail.example.com:587:127.0.0.1 /' | sh -eu) || fail "the command with curl"
+    arrived 4
+    same "$(grep -c '^DKIM-Signature:' "$folder/far.$$/4.eml")" 2 "signatures"
+    stop
+    rm "$folder/message.eml"
+else
+    echo "WARNING: there is no curl, so the first message was NOT SENT" >&2
+fi
+cp -p "$folder/captures.toml" "$root/etc/postrider/postrider.toml"
+start
 
 step "upgrade"
 # What an administrator has changed stays, and so does what is queued.

@@ -36,7 +36,11 @@ put 644 conf/package.toml /etc/postrider/postrider.toml
 for example in conf/*.toml conf/grafana.json conf/prometheus-alerts.yml; do
     [ "$example" = conf/package.toml ] || put 644 "$example" "/usr/share/doc/postrider/examples/$(basename "$example")"
 done
-put 644 README.md /usr/share/doc/postrider/README.md
+# The examples lie beside the guides here; what only the sources have is not there.
+for guide in README.md docs/*.md; do
+    sed 's,](\(\.\./\)\{0\,1\}conf/,](\1examples/,g' "$guide" >"$work/guide"
+    put 644 "$work/guide" "/usr/share/doc/postrider/$guide"
+done
 put 644 .ci/debian/copyright /usr/share/doc/postrider/copyright
 sed '1,/^$/d' LICENSE-MIT | sed 's/^$/./; s/^/ /' >>"$root/usr/share/doc/postrider/copyright"
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd and a promtool, the other implementations that ours is
+# The whole suite: a Python, a Node, a Postfix, a Dovecot, an rspamd, an HAProxy, a promtool and a Chromium, the other
+# implementations that ours is
 # tested against, then `cargo test`. Arguments go to `cargo test`. Called by `make test`, which sets CARGO_TARGET_DIR.
 set -eu
 cd "$(dirname "$0")/.."
@@ -29,7 +30,7 @@ else
     echo "$skipped" >&2
 fi
 
-# The same for Nodemailer, where there is a Node.
+# The same for Nodemailer, and for what drives a browser, where there is a Node.
 node=$CARGO_TARGET_DIR/node
 wanted=tests/interop/package.json
 if command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; then
@@ -45,7 +46,7 @@ fi
 if cmp -s "$wanted" "$node/installed.json"; then
     export POSTRIDER_TEST_NODE="$node"
 else
-    more="WARNING: there is no Node, or Nodemailer could not be installed from npm; tests with it are SKIPPED."
+    more="WARNING: there is no Node, or the packages of $wanted could not be installed from npm; tests with it are SKIPPED."
     echo "$more" >&2
     skipped="$skipped${skipped:+ }$more"
 fi
@@ -56,13 +57,19 @@ if [ -x "$CARGO_TARGET_DIR/php/php" ]; then
     export POSTRIDER_TEST_PHP="$CARGO_TARGET_DIR/php/php"
 fi
 
+# The same of Go.
+.ci/go.sh "$CARGO_TARGET_DIR/go"
+if [ -x "$CARGO_TARGET_DIR/go/go" ]; then
+    export POSTRIDER_TEST_GO="$CARGO_TARGET_DIR/go/go"
+fi
+
 # Where Postfix cannot be had, the script says so, and the tests with it are left out.
 .ci/postfix.sh "$CARGO_TARGET_DIR/bench/postfix"
 if [ -e "$CARGO_TARGET_DIR/bench/postfix/unpacked" ]; then
     export POSTRIDER_TEST_POSTFIX="$CARGO_TARGET_DIR/bench/postfix"
 fi
 
-# The same of Dovecot and rspamd.
+# The same of Dovecot, rspamd and HAProxy.
 .ci/dovecot.sh "$CARGO_TARGET_DIR/peers/dovecot"
 if [ -e "$CARGO_TARGET_DIR/peers/dovecot/unpacked" ]; then
     export POSTRIDER_TEST_DOVECOT="$CARGO_TARGET_DIR/peers/dovecot"
@@ -70,6 +77,10 @@ fi
 .ci/rspamd.sh "$CARGO_TARGET_DIR/peers/rspamd"
 if [ -e "$CARGO_TARGET_DIR/peers/rspamd/unpacked" ]; then
     export POSTRIDER_TEST_RSPAMD="$CARGO_TARGET_DIR/peers/rspamd"
+fi
+.ci/haproxy.sh "$CARGO_TARGET_DIR/peers/haproxy"
+if [ -e "$CARGO_TARGET_DIR/peers/haproxy/unpacked" ]; then
+    export POSTRIDER_TEST_HAPROXY="$CARGO_TARGET_DIR/peers/haproxy"
 fi
 
 # And promtool, which is Prometheus' judge of metrics and rules.
@@ -84,6 +95,12 @@ if [ -n "${POSTRIDER_SCAN:-}" ]; then
     if [ -e "$CARGO_TARGET_DIR/peers/testssl/unpacked" ]; then
         export POSTRIDER_TEST_TESTSSL="$CARGO_TARGET_DIR/peers/testssl"
     fi
+fi
+
+# The same of Chromium; what drives it comes with the Node packages.
+.ci/chromium.sh "$CARGO_TARGET_DIR/peers/chromium"
+if [ -x "$CARGO_TARGET_DIR/peers/chromium/chromium" ]; then
+    export POSTRIDER_TEST_CHROMIUM="$CARGO_TARGET_DIR/peers/chromium/chromium"
 fi
 
 status=0

@@ -10,11 +10,15 @@ mod alive;
 pub mod captured;
 pub mod dkim;
 mod dmarc;
+mod doors;
 mod event_hooks;
 mod events;
 pub mod explain;
+mod files;
+mod history;
 pub mod operator;
 mod outside;
+pub mod reload;
 mod space;
 mod tls;
 pub mod transfer;
@@ -31,34 +35,38 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{AdminSocket, Http, HttpError, ListenerStatus, ServerStatus, SocketError};
+use crate::admin::reload::ReloadResult;
+use crate::admin::{AdminSocket, HttpError, ListenerStatus, ServerStatus, SocketError};
 use crate::clock::{Clock, Millis, rfc3339};
-use crate::config::{Config, Durability, PopTls, Role};
+use crate::config::{Config, Durability};
+use crate::current::Current;
 use crate::delivery::dispatch::{Dispatcher, NOTING_MAX, Parts};
 use crate::delivery::dmarc_report;
 use crate::delivery::event_webhooks::EventWebhookError;
 use crate::delivery::receipts::Receipts;
 use crate::delivery::settle::Settler;
-use crate::delivery::smtp::tls as smtp_tls;
 use crate::delivery::tls_report::Reports;
 use crate::delivery::transport::{SetUpError, Transports};
 use crate::dns::{DnsError, Resolver};
 use crate::events::journal::{self, Journal};
-use crate::intake::fetch::{Fetcher, Ways};
+use crate::intake::Intake;
+use crate::intake::fetch::Fetcher;
 use crate::intake::sign::{SignError, Signer};
-use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
 use crate::queue::suspend::Suspension;
 use crate::routing::loops;
 use crate::server::accounts::AccountsError;
-use crate::server::listener::{BindError, BoundListener, Listener};
+use crate::server::listener::BindError;
 use crate::server::outside::Shared;
 use crate::server::tls::{ServerTls, TlsError};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use dkim::Keeper;
-use operator::{Logins, Operator};
+pub use doors::fetch_ways;
+use doors::{Doors, NextDoors, Open, pickup_folders};
+use operator::Operator;
 use outside::Behind;
+use reload::{Reloader, SetLog};
 use transfer::Transfer;
 use watch::Watch;
 
@@ -97,6 +105,8 @@ pub enum Error {
     Admin(#[from] SocketError),
     #[error(transparent)]
     Http(#[from] HttpError),
+    #[error("no thread for work on files: {0}")]
+    Threads(String),
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
 }
@@ -104,13 +114,14 @@ pub enum Error {
 /// A running server.
 pub struct App {
     operator: Arc<Operator>,
+    reloader: Arc<Reloader>,
     /// Closes the doors and stops claiming.
     stop: CancellationToken,
     doors: TaskTracker,
     sessions: TaskTracker,
     attempts: TaskTracker,
     queue: Arc<Queue>,
-    transports: Arc<Transports>,
+    transports: Current<Transports>,
 }
 
 impl std::fmt::Debug for App {
@@ -123,134 +134,193 @@ impl App {
     /// Starts everything; when it returns, the listeners accept.
     pub async fn start(config: Config, clock: Clock) -> Result<App, Error> {
         let config = Arc::new(config);
+        let store_failed = |source| Error::Store { path: store_path(&config), source };
         let store = open_store(&config)?;
         let folders = pickup_folders(&config)?;
         let signer = Signer::load(&config)?;
         let tls = ServerTls::load(&config)?;
         let resolver = Resolver::new(&config.dns)?;
-        let bound = bind(&config)?;
+        let open = Open::default();
+        let listeners = open.next_listeners(&config)?;
+        let certificates = open.next_certificates(&config)?;
         let socket = AdminSocket::bind(&config.data_dir)?;
-        let http = config.admin.as_ref().map(Http::bind).transpose()?;
+        let http = open.next_http(&config)?;
 
         let sync = config.queue.durability == Durability::Sync;
         let opened = Queue::with_streams(store, clock.clone(), sync, config.queue.memory, &config.streams);
-        let (queue, fresh) = opened.map_err(|source| Error::Store { path: store_path(&config), source })?;
+        let (queue, fresh) = opened.map_err(store_failed)?;
         let outbox = event_hooks::load(&config, &queue).await?;
-        let senders = event_hooks::senders(&config, &outbox, &queue, &clock)?;
-        let journal = Arc::new(Journal::with(clock.clone(), config.events.log, outbox));
-        let transports = Arc::new(Transports::new(&config, resolver.clone(), &clock, &queue)?);
-        let (door, keys) = (resolver.clone(), signer.clone());
+        let senders = open.next_senders(&config, &outbox, &queue, &clock)?;
+        let journal = Arc::new(Journal::with(clock.clone(), config.events.log, outbox.clone()));
+        let transports = Current::new(Transports::new(&config, resolver.clone(), &clock, &queue)?);
+        let (door, keys) = (resolver.clone(), signer);
         let intake = Intake::new(config.clone(), clock.clone(), queue.clone(), journal.clone(), door, keys);
-        let intake = Arc::new(intake.map_err(|source| Error::Store { path: store_path(&config), source })?);
-        let keeper = Keeper { config: config.clone(), clock: clock.clone(), queue: queue.clone(), signer };
-        let status = status(&config, &clock, &bound, http.as_ref());
+        let intake = Current::new(intake.map_err(store_failed)?);
         let stop = CancellationToken::new();
+        let listening = Current::new(Vec::new());
         let watch = Arc::new(Watch::new(
             clock.clone(),
             queue.clone(),
             journal.clone(),
             intake.clone(),
-            status.listeners.clone(),
+            listening.clone(),
             stop.clone(),
         ));
-        let (behind, clock_there) =
-            (Behind { intake: intake.clone(), refusals: watch.refusals.clone() }, clock.clone());
-        let shared = Shared::new(config.clone(), tls, behind, clock_there)?;
-        let logins =
-            Logins { accounts: shared.accounts.clone(), limits: shared.limits.clone(), config: config.clone() };
-        let made = folders.into_iter().map(|folder| pickup::Task::new(folder, intake.clone(), clock.clone()));
-        let (pickup_tasks, pickups): (Vec<_>, Vec<_>) = made.unzip();
-        let ways = fetch_ways(config.fetch.values().map(|account| account.tls), &resolver).await;
-        let fetcher = Fetcher::new(intake.clone(), clock.clone(), ways, stop.clone());
-        let fetcher = Arc::new(fetcher.map_err(|source| Error::Store { path: store_path(&config), source })?);
+        let behind = Behind { intake: intake.load(), refusals: watch.refusals.clone() };
+        let shared = Current::from(Shared::new(config.clone(), tls, behind, clock.clone())?);
+        let ways = {
+            let (config, resolver) = (config.clone(), resolver.clone());
+            let made = tokio::task::spawn_blocking(move || doors::ways(&config, &resolver, None)).await;
+            made.map_err(|error| Error::Threads(error.to_string()))?
+        };
+        let fetcher = Fetcher::new(intake.clone(), clock.clone(), ways.clone(), stop.clone());
+        let fetcher = Arc::new(fetcher.map_err(store_failed)?);
+        let fetch = fetcher.next(&config).map_err(store_failed)?;
+        let tasks = TaskTracker::new();
+        let doors = Doors {
+            shared: shared.clone(),
+            intake: intake.clone(),
+            fetcher: fetcher.clone(),
+            queue: queue.clone(),
+            counters: watch.counters.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            listeners: listening.clone(),
+            pickups: Current::new(Vec::new()),
+            max_size: Current::new(config.limits.max_size),
+            open: open.into(),
+        };
         let operator = Arc::new(Operator {
-            logins,
+            shared: shared.clone(),
+            listeners: listening,
             fetcher: fetcher.clone(),
             clock: clock.clone(),
             queue: queue.clone(),
             journal: journal.clone(),
             intake: intake.clone(),
-            status,
+            status: status(&config, &clock),
             transfer: Transfer::new(clock.clone(), queue.clone(), journal.clone()),
             watch: watch.clone(),
             transports: transports.clone(),
-            pickups,
+            pickups: doors.pickups.clone(),
             inquiry: OnceLock::new(),
             upkeep: Arc::default(),
             followers: events::Followers::new(stop.clone()),
+            history: history::Shared::default(),
+            reloader: OnceLock::new(),
         });
 
-        if let Err(error) = transports.pauses().lift_outdated().await {
+        if let Err(error) = transports.load().pauses().lift_outdated().await {
             tracing::warn!(%error, "whether paused targets have another configuration cannot be seen");
         }
         tell_suspended(&queue);
-        let mut app = App {
-            operator: operator.clone(),
-            sessions: TaskTracker::new(),
-            stop,
-            doors: TaskTracker::new(),
-            attempts: TaskTracker::new(),
+        let attempts = TaskTracker::new();
+        let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.load() };
+        let noting = Arc::new(Semaphore::new(NOTING_MAX));
+        let receipts = Arc::new(Receipts::open(&config.data_dir, |id, number| queue.holds(id, number)));
+        let parts = Parts {
+            config: config.clone(),
+            clock: clock.clone(),
             queue: queue.clone(),
-            transports: transports.clone(),
+            transports: transports.load(),
+            settler,
+            noting: noting.clone(),
+            receipts: receipts.clone(),
         };
-        let settler = Settler { config: config.clone(), clock: clock.clone(), journal, intake: intake.clone() };
-        let noting = Semaphore::new(NOTING_MAX);
-        let receipts = Receipts::open(&config.data_dir, |id, number| queue.holds(id, number));
-        let parts =
-            Parts { config: config.clone(), clock: clock.clone(), queue, transports, settler, noting, receipts };
-        let parts = Arc::new(parts);
-        let dispatcher = Dispatcher::new(parts, fresh);
+        let dispatcher = Dispatcher::new(Arc::new(parts), fresh);
         operator.inquiry.get_or_init(|| dispatcher.inquiry());
-        app.doors.spawn(dispatcher.run(app.attempts.clone(), app.stop.clone()));
-        for listener in bound {
-            app.doors.spawn(listener.run(shared.clone(), app.stop.clone()));
-        }
-        app.sessions = shared.sessions.clone();
-        for task in pickup_tasks {
-            app.doors.spawn(task.run(app.stop.clone()));
-        }
+        let reloader = Arc::new(Reloader {
+            clock: clock.clone(),
+            queue: queue.clone(),
+            journal: operator.journal.clone(),
+            watch: watch.clone(),
+            doors,
+            intake: intake.clone(),
+            transports: transports.clone(),
+            noting,
+            receipts,
+            dispatcher: dispatcher.changes(),
+            operator: Arc::downgrade(&operator),
+            set_log: OnceLock::new(),
+            one: tokio::sync::Mutex::default(),
+        });
+        operator.reloader.get_or_init(|| reloader.clone());
+        tasks.spawn(dispatcher.run(attempts.clone(), stop.clone()));
+        let next = NextDoors { listeners, certificates, folders, outbox, senders, http, fetch, ways };
+        reloader.doors.begin(next, &config, &operator);
         for name in fetcher.names() {
-            app.doors.spawn(fetcher.clone().watch(name));
+            tasks.spawn(fetcher.clone().watch(name));
         }
-        let (max_size, stop) = (config.limits.max_size, app.stop.clone());
-        app.doors.spawn(finish_lifting(operator.clone()));
-        if let (Some(http), Some(admin)) = (http, config.admin.clone()) {
-            app.doors.spawn(http.serve(operator.clone(), admin, max_size, stop.clone()));
-        }
-        app.doors.spawn(async move {
-            if let Err(error) = socket.serve(operator, max_size, stop).await {
+        tasks.spawn(history::keep(watch.clone(), operator.history.clone(), stop.clone()));
+        tasks.spawn(finish_lifting(operator.clone()));
+        let (max_size, serving, until) = (reloader.doors.max_size.clone(), operator.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = socket.serve(serving, max_size, until).await {
                 tracing::error!(%error, "the admin socket has failed");
             }
         });
-        let reports = Reports {
-            config: config.clone(),
-            clock: clock.clone(),
-            resolver: resolver.clone(),
-            https: app.transports.tls().https.clone(),
-            tally: app.transports.tls().tally.clone(),
-            intake: intake.clone(),
+        let app = App {
+            operator,
+            reloader,
+            sessions: shared.load().sessions.clone(),
+            stop,
+            doors: tasks,
+            attempts,
+            queue,
+            transports,
         };
-        app.doors.spawn(tls::look_after(reports, app.transports.tls().policies.clone(), app.stop.clone()));
-        let reports = dmarc_report::Reports::new(config.clone(), clock.clone(), resolver.clone(), intake.clone());
-        app.doors.spawn(dmarc::look_after(reports, app.stop.clone()));
-        app.doors.spawn(watch.run());
-        app.doors.spawn(keeper.run(app.stop.clone()));
-        app.doors.spawn(captured::look_after(app.queue.clone(), clock.clone(), config.events.keep, app.stop.clone()));
-        app.doors.spawn(sweep(intake.clone(), clock, config.events.keep, app.stop.clone()));
-        for sender in senders {
-            app.doors.spawn(sender.run(app.stop.clone()));
-        }
-        app.doors.spawn(space::give_back(intake, app.queue.clone(), app.stop.clone()));
+        app.look_after(&intake, &clock, watch);
         Ok(app)
+    }
+
+    /// What goes on beside the mail. It always goes by the configuration that holds then.
+    fn look_after(&self, intake: &Current<Intake>, clock: &Clock, watch: Arc<Watch>) {
+        let (tasks, stop) = (&self.doors, || self.stop.clone());
+        let (transports, now, clock_there) = (self.transports.clone(), intake.clone(), clock.clone());
+        let reports = move || {
+            let (intake, transports) = (now.load(), transports.load());
+            Reports {
+                config: intake.config().clone(),
+                clock: clock_there.clone(),
+                resolver: intake.resolver().clone(),
+                https: transports.tls().https.clone(),
+                tally: transports.tls().tally.clone(),
+                intake,
+            }
+        };
+        tasks.spawn(tls::look_after(self.transports.clone(), reports, stop()));
+        let reports = dmarc_report::Reports::new(clock.clone(), intake.clone());
+        tasks.spawn(dmarc::look_after(reports, stop()));
+        tasks.spawn(watch.run());
+        let (now, clock_there, queue) = (intake.clone(), clock.clone(), self.queue.clone());
+        let keeper = move || {
+            let intake = now.load();
+            let (config, signer) = (intake.config().clone(), intake.signer().clone());
+            Keeper { config, clock: clock_there.clone(), queue: queue.clone(), signer }
+        };
+        tasks.spawn(dkim::look_after(keeper, stop()));
+        tasks.spawn(captured::look_after(self.queue.clone(), clock.clone(), intake.clone(), stop()));
+        tasks.spawn(sweep(intake.clone(), clock.clone(), stop()));
+        tasks.spawn(space::give_back(intake.clone(), self.queue.clone(), stop()));
     }
 
     pub fn operator(&self) -> &Arc<Operator> {
         &self.operator
     }
 
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
+    }
+
+    /// Takes what is changed in the files of the configuration without being told.
+    pub fn follow_files(&self) {
+        self.doors.spawn(files::follow(self.reloader.clone(), self.stop.clone()));
+    }
+
     /// The doors that are open, with their real addresses.
-    pub fn listeners(&self) -> &[ListenerStatus] {
-        &self.operator.status.listeners
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.operator.listeners.load().to_vec()
     }
 
     /// Closes the doors, lets attempts end, writes everything down. `hurry` cuts the wait short.
@@ -263,7 +333,7 @@ impl App {
             self.doors.wait().await;
             self.sessions.wait().await;
             self.attempts.wait().await;
-            self.transports.close().await;
+            self.transports.load().close().await;
         };
         const REPEATED: &str = "what is not finished is repeated at the next start";
         tokio::select! {
@@ -291,31 +361,14 @@ fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
     Ok(Arc::new(store))
 }
 
-/// Refused where anybody could replace what others have dropped.
-fn pickup_folders(config: &Config) -> Result<Vec<pickup::Folder>, Error> {
-    pickup::make_maildrop(config)
-        .map_err(|source| Error::DataDir { path: config.data_dir.join(pickup::MAILDROP), source })?;
-    let named = config.pickup.keys().filter_map(|name| pickup::Folder::of(config, name));
-    let folders: Vec<_> = named.chain(pickup::Folder::maildrop(config)).collect();
-    match folders.iter().find_map(|folder| Some((folder, folder.refusal()?))) {
-        None => Ok(folders),
-        Some((folder, why)) => Err(Error::Pickup { name: folder.name.clone(), path: folder.path.clone(), why }),
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Mx => "mx",
-        Role::Submission => "submission",
-    }
-}
-
-/// Starts, tells systemd, runs until SIGTERM or SIGINT, drains; a second signal stops at once.
-pub async fn serve(config: Config) -> Result<(), Error> {
+/// Starts, tells systemd, runs until SIGTERM or SIGINT, drains; a second signal stops at once. SIGHUP takes a changed
+/// configuration, and so does a change in its files.
+pub async fn serve(config: Config, set_log: SetLog) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let warnings = config.warnings.clone();
     let (hostname, data_dir) = (config.hostname.to_string(), config.data_dir.display().to_string());
     let app = App::start(config, Clock::System).await?;
+    app.reloader.set_log.get_or_init(|| set_log);
     let ended = CancellationToken::new();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), hostname, data_dir, "started");
     for warning in warnings {
@@ -330,10 +383,18 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         // While attempts under way end it goes on telling: that takes up to `DRAIN_TIME`.
         tokio::spawn(alive::tell(every, app.queue.clone(), ended.clone()));
     }
-    signals.next().await;
+    app.follow_files();
+    while signals.next().await == Wish::Reload {
+        alive::tell_reloading();
+        // Else what came of it is in the log.
+        if app.reloader.reload().await.is_ok_and(|answer| answer.result == ReloadResult::Unchanged) {
+            tracing::info!("SIGHUP: nothing has changed in the configuration");
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
     tracing::info!("stopping: no new mail is taken, attempts under way may end; a second signal stops at once");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    app.stop(signals.next()).await;
+    app.stop(signals.stop()).await;
     ended.cancel();
     Ok(())
 }
@@ -346,11 +407,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT. SIGHUP, by which other servers reload, must not end this one.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Stop,
+    Reload,
 }
 
 impl Signals {
@@ -362,56 +429,26 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP: reloading is not supported yet; restart to take a changed configuration");
-                }
-            }
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hangup.recv() => Wish::Reload,
         }
+    }
+
+    /// A reload that is asked for while it stops is nothing.
+    async fn stop(&mut self) {
+        while self.next().await != Wish::Stop {}
     }
 }
 
-/// Opens every address of every listener, or none.
-fn bind(config: &Config) -> Result<Vec<BoundListener>, BindError> {
-    let mut bound = Vec::new();
-    for (name, settings) in &config.listeners {
-        bound.extend(Listener::bind(name, settings)?);
-    }
-    Ok(bound)
-}
-
-/// What mailboxes elsewhere are read with. Without authorities to trust, the server serves all the same.
-pub async fn fetch_ways(mut modes: impl Iterator<Item = PopTls>, resolver: &Resolver) -> Ways {
-    let needs_tls = modes.any(|tls| tls != PopTls::Off);
-    let roots = match needs_tls {
-        true => {
-            tokio::task::spawn_blocking(smtp_tls::system_roots).await.unwrap_or_else(|error| Err(error.to_string()))
-        }
-        false => Err("no mailbox needs it".to_owned()),
-    };
-    let tls = roots.and_then(|roots| smtp_tls::verified(roots).map_err(|error| error.to_string()));
-    Ways { resolver: resolver.clone(), tls, trail: None }
-}
-
-fn status(config: &Config, clock: &Clock, bound: &[BoundListener], http: Option<&Http>) -> ServerStatus {
-    let listener = |bound: &BoundListener| {
-        Some(ListenerStatus {
-            name: bound.name().to_owned(),
-            role: role_name(config.listeners.get(bound.name())?.role).to_owned(),
-            address: bound.local_addr().ok()?,
-        })
-    };
-    let http =
-        http.map(|http| ListenerStatus { name: "admin".to_owned(), role: "http".to_owned(), address: http.address() });
+fn status(config: &Config, clock: &Clock) -> ServerStatus {
     ServerStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         hostname: config.hostname.to_string(),
         started_at: clock.now(),
-        listeners: bound.iter().filter_map(listener).chain(http).collect(),
+        listeners: Vec::new(),
     }
 }
 
@@ -436,10 +473,10 @@ async fn finish_lifting(operator: Arc<Operator>) {
 }
 
 /// Forgets what is old, once in a while.
-async fn sweep(intake: Arc<Intake>, clock: Clock, keep: Duration, stop: CancellationToken) {
-    let queue = intake.queue();
+async fn sweep(intake: Current<Intake>, clock: Clock, stop: CancellationToken) {
     loop {
-        let now = clock.now();
+        let (intake, now) = (intake.load(), clock.now());
+        let (queue, keep) = (intake.queue(), intake.config().events.keep);
         let before = now.saturating_sub(keep.as_millis() as u64);
         if let Err(error) = forget_stories(queue, before).await {
             tracing::warn!(%error, "old stories could not be removed");

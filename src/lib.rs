@@ -17,16 +17,16 @@
 //! - **Words**, without I/O, clock or runtime: [`message`] (address, header, MIME bounds, envelope,
 //!   draft, findings, ids), [`smtp`] (replies, commands, framing), and [`queue::record`] and
 //!   [`events`]' enum, which are data only.
-//! - **Services**: [`config`] (TOML to checked types), [`store`] (RocksDB tables), [`secret`] (keys that the
-//!   server makes for itself, and marks made with them), [`dns`], [`clock`], [`trail`] (how far a test of a connection
-//!   has come).
+//! - **Services**: [`config`] (TOML to checked types), [`current`] (what may be replaced while it is in use),
+//!   [`store`] (RocksDB tables), [`secret`] (keys that the server makes for itself, and marks made with them), [`dns`],
+//!   [`clock`], [`trail`] (how far a test of a connection has come).
 //! - **Stages**, which do not import each other and return facts: [`checks`] (SPF, DKIM, DMARC, ARC, DNS lists),
 //!   [`routing`] (who gets it, and the loop guard), [`queue`] (commit, due index, claims, schedule),
 //!   [`bounce`] (writing notices, reading those of others, the suppression list), [`events`] (the journal, and the
 //!   queues of event webhooks).
 //! - **Flows**: [`intake`] (the one door in, with rights and signatures), [`delivery`] (dispatcher,
 //!   transports, and what an outcome means). Delivery calls intake for notices, never the reverse.
-//! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket).
+//! - **Doors**: [`server`] (SMTP in), [`admin`] (HTTP on a unix socket and on a port: the API, and pages for people).
 //! - **Wiring**: [`app`] builds and joins the parts, [`cli`] is the command line.
 //! - Only in tests and under a fuzzer: [`fuzzing`], what must hold of each parser whatever the bytes are.
 //!
@@ -54,6 +54,12 @@
 //! - Programs that are asked about what comes in from outside: `checks::milter`, `intake::milters`.
 //! - Why a message waits, and what would become of one: `app::explain`, which asks `queue::gate`, the dispatcher
 //!   (`delivery::standing`) and, for what is not there yet, `intake::rehearse`.
+//! - Certificates: `server::tls` reads them and chooses by name, `server::acme` gets them from an authority. Whose
+//!   connection it is, behind a proxy: `server::proxy_protocol` reads it, `server::listener` knows whom to believe.
+//! - A configuration that changes while the server runs: `app::reload` takes it whole or not at all, `app::doors` opens and
+//!   closes what listens, `config::source` knows what has changed, `app::files` notices that something has.
+//! - How much one client may take: `server::limits`; how long it may take for it: `server::connection`. What a running
+//!   server has given up: `cli::confine`.
 //! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies:
 //!   `delivery::receipts`. Copies of what was sent: `delivery::archive`.
 //! - What is kept in place of being sent: `routing::capture` says who, and which addresses stand for what a far end
@@ -64,6 +70,8 @@
 //!   for proof. Who gets no more mail because of that: `bounce::suppression` has the rule, `intake::suppress` the list.
 //! - What happened: `events` has the enum, its names (`kind`), the journal and the search in it, who watches (`live`), and
 //!   what webhooks are still to be told (`outbox`); `delivery::event_webhooks` tells it; `cli::events` is `postrider log`.
+//! - The pages for people: `admin::dashboard`, a file each; what their charts are of: `admin::history`, which
+//!   `app::history` fills. How many messages are queued, without looking at them: `store::census`.
 //! - The life of DKIM keys, from new to taken away: `intake::sign::life`.
 //! - What signatures sign: `message::canonical` and `message::body`; who verifies them: `checks::dkim`, `checks::arc`;
 //!   who makes them: `intake::sign`, and `intake::seal` for what aliases send elsewhere.
@@ -88,6 +96,7 @@ pub mod smtp;
 
 pub mod clock;
 pub mod config;
+pub mod current;
 pub mod dns;
 pub mod secret;
 pub mod store;

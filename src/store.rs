@@ -9,6 +9,7 @@
 //! running server ([`Store::reopen`]).
 
 pub mod backup;
+mod census;
 mod check;
 mod compact;
 pub mod damage;
@@ -195,6 +196,7 @@ pub struct Store {
     damage_count: AtomicUsize,
     trouble: Mutex<Trouble>,
     witness: Mutex<Testimony>,
+    census: census::Census,
     found_format: u32,
 }
 
@@ -272,6 +274,7 @@ impl Store {
             damage_count: AtomicUsize::new(damages.len()),
             trouble: Mutex::new(Trouble { health: Health::Good, wants_rebuild: false, damages, reopened: 0 }),
             witness: Mutex::new(Testimony { witness, says, manifest_looked_at: Instant::now() }),
+            census: census::Census::default(),
             found_format: FORMAT_VERSION,
         }
     }
@@ -388,8 +391,11 @@ impl Store {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
+        let course = self.census.writing();
         let written = open.db.write_opt(merged, &options);
-        self.settle(open, written, sync)
+        self.settle(open, written, sync)?;
+        self.census.wrote(batches, course.as_deref());
+        Ok(())
     }
 
     /// Brings what was written without sync to disk.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 /// Module and layer: a module may import its own layer only where that is itself or layer 0, and
 /// every lower layer.
-const LAYERS: [(&str, u8); 20] = [
+const LAYERS: [(&str, u8); 21] = [
     ("message", 0),
     ("smtp", 0),
     ("clock", 1),
     ("config", 1),
+    ("current", 1),
     ("dns", 1),
     ("secret", 1),
     ("store", 1),

@@ -600,7 +600,7 @@ fn check_finds_a_certificate_that_is_none() {
     let output = postrider().args(["check", "--config"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
-    assert!(text.contains("postrider.toml: tls: ") && text.contains("junk.pem: holds no certificate"), "{text}");
+    assert!(text.contains("postrider.toml:10: tls: ") && text.contains("junk.pem: holds no certificate"), "{text}");
     assert!(text.ends_with("1 problem\n"), "{text}");
     let output = postrider().args(["check", "--json", "--config"]).arg(&file).output().unwrap();
     let json: Value = serde_json::from_str(&stderr(&output)).unwrap();
@@ -720,34 +720,13 @@ fn what_is_sent_by_hand_keeps_to_the_rules() {
     assert_eq!(status.code(), Some(0));
 }
 
-/// The configuration on the README's first screen is a whole one; the other pieces fit onto it.
-#[test]
-fn the_readme_tells_no_lies_about_configuration() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let pieces: Vec<&str> = readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(pieces.len(), 4);
-    // The secrets of the examples are in the environment of the reader, not of the test.
-    let with_secrets = |piece: &&str| {
-        let piece = piece.replace("{ env = \"CRM_HOOK_SECRET\" }", "\"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"");
-        piece.replace("{ env = \"RELAY_PASSWORD\" }", "\"pencil\"")
-    };
-    let pieces: Vec<String> = pieces.iter().map(with_secrets).collect();
-    let folder = tempfile::tempdir().unwrap();
-    for (name, text) in [("first.toml", pieces[0].clone()), ("all.toml", pieces.join("\n"))] {
-        let file = folder.path().join(name);
-        std::fs::write(&file, &text).unwrap();
-        let output = postrider().args(["check", "--config"]).arg(&file).output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}\n{text}", stderr(&output));
-    }
-}
-
 /// Administrators send it to make a server reload, terminals when they close.
 #[test]
 fn a_hangup_is_answered_in_the_log_and_ends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut served = Served::start(folder.path(), "");
     served.signal(rustix::process::Signal::HUP);
-    assert!(served.logged("SIGHUP").contains("restart"));
+    assert!(served.logged("SIGHUP").contains("nothing has changed"));
     assert_eq!(served.say(&["queue", "list"]), "The queue is empty.\n");
     assert!(served.terminate().0.success());
 }

@@ -10,8 +10,6 @@ mod bad;
 mod meaning;
 #[path = "config/reference.rs"]
 mod reference;
-#[path = "config/ssrf.rs"]
-mod ssrf;
 
 use std::path::{Path, PathBuf};
 

@@ -154,6 +154,28 @@ async fn programs_that_are_run_are_not_confined() {
     }
 }
 
+/// What has been given up is not had back, and who reloads is told so.
+#[tokio::test]
+async fn a_program_that_a_reload_adds_runs_confined_and_the_reload_says_so() {
+    let mut server = Server::start(&[], "[targets.box]\nkind = \"maildir\"\npath = \"FOLDER/box\"\n");
+    let door = server.door();
+    let at = |name: &str| server.folder.path().join(name).display().to_string();
+    let script = format!("cat >/dev/null; cat /proc/self/status >{0}.new && mv {0}.new {0}\n", at("told"));
+    fs::write(at("script"), script).unwrap();
+    let text = fs::read_to_string(at("postrider.toml")).unwrap();
+    let program = format!("[targets.run]\nkind = \"pipe\"\ncommand = [\"/bin/sh\", \"{}\"]\n", at("script"));
+    let text = text.replace("catchall = \"box\"", "catchall = \"run\"");
+    fs::write(at("postrider.toml"), text + &program).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
+    let output = command.args(["reload", "--config", &at("postrider.toml")]).output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success() && said.contains("a restart lifts that"), "{said}");
+    send(door).await;
+    let told = server.folder.path().join("told");
+    let status = server.wait("the program has run", |_| fs::read_to_string(&told).ok());
+    assert_eq!((value(&status, "NoNewPrivs"), value(&status, "Seccomp")), ("1".into(), "2".into()));
+}
+
 #[test]
 fn too_few_open_files_are_warned_about_with_what_follows() {
     let prlimit = ["prlimit", "--nofile=200:300", "--"];

@@ -82,7 +82,7 @@ impl World {
         let (signer, resolver) = (Signer::load(&config).unwrap(), self.resolver.clone());
         let intake = Intake::new(config.clone(), self.clock.clone(), queue.clone(), journal, resolver.clone(), signer);
         let intake = Arc::new(intake.unwrap());
-        let reports = Reports::new(config, self.clock.clone(), resolver, intake.clone());
+        let reports = Reports::new(self.clock.clone(), intake.clone());
         Running { queue, intake, reports }
     }
 

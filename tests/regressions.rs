@@ -272,3 +272,13 @@ async fn a_long_queue_for_one_place_hides_no_other() {
     }
     assert!(claimed.contains(&good) && claimed.len() < CLAIMS_MAX / 8, "{}", claimed.len());
 }
+
+/// The text that a far end chose, in a reply or as a name in its certificate, could turn the writing direction in a
+/// log, or put a NUL into the record and into the notice.
+#[test]
+fn what_a_far_end_says_steers_no_log() {
+    let reply = postrider::smtp::Reply::new(550, (1, 1), "no \u{1b}[2J \u{202e}abc\u{2028}x");
+    assert_eq!(reply.text, "no ?[2J ?abc?x");
+    let why = postrider::queue::record::Failure::local("4.7.5", "mx", "only for \"mx.test\0.evil\u{2066}\"\r\n");
+    assert_eq!(why.reason, "only for \"mx.test?.evil?\"??");
+}

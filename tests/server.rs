@@ -81,7 +81,8 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let mut config = testing::config(folder.path());
         change(&mut config);
-        let settings = Settings { role, bind: vec!["127.0.0.1:0".parse().unwrap()], tls };
+        let proxy_protocol = !config.networks.proxies.is_empty();
+        let settings = Settings { role, bind: vec!["127.0.0.1:0".parse().unwrap()], tls, proxy_protocol };
         let bound = Listener::bind("test", &settings).unwrap().remove(0);
         let address = bound.local_addr().unwrap();
         let certificates = ServerTls::load(&config).unwrap();
@@ -302,6 +303,20 @@ async fn a_handshake_that_is_none_closes_the_connection() {
     let _ = timeout(PATIENCE, client.stream.read_to_end(&mut answer)).await.unwrap();
     assert!(!answer.starts_with(b"220"), "no greeting in the clear: {answer:?}");
     server.connections_are(0).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_says_nothing_is_hung_up_on_in_time() {
+    let server = Server::start(Role::Mx, ListenerTls::Off, |config| {
+        config.networks.proxies = vec!["127.0.0.1".parse::<std::net::IpAddr>().unwrap().into()];
+        config.limits.command_timeout = Duration::from_millis(50);
+    });
+    for begun in ["", "PROXY TCP4 192.0.2.7 ", "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c1234"] {
+        let mut client = server.connect().await;
+        client.send(begun).await;
+        client.closed().await;
+        server.connections_are(0).await;
+    }
 }
 
 #[tokio::test]

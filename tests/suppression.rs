@@ -283,7 +283,7 @@ async fn what_is_queued_already_is_looked_at_again_when_its_turn_comes() {
     assert_eq!(setting.sink.count(), 2);
     let kept = || operator.queue.store().prefix(Table::Meta, b"suppress/").unwrap().count();
     assert_eq!(kept(), 1);
-    operator.intake.suppression().forget_expired().await.unwrap();
+    operator.intake.load().suppression().forget_expired().await.unwrap();
     assert_eq!(kept(), 0);
     server.stop().await;
 }

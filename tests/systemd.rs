@@ -92,6 +92,18 @@ fn where_no_watchdog_asks_none_is_told() {
 }
 
 #[test]
+fn a_reload_begins_and_ends_for_systemd_too() {
+    let mut server = Server::start(None);
+    assert_eq!(server.hears(), "READY=1");
+    kill_process(Pid::from_child(&server.child), Signal::HUP).unwrap();
+    let begins = server.hears();
+    // Without the time of the begin, newer ones would take the service for broken (sd_notify(3)).
+    assert!(begins.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{begins}");
+    assert_eq!(server.hears(), "READY=1");
+    server.stop();
+}
+
+#[test]
 fn health_is_asked_of_the_running_server() {
     let mut server = Server::start(None);
     assert_eq!(server.hears(), "READY=1");

@@ -1,6 +1,5 @@
 //! Properties of the wire code: how the input is cut into reads changes nothing; what is stuffed comes
-//! back; no sequence of commands makes a message without a sender and recipients; and the
-//! smuggling forms and the address forms of `tests/data`.
+//! back; no sequence of commands makes a message without a sender and recipients.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -8,15 +7,10 @@
 mod bare;
 #[path = "support/conversation.rs"]
 mod conversation;
-#[path = "support/flow.rs"]
-mod flow;
-
-use std::collections::BTreeMap;
 
 use bare::Bare;
 use conversation::{Heard, Setting, Transport};
-use postrider::message::address::{parse_forward_path, parse_reverse_path};
-use postrider::message::{Address, Domain};
+use postrider::message::Address;
 use postrider::smtp::wire::{
     ChunkDecoder, DataDecoder, DotStuffer, Flaw, LINE_END_BYTES, LineCutter, LineError, Progress,
 };
@@ -308,184 +302,4 @@ proptest! {
         server.send(b"\r\nEHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\n");
         server.send(&bytes);
     }
-}
-
-const HEAD: &[u8] = b"From: a@sender.test\r\nSubject: x\r\n\r\n";
-
-/// Every form of end-of-data in every position and cut: one message at most, and nothing in it is
-/// ever a command.
-#[test]
-fn smuggled_messages_are_not_seen() {
-    let text = include_str!("data/smuggling.yml");
-    let tail: &[u8] =
-        b"MAIL FROM:<smuggled@third.test>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\nSubject: SMUGGLED\r\n\r\nx\r\n.\r\n";
-    let forms: Vec<_> = flow::maps(text).into_iter().filter(|map| map.contains_key("inbound")).collect();
-    assert_eq!(forms.len(), 29);
-    for form in forms {
-        let bytes = match (form.get("raw_bytes_hex"), form.get("bytes")) {
-            (Some(hex), _) => flow::hex(hex),
-            (None, bytes) => bytes.unwrap().clone(),
-        };
-        let id = String::from_utf8_lossy(&form["id"]).into_owned();
-        let positions: [Vec<u8>; 6] = [
-            [HEAD, b"body"].concat(),
-            Vec::new(),
-            b"From: a@sender.test\r\nSubject: x".to_vec(),
-            [HEAD, &b"x".repeat(12_000), b"\r\n"].concat(),
-            [HEAD, b"YWJj"].concat(),
-            [HEAD, &b"x".repeat(1100)].concat(),
-        ];
-        for before in positions {
-            let content = [&before[..], &bytes, tail].concat();
-            for read in [usize::MAX, 1, 2, 3, 5, 4096] {
-                let smuggled = send_content(&content, read);
-                assert_eq!(smuggled, form["inbound"] == b"end", "{id} in reads of {read}");
-            }
-        }
-    }
-}
-
-/// True if a sender other than the one of the envelope got through.
-fn send_content(content: &[u8], read: usize) -> bool {
-    let mut server = Bare::new(&Setting { max_size: 10_000, ..setting("mx") }, read);
-    server.send(b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<ok@example.test>\r\nDATA\r\n");
-    // As an honest client does not end its message; a second one does.
-    server.send(content);
-    server.send(b"\r\n.\r\n");
-    let senders: Vec<String> = server.drafts.iter().map(|draft| draft.envelope.mail_from.to_string()).collect();
-    let strangers = senders.iter().any(|sender| sender != "a@sender.test");
-    for draft in &server.drafts {
-        assert!(!has_bare_end(draft.content.head()) && !draft.content.head().contains(&0));
-    }
-    strangers
-}
-
-/// The same forms in a chunk are content, or refused.
-#[test]
-fn smuggled_messages_in_chunks_are_content() {
-    for form in flow::maps(include_str!("data/smuggling.yml")).iter().filter(|map| map.contains_key("inbound")) {
-        let bytes = form.get("raw_bytes_hex").map_or_else(|| form["bytes"].clone(), |hex| flow::hex(hex));
-        let content = [HEAD, &bytes, b"MAIL FROM:<smuggled@third.test>\r\n"].concat();
-        for chunk in [1, 2, content.len()] {
-            let mut server = Bare::new(&Setting { max_size: 10_000, ..setting("mx") }, usize::MAX);
-            server.send(b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<ok@example.test>\r\n");
-            for part in content.chunks(chunk) {
-                server.send(format!("BDAT {}\r\n", part.len()).as_bytes());
-                server.send(part);
-            }
-            server.send(b"BDAT 0 LAST\r\n");
-            let is_clean = !has_bare_end(&content) && !content.contains(&0);
-            assert_eq!(server.drafts.len(), usize::from(is_clean), "{form:?}");
-            if let Some(draft) = server.drafts.first() {
-                assert_eq!(draft.content.head()[..], content[..]);
-            }
-        }
-    }
-}
-
-/// `{L@64}` stands for 64 octets of a local part, `{label@…}` for a label, `{D@253}` for a domain.
-fn expand(path: &str) -> String {
-    let Some((before, rest)) = path.split_once('{').filter(|(_, rest)| rest.contains("@") && rest.contains('}')) else {
-        return path.to_string();
-    };
-    let Some((kind, length, after)) = rest
-        .split_once('}')
-        .and_then(|(inner, after)| inner.split_once('@').map(|(kind, length)| (kind, length, after)))
-        .and_then(|(kind, length, after)| Some((kind, length.parse::<usize>().ok()?, after)))
-    else {
-        return path.to_string();
-    };
-    let text = match kind {
-        "D" => {
-            let mut domain = "a.".repeat(length / 2);
-            domain.truncate(length);
-            if domain.ends_with('.') {
-                domain.replace_range(length - 2.., "aa")
-            }
-            domain
-        }
-        _ => "a".repeat(length),
-    };
-    format!("{before}{text}{after}")
-}
-
-fn text(map: &BTreeMap<String, Vec<u8>>, key: &str) -> String {
-    map.get(key).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
-}
-
-/// The table of paths, said in a RCPT: taken where it must be, refused where it must be; where the
-/// table leaves it open this is what we do, on purpose.
-#[test]
-fn paths_are_taken_and_refused_as_the_table_says() {
-    let cases = flow::maps(include_str!("data/paths.yml"));
-    assert_eq!(cases.len(), 80);
-    let open: &[(&str, bool)] = &[
-        ("<a@b.example.>", true),
-        ("<a@b_c.example>", true),
-        ("<a@b>", true),
-        ("<a@[x-tag:foo]>", false),
-        ("<{L@65}@b.example>", false),
-        ("<@r.example:a@b.example>", true),
-        ("<@r1.example,@r2.example:a@b.example>", true),
-        ("<a@b\u{3002}example>", true),
-        ("<henry\u{2163}@b.example>", true),
-        ("<\u{430}dmin@b.example>", true),
-        ("<a\u{200b}b@b.example>", false),
-        ("<a\u{202e}b@b.example>", false),
-    ];
-    let mut faults = Vec::new();
-    for case in &cases {
-        let raw = case.get("p_hex").map_or_else(|| expand(&text(case, "p")).into_bytes(), |hex| flow::hex(hex));
-        let verdict = text(case, "v");
-        let as_written = text(case, "p");
-        let expected = match open.iter().find(|(path, _)| *path == as_written) {
-            Some((_, taken)) => *taken,
-            None if verdict.starts_with("ok for MAIL") || verdict.starts_with("bad") => false,
-            None => {
-                let says_ok = ["ok", "syntax ok", "maps to"].iter().any(|start| verdict.starts_with(start));
-                assert!(says_ok, "no choice is written down for {as_written}: {verdict}");
-                true
-            }
-        };
-        let utf8 = text(case, "utf8") == "true";
-        let taken = path_is_taken(&raw, utf8);
-        if taken != expected {
-            faults.push(format!("{as_written:?} utf8={utf8}: {verdict}: taken {taken}"));
-        }
-    }
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-}
-
-/// Well-formed paths get past the syntax to "relaying denied" (550 5.7.1) or better.
-fn path_is_taken(path: &[u8], utf8: bool) -> bool {
-    let mut server = Bare::new(&setting("mx"), usize::MAX);
-    server.send(format!("EHLO x\r\nMAIL FROM:<>{}\r\n", if utf8 { " SMTPUTF8" } else { "" }).as_bytes());
-    server.send(&[b"RCPT TO:", path, b"\r\n"].concat());
-    let mut last = String::new();
-    while let Heard::Reply(reply) = server.hear() {
-        last = reply;
-    }
-    let taken = last.starts_with("250 2.1.5") || last.starts_with("550 5.7.1");
-    assert!(taken || last.starts_with("50") || last.starts_with("55"), "{last}");
-    taken
-}
-
-/// What the notes of the table say about equality.
-#[test]
-fn paths_that_are_and_are_not_the_same() {
-    let own = Domain::parse("mail.example.test").unwrap();
-    let key = |path: &str| parse_forward_path(path, &own).unwrap().lookup_key();
-    assert_eq!(key("<\"a\"@b.example>"), key("<a@b.example>"));
-    assert_eq!(key("<A@B.example>"), key("<a@b.example>"));
-    assert_eq!(key("<a@bücher.example>"), key("<a@xn--bcher-kva.example>"));
-    assert_eq!(key("<a@faß.example>"), "a@xn--fa-hia.example");
-    assert_eq!(key("<a@\u{212a}.example>"), "a@k.example");
-    assert_eq!(key("<a@b\u{3002}example>"), "a@b.example");
-    assert_eq!(key("<\"a@c\"@b.example>"), "\"a@c\"@b.example");
-    assert_ne!(key("<\u{430}dmin@b.example>"), "admin@b.example");
-    assert_ne!(key("<henry\u{2163}@b.example>"), "henryiv@b.example");
-    assert_eq!(key("<jo\u{308}rg@b.example>"), key("<j\u{f6}rg@b.example>"));
-    assert_eq!(key("<postmaster>"), "postmaster@mail.example.test");
-    assert!(parse_reverse_path("<>").unwrap().is_null());
-    assert!(parse_reverse_path("< >").is_err());
 }

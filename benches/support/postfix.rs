@@ -163,7 +163,7 @@ pub enum Then {
     Hold,
     /// To the sink at this port.
     Relay(u16),
-    /// The same, with a log of who connects; only for this user and password, if there is one.
+    /// The same, with a log of who connects, and as lenient about line ends as Postfix was; only for this user and password, if there is one.
     Pass { to: u16, login: Option<(&'static str, &'static str)> },
 }
 
@@ -222,6 +222,11 @@ impl Postfix {
     /// How many messages are held.
     pub fn held(&self) -> u64 {
         files(&self.queue.join("hold"), &|_| ())
+    }
+
+    /// How many messages are on their way through it.
+    pub fn queued(&self) -> u64 {
+        ["incoming", "active", "deferred"].iter().map(|name| files(&self.queue.join(name), &|_| ())).sum()
     }
 
     /// Throws away what is held, so that every round begins with an empty queue.
@@ -329,6 +334,7 @@ fn main_cf(package: &Package, folder: &Path, people: &People, then: Then) -> Str
             let login = if login.is_some() { login_cf() } else { String::new() };
             format!(
                 "relayhost = [127.0.0.1]:{to}\nsmtpd_client_restrictions =\n\
+                 smtpd_forbid_bare_newline = no\n\
                  maillog_file = {0}/{LOG}\nmaillog_file_prefixes = {0}\n{login}",
                 folder.display()
             )

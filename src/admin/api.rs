@@ -45,6 +45,7 @@ use tokio::sync::Semaphore;
 
 use super::filter::{PAGE_MESSAGES_DEFAULT, PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
 use super::{Action, Backend, Filter, Listed, Page, Selection, Trouble};
+use crate::current::Current;
 use crate::message::address::{AddressError, parse_reverse_path};
 use crate::message::{Address, MessageId, ReversePath};
 use crate::smtp::reply::{Refusal, Severity};
@@ -60,13 +61,19 @@ const READERS_MAX: usize = 4;
 pub(super) struct Api<B> {
     pub(super) backend: Arc<B>,
     /// Bytes of a submitted message.
-    pub(super) max_size: usize,
+    max_size: Current<u64>,
     pub(super) submissions: Semaphore,
     pub(super) readers: Semaphore,
 }
 
-pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
-    let max_size = usize::try_from(max_size).unwrap_or(usize::MAX);
+impl<B> Api<B> {
+    /// Bytes of a submitted message.
+    pub(super) fn max_size(&self) -> usize {
+        usize::try_from(*self.max_size.load()).unwrap_or(usize::MAX)
+    }
+}
+
+pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: Current<u64>) -> Router {
     let api = Arc::new(Api {
         backend,
         max_size,
@@ -87,6 +94,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
         .merge(super::suspend::routes::<B>())
         .merge(super::suppress::routes::<B>())
         .merge(super::fetch::routes::<B>())
+        .merge(super::reload::routes::<B>())
         .merge(super::upkeep::routes::<B>());
     for action in Action::ALL {
         let handler = move |state, body| change::<B>(action, state, body);
@@ -108,8 +116,8 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, max_size: u64) -> Router {
 pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
-    error: String,
-    remedy: String,
+    pub(super) error: String,
+    pub(super) remedy: String,
 }
 
 impl ApiError {

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::Backend;
 use super::api::ApiError;
 use crate::config::Secret;
+use crate::current::Current;
 use crate::secret;
 use crate::smtp::reply::Severity;
 
@@ -37,7 +38,7 @@ pub enum Caller {
 /// What it takes to tell.
 pub(super) struct Gatekeeper<B> {
     pub backend: Arc<B>,
-    pub token: Secret,
+    pub token: Current<Secret>,
 }
 
 /// Lets a request through with its [`Caller`], or answers it.
@@ -71,7 +72,7 @@ impl<B: Backend> Gatekeeper<B> {
             None => Err(Unknown::new("the request says nothing of who asks")),
             Some(Credentials::Token(token)) => {
                 self.backend.may_log_in(peer).map_err(Unknown::later)?;
-                if secret::same(token.as_bytes(), self.token.0.as_bytes()) {
+                if secret::same(token.as_bytes(), self.token.load().0.as_bytes()) {
                     return Ok(Caller::Operator);
                 }
                 self.backend.login_failed(peer).await;

@@ -85,19 +85,19 @@ pub struct EventsPage {
 /// As it stands in the URL.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct EventsQuery {
-    q: Option<String>,
-    account: Option<String>,
-    smart_host: Option<String>,
-    failed: bool,
-    since: Option<String>,
-    limit: Option<usize>,
-    before: Option<MessageId>,
-    follow: bool,
+pub(super) struct EventsQuery {
+    pub(super) q: Option<String>,
+    pub(super) account: Option<String>,
+    pub(super) smart_host: Option<String>,
+    pub(super) failed: bool,
+    pub(super) since: Option<String>,
+    pub(super) limit: Option<usize>,
+    pub(super) before: Option<MessageId>,
+    pub(super) follow: bool,
 }
 
 impl EventsQuery {
-    fn wish(self, now: Millis) -> Result<EventsWish, ApiError> {
+    pub(super) fn wish(self, now: Millis) -> Result<EventsWish, ApiError> {
         let limit = self.limit.unwrap_or(LIMIT_DEFAULT);
         if !(1..=LIMIT_MAX).contains(&limit) {
             return Err(ApiError::bad(format!("limit is {limit}"), "a page has 1 to 1000 events"));

@@ -1,4 +1,5 @@
-//! HTTP over TCP on `[admin] bind`, for whoever shows the token or an account's password (`caller`).
+//! HTTP over TCP on `[admin] bind`: the API for whoever shows the token or an account's password (`caller`), and
+//! the pages for people (`dashboard`).
 //!
 //! Bounded like all doors: so many connections at once, so long for the header of a request, so long for
 //! a connection as a whole. There is no TLS here: loopback is the place for it, or behind a proxy.
@@ -22,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::caller::{Gatekeeper, admit};
-use super::{Backend, api};
-use crate::config::Admin;
+use super::{Backend, api, dashboard};
+use crate::config::{Admin, Secret};
+use crate::current::Current;
 
 /// Connections served at once; more wait in the backlog.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -66,9 +68,18 @@ impl Http {
     }
 
     /// Answers until `shutdown`, then finishes the requests that have begun. `max_size`: bytes of a message.
-    pub async fn serve<B: Backend>(self, backend: Arc<B>, admin: Admin, max_size: u64, shutdown: CancellationToken) {
-        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: admin.token });
-        let router = api::router(backend, max_size).layer(from_fn_with_state(keeper, admit::<B>));
+    pub async fn serve<B: Backend>(
+        self,
+        backend: Arc<B>,
+        token: impl Into<Current<Secret>>,
+        max_size: impl Into<Current<u64>>,
+        shutdown: CancellationToken,
+    ) {
+        let token = token.into();
+        let keeper = Arc::new(Gatekeeper { backend: backend.clone(), token: token.clone() });
+        let api = api::router(backend.clone(), max_size.into()).layer(from_fn_with_state(keeper, admit::<B>));
+        // The pages ask for their visitors themselves; what is not one of them is the API's.
+        let router = dashboard::router(backend, token).fallback_service(api);
         let (free, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
         loop {
             let accepted = tokio::select! {

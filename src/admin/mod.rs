@@ -4,8 +4,9 @@
 //! able to connect is the permission; and on `[admin] bind`, for whoever shows the token, or the password
 //! of an account (`caller`). `socket` and `http` open them, `api` answers, `submit` takes messages and
 //! `compose` makes them of their parts, `view` and `filter` are the
-//! words of both sides, so that the command line cannot disagree with the server. What the server
-//! can do is the trait [`Backend`], which `app` implements and tests fake. There is no dashboard here yet.
+//! words of both sides, so that the command line cannot disagree with the server (`text` and `sentence` are
+//! how they read). The pages for people are in `dashboard`, on [admin] only. What the server
+//! can do is the trait [`Backend`], which `app` implements and tests fake.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -21,6 +22,8 @@ use crate::bounce::suppression::{self, Who};
 use crate::clock::Millis;
 use crate::config::Secret;
 use crate::delivery::host_test::{self, Wish};
+use crate::delivery::standing::Places;
+use crate::events::Entry;
 use crate::intake::Once;
 use crate::intake::fetch::Ran;
 use crate::intake::idempotency::Key;
@@ -34,17 +37,22 @@ pub(crate) mod api;
 pub mod caller;
 pub mod captured;
 pub(crate) mod compose;
+mod dashboard;
 pub mod events;
 pub mod explain;
 pub(crate) mod fetch;
 pub mod filter;
+pub mod history;
 pub mod http;
 pub mod metrics;
 pub(crate) mod pickup;
+pub mod reload;
+pub(crate) mod sentence;
 pub mod socket;
 pub(crate) mod submit;
 pub mod suppress;
 pub(crate) mod suspend;
+pub(crate) mod text;
 pub mod transfer;
 pub(crate) mod upkeep;
 pub mod view;
@@ -55,6 +63,7 @@ pub use events::{EventLine, EventsPage, EventsWish};
 pub use explain::{Cause, Explained, Explanation};
 pub use fetch::FetchStatus;
 pub use filter::{Filter, Page, Pick, Selection};
+use history::History;
 pub use http::{Http, HttpError};
 pub use socket::{AdminSocket, SocketError};
 pub use transfer::{Exported, Imported};
@@ -207,6 +216,11 @@ pub trait Backend: Send + Sync + 'static {
         async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
     }
 
+    /// Reads the configuration again: it holds whole from now on, or not at all.
+    fn reload(&self) -> impl Future<Output = Result<reload::ReloadAnswer, Complaint>> + Send {
+        async { Err(Complaint::new(CANNOT, CANNOT_REMEDY)) }
+    }
+
     /// A page of what is captured, newest first.
     fn list_captured(&self, _wish: CapturedWish) -> impl Future<Output = Result<CapturedPage, Trouble>> + Send {
         async { Ok(CapturedPage::default()) }
@@ -252,6 +266,45 @@ pub trait Backend: Send + Sync + 'static {
     /// Can it take mail right now, and what stands in the way? None: it does not know.
     fn readiness(&self) -> impl Future<Output = Option<Readiness>> + Send {
         async { None }
+    }
+
+    /// As [`Backend::list`], but stops after so many recipients that it has looked at, whatever the filter.
+    fn look(
+        &self,
+        filter: Filter,
+        page: Page,
+        _looked_at_max: usize,
+    ) -> impl Future<Output = Result<Part, Trouble>> + Send {
+        async move {
+            let messages = self.list(filter, page).await?;
+            let next = messages.last().map(|last| last.id).filter(|_| messages.len() >= page.limit);
+            Ok(Part { looked_at: messages.len(), messages, next })
+        }
+    }
+
+    /// How many messages are queued; none: they are not all counted yet.
+    fn queued(&self) -> Option<u64> {
+        None
+    }
+
+    /// How it went lately.
+    fn history(&self) -> History {
+        History::default()
+    }
+
+    /// What went wrong last, the newest first.
+    fn troubles(&self, _max: usize) -> Vec<(MessageId, Entry)> {
+        Vec::new()
+    }
+
+    /// The places that mail goes to, where there is something to do or trouble. None: that cannot be told now.
+    fn destinations(&self) -> impl Future<Output = Option<Places>> + Send {
+        async { None }
+    }
+
+    /// What is configured of the ways out and in.
+    fn ways(&self) -> Ways {
+        Ways::default()
     }
 
     /// Everything that is counted, in the text format of [`metrics`].
@@ -384,6 +437,9 @@ pub struct Readiness {
     /// What a person has suspended. Mail is taken all the same.
     #[serde(default)]
     pub suspended: Vec<Suspended>,
+    /// Since when the configuration holds, and whether a newer one was refused. Mail is taken all the same.
+    #[serde(default)]
+    pub configuration: reload::Configuration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -422,6 +478,34 @@ pub enum ResolverState {
     Answering,
     /// The last question was not.
     Failing,
+}
+
+/// A part of the queue.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Part {
+    pub messages: Vec<Listed>,
+    /// Messages that were looked at for it.
+    pub looked_at: usize,
+    /// Where to go on; none: that was the end of the queue.
+    pub next: Option<MessageId>,
+}
+
+/// What can be suspended by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    pub streams: Vec<StreamWay>,
+    pub smart_hosts: Vec<String>,
+    /// There are mailboxes elsewhere.
+    pub fetches: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamWay {
+    pub name: String,
+    /// It leaves even while sending is suspended.
+    pub is_exempt: bool,
+    /// It skips addresses on the suppression list.
+    pub suppresses: bool,
 }
 
 /// The server about itself.

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Backend, SOCKET_NAME, api};
+use crate::current::Current;
 
 /// Connections served at once; more wait in the backlog.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -80,11 +81,11 @@ impl AdminSocket {
     pub async fn serve<B: Backend>(
         self,
         backend: Arc<B>,
-        max_size: u64,
+        max_size: impl Into<Current<u64>>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
         let gate = Gate { listener: self.listener, free: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
-        let router = api::router(backend, max_size);
+        let router = api::router(backend, max_size.into());
         let result = axum::serve(gate, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         drop(self.file);
         result

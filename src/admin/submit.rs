@@ -65,9 +65,9 @@ async fn submit<B: Backend>(
     let (parts, body) = request.into_parts();
     let _place = api.submissions.acquire().await;
     let asked = match kind(&parts).as_str() {
-        "message/rfc822" => whole(&parts, query, read(body, api.max_size).await?)?,
+        "message/rfc822" => whole(&parts, query, read(body, api.max_size()).await?)?,
         "application/json" => {
-            let bytes = read(body, api.max_size.saturating_mul(JSON_OVERHEAD_FACTOR)).await?;
+            let bytes = read(body, api.max_size().saturating_mul(JSON_OVERHEAD_FACTOR)).await?;
             from_json(&parts, bytes, &api.backend.status().await.hostname, api.backend.now())?
         }
         other => {
@@ -81,7 +81,7 @@ async fn submit<B: Backend>(
     // Over the socket nobody has to say who asks.
     let caller = caller.map(|Extension(caller)| caller);
     let key = asked.key.map(|key| idempotency(&key, caller.as_ref(), &parts, &asked.bytes)).transpose()?;
-    let draft = draft(asked.composed, caller, api.max_size, api.backend.now())?;
+    let draft = draft(asked.composed, caller, api.max_size(), api.backend.now())?;
     let once = to_its_end({
         let backend = api.backend.clone();
         async move { backend.submit(draft, key).await }

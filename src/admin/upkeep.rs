@@ -58,7 +58,8 @@ async fn import<B: Backend>(
     let Query(query) =
         query.map_err(|rejection| ApiError::bad(rejection.body_text(), "name=… says which file it is"))?;
     let _place = api.submissions.acquire().await;
-    let bytes_max = api.max_size.saturating_add(transfer::TRACE_BYTES_MAX).saturating_add(transfer::ENVELOPE_BYTES_MAX);
+    let bytes_max =
+        api.max_size().saturating_add(transfer::TRACE_BYTES_MAX).saturating_add(transfer::ENVELOPE_BYTES_MAX);
     let bytes = read(body, bytes_max).await?;
     let wrong = |what: String| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, what, "export the message again");
     let (exported, message) = transfer::split(bytes).map_err(wrong)?;
@@ -67,7 +68,7 @@ async fn import<B: Backend>(
             "take the file of the export, or take sha256 out of the .json if the message was changed on purpose";
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, what, remedy)
     })?;
-    if message.len() > api.max_size.saturating_add(transfer::TRACE_BYTES_MAX) {
+    if message.len() > api.max_size().saturating_add(transfer::TRACE_BYTES_MAX) {
         let what = format!("the message has {} bytes, more than limits.max_size allows", message.len());
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, what, "raise limits.max_size for the import"));
     }

@@ -40,3 +40,11 @@ async fn answers(queue: Arc<Queue>) -> bool {
     });
     asked.await.is_ok()
 }
+
+/// A reload has begun; `Ready` says that it is over.
+pub fn tell_reloading() {
+    let mut states = vec![sd_notify::NotifyState::Reloading];
+    states.extend(sd_notify::NotifyState::monotonic_usec_now());
+    // Not under systemd: nobody to tell, and no harm.
+    let _ = sd_notify::notify(&states);
+}

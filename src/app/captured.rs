@@ -13,10 +13,12 @@ use super::operator::{Operator, blocking};
 use crate::admin::captured::{Captured, CapturedFilter, CapturedPage, CapturedWish, Kept};
 use crate::admin::{Complaint, Trouble};
 use crate::clock::{Clock, Millis};
+use crate::current::Current;
 use crate::delivery::Body;
 use crate::events::Event;
 use crate::events::journal::Journal;
 use crate::events::live::Seen;
+use crate::intake::Intake;
 use crate::message::{Address, MessageId, Notify};
 use crate::queue::Queue;
 use crate::queue::captured::{Bounds, beyond};
@@ -262,9 +264,10 @@ async fn delete_one(queue: Arc<Queue>, journal: Option<Arc<Journal>>, id: Messag
 }
 
 /// Takes away what is older than stories are kept, and the oldest of what is too much.
-pub(super) async fn look_after(queue: Arc<Queue>, clock: Clock, keep: Duration, stop: CancellationToken) {
-    let keep = u64::try_from(keep.as_millis()).unwrap_or(Millis::MAX);
+pub(super) async fn look_after(queue: Arc<Queue>, clock: Clock, intake: Current<Intake>, stop: CancellationToken) {
     loop {
+        let keep = intake.load().config().events.keep;
+        let keep = u64::try_from(keep.as_millis()).unwrap_or(Millis::MAX);
         let bounds = Bounds { since: clock.now().saturating_sub(keep), messages: MESSAGES_MAX, bytes: BYTES_MAX };
         match shorten(&queue, bounds).await {
             Ok(0) => {}

@@ -45,20 +45,21 @@ pub enum Trouble {
 /// A key that has changed its state.
 pub type Change = (Domain, String, State);
 
-impl Keeper {
-    pub async fn run(self, stop: CancellationToken) {
-        loop {
-            match self.look().await {
-                Ok(changes) => changes.iter().for_each(tell),
-                Err(error) => tracing::warn!(%error, "DKIM keys could not be looked after; trying again"),
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(CHECK_EVERY) => {}
-            }
+/// Looks again and again, at the keys of the configuration that holds then.
+pub async fn look_after(keeper: impl Fn() -> Keeper, stop: CancellationToken) {
+    loop {
+        match keeper().look().await {
+            Ok(changes) => changes.iter().for_each(tell),
+            Err(error) => tracing::warn!(%error, "DKIM keys could not be looked after; trying again"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(CHECK_EVERY) => {}
         }
     }
+}
 
+impl Keeper {
     /// Reads what the command line has changed, asks DNS, and does what follows. Signs accordingly when it
     /// returns.
     pub async fn look(&self) -> Result<Vec<Change>, Trouble> {

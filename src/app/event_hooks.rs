@@ -1,15 +1,14 @@
-//! The senders of `[events.webhooks.*]`: their queues in the store, then a task for each.
+//! The queues in the store of `[events.webhooks.*]`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Error, store_path};
 use crate::admin::metrics::Page;
-use crate::clock::Clock;
 use crate::config::Config;
-use crate::delivery::event_webhooks::{EventWebhookError, Sender};
-use crate::events::outbox::{Outbox, Tray};
+use crate::events::outbox::{self, Outbox, Tray};
 use crate::queue::Queue;
+use crate::store::Batch;
 
 /// What waits since the last run. What waits for webhooks that are not in the configuration any more is dropped.
 pub(super) async fn load(config: &Config, queue: &Queue) -> Result<Arc<Outbox>, Error> {
@@ -24,15 +23,11 @@ pub(super) async fn load(config: &Config, queue: &Queue) -> Result<Arc<Outbox>, 
     Ok(Arc::new(outbox))
 }
 
-pub(super) fn senders(
-    config: &Config,
-    outbox: &Outbox,
-    queue: &Arc<Queue>,
-    clock: &Clock,
-) -> Result<Vec<Sender>, EventWebhookError> {
-    let webhook = |name: &str| config.events.webhooks.get(name);
-    let trays = outbox.trays().iter().filter_map(|tray| Some((tray, webhook(tray.name())?)));
-    trays.map(|(tray, webhook)| Sender::new(tray.clone(), webhook, queue.clone(), clock.clone())).collect()
+/// Takes away what waits for a webhook that is not in the configuration any more.
+pub(super) fn forget(webhook: &str) -> Batch {
+    let mut batch = Batch::new();
+    outbox::forget(webhook, &mut batch);
+    batch
 }
 
 /// How each queue stands. The label is the name in the configuration, so there are as many as it has webhooks.

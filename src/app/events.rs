@@ -75,7 +75,8 @@ impl Operator {
     }
 
     fn query(&self, wish: &EventsWish) -> Result<Query, Complaint> {
-        let hosts = &self.intake.config().smart_hosts;
+        let intake = self.intake.load();
+        let hosts = &intake.config().smart_hosts;
         let smart_host = match &wish.smart_host {
             None => None,
             Some(name) => Some(hosts.iter().find(|host| host.name == *name).map_or_else(

@@ -135,7 +135,8 @@ impl Operator {
     }
 
     async fn explain_queued(&self, message: Arc<Message>, recipients: &[(u32, Recipient)]) -> Vec<Explained> {
-        let config = self.intake.config();
+        let intake = self.intake.load();
+        let config = intake.config();
         let store = self.store_trouble();
         let prospects = self.prospects(&message, recipients).await;
         let mut inquiry = self.inquiry.get();
@@ -163,7 +164,8 @@ impl Operator {
 
     /// Of the domains that mail goes to directly.
     async fn prospects(&self, message: &Message, recipients: &[(u32, Recipient)]) -> HashMap<Domain, Found> {
-        let config = self.intake.config();
+        let (intake, transports) = (self.intake.load(), self.transports.load());
+        let config = intake.config();
         let mut prospects = HashMap::new();
         let is_direct = |released| matches!(outbound::choose_for(config, message, released).way, Way::Direct { .. });
         let (is_direct, is_direct_if_released) = (is_direct(false), is_direct(true));
@@ -179,8 +181,8 @@ impl Operator {
                 continue;
             }
             let look_up = async {
-                let prospect = self.transports.prospect(domain, message.tls).await;
-                Found { prospect, servers: self.transports.exchangers(domain).await.unwrap_or_default() }
+                let prospect = transports.prospect(domain, message.tls).await;
+                Found { prospect, servers: transports.exchangers(domain).await.unwrap_or_default() }
             };
             match timeout_at(deadline, look_up).await {
                 Ok(found) => prospects.insert(domain.clone(), found),
@@ -238,10 +240,11 @@ impl Operator {
     fn host_states(&self, message: &Message) -> HashMap<String, String> {
         let now = self.clock.now();
         let mut states = HashMap::new();
-        for host in &self.intake.config().smart_hosts {
+        let (intake, transports) = (self.intake.load(), self.transports.load());
+        for host in &intake.config().smart_hosts {
             if self.queue.gates().is_host_suspended(&host.name, &message.stream) {
                 states.insert(host.name.clone(), "suspended".to_owned());
-            } else if let Some((_, until)) = self.transports.resting(&host.name).filter(|(_, until)| *until > now) {
+            } else if let Some((_, until)) = transports.resting(&host.name).filter(|(_, until)| *until > now) {
                 states.insert(host.name.clone(), format!("left alone until {} because of its login", rfc3339(until)));
             }
         }
@@ -274,7 +277,7 @@ impl Operator {
         if due <= facts.now {
             return its_turn(facts, recipient);
         }
-        let resting = |name: &str| self.transports.resting(name);
+        let resting = |name: &str| self.transports.load().resting(name);
         match &recipient.last_failure {
             Some(why) => tried::reason(facts.config, facts.message, recipient, why, due, &resting),
             None => {

@@ -4,26 +4,30 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
+use crate::admin::history::History;
+use crate::admin::reload::ReloadAnswer;
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
     Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Compacted, Complaint, Damaged,
-    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, Page, Pick, Readiness,
-    Selection, ServerStatus, Story, SuspendAnswer, Suspended, Trouble, transfer, view,
+    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, ListenerStatus, Page,
+    Part, Pick, Readiness, Selection, ServerStatus, Story, StreamWay, SuspendAnswer, Suspended, Trouble, Ways,
+    transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
-use crate::config::{Config, Secret};
+use crate::config::Secret;
+use crate::current::Current;
 use crate::delivery::host_test::{Report, Wish};
-use crate::delivery::standing::Inquiry;
+use crate::delivery::standing::{Inquiry, Places};
 use crate::delivery::transport::Transports;
-use crate::events::Event;
 use crate::events::journal::{self, Journal};
+use crate::events::{Entry, Event};
 use crate::intake::fetch::{Fetcher, NotRun, Ran};
 use crate::intake::idempotency::Key;
 use crate::intake::suppress::{NewEntry, SuppressError};
@@ -33,14 +37,16 @@ use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
 use crate::queue::record::{Message, Recipient, Route, Status};
 use crate::queue::suspend::Suspension;
-use crate::server::accounts::{Accounts, Verified};
+use crate::server::accounts::Verified;
 use crate::server::connection::AUTH_FAILURE_DELAY;
-use crate::server::limits::Limits;
+use crate::server::outside::Shared;
 use crate::server::step::Login;
 use crate::smtp::reply::{Refusal, Severity};
 use crate::store::{Store, StoreError};
 
 use super::events::Followers;
+use super::outside::Behind;
+use super::reload::Reloader;
 use super::transfer::Transfer;
 use super::upkeep;
 use super::watch::Watch;
@@ -57,33 +63,30 @@ pub(super) const BY_OPERATOR: &str = "by the operator";
 /// No account is called so: wrong tokens count against the client alone.
 const TOKEN: &str = "";
 
-/// What passwords are looked at with.
-#[derive(Debug)]
-pub struct Logins {
-    pub config: Arc<Config>,
-    pub accounts: Arc<Accounts>,
-    pub limits: Arc<Limits>,
-}
-
 /// The operator's hands.
 #[derive(Debug)]
 pub struct Operator {
     pub clock: Clock,
     pub queue: Arc<Queue>,
     pub journal: Arc<Journal>,
-    pub intake: Arc<Intake>,
+    pub intake: Current<Intake>,
+    /// Without what may change.
     pub status: ServerStatus,
     pub transfer: Transfer,
     pub watch: Arc<Watch>,
-    pub transports: Arc<Transports>,
+    pub transports: Current<Transports>,
     pub fetcher: Arc<Fetcher>,
     /// To ask the dispatcher, once there is one.
     pub inquiry: OnceLock<Inquiry>,
-    pub logins: Logins,
-    pub pickups: Vec<pickup::Handle>,
+    /// What passwords are looked at with.
+    pub shared: Current<Shared<Behind>>,
+    pub listeners: Current<Vec<ListenerStatus>>,
+    pub pickups: Current<Vec<pickup::Handle>>,
+    pub reloader: OnceLock<Arc<Reloader>>,
     /// Backups and compactions, one at a time.
     pub upkeep: Arc<tokio::sync::Mutex<()>>,
     pub followers: Followers,
+    pub history: super::history::Shared,
 }
 
 impl Backend for Operator {
@@ -126,11 +129,12 @@ impl Backend for Operator {
     }
 
     async fn submit(&self, draft: Draft, key: Option<Key>) -> Result<Once, Refusal> {
-        self.intake.submit(draft, key.as_ref()).await
+        self.intake.load().submit(draft, key.as_ref()).await
     }
 
     async fn log_in(&self, peer: IpAddr, name: String, password: Secret) -> Result<Caller, Refusal> {
-        let Logins { config, accounts, limits } = &self.logins;
+        let shared = self.shared.load();
+        let Shared { config, accounts, limits, .. } = &*shared;
         limits.may_log_in(config, peer, &name, self.clock.now())?;
         match accounts.verify(Login { account: name.clone(), password }).await {
             Ok(Verified { name, max_recipients }) => Ok(Caller::Account { name, max_recipients }),
@@ -145,12 +149,14 @@ impl Backend for Operator {
     }
 
     fn may_log_in(&self, peer: IpAddr) -> Result<(), Refusal> {
-        let Logins { config, limits, .. } = &self.logins;
+        let shared = self.shared.load();
+        let Shared { config, limits, .. } = &*shared;
         limits.may_log_in(config, peer, TOKEN, self.clock.now())
     }
 
     async fn login_failed(&self, peer: IpAddr) {
-        let Logins { config, limits, .. } = &self.logins;
+        let shared = self.shared.load();
+        let Shared { config, limits, .. } = &*shared;
         limits.login_failed(config, peer, None, self.clock.now());
         tokio::time::sleep(AUTH_FAILURE_DELAY).await;
     }
@@ -160,7 +166,11 @@ impl Backend for Operator {
     }
 
     async fn status(&self) -> ServerStatus {
-        self.status.clone()
+        ServerStatus {
+            hostname: self.intake.load().config().hostname.to_string(),
+            listeners: self.listeners.load().to_vec(),
+            ..self.status.clone()
+        }
     }
 
     async fn damaged(&self) -> Result<Vec<Damaged>, Trouble> {
@@ -174,7 +184,7 @@ impl Backend for Operator {
     }
 
     async fn import(&self, name: String, exported: Exported, body: Bytes) -> Result<Imported, Refusal> {
-        self.intake.sender(None, &ReversePath::Null, Some(body.len() as u64))?;
+        self.intake.load().sender(None, &ReversePath::Null, Some(body.len() as u64))?;
         let imported = self.transfer.import(&name, exported, body).await;
         imported.map_err(|error| Refusal::inner(format!("the message could not be stored: {error}")))
     }
@@ -184,7 +194,7 @@ impl Backend for Operator {
     }
 
     async fn back_up(&self, to: PathBuf) -> Result<BackedUp, Complaint> {
-        let (hostname, now) = (self.status.hostname.clone(), self.clock.now());
+        let (hostname, now) = (self.intake.load().config().hostname.to_string(), self.clock.now());
         self.upkeep(move |store, data_dir| upkeep::back_up(store, data_dir, &to, &hostname, now)).await
     }
 
@@ -218,9 +228,10 @@ impl Backend for Operator {
 
     async fn pick_up(&self, folder: Option<String>) -> Result<Vec<pickup::Report>, Complaint> {
         let wanted = |handle: &&pickup::Handle| folder.as_ref().is_none_or(|name| *name == handle.name);
-        let handles: Vec<_> = self.pickups.iter().filter(wanted).collect();
+        let pickups = self.pickups.load();
+        let handles: Vec<_> = pickups.iter().filter(wanted).collect();
         if let (Some(name), []) = (&folder, handles.as_slice()) {
-            let known: Vec<_> = self.pickups.iter().map(|handle| handle.name.as_str()).collect();
+            let known: Vec<_> = pickups.iter().map(|handle| handle.name.as_str()).collect();
             let what = format!("the running server has no pickup folder {name:?}");
             return Err(Complaint::new(what, format!("name one of: {}", known.join(", "))));
         }
@@ -233,7 +244,7 @@ impl Backend for Operator {
     }
 
     async fn test_host(&self, wish: Wish) -> Result<Report, Complaint> {
-        let tested = self.transports.test_host(&wish).await;
+        let tested = self.transports.load().test_host(&wish).await;
         tested.map_err(|no_test| Complaint::new(no_test.what, no_test.remedy))
     }
 
@@ -250,7 +261,7 @@ impl Backend for Operator {
         after: Option<(String, String)>,
         limit: usize,
     ) -> Result<Vec<suppression::Listed>, Trouble> {
-        let intake = self.intake.clone();
+        let intake = self.intake.load();
         let read = move || {
             let after = after.as_ref().map(|(address, scope)| (address.as_str(), scope.as_str()));
             intake.suppression().list(after, limit)
@@ -259,16 +270,16 @@ impl Backend for Operator {
     }
 
     async fn suppress(&self, entries: Vec<NewEntry>) -> Result<usize, Complaint> {
-        self.intake.suppression().add(entries).await.map_err(unsuppressable)
+        self.intake.load().suppression().add(entries).await.map_err(unsuppressable)
     }
 
     async fn unsuppress(&self, whom: Vec<Who>, scope: Option<String>, force: bool) -> Result<usize, Complaint> {
-        self.intake.suppression().remove(&whom, scope.as_deref(), force).await.map_err(unsuppressable)
+        self.intake.load().suppression().remove(&whom, scope.as_deref(), force).await.map_err(unsuppressable)
     }
 
     async fn explain_suppression(&self, who: Who) -> Result<Explained, Complaint> {
         let (listed, known, weighed) =
-            self.intake.suppression().explain(&who).map_err(|error| unsuppressable(error.into()))?;
+            self.intake.load().suppression().explain(&who).map_err(|error| unsuppressable(error.into()))?;
         let counts = |event: &_| weighed.as_ref().is_some_and(|weighed| weighed.counted.contains(event));
         let bounces = known.events.iter().map(|event| Bounced::new(event, counts(event))).collect();
         let listed = listed.into_iter().map(Suppressed::from).collect();
@@ -297,6 +308,13 @@ impl Backend for Operator {
 
     async fn explain(&self, id: MessageId) -> Result<Option<Explanation>, Trouble> {
         self.explain_message(id).await
+    }
+
+    async fn reload(&self) -> Result<ReloadAnswer, Complaint> {
+        match self.reloader.get() {
+            Some(reloader) => reloader.reload().await,
+            None => Err(Complaint::new("the server is starting", "try again")),
+        }
     }
 
     async fn list_captured(&self, wish: CapturedWish) -> Result<CapturedPage, Trouble> {
@@ -330,6 +348,41 @@ impl Backend for Operator {
     async fn metrics(&self) -> String {
         self.watch.metrics()
     }
+
+    async fn look(&self, filter: Filter, page: Page, looked_at_max: usize) -> Result<Part, Trouble> {
+        let (queue, now) = (self.queue.clone(), self.clock.now());
+        blocking(move || look(&queue, &filter, page, looked_at_max, now)).await
+    }
+
+    fn queued(&self) -> Option<u64> {
+        self.queue.store().messages()
+    }
+
+    fn history(&self) -> History {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn troubles(&self, max: usize) -> Vec<(MessageId, Entry)> {
+        self.journal.troubles().newest(max)
+    }
+
+    async fn destinations(&self) -> Option<Places> {
+        self.inquiry.get()?.overview().await
+    }
+
+    fn ways(&self) -> Ways {
+        let intake = self.intake.load();
+        let config = intake.config();
+        let stream = |name: &String| {
+            let suppresses = config.streams.get(name).is_some_and(|stream| stream.suppress);
+            StreamWay { name: name.clone(), is_exempt: self.queue.gates().is_exempt(name), suppresses }
+        };
+        Ways {
+            streams: config.streams.keys().map(stream).collect(),
+            smart_hosts: config.smart_hosts.iter().map(|host| host.name.clone()).collect(),
+            fetches: !config.fetch.is_empty(),
+        }
+    }
 }
 
 impl Operator {
@@ -344,14 +397,15 @@ impl Operator {
                 "try again when it is done; the server goes on meanwhile",
             ));
         };
-        let (queue, data_dir) = (self.queue.clone(), self.intake.config().data_dir.clone());
+        let (queue, data_dir) = (self.queue.clone(), self.intake.load().config().data_dir.clone());
         let done = tokio::task::spawn_blocking(move || work(queue.store(), &data_dir)).await;
         done.unwrap_or_else(|_| Err(Complaint::new("the work was broken off", "look into the server's log")))
     }
 
     /// Is there such a thing, and may it be suspended? What is gone from the configuration can be resumed.
     fn check_suspension(&self, what: &Suspension, on: bool) -> Result<(), Complaint> {
-        let config = self.intake.config();
+        let intake = self.intake.load();
+        let config = intake.config();
         let known = |names: Vec<&str>| format!("there are: {}", names.join(", "));
         match what {
             _ if !on => Ok(()),
@@ -491,6 +545,23 @@ pub fn select(queue: &Queue, filter: &Filter, page: Page, now: u64) -> Result<Ve
         if chosen.len() < page.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     Ok(chosen)
+}
+
+/// As [`select`], and looks at so many recipients at most.
+fn look(queue: &Queue, filter: &Filter, page: Page, looked_at_max: usize, now: u64) -> Result<Part, StoreError> {
+    let (mut messages, mut looked_at, mut records, mut next) = (Vec::new(), 0, 0, None);
+    queue.walk(page.after, |message, recipients| {
+        if messages.len() >= page.limit || records >= looked_at_max {
+            return ControlFlow::Break(());
+        }
+        looked_at += 1;
+        records += recipients.len().max(1);
+        next = Some(message.id);
+        messages.extend(filter.apply(listed(queue, &message, &recipients), now));
+        ControlFlow::Continue(())
+    })?;
+    let is_end = messages.len() < page.limit && records < looked_at_max;
+    Ok(Part { messages, looked_at, next: next.filter(|_| !is_end) })
 }
 
 /// A message as it is shown, with what keeps it from being tried.

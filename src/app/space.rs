@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::current::Current;
 use crate::intake::Intake;
 use crate::queue::Queue;
 
@@ -21,12 +22,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// for each message.
 const WORTH_BYTES: u64 = 8 << 20;
 
-pub async fn give_back(intake: Arc<Intake>, queue: Arc<Queue>, stop: CancellationToken) {
+pub async fn give_back(intake: Current<Intake>, queue: Arc<Queue>, stop: CancellationToken) {
     let mut given_back_at = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = intake.turned_away() => {}
+            () = turned_away(&intake) => {}
             () = load_has_ended(&queue, given_back_at) => {}
         }
         given_back_at = written(&queue);
@@ -41,6 +42,10 @@ pub async fn give_back(intake: Arc<Intake>, queue: Arc<Queue>, stop: Cancellatio
             () = tokio::time::sleep(SPACE_EVERY) => {}
         }
     }
+}
+
+async fn turned_away(intake: &Current<Intake>) {
+    intake.load().turned_away().await;
 }
 
 /// Returns when much was written since `given_back_at`, and nothing more comes.

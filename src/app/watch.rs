@@ -8,8 +8,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::metrics::Page;
+use crate::admin::reload::{Configuration, PROBLEMS_KEPT, RefusedConfiguration, ReloadAnswer, ReloadResult};
 use crate::admin::{Disk, ListenerStatus, Memory, Readiness, ResolverState, StoreState};
 use crate::clock::{Clock, Millis};
+use crate::current::Current;
 use crate::events::journal::Journal;
 use crate::events::server::{ServerCounters, ServerEvent};
 use crate::intake::Intake;
@@ -89,14 +91,15 @@ pub struct Watch {
     pub clock: Clock,
     pub queue: Arc<Queue>,
     pub journal: Arc<Journal>,
-    pub intake: Arc<Intake>,
-    pub listeners: Vec<ListenerStatus>,
+    pub intake: Current<Intake>,
+    pub listeners: Current<Vec<ListenerStatus>>,
     pub started_at: Millis,
     /// The server is stopping and takes nothing any more.
     pub stop: CancellationToken,
     pub refusals: Arc<Refusals>,
-    counters: ServerCounters,
+    pub counters: Arc<ServerCounters>,
     last: Mutex<Last>,
+    configuration: Mutex<Configuration>,
 }
 
 impl Watch {
@@ -104,11 +107,12 @@ impl Watch {
         clock: Clock,
         queue: Arc<Queue>,
         journal: Arc<Journal>,
-        intake: Arc<Intake>,
-        listeners: Vec<ListenerStatus>,
+        intake: Current<Intake>,
+        listeners: Current<Vec<ListenerStatus>>,
         stop: CancellationToken,
     ) -> Watch {
         let last = Last { disk_accepts: true, memory_full: false };
+        let configuration = Configuration { since: clock.now(), refused: None };
         Watch {
             started_at: clock.now(),
             clock,
@@ -118,8 +122,9 @@ impl Watch {
             listeners,
             stop,
             refusals: Arc::default(),
-            counters: ServerCounters::default(),
+            counters: Arc::default(),
             last: Mutex::new(last),
+            configuration: Mutex::new(configuration),
         }
     }
 
@@ -136,9 +141,32 @@ impl Watch {
 
     /// Tells what has changed since the last look.
     pub fn look(&self) {
-        let (disk, memory) = (self.intake.disk(), self.memory());
+        let (disk, memory) = (self.intake.load().disk(), self.memory());
         let events = self.last.lock().unwrap_or_else(PoisonError::into_inner).change(disk, memory);
         events.iter().for_each(|event| event.tell(&self.counters));
+    }
+
+    pub fn tell(&self, event: &ServerEvent) {
+        event.tell(&self.counters);
+    }
+
+    /// What became of an attempt to take another configuration.
+    pub fn reloaded(&self, answer: &ReloadAnswer) {
+        let now = self.clock.now();
+        let mut configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer.result {
+            ReloadResult::Applied => *configuration = Configuration { since: now, refused: None },
+            // What was wrong has been put back.
+            ReloadResult::Unchanged => configuration.refused = None,
+            ReloadResult::Refused => {
+                let problems = answer.problems.iter().take(PROBLEMS_KEPT).cloned().collect();
+                configuration.refused = Some(RefusedConfiguration { at: now, problems });
+            }
+        }
+    }
+
+    fn configuration(&self) -> Configuration {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn store(&self) -> StoreState {
@@ -161,7 +189,8 @@ impl Watch {
 
     pub fn readiness(&self) -> Readiness {
         self.look();
-        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.store());
+        let intake = self.intake.load();
+        let (disk, memory, store) = (intake.disk(), self.memory(), self.store());
         let stopping = self.stop.is_cancelled();
         let ready = !stopping && store.since.is_none() && disk.accepting && memory.used < memory.limit.max(1);
         Readiness {
@@ -169,21 +198,22 @@ impl Watch {
             store,
             disk: Disk { free: disk.free, min_free: disk.min_free, accepting: disk.accepting },
             memory,
-            listeners: if stopping { Vec::new() } else { self.listeners.clone() },
-            signing: self.intake.config().domains.keys().map(ToString::to_string).collect(),
-            resolver: match self.intake.is_resolving() {
+            listeners: if stopping { Vec::new() } else { self.listeners.load().to_vec() },
+            signing: intake.config().domains.keys().map(ToString::to_string).collect(),
+            resolver: match intake.is_resolving() {
                 None => ResolverState::Unknown,
                 Some(true) => ResolverState::Answering,
                 Some(false) => ResolverState::Failing,
             },
             suspended: super::operator::suspended(&self.queue),
+            configuration: self.configuration(),
         }
     }
 
     pub fn metrics(&self) -> String {
         let mut page = Page::default();
         self.mail_metrics(&mut page);
-        event_hooks::metrics(&mut page, self.journal.outbox());
+        event_hooks::metrics(&mut page, &self.journal.outbox());
         self.commit_metrics(&mut page);
         self.state_metrics(&mut page);
         page.finish()
@@ -250,7 +280,7 @@ impl Watch {
 
     fn state_metrics(&self, page: &mut Page) {
         self.look();
-        let (disk, memory, store) = (self.intake.disk(), self.memory(), self.store());
+        let (disk, memory, store) = (self.intake.load().disk(), self.memory(), self.store());
         let flag = |yes: bool| u64::from(yes);
         let version = [(env!("CARGO_PKG_VERSION"), 1)];
         page.labelled("postrider_build_info", "gauge", "Always 1; the version is the label.", "version", version);
@@ -284,6 +314,18 @@ impl Watch {
         page.counter("postrider_store_damages_total", "Damages found and set aside.", store.damages.len() as u64);
         page.counter("postrider_disk_low_total", "Times the disk guard closed.", count(&all.disk_low));
         page.counter("postrider_memory_full_total", "Times the memory guard closed.", count(&all.memory_full));
+        let renewed = "Certificates that an authority has given (tls.acme).";
+        page.counter("postrider_certificates_renewed_total", renewed, count(&all.certificates_renewed));
+        let failed = "Orders for a certificate that have failed (tls.acme).";
+        page.counter("postrider_certificates_failed_total", failed, count(&all.certificates_failed));
+        let reloads = [("applied", count(&all.reloaded)), ("refused", count(&all.reloads_refused))];
+        let help = "Times that another configuration was found in the files, by what became of it.";
+        page.labelled("postrider_config_reloads_total", "counter", help, "result", reloads);
+        let configuration = self.configuration();
+        let help = "When the configuration that holds was taken, in seconds since 1970.";
+        page.gauge("postrider_config_last_reload_success_timestamp_seconds", help, configuration.since as f64 / 1000.0);
+        let help = "1 while a newer configuration in the files is refused.";
+        page.gauge("postrider_config_refused", help, flag(configuration.refused.is_some()));
     }
 }
 

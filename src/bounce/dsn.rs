@@ -9,6 +9,7 @@
 
 use crate::clock::{self, Millis};
 use crate::message::header::{self, Headers};
+use crate::message::text::steers;
 use crate::message::{Address, Domain, Ret, TlsWish};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 
@@ -200,7 +201,7 @@ fn replaced(text: &str, what: &str, by: &str) -> String {
 
 /// One line without controls.
 fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c }).collect()
+    text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
 /// RFC 3463, with a class that fits what we say.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::config::{self, Config, ListenerTls, OutboundTls, Problem, ProblemKind, Problems, Role, WayOut};
 use crate::server;
+use crate::server::tls::TlsError;
 
 pub mod retry;
 pub mod world;
@@ -41,15 +42,25 @@ pub fn run(path: &Path, json: bool, explain_retry: bool) -> ExitCode {
 
 /// Reading the configuration only finds out that these files can be read; a server that will not start
 /// with them must not be called good.
-fn certificate(path: &Path, config: Config) -> Result<Config, Problems> {
-    let Err(error) = server::tls::check(&config) else { return Ok(config) };
+fn certificate(path: &Path, mut config: Config) -> Result<Config, Problems> {
+    let error = match server::tls::check(&config) {
+        Ok(warnings) => {
+            config.warnings.extend(warnings);
+            return Ok(config);
+        }
+        Err(error) => error,
+    };
+    let (file, line, key, error) = match error {
+        TlsError::Written { written, error } => (written.file, written.line, written.section, *error),
+        error => (path.display().to_string(), 0, "tls", error),
+    };
     let text = error.to_string();
     let (what, remedy) = text.split_once("; ").unwrap_or((text.as_str(), ""));
     let problem = Problem {
-        file: path.display().to_string(),
-        line: 0,
+        file,
+        line,
         column: 0,
-        key: "tls".to_owned(),
+        key: key.to_owned(),
         what: what.to_owned(),
         remedy: if remedy.is_empty() { String::new() } else { format!("{}.", capitalized(remedy)) },
         kind: ProblemKind::BadValue,
@@ -107,7 +118,8 @@ fn listeners(config: &Config) -> Vec<String> {
     let lines = config.listeners.iter().map(|(name, listener)| {
         let addresses: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
         let (role, tls) = (role(listener.role), tls(listener.tls));
-        format!("{name}: {} as {role}, TLS {tls}", addresses.join(", "))
+        let behind = if listener.proxy_protocol { ", behind proxies" } else { "" };
+        format!("{name}: {} as {role}, TLS {tls}{behind}", addresses.join(", "))
     });
     lines.collect()
 }
@@ -126,7 +138,8 @@ fn aliases(config: &Config) -> String {
 fn summary_json(config: &Config) -> Value {
     let listeners = config.listeners.iter().map(|(name, listener)| {
         let bind: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
-        json!({ "name": name, "role": role(listener.role), "bind": bind, "tls": tls(listener.tls) })
+        json!({ "name": name, "role": role(listener.role), "bind": bind, "tls": tls(listener.tls),
+                "proxy_protocol": listener.proxy_protocol })
     });
     let targets = config.targets.iter().map(|(name, target)| json!({ "name": name, "kind": target.kind() }));
     json!({

@@ -19,6 +19,7 @@ use crate::admin::captured::{DeleteAnswer, Many, Read, ReleaseAnswer, ReleaseBod
 use crate::admin::fetch::{FetchAnswer, FetchBody};
 use crate::admin::filter::SelectionBody;
 use crate::admin::pickup::{PickupAnswer, PickupBody};
+use crate::admin::reload::ReloadAnswer;
 use crate::admin::submit::SubmitAnswer;
 use crate::admin::suppress::{self, Suppressed};
 use crate::admin::suspend::SuspendBody;
@@ -307,6 +308,13 @@ impl Client {
         let path = format!("/api/v1/messages?{}", query(parameters));
         let answer: SubmitAnswer = self.post(&path, "message/rfc822", raw).await?;
         Ok(answer.id)
+    }
+
+    /// A refusal is an answer, too.
+    pub(super) async fn reload(&self) -> Result<ReloadAnswer, Failure> {
+        let kind = Some("application/json");
+        let (status, body) = self.talk(Method::POST, "/api/v1/reload", kind, Bytes::new(), ANSWER_TIMEOUT).await?;
+        serde_json::from_slice(&body).map_err(|_| self.refused(status, &body))
     }
 
     pub(super) async fn status(&self) -> Result<ServerStatus, Failure> {

@@ -5,9 +5,10 @@
 //! would inherit it: no new privileges, a filter of system calls that no mail server makes, and, where the kernel has
 //! Landlock, nothing written into the system's folders.
 //!
-//! None of it stands in the way of a reload: what may be read and run is not restricted, ports below 1024 may still be
-//! bound, and every folder outside of the system's own may be written to, whether the configuration names it already or
-//! not. What cannot be done is said in the log and does not keep the server from starting.
+//! A reload meets with little of it: what may be read and run is not restricted, ports below 1024 may still be bound, and
+//! every folder outside of the system's own may be written to, whether the configuration names it already or not. A
+//! target within those (`/usr/local/mail`) that a reload adds needs a restart, and so do programs that want more rights;
+//! `app::reload` says so of the latter. What cannot be done is said in the log and does not keep the server from starting.
 //!
 //! Leaves out: the user and the mount table, which are systemd's business (`conf/systemd`).
 

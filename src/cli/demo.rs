@@ -1,6 +1,6 @@
 //! `postrider demo`: a throwaway server that needs no configuration and no root. It sends a message
 //! through each door (submission, pickup folder, inbound), waits for their stories, prints them and
-//! stays up until Ctrl-C. Nothing leaves the machine: `delivery.default = "capture"`. All files lie
+//! stays up with its dashboard until Ctrl-C. Nothing leaves the machine: `delivery.default = "capture"`. All files lie
 //! in a temporary folder that goes at the end.
 
 use std::fs::{DirBuilder, OpenOptions};
@@ -32,6 +32,7 @@ use crate::message::{Address, MessageId};
 /// Ports that are tried first; if one is taken, the system chooses another.
 const MX_PORT: u16 = 2525;
 const SUBMISSION_PORT: u16 = 2587;
+const DASHBOARD_PORT: u16 = 8025;
 /// The longest wait for the server to come up, and for each message.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks.
@@ -106,6 +107,8 @@ struct Stage {
     text: String,
     config: Config,
     password: String,
+    /// Of the dashboard.
+    token: String,
 }
 
 /// A folder that goes when it is dropped.
@@ -145,12 +148,18 @@ impl Stage {
     fn set_up(verbose: bool) -> Result<Stage, Failure> {
         let folder = Folder::make()?;
         let password: String = random_name()?.chars().take(16).collect();
-        let text = configuration(&folder.0, &password, free_port(MX_PORT), free_port(SUBMISSION_PORT), verbose);
+        let token = random_name()?;
+        let ports = Ports {
+            mx: free_port(MX_PORT),
+            submission: free_port(SUBMISSION_PORT),
+            dashboard: free_port(DASHBOARD_PORT),
+        };
+        let text = configuration(&folder.0, &password, &token, ports, verbose);
         let file = folder.join("postrider.toml");
         let config = config::parse(&file.display().to_string(), &text).map_err(|problems| {
             Failure::new(format!("the demo's own configuration is refused, which is a bug\n{problems}"))
         })?;
-        let stage = Stage { folder, text, config, password };
+        let stage = Stage { folder, text, config, password, token };
         stage.write_files().map_err(|error| Failure::new(format!("{}: {error}", stage.folder.0.display())))?;
         Ok(stage)
     }
@@ -169,7 +178,15 @@ fn free_port(wanted: u16) -> u16 {
     if TcpListener::bind(("127.0.0.1", wanted)).is_ok() { wanted } else { 0 }
 }
 
-fn configuration(folder: &Path, password: &str, mx_port: u16, submission_port: u16, verbose: bool) -> String {
+#[derive(Clone, Copy, Debug, Default)]
+struct Ports {
+    mx: u16,
+    submission: u16,
+    dashboard: u16,
+}
+
+fn configuration(folder: &Path, password: &str, token: &str, ports: Ports, verbose: bool) -> String {
+    let Ports { mx: mx_port, submission: submission_port, dashboard: dashboard_port } = ports;
     let path = |name: &str| toml::Value::String(folder.join(name).display().to_string()).to_string();
     let (data_dir, inbox, pickup) = (path("data"), path("inbox"), path("pickup"));
     let level = if verbose { "info" } else { "error" };
@@ -212,6 +229,10 @@ spf   = "off"
 dkim  = "off"
 dmarc = "off"
 
+[admin]                         # the dashboard
+bind  = "127.0.0.1:{dashboard_port}"
+token = "{token}"
+
 [queue]
 min_free = "16MiB"
 
@@ -251,6 +272,7 @@ async fn play(stage: &Stage, args: &Args) -> Result<(), Failure> {
 struct Doors {
     mx: SocketAddr,
     submission: SocketAddr,
+    dashboard: SocketAddr,
 }
 
 impl Doors {
@@ -261,8 +283,8 @@ impl Doors {
             let answer = client.status().await;
             if let Ok(status) = &answer {
                 let find = |name| status.listeners.iter().find(|listener| listener.name == name).map(|l| l.address);
-                if let (Some(mx), Some(submission)) = (find("mx"), find("submission")) {
-                    return Ok(Doors { mx, submission });
+                if let (Some(mx), Some(submission), Some(dashboard)) = (find("mx"), find("submission"), find("admin")) {
+                    return Ok(Doors { mx, submission, dashboard });
                 }
             }
             if start.elapsed() > PATIENCE {
@@ -389,12 +411,15 @@ fn show(number: usize, heading: &str, story: &Story) -> Result<(), Failure> {
 }
 
 fn closing_words(stage: &Stage, doors: &Doors) -> String {
-    let Doors { mx, submission } = doors;
+    let Doors { mx, submission, dashboard } = doors;
     let folder = stage.folder.0.display();
-    let password = &stage.password;
+    let (password, token) = (&stage.password, &stage.token);
     let program = std::env::current_exe().map_or("postrider".to_owned(), |path| path.display().to_string());
     format!(
         r"
+The dashboard is open; this link logs in:
+  http://{dashboard}/login#{token}
+
 The server is up.
   submission  {submission}   login {ACCOUNT}, password {password}, STARTTLS; senders: anything@demo.test
   inbound     {mx}   for {INSIDE}
@@ -439,7 +464,8 @@ mod tests {
 
     #[test]
     fn the_configuration_is_good() {
-        let text = configuration(Path::new("/tmp/a \"quoted\" folder"), "secret", 0, 0, false);
+        let text =
+            configuration(Path::new("/tmp/a \"quoted\" folder"), "secret", &"t".repeat(32), Ports::default(), false);
         let config = config::parse("demo.toml", &text).unwrap();
         assert!(config.domains.contains_key(&crate::message::Domain::parse("demo.test").unwrap()));
         assert_eq!(config.pickup.len(), 1);

@@ -47,6 +47,7 @@ fn obstacles(readiness: &Readiness) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::admin::reload::Configuration;
     use crate::admin::{Disk, Memory, ResolverState, StoreState};
 
     fn readiness() -> Readiness {
@@ -59,6 +60,7 @@ mod tests {
             signing: Vec::new(),
             resolver: ResolverState::Unknown,
             suspended: Vec::new(),
+            configuration: Configuration::default(),
         }
     }
 

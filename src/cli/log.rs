@@ -5,17 +5,25 @@
 //! first of them at the latest; warnings and errors at once. Where standard error takes nothing any
 //! more, mail goes on and lines are lost: the next one that is written says how many.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tracing::Level;
+use tracing::subscriber::Interest;
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::Failure;
+use crate::app::reload::SetLog;
 use crate::config::{Log, LogFormat};
 use crate::dns;
+use crate::message::text::steers;
 
 /// Longest time a line waits for others.
 const GATHER: Duration = Duration::from_millis(10);
@@ -26,29 +34,98 @@ const WAITING_MAX: usize = 4 * 1024 * 1024;
 /// Longest wait for the last lines at the end of the process.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
+/// How the targets of our own lines begin.
+const OURS: &str = "postrider";
+
 /// Starts the log: ours at the configured level, libraries only from warnings up. What is logged
 /// before the guard is dropped is written.
 pub(super) fn start(log: &Log) -> Result<Guard, Failure> {
-    let ours = format!("warn,{},postrider={}", dns::NO_TROUBLE, log.level);
-    let filter = EnvFilter::try_new(&ours)
-        .map_err(|error| Failure::usage(format!("log.level {:?}: {error}", log.level)).remedy("use info"))?;
-    let no_thread = |error| Failure::new(format!("cannot start the log: {error}"));
-    let lines = Lines::start(std::io::stderr()).map_err(no_thread)?;
+    let level = level(log).map_err(|error| Failure::usage(error).remedy("use info"))?;
+    // The most that there is of ours: how much of it is written is what `ours` says.
+    let most = format!("warn,{},{OURS}=trace", dns::NO_TROUBLE);
+    let failed = |error: &dyn std::fmt::Display| Failure::new(format!("cannot start the log: {error}"));
+    let filter = EnvFilter::try_new(most).map_err(|error| failed(&error))?;
+    let ours = Ours(Arc::new(AtomicUsize::new(number(level))));
+    let lines = Lines::start(std::io::stderr()).map_err(|error| failed(&error))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
     let started = match log.format {
-        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
+        LogFormat::Text => {
+            let builder = builder.with_target(false).with_ansi(std::io::stderr().is_terminal());
+            builder.finish().with(ours.clone()).try_init()
+        }
+        LogFormat::Json => {
+            builder.json().flatten_event(true).with_span_list(false).finish().with(ours.clone()).try_init()
+        }
     };
-    started.map_err(|error| Failure::new(format!("cannot start the log: {error}")))?;
-    Ok(Guard(lines))
+    started.map_err(|error| failed(&error))?;
+    Ok(Guard { lines, ours })
+}
+
+fn level(log: &Log) -> Result<LevelFilter, String> {
+    log.level.parse().map_err(|error| format!("log.level {:?}: {error}", log.level))
+}
+
+/// What is logged of ours: up to which level, which may change at any time. Each place in the code that logs asks
+/// once, and again after a change, so nothing is looked at for each line.
+#[derive(Clone, Debug)]
+struct Ours(Arc<AtomicUsize>);
+
+/// Levels by number, and back.
+const LEVELS: [LevelFilter; 6] = [
+    LevelFilter::OFF,
+    LevelFilter::ERROR,
+    LevelFilter::WARN,
+    LevelFilter::INFO,
+    LevelFilter::DEBUG,
+    LevelFilter::TRACE,
+];
+
+fn number(level: LevelFilter) -> usize {
+    LEVELS.iter().position(|known| *known == level).unwrap_or(0)
+}
+
+impl Ours {
+    fn takes(&self, meta: &Metadata<'_>) -> bool {
+        let level = LEVELS.get(self.0.load(Ordering::Relaxed)).copied().unwrap_or(LevelFilter::INFO);
+        !meta.target().starts_with(OURS) || *meta.level() <= level
+    }
+
+    fn set(&self, log: &Log) -> Result<(), String> {
+        let new = number(level(log)?);
+        if self.0.swap(new, Ordering::Relaxed) != new {
+            tracing::callsite::rebuild_interest_cache();
+        }
+        Ok(())
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Ours {
+    fn register_callsite(&self, meta: &'static Metadata<'static>) -> Interest {
+        if self.takes(meta) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, meta: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        self.takes(meta)
+    }
 }
 
 /// Sees to it that the last lines are written.
-pub(super) struct Guard(Lines);
+pub(super) struct Guard {
+    lines: Lines,
+    ours: Ours,
+}
+
+impl Guard {
+    /// For changes of `[log]`.
+    pub(super) fn setter(&self) -> SetLog {
+        let ours = self.ours.clone();
+        Box::new(move |log| ours.set(log))
+    }
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.finish();
+        self.lines.finish();
     }
 }
 
@@ -135,13 +212,35 @@ struct Line<'a> {
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.lines.put(line, self.urgent);
+        self.lines.put(&harmless(line), self.urgent);
         Ok(line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// What strangers gave us may be in a line, but neither end it nor turn it round: such characters are written as JSON
+/// would, in either format. ESC is left: colours are made of it, and in what is logged it is escaped already.
+fn harmless(line: &[u8]) -> Cow<'_, [u8]> {
+    let (text, end) = line.split_at(line.strip_suffix(b"\n").map_or(line.len(), <[u8]>::len));
+    // The first octets of all that are escaped below.
+    let may_steer = |byte: &u8| matches!(byte, 0..=0x08 | 0x0a..=0x1a | 0x1c..=0x1f | 0x7f | 0xc2 | 0xe2);
+    if !text.iter().any(may_steer) {
+        return Cow::Borrowed(line);
+    }
+    let mut written = String::with_capacity(line.len() + 64);
+    for c in String::from_utf8_lossy(text).chars() {
+        match c {
+            '\t' | '\u{1b}' => written.push(c),
+            c if steers(c) => written.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => written.push(c),
+        }
+    }
+    let mut written = written.into_bytes();
+    written.extend_from_slice(end);
+    Cow::Owned(written)
 }
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -180,6 +279,14 @@ mod tests {
     fn gate() -> (Lines, mpsc::Sender<()>, mpsc::Receiver<Vec<u8>>) {
         let ((open, opened), (wrote, written)) = (mpsc::channel(), mpsc::channel());
         (Lines::start(Gate(opened, wrote)).unwrap(), open, written)
+    }
+
+    #[test]
+    fn what_is_logged_neither_ends_a_line_nor_turns_it_round() {
+        let shown = |line: &str| String::from_utf8(harmless(line.as_bytes()).into_owned()).unwrap();
+        assert_eq!(shown("plain: Grüße \u{1b}[2m…\n"), "plain: Grüße \u{1b}[2m…\n");
+        assert_eq!(shown("a\r\nFAKE\n"), "a\\u000d\\u000aFAKE\n");
+        assert_eq!(shown("a\u{202e}b\u{2028}c\u{85}d"), "a\\u202eb\\u2028c\\u0085d");
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod man;
 mod pickup;
 mod progress;
 mod queue;
+mod reload;
 mod send;
 mod sendmail;
 mod serve;
@@ -61,6 +62,7 @@ Examples:
   postrider check --dns                           and DNS, port 25, certificate, clock, disk?
   postrider config show --docs queue              what does each key mean?
   postrider serve                                 run the server
+  postrider reload                                take the changed configuration
   postrider dns example.com                       the DNS records to publish
   postrider dkim rotate example.com               new DKIM keys in the place of the old
   postrider send --from a@example.com --to b@example.net
@@ -149,6 +151,9 @@ enum Command {
     },
     /// New DKIM keys, and successors for old ones
     Dkim(dkim::Args),
+    /// Take the changed configuration, whole or not at all
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::Args),
     /// Submit a message to the running server
     Send(send::Args),
     /// What programs call that know no SMTP; see `postrider sendmail --help`
@@ -219,6 +224,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Whether these arguments (the first is the program's name) make a command, without doing it: for whoever checks what is
+/// written about commands.
+pub fn understands(arguments: impl IntoIterator<Item = OsString>) -> Result<(), clap::Error> {
+    Cli::try_parse_from(arguments).map(drop)
+}
+
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let config = cli.config.as_path();
     let done = match cli.command {
@@ -232,6 +243,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             return exit(dns::run(load(config)?, &domain, json, offline));
         }
         Command::Dkim(args) => dkim::run(&load(config)?, args),
+        Command::Reload(args) => block_on(Threads::One, reload::run(config, args)),
         Command::Send(args) => block_on(Threads::One, send::run(config, args)),
         Command::Sendmail { words } => return Ok(sendmail::run(&words, Some(config))),
         Command::Pickup(args) => block_on(Threads::One, pickup::run(config, args)),
@@ -299,6 +311,14 @@ fn load(path: &Path) -> Result<Config, Failure> {
 /// A client for the server of this configuration.
 fn client(config: &Path) -> Result<client::Client, Failure> {
     Ok(client::Client::new(&load(config)?.data_dir))
+}
+
+/// A client for the server that runs, also where its configuration has mistakes by now.
+fn client_of_running(config: &Path) -> Result<client::Client, Failure> {
+    match crate::config::data_dir_of(config) {
+        Some(data_dir) => Ok(client::Client::new(&data_dir)),
+        None => client(config),
+    }
 }
 
 /// Why a command did not do it, for standard error, and the exit status.

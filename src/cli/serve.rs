@@ -13,7 +13,8 @@ Examples:
   postrider serve --config ./postrider.toml
 
 SIGTERM or Ctrl-C: takes no new mail, finishes what is under way, ends. A second one ends at once;
-nothing that was acknowledged is lost. The log goes to standard error.";
+nothing that was acknowledged is lost. SIGHUP takes a changed configuration, as `postrider reload` does. The log goes to
+standard error.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -23,7 +24,9 @@ pub(super) fn run(config: &Path, _args: Args) -> Result<(), Failure> {
     let config = load(config)?;
     // Before anything starts a thread.
     let confinement = confine(&config);
-    let _written_to_the_end = log::start(&config.log)?;
+    let started = log::start(&config.log)?;
     confinement.tell();
-    block_on(Threads::Many, async { app::serve(config).await.map_err(|error| Failure::new(error.to_string())) })
+    block_on(Threads::Many, async {
+        app::serve(config, started.setter()).await.map_err(|error| Failure::new(error.to_string()))
+    })
 }

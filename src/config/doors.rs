@@ -1,4 +1,4 @@
-//! Reads what concerns the doors: listeners, networks, the certificate.
+//! Reads what concerns the doors: listeners and networks.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -7,10 +7,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong};
-use super::{Certificate, Listener, ListenerTls, Networks, Role};
+use super::tree::Value;
+use super::{Listener, ListenerTls, Networks, Role};
 
-/// A trusted network may not be wider than these: what may submit without a password must be
-/// somebody's own machines, or the server is an open relay.
+/// A trusted network, or one of proxies, may not be wider than these: what may submit without a password, or
+/// say for others who they are, must be somebody's own machines, or the server is an open relay.
 const TRUSTED_V4_BITS_MIN: u8 = 8;
 const TRUSTED_V6_BITS_MIN: u8 = 16;
 
@@ -40,7 +41,7 @@ pub(super) fn listeners(root: &Section<'_>) -> BTreeMap<String, Listener> {
 /// The three that RFC 5321, RFC 6409 and RFC 8314 name.
 fn default_listeners() -> BTreeMap<String, Listener> {
     let any = |port| vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))];
-    let listener = |role, port, tls| Listener { role, bind: any(port), tls };
+    let listener = |role, port, tls| Listener { role, bind: any(port), tls, proxy_protocol: false };
     BTreeMap::from([
         ("mx".to_owned(), listener(Role::Mx, 25, ListenerTls::Opportunistic)),
         ("submission".to_owned(), listener(Role::Submission, 587, ListenerTls::Required)),
@@ -67,13 +68,14 @@ fn listener(name: &str, section: &Section<'_>, taken: &mut BTreeMap<SocketAddr, 
     let default_tls =
         if role == Some(Role::Submission) && open { ListenerTls::Required } else { ListenerTls::Opportunistic };
     let tls = section.choice("tls", &modes, default_tls);
+    let proxy_protocol = section.boolean("proxy_protocol", false);
     let (role, addresses) = (role?, addresses?);
     if role == Role::Submission && tls == ListenerTls::Off && open {
         section.report.warn(format!(
             "listeners.{name}: tls is \"off\", so AUTH is offered to clients on loopback addresses only"
         ));
     }
-    Some(Listener { role, bind: addresses, tls })
+    Some(Listener { role, bind: addresses, tls, proxy_protocol })
 }
 
 fn bind_addresses(bind: &Item<'_>, taken: &mut BTreeMap<SocketAddr, String>) -> Option<Vec<SocketAddr>> {
@@ -97,16 +99,45 @@ fn bind_addresses(bind: &Item<'_>, taken: &mut BTreeMap<SocketAddr, String>) -> 
     Some(addresses)
 }
 
-fn read_socket_address(text: &str) -> Result<SocketAddr, Wrong> {
+pub(super) fn read_socket_address(text: &str) -> Result<SocketAddr, Wrong> {
     let remedy = "Write an IP address, a colon and a port, such as \"[::]:25\" or \"127.0.0.1:25\".";
     text.parse().map_err(|_| Wrong::value(format!("{text:?} is not an address with a port"), remedy))
 }
 
-pub(super) fn networks(root: &Section<'_>) -> Networks {
+pub(super) fn networks(root: &Section<'_>, listeners: &BTreeMap<String, Listener>) -> Networks {
     let section = root.section("networks");
-    Networks {
+    let networks = Networks {
         trusted: section.list("trusted", NETWORKS_FORM, read_trusted).unwrap_or_default(),
+        proxies: section.list("proxies", NETWORKS_FORM, read_proxies).unwrap_or_default(),
         blocked: section.list("blocked", NETWORKS_FORM, read_network).unwrap_or_default(),
+    };
+    check_proxies(root, listeners);
+    networks
+}
+
+/// A listener behind a proxy needs to know the proxy, and a proxy that no listener listens to is a mistake.
+fn check_proxies(root: &Section<'_>, listeners: &BTreeMap<String, Listener>) {
+    let (section, proxies) = (root.section("networks"), root.section("networks").item("proxies"));
+    let is_empty = |item: &Item<'_>| matches!(&item.node.value, Value::Array(items) if items.is_empty());
+    let has_proxies = proxies.as_ref().is_some_and(|item| !is_empty(item));
+    let behind: Vec<&str> =
+        listeners.iter().filter(|(_, listener)| listener.proxy_protocol).map(|(name, _)| name.as_str()).collect();
+    match behind.first() {
+        Some(name) if !has_proxies => {
+            let item = root.section("listeners").section(name).item("proxy_protocol");
+            if let Some(item) = item {
+                item.problem(
+                    ProblemKind::Reference,
+                    "no proxy is known, so this listener would refuse everybody",
+                    "Name the proxies, such as proxies = [\"10.0.0.1\"] in [networks], or set proxy_protocol = false.",
+                );
+            }
+        }
+        None if has_proxies => section.report.warn(
+            "networks.proxies: no listener has proxy_protocol = true, so what comes from these addresses is taken for \
+             the proxies' own; set it on the listeners that they connect to",
+        ),
+        _ => {}
     }
 }
 
@@ -133,38 +164,34 @@ fn unmap(network: Ipv6Net) -> IpNet {
 
 fn read_trusted(text: &str) -> Result<IpNet, Wrong> {
     let network = read_network(text)?;
-    let wide = match network {
-        IpNet::V4(v4) => v4.prefix_len() < TRUSTED_V4_BITS_MIN,
-        // fc00::/7 is nobody else's (RFC 4193).
-        IpNet::V6(v6) => {
-            let local = v6.prefix_len() >= 7 && v6.addr().octets().first().is_some_and(|byte| byte & 0xfe == 0xfc);
-            (v6.prefix_len() < TRUSTED_V6_BITS_MIN && !local) || covers_ipv4(&v6)
-        }
-    };
-    if wide {
+    if is_wide(&network) {
         let remedy = "Name the networks of your own machines only; everybody else needs an account.";
         return Err(Wrong::value(format!("{text:?} would make this server an open relay"), remedy));
     }
     Ok(network)
 }
 
+fn read_proxies(text: &str) -> Result<IpNet, Wrong> {
+    let network = read_network(text)?;
+    if is_wide(&network) {
+        let remedy = "Name the addresses of your own proxies only.";
+        return Err(Wrong::value(format!("{text:?} would let strangers say that they are anybody"), remedy));
+    }
+    Ok(network)
+}
+
+fn is_wide(network: &IpNet) -> bool {
+    match network {
+        IpNet::V4(v4) => v4.prefix_len() < TRUSTED_V4_BITS_MIN,
+        // fc00::/7 is nobody else's (RFC 4193).
+        IpNet::V6(v6) => {
+            let local = v6.prefix_len() >= 7 && v6.addr().octets().first().is_some_and(|byte| byte & 0xfe == 0xfc);
+            (v6.prefix_len() < TRUSTED_V6_BITS_MIN && !local) || covers_ipv4(v6)
+        }
+    }
+}
+
 /// Wide enough to hold all of ::ffff:0:0/96?
 fn covers_ipv4(network: &Ipv6Net) -> bool {
     network.contains(&Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)) && network.prefix_len() < 96
-}
-
-pub(super) fn certificate(root: &Section<'_>) -> Option<Certificate> {
-    let section = root.section("tls");
-    let (certificate, private_key) = (section.item("certificate"), section.item("private_key"));
-    match (&certificate, &private_key) {
-        (Some(_), None) => section.missing("private_key", "Add the key's file, or take the certificate out."),
-        (None, Some(_)) => section.missing("certificate", "Add the certificate's file, or take the key out."),
-        (None, None) => section.report.warn(
-            "tls: no certificate is configured, so a self-signed one is used; clients that verify will refuse it",
-        ),
-        (Some(_), Some(_)) => {}
-    }
-    let certificate = certificate.and_then(|item| item.readable_file());
-    let private_key = private_key.and_then(|item| item.readable_file());
-    Some(Certificate { certificate: certificate?, private_key: private_key? })
 }

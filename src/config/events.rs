@@ -19,7 +19,7 @@ const NAME_CHARS_MAX: usize = 64;
 /// Webhooks for events; each has a queue and a task of its own.
 const WEBHOOKS_MAX: usize = 32;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Events {
     /// How long a story is kept after its message came in.
     pub keep: Duration,
@@ -42,7 +42,7 @@ pub enum EventLog {
     All,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EventWebhook {
     pub url: String,
     pub secret: Option<Secret>,

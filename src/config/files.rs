@@ -58,6 +58,7 @@ fn not_utf8(error: &std::string::FromUtf8Error) -> String {
 }
 
 fn read_included(path: &Path, pattern: &Item<'_>, number: u32, report: &Report) -> Option<Table> {
+    report.reads(path);
     let name = path.display().to_string();
     let text = match read_text(path) {
         Ok(text) => text,
@@ -95,7 +96,9 @@ fn matching_files(pattern: &Item<'_>, folder: &Path) -> Vec<PathBuf> {
         pattern.problem(ProblemKind::BadValue, what, "Use * in the file's name only.");
         return Vec::new();
     }
-    let entries = match fs::read_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) {
+    let parent_path = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    pattern.report.looks_into(parent_path.to_owned());
+    let entries = match fs::read_dir(parent_path) {
         Ok(entries) => entries,
         Err(error) => {
             let what = format!("cannot read the folder {}: {}", parent.display(), io_reason(&error));

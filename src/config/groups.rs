@@ -67,7 +67,7 @@ fn every(rate: Rate) -> Duration {
 }
 
 /// `[destinations]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Destinations {
     pub default: GroupLimits,
     /// By domain.

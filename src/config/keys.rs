@@ -1,31 +1,24 @@
-//! Every key of the configuration, and what becomes of it in this version.
+//! Every key of the configuration.
 //!
-//! One table. Checking a tree against it finds unknown keys, with the nearest known one, and what
-//! is documented but not supported yet. A key of the latter sort is accepted where its value is the
-//! default and so changes nothing; it is never ignored otherwise. Values are read elsewhere.
+//! One table. Checking a tree against it finds unknown keys, with the nearest known one. Values are read
+//! elsewhere.
 
 use std::collections::BTreeMap;
 
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::report::Report;
-use super::tree::{self, Entry, Node, Table, Value, join};
+use super::tree::{Entry, Table, Value, join};
 
 #[derive(Clone, Copy, Debug)]
 enum Support {
     /// Read into the configuration.
     Now,
-    /// Not supported yet; these values, in TOML, change nothing and are accepted.
-    Later(&'static [&'static str]),
-    /// Not supported yet, as a whole section.
-    LaterSection,
     /// `[[sections]]`, read into the configuration.
     Sections,
-    /// Without effect by itself, for now: any value of this type is accepted.
-    Idle(&'static str),
 }
 
-use Support::{Idle, Later, LaterSection, Now, Sections};
+use Support::{Now, Sections};
 
 /// `*` stands for a name that the user chooses.
 const KEYS: &[(&str, Support)] = &[
@@ -37,20 +30,20 @@ const KEYS: &[(&str, Support)] = &[
     ("listeners.*.role", Now),
     ("listeners.*.bind", Now),
     ("listeners.*.tls", Now),
-    ("listeners.*.proxy_protocol", Later(&["false"])),
+    ("listeners.*.proxy_protocol", Now),
     ("networks.trusted", Now),
-    ("networks.proxies", Later(&["[]"])),
+    ("networks.proxies", Now),
     ("networks.blocked", Now),
     ("tls.certificate", Now),
     ("tls.private_key", Now),
-    ("tls.extra", LaterSection),
+    ("tls.extra", Sections),
     ("tls.extra.certificate", Now),
     ("tls.extra.private_key", Now),
-    ("tls.acme.enabled", Later(&["false"])),
-    ("tls.acme.contact", Idle("a string")),
-    ("tls.acme.directory", Idle("a string")),
-    ("tls.acme.challenge", Idle("a string")),
-    ("tls.acme.bind", Idle("a string")),
+    ("tls.acme.enabled", Now),
+    ("tls.acme.contact", Now),
+    ("tls.acme.directory", Now),
+    ("tls.acme.challenge", Now),
+    ("tls.acme.bind", Now),
     // who may submit
     ("accounts.*.password_hash", Now),
     ("accounts.*.password", Now),
@@ -216,13 +209,9 @@ const KEYS: &[(&str, Support)] = &[
     ("log.format", Now),
 ];
 
-/// The paths of all known keys, each with whether this version supports it.
+/// The paths of all known keys, each with whether it has a value (and is not the header of sections).
 pub fn known_keys() -> Vec<(&'static str, bool)> {
-    let later: Vec<&str> =
-        KEYS.iter().filter(|(_, support)| matches!(support, LaterSection)).map(|(path, _)| *path).collect();
-    let inside_later =
-        |path: &str| later.iter().any(|section| path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')));
-    KEYS.iter().map(|(path, support)| (*path, matches!(support, Now) && !inside_later(path))).collect()
+    KEYS.iter().map(|(path, support)| (*path, matches!(support, Now))).collect()
 }
 
 /// `[[sections]]`, of which there may be several.
@@ -266,10 +255,10 @@ impl Known {
     }
 }
 
-/// Reports every key of `root` that is unknown or not supported yet.
+/// Reports every key of `root` that is unknown.
 pub(super) fn check(root: &Table, report: &Report) {
     let known = Known::all();
-    Check { known: &known, report }.table(root, &known, "", false);
+    Check { known: &known, report }.table(root, &known, "");
 }
 
 struct Check<'a> {
@@ -278,72 +267,38 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// `later`: inside a section that has been refused already, so only unknown keys are news.
-    fn table(&self, table: &Table, known: &Known, path: &str, later: bool) {
+    fn table(&self, table: &Table, known: &Known, path: &str) {
         for (name, entry) in table.in_order() {
             let key = join(path, name);
             match known.child(name) {
-                Some(child) => self.entry(entry, child, &key, later),
+                Some(child) => self.entry(entry, child, &key),
                 None => self.unknown(name, entry, known, &key),
             }
         }
     }
 
-    fn entry(&self, entry: &Entry, known: &Known, key: &str, later: bool) {
-        let value = &entry.node.value;
-        let mut later = later;
-        match known.support {
-            _ if later => {}
-            Some(LaterSection) if !is_empty(value) => {
-                let remedy = "Take this section out; the rest works without it.";
-                self.report.problem(ProblemKind::NotSupportedYet, &entry.key, key, "not supported yet", remedy);
-                later = true;
-            }
-            Some(Later(accepted)) => self.later_value(&entry.node, accepted, key),
-            Some(Idle(expected)) if !expected.contains(value.type_name()) => {
-                let what = format!("must be {expected}, not {}", value.type_name());
-                self.report.problem(
-                    ProblemKind::WrongType,
-                    &entry.node.place,
-                    key,
-                    what,
-                    "Correct it, or leave it out.",
-                );
-            }
-            _ => {}
-        }
+    fn entry(&self, entry: &Entry, known: &Known, key: &str) {
         if known.children.is_empty() {
             return;
         }
-        match value {
-            Value::Table(table) if !matches!(known.support, Some(Sections)) => self.table(table, known, key, later),
-            Value::Array(items) if matches!(known.support, Some(LaterSection | Sections)) => {
+        let is_list = matches!(known.support, Some(Sections));
+        match &entry.node.value {
+            Value::Table(table) if !is_list => self.table(table, known, key),
+            Value::Array(items) if is_list => {
                 for item in items {
                     if let Value::Table(table) = &item.value {
-                        self.table(table, known, key, later);
+                        self.table(table, known, key);
                     }
                 }
             }
             // Its reader says how they are written.
-            _ if matches!(known.support, Some(Sections)) => {}
-            other if !later => {
+            _ if is_list => {}
+            other => {
                 let what = format!("must be a section, not {}", other.type_name());
                 let remedy = format!("Write [{key}] on a line of its own and its keys below.");
                 self.report.problem(ProblemKind::WrongType, &entry.node.place, key, what, remedy);
             }
-            _ => {}
         }
-    }
-
-    fn later_value(&self, node: &Node, accepted: &[&str], key: &str) {
-        if accepted.iter().any(|text| literal(text).is_some_and(|value| value.same(&node.value))) {
-            return;
-        }
-        let remedy = match accepted {
-            [] => "Leave it out.".to_owned(),
-            [first, ..] => format!("Leave it out, or set it to {first}, which is the default."),
-        };
-        self.report.problem(ProblemKind::NotSupportedYet, &node.place, key, "not supported yet", remedy);
     }
 
     fn unknown(&self, name: &str, entry: &Entry, siblings: &Known, key: &str) {
@@ -369,18 +324,4 @@ impl Check<'_> {
         let section = first.rsplit_once('.').map(|(section, _)| section.replace('*', "NAME"))?;
         second.is_none().then(|| format!("It belongs in [{section}]."))
     }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => items.is_empty(),
-        Value::Table(table) => table.is_empty(),
-        _ => false,
-    }
-}
-
-/// The value of a TOML literal in [`KEYS`].
-fn literal(text: &str) -> Option<Value> {
-    let table = tree::parse("", 0, &format!("value = {text}"), &Report::default());
-    table.get("value").map(|entry| entry.node.value.clone())
 }

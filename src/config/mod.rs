@@ -2,16 +2,18 @@
 //!
 //! The way of a text: `files` and `tree` make one tree of it that knows its lines; `keys` finds what
 //! is unknown or not supported yet; `read` turns the tree into these types with the help of one file
-//! for each group of sections (`doors`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
+//! for each group of sections (`doors`, `certificates`, `accounts`, `domains`, `destinations`, `targets`, `ways_out`,
 //! `groups`, `smart_hosts` with `oauth`, `fetch`, `streams`, `trust` with `milters`, `running`, `events`), which take their values through
 //! `section`, `value` and `secret`; `chains` follows the aliases; `model` has the larger of the types. All of them put what they find wrong into one
-//! `report`, and `problem` says it. `reference` is what the keys mean, `effective` what they are in one configuration.
+//! `report`, and `problem` says it. `source` remembers where it stands, for whoever wants to know what has changed;
+//! `reference` is what the keys mean, `effective` what they are in one configuration.
 //!
 //! A field here is named as its key in `conf/postrider.toml`, which documents it; what is not
 //! supported yet has no field.
 
 mod accounts;
 mod bounces;
+mod certificates;
 mod chains;
 mod command;
 mod destinations;
@@ -38,6 +40,7 @@ mod secret;
 mod section;
 mod sender;
 mod smart_hosts;
+pub mod source;
 mod streams;
 pub mod targets;
 mod tree;
@@ -59,15 +62,17 @@ pub use events::{EventLog, EventWebhook, Events};
 pub use file_path::FilePath;
 pub use groups::{Destinations, GroupLimits};
 pub use keys::known_keys;
+pub use model::certificate::*;
 pub use model::inbound::*;
 pub use model::outbound::*;
 pub use model::trust::*;
 pub use places::Places;
 pub use problem::{Problem, ProblemKind, Problems};
-pub use read::{load, parse};
+pub use read::{data_dir_of, load, parse};
+pub use source::{Change, ChangeKind, Source};
 pub use targets::Target;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub hostname: Domain,
     pub data_dir: PathBuf,
@@ -75,8 +80,12 @@ pub struct Config {
     pub postmaster: Address,
     pub listeners: BTreeMap<String, Listener>,
     pub networks: Networks,
-    /// None: a self-signed certificate under `data_dir`, with a warning.
+    /// None: the one that `acme` gets, or a self-signed one under `data_dir`, with a warning.
     pub tls: Option<Certificate>,
+    /// `[[tls.extra]]`: shown to clients that ask for one of their names.
+    pub tls_extra: Vec<Certificate>,
+    /// `[tls.acme]`, where it is enabled; then `tls` is None.
+    pub acme: Option<Acme>,
     pub accounts: BTreeMap<String, Account>,
     pub domains: BTreeMap<Domain, OwnDomain>,
     pub aliases: Aliases,
@@ -104,6 +113,8 @@ pub struct Config {
     pub log: Log,
     /// What loads but deserves a word at every start (`durability = "relaxed"`, no certificate…).
     pub warnings: Vec<String>,
+    /// Where all this was read from.
+    pub source: Source,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,23 +132,20 @@ pub enum ListenerTls {
     Implicit,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub role: Role,
     pub bind: Vec<SocketAddr>,
     pub tls: ListenerTls,
+    /// Each connection begins with a PROXY header, and comes from one of [`Networks::proxies`].
+    pub proxy_protocol: bool,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Networks {
     pub trusted: Vec<IpNet>,
+    pub proxies: Vec<IpNet>,
     pub blocked: Vec<IpNet>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Certificate {
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
 }
 
 /// A text that is never shown: not by Debug, not in a log.
@@ -151,7 +159,7 @@ impl std::fmt::Debug for Secret {
 }
 
 /// How an account proves itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Credential {
     /// `password_hash`: an argon2id PHC string, checked to be one.
     Hash(Secret),
@@ -159,7 +167,7 @@ pub enum Credential {
     Password(Secret),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     pub credential: Credential,
     pub label: String,
@@ -238,7 +246,7 @@ pub enum Durability {
     Relaxed,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
     pub durability: Durability,
     /// Bytes of free disk below which new mail gets 452.
@@ -254,7 +262,7 @@ pub struct Rate {
     pub per: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Bytes.
     pub max_size: u64,
@@ -269,7 +277,7 @@ pub struct Limits {
     pub data_timeout: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dns {
     /// Empty: /etc/resolv.conf.
     pub nameservers: Vec<SocketAddr>,
@@ -277,7 +285,7 @@ pub struct Dns {
 }
 
 /// HTTP over TCP, for whoever shows the token.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     pub bind: SocketAddr,
     pub token: Secret,
@@ -289,7 +297,7 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,

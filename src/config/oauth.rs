@@ -164,7 +164,11 @@ pub(super) fn graph_url(section: &Section<'_>, is_graph: bool, oauth: Option<&Oa
 
 /// Secrets go there, so it is encrypted unless it is this machine.
 fn read_url(text: &str) -> Result<String, Wrong> {
-    let form = "Write an https address such as \"https://login.example.com/token\".";
+    read_https(text, "Write an https address such as \"https://login.example.com/token\".")
+}
+
+/// A URL that secrets may go to: encrypted, or on this machine. `form`: how it is written.
+pub(super) fn read_https(text: &str, form: &str) -> Result<String, Wrong> {
     let url = Url::parse(text).map_err(|error| Wrong::value(format!("not a URL: {error}"), form))?;
     let encrypted = url.scheme() == "https" || (url.scheme() == "http" && targets::is_loopback(&url));
     if !encrypted || url.host_str().is_none() {

@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The sort of a problem, for programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
     /// A file or environment variable that the configuration names cannot be read.
@@ -26,10 +26,14 @@ pub enum ProblemKind {
     Reference,
     /// Part of the documented configuration, but not of this version.
     NotSupportedYet,
+    /// It cannot be changed while the server runs.
+    NeedsRestart,
+    /// Right as it is written, but not on this machine now: a port in use, a certificate that does not fit.
+    Unusable,
 }
 
 /// One thing to put right.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     pub file: String,
     /// From 1; 0 if the whole file is meant.

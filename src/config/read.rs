@@ -8,10 +8,11 @@ use super::destinations::{self, Names, Origin};
 use super::problem::ProblemKind;
 use super::report::Report;
 use super::section::{Section, Wrong, read_address, read_domain};
+use super::source::Source;
 use super::tree::Place;
 use super::value::render_size;
 use super::{Config, OwnDomain, Problems};
-use super::{accounts, domains, doors, events, fetch, files, groups, keys};
+use super::{accounts, certificates, domains, doors, events, fetch, files, groups, keys};
 use super::{running, sender, smart_hosts, streams, targets, trust, ways_out};
 use crate::message::{Address, Domain};
 
@@ -34,12 +35,22 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Problems> {
     read(file_name, text, Report::default())
 }
 
+/// Where the server of this configuration keeps its files, as far as that can be read, whatever else is wrong.
+pub fn data_dir_of(path: &Path) -> Option<PathBuf> {
+    let (report, file_name) = (Report::default(), path.display().to_string());
+    let tree = files::read_tree(&file_name, &files::read_text(path).ok()?, &report);
+    data_dir(&Section::root(&tree, &file_name, &report))
+}
+
 fn read(file_name: &str, text: &str, report: Report) -> Result<Config, Problems> {
     let tree = files::read_tree(file_name, text, &report);
     keys::check(&tree, &report);
     let config = config(&Section::root(&tree, file_name, &report));
     match config {
-        Some(config) => Ok(Config { warnings: report.finish()?, ..config }),
+        Some(config) => {
+            let source = Source::new(file_name, &tree, report.take_found());
+            Ok(Config { warnings: report.finish()?, source, ..config })
+        }
         None => Err(nothing(file_name, report)),
     }
 }
@@ -60,8 +71,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let data_dir = data_dir(root);
     let postmaster = postmaster(root, &names, hostname.as_ref());
     let listeners = doors::listeners(root);
-    let networks = doors::networks(root);
-    let tls = doors::certificate(root);
+    let networks = doors::networks(root, &listeners);
+    let tls = certificates::tls(root, postmaster.as_ref(), &listeners);
     let accounts = accounts::accounts(root);
     let domains = domains::domains(root, &names);
     let (mut aliases, mut origins) = destinations::aliases(root, &names);
@@ -106,7 +117,9 @@ fn config(root: &Section<'_>) -> Option<Config> {
         postmaster: postmaster?,
         listeners,
         networks,
-        tls,
+        tls: tls.pair,
+        tls_extra: tls.extra,
+        acme: tls.acme,
         accounts,
         domains,
         aliases,
@@ -129,6 +142,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         events,
         log,
         warnings: Vec::new(),
+        source: Source::default(),
     })
 }
 

@@ -2,14 +2,18 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
+use super::Secret;
 use super::problem::{Problem, ProblemKind, Problems};
+use super::source::Found;
 use super::tree::Place;
 
 #[derive(Default)]
 pub(super) struct Report {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<String>>,
+    found: RefCell<Found>,
 }
 
 impl Report {
@@ -55,6 +59,25 @@ impl Report {
 
     pub fn warn(&self, text: impl Into<String>) {
         self.warnings.borrow_mut().push(text.into());
+    }
+
+    /// The configuration depends on this file.
+    pub fn reads(&self, file: &Path) {
+        self.found.borrow_mut().files.push(file.to_owned());
+    }
+
+    /// … and on what is in this folder.
+    pub fn looks_into(&self, folder: PathBuf) {
+        self.found.borrow_mut().folders.push(folder);
+    }
+
+    /// What a key's secret is.
+    pub fn secret(&self, key: &str, secret: &Secret) {
+        self.found.borrow_mut().secrets.insert(key.to_owned(), secret.clone());
+    }
+
+    pub fn take_found(&self) -> Found {
+        self.found.take()
     }
 
     pub fn is_empty(&self) -> bool {

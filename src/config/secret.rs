@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Secret;
 use super::problem::ProblemKind;
+use super::report::Report;
 use super::section::{Item, Wrong, io_reason};
 use super::tree::{Table, Value};
 
@@ -26,7 +27,7 @@ impl Item<'_> {
     pub fn secret(&self) -> Option<Secret> {
         let secret = match &self.node.value {
             Value::String(text) => Ok(text.clone()),
-            Value::Table(table) => from_table(table),
+            Value::Table(table) => from_table(table, self.report),
             _ => {
                 self.wrong_type("a secret", FORM);
                 return None;
@@ -35,11 +36,13 @@ impl Item<'_> {
         let filled = secret.and_then(|text| {
             if text.is_empty() { Err(Wrong::value("the secret is empty", FORM)) } else { Ok(Secret(text)) }
         });
-        filled.map_err(|wrong| self.wrong(wrong)).ok()
+        let secret = filled.map_err(|wrong| self.wrong(wrong)).ok()?;
+        self.report.secret(&self.path, &secret);
+        Some(secret)
     }
 }
 
-fn from_table(table: &Table) -> Result<String, Wrong> {
+fn from_table(table: &Table, report: &Report) -> Result<String, Wrong> {
     let entries = table.in_order();
     let [(name, entry)] = entries.as_slice() else {
         return Err(Wrong::value("a secret comes from one place", FORM));
@@ -48,7 +51,10 @@ fn from_table(table: &Table) -> Result<String, Wrong> {
         return Err(Wrong::value("the place of a secret must be a string", FORM));
     };
     match *name {
-        "file" => from_file(source),
+        "file" => {
+            report.reads(Path::new(source));
+            from_file(source)
+        }
         "env" => from_environment(source),
         other => Err(Wrong {
             kind: ProblemKind::UnknownKey,

@@ -61,6 +61,10 @@ impl<'a> Section<'a> {
         self.table.is_some()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.table.is_none_or(Table::is_empty)
+    }
+
     /// The section `name` in this one. One that is not there reads as empty.
     pub fn section(&self, name: &str) -> Section<'a> {
         let entry = self.table.and_then(|table| table.get(name));
@@ -298,6 +302,7 @@ impl<'a> Item<'a> {
     /// A file that is there and may be read now.
     pub fn readable_file(&self) -> Option<PathBuf> {
         let path = self.absolute_path()?;
+        self.report.reads(&path);
         let readable = std::fs::File::open(&path).and_then(|file| file.metadata());
         let trouble = match readable {
             Ok(metadata) if metadata.is_file() => return Some(path),

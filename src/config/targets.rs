@@ -14,6 +14,7 @@ use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong};
 use super::smart_hosts::{is_loopback as is_loopback_host, read_host};
 use super::{FilePath, Secret, SmartHostTls};
+use crate::message::ip::{Refused, is_plainly_own, refused};
 
 /// Longest name of a target, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -29,7 +30,7 @@ const SMTP_PORT: u16 = 25;
 pub(super) const BUILT_IN: [&str; 2] = ["discard", "reject"];
 
 /// A `[targets.*]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     Webhook { url: String, secret: Option<Secret>, format: WebhookFormat, timeout: Duration },
     Maildir { path: PathBuf },
@@ -231,11 +232,19 @@ fn check_host(text: &str, url: &Url) -> Result<(), Wrong> {
     if written != host && !is_address && !is_unicode_name {
         return Err(Wrong::value(format!("{written:?} is read as {host}"), format!("Write {host}, if that is meant.")));
     }
-    let bare = host.trim_matches(['[', ']']);
-    if bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-        return Err(Wrong::value(format!("{host} is no address of anybody"), "Write the address of the receiver."));
+    let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() else { return Ok(()) };
+    match refused(ip, false) {
+        Some(Refused::NoHost(_)) => {
+            Err(Wrong::value(format!("{host} is no address of anybody"), "Write the address of the receiver."))
+        }
+        // An own address that stands here plainly was meant; one that has to be worked out, or that only the machines
+        // of a cloud have, was not.
+        Some(reason) if !is_plainly_own(ip, reason) => Err(Wrong::value(
+            format!("{host} is a {} address", reason.kind()),
+            "Write the public address or the name of the receiver, or one of the private ranges as IPv4.",
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 pub(super) fn is_loopback(url: &Url) -> bool {

@@ -75,19 +75,6 @@ impl Value {
             Value::Table(_) => "a table",
         }
     }
-
-    /// The same value, wherever it stands?
-    pub fn same(&self, other: &Value) -> bool {
-        match (self, other) {
-            (Value::String(a), Value::String(b)) => a == b,
-            (Value::Integer(a), Value::Integer(b)) => a == b,
-            (Value::Boolean(a), Value::Boolean(b)) => a == b,
-            (Value::Array(a), Value::Array(b)) => {
-                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.value.same(&b.value))
-            }
-            _ => false,
-        }
-    }
 }
 
 impl Table {

@@ -23,7 +23,7 @@ use crate::store::StoreError;
 
 use super::receipts::{Noted, Receipts};
 use super::settle::Settler;
-use super::standing::Question;
+use super::standing::{Overview, Question};
 use super::throttle::{Moment, Sign};
 use super::transport::Transports;
 use super::{Body, Destination, Job, Outcome};
@@ -33,7 +33,7 @@ pub const NOTING_MAX: usize = 16;
 /// Wait after the store failed.
 pub(super) const STORE_TROUBLE_WAIT: Duration = Duration::from_secs(1);
 
-/// What an attempt needs; shared by all of them.
+/// What an attempt needs; shared by all that begin under one configuration.
 #[derive(Debug)]
 pub struct Parts {
     pub config: Arc<Config>,
@@ -43,8 +43,8 @@ pub struct Parts {
     pub settler: Settler,
     /// Attempts that have ended, and whose outcome is being noted while others have their place:
     /// [`NOTING_MAX`] at most, because after a power cut each of them is made again.
-    pub noting: Semaphore,
-    pub receipts: Receipts,
+    pub noting: Arc<Semaphore>,
+    pub receipts: Arc<Receipts>,
 }
 
 /// A job that waits for its turn; its body is read when it starts, unless it is fresh.
@@ -85,8 +85,12 @@ pub(super) enum Note {
     Found { domain: Domain, hosts: Option<Vec<Domain>> },
     /// What was to be remembered about groups is written, or cannot be.
     Kept,
+    /// Another configuration holds.
+    Changed(Arc<Parts>),
     /// Somebody wants to know how it stands.
     Asked(Box<Question>),
+    /// Somebody wants to know how it stands everywhere.
+    AskedForAll(Overview),
 }
 
 /// Gives the place among the running attempts back, at the latest when it is dropped.

@@ -9,6 +9,8 @@
 //! job that is larger than what its stream may send now is cut in two. What an outcome means for the
 //! queue is decided in `settle`.
 
+mod answers;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Millis;
-use crate::config::{Config, Rate};
+use crate::config::Config;
 use crate::queue::Claimed;
 use crate::queue::claim::Look;
 use crate::queue::gate::Lanes;
@@ -30,10 +32,10 @@ use crate::routing::outbound::{self, Way};
 use super::Destination;
 pub use super::attempt::{NOTING_MAX, Parts};
 use super::attempt::{Note, STORE_TROUBLE_WAIT, TurnTaken, Waiting, attempt, unless_it_panics};
-use super::groups::{Group, Groups, LOOK_UP_TIME};
+use super::groups::{Groups, LOOK_UP_TIME};
 use super::kept;
 use super::put_off::{PutOff, put_off};
-use super::standing::{self, Inquiry, Question, Standing};
+use super::standing::{self, Inquiry};
 use super::throttle::{Sign, Throttles};
 use super::turns::{Allowance, Turns};
 
@@ -46,6 +48,17 @@ const PAUSE_WAITED_FOR: Millis = 15_000;
 const RATE_WAITED_FOR: Millis = 60_000;
 /// Between two jobs of a destination that go back into the queue together, in milliseconds.
 const SPREAD: Millis = 100;
+
+/// Hands the dispatcher what it works with from now on. Attempts under way end as they began.
+#[derive(Clone, Debug)]
+pub struct Changes(mpsc::UnboundedSender<Note>);
+
+impl Changes {
+    pub fn take(&self, parts: Arc<Parts>) {
+        // The dispatcher may have stopped; then nothing begins any more.
+        let _ = self.0.send(Note::Changed(parts));
+    }
+}
 
 pub struct Dispatcher {
     parts: Arc<Parts>,
@@ -165,7 +178,12 @@ impl Dispatcher {
                 waiting.into_iter().for_each(|waiting| self.queue_up(destination.clone(), waiting, now));
             }
             Note::Kept => self.is_keeping = false,
+            Note::Changed(parts) => self.renew(parts),
             Note::Asked(question) => self.answer(*question),
+            Note::AskedForAll(answer) => {
+                // Who asked may have gone.
+                let _ = answer.send(self.overview());
+            }
         }
     }
 
@@ -174,44 +192,22 @@ impl Dispatcher {
         Inquiry::new(self.tell.clone())
     }
 
-    fn answer(&mut self, Question { message, recipient, servers, answer }: Question) {
-        let (config, now) = (&self.parts.config, self.parts.clock.now());
-        let way = outbound::choose_for(config, &message, recipient.released.is_some()).way;
-        let mut place = destination(config, &way, &recipient);
-        let domain = recipient.address.domain();
-        if matches!(place, Destination::Domain(_)) && matches!(way, Way::Direct { .. }) && !config.is_own(domain) {
-            place = match self.groups.find(domain, now) {
-                Some(known) => known,
-                None if servers.is_empty() => place,
-                None => Destination::Group(Group::new(&servers, &config.destinations)),
-            };
-        }
-        let (limits, throttle) = (self.groups.limits(&place), self.throttles.get(&place));
-        let (running, waiting, opens_at) = self.turns.look(&place).unwrap_or_default();
-        let rate = |rate: Rate| (rate.count, u64::try_from(rate.per.as_millis()).unwrap_or(u64::MAX));
-        // Who asked may have gone.
-        let _ = answer.send(Standing {
-            destination: match &place {
-                Destination::Domain(domain) => domain.to_string(),
-                Destination::Group(group) => group.name().to_owned(),
-                Destination::Host(name) | Destination::Target(name) => name.clone(),
-                Destination::Capture => "what is captured".to_owned(),
-            },
-            section: match &place {
-                Destination::Host(_) => "destinations.default".to_owned(),
-                Destination::Target(name) => format!("targets.{name}"),
-                Destination::Capture => "delivery.default".to_owned(),
-                Destination::Domain(_) | Destination::Group(_) => config.destinations.section(domain, &servers, limits),
-            },
-            connections: limits.connections,
-            window: throttle.map_or(limits.connections, |throttle| throttle.window(limits.connections)),
-            until: throttle.map_or(0, |throttle| throttle.until(now)),
-            complaint: throttle.map(|throttle| (throttle.why().to_owned(), throttle.at())),
-            rate: limits.rate.map(rate),
-            opens_at,
-            running,
-            waiting,
-        });
+    /// For whoever changes the configuration.
+    pub fn changes(&self) -> Changes {
+        Changes(self.tell.clone())
+    }
+
+    /// What begins from now on is done with these.
+    fn renew(&mut self, parts: Arc<Parts>) {
+        self.parts = parts;
+        self.groups.renew(self.parts.config.destinations.clone());
+        let (streams, now) = (self.parts.queue.streams(), self.parts.clock.now());
+        let retries: HashSet<usize> =
+            streams.lanes().into_iter().filter(|lane| lane.is_retry()).map(Lane::index).collect();
+        let Dispatcher { turns, groups, throttles, .. } = self;
+        let allow = |destination: &Destination| allowance(groups, throttles, destination, now);
+        let is_retry = |lane: usize| retries.contains(&lane);
+        turns.renew(self.parts.config.delivery.concurrency, streams.weights(), is_retry, allow);
     }
 
     /// A store that was opened again may have lost entries of the index without a trace.

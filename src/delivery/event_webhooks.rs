@@ -67,6 +67,15 @@ pub enum EventWebhookError {
     Client(String, ClientError),
 }
 
+impl EventWebhookError {
+    /// The section that it is about.
+    pub fn key(&self) -> String {
+        let (EventWebhookError::BadUrl(name) | EventWebhookError::BadSecret(name) | EventWebhookError::Client(name, _)) =
+            self;
+        format!("events.webhooks.{name}")
+    }
+}
+
 /// Where events are posted to.
 struct Endpoint {
     url: Url,
@@ -114,6 +123,7 @@ impl Sender {
         webhook: &EventWebhook,
         queue: Arc<Queue>,
         clock: Clock,
+        allow_private: bool,
     ) -> Result<Sender, EventWebhookError> {
         let name = || tray.name().to_owned();
         let url = Url::parse(&webhook.url).ok();
@@ -121,7 +131,7 @@ impl Sender {
         let url = url.ok_or_else(|| EventWebhookError::BadUrl(name()))?;
         let key = webhook.secret.as_ref().map(|secret| signing_key(tray.name(), secret)).transpose();
         let key = key.map_err(|_| EventWebhookError::BadSecret(name()))?;
-        let client = http::client(url.scheme() == "https").map_err(|error| EventWebhookError::Client(name(), error))?;
+        let client = http::client_for(&url, allow_private).map_err(|error| EventWebhookError::Client(name(), error))?;
         let endpoint = Endpoint { shown_url: shown(&url), url, key, client, clock, queue };
         Ok(Sender {
             tray,

@@ -88,7 +88,7 @@ pub struct Graph {
     clock: Clock,
     tokens: Arc<Tokens>,
     client: Client,
-    pacer: Pacer,
+    pacer: Arc<Pacer>,
 }
 
 impl std::fmt::Debug for Graph {
@@ -109,7 +109,13 @@ impl Graph {
     pub fn new(config: &Config, tokens: Arc<Tokens>, clock: Clock) -> Result<Graph, ClientError> {
         let mut kinds = config.smart_hosts.iter().map(|host| &host.kind);
         let with_tls = kinds.any(|kind| matches!(kind, SmartHostKind::Graph { url } if url.starts_with("https:")));
-        Ok(Graph { clock, tokens, client: http::client(with_tls)?, pacer: Pacer::default() })
+        Ok(Graph { clock, tokens, client: http::client(with_tls)?, pacer: Arc::default() })
+    }
+
+    /// For the hosts of another configuration; how much the mailboxes have sent is not forgotten.
+    pub fn next(&self, config: &Config, tokens: Arc<Tokens>) -> Result<Graph, ClientError> {
+        let next = Graph::new(config, tokens, self.clock.clone())?;
+        Ok(Graph { pacer: self.pacer.clone(), ..next })
     }
 
     /// Tries the job once at this host, which is of kind `graph`.

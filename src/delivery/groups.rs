@@ -51,19 +51,18 @@ pub struct Group(Arc<Named>);
 struct Named {
     /// The exchangers in order, with commas between them.
     name: String,
-    /// What `[destinations]` has for the exchangers; none: nothing of their own.
-    limits: Option<GroupLimits>,
+    hosts: Box<[Domain]>,
 }
 
 impl Group {
     /// `hosts` in any order.
-    pub fn new(hosts: &[Domain], destinations: &Destinations) -> Group {
-        Group(Arc::new(Named { name: name(hosts), limits: destinations.of_hosts(hosts) }))
+    pub fn new(hosts: &[Domain]) -> Group {
+        Group(Arc::new(Named { name: name(hosts), hosts: hosts.into() }))
     }
 
     /// As it is kept in the store: good for comparison.
     pub fn named(name: &str) -> Group {
-        Group(Arc::new(Named { name: name.to_owned(), limits: None }))
+        Group(Arc::new(Named { name: name.to_owned(), hosts: Box::default() }))
     }
 
     pub fn name(&self) -> &str {
@@ -227,23 +226,44 @@ impl<J> Groups<J> {
     }
 
     fn group(&mut self, domain: &Domain, hosts: &[Domain]) -> Group {
-        let group = Group::new(hosts, &self.destinations);
-        if let Some(own) = self.destinations.of_domain(domain) {
-            let limits = self.own.get(&group).map_or(own, |others| others.stricter(own));
-            if self.own.len() >= OWN_MAX {
-                self.own.clear();
-            }
-            self.own.insert(group.clone(), limits);
-        }
+        let group = Group::new(hosts);
+        self.note_own(domain, &group);
         group
+    }
+
+    fn note_own(&mut self, domain: &Domain, group: &Group) {
+        let Some(own) = self.destinations.of_domain(domain) else { return };
+        let limits = self.own.get(group).map_or(own, |others| others.stricter(own));
+        if self.own.len() >= OWN_MAX {
+            self.own.clear();
+        }
+        self.own.insert(group.clone(), limits);
+    }
+
+    /// Other limits hold from now on; which servers a domain has is known on.
+    pub fn renew(&mut self, destinations: Destinations) {
+        self.destinations = destinations;
+        self.own.clear();
+        let known = self.young.iter().chain(&self.old);
+        let groups: Vec<(Domain, Group)> = known
+            .filter_map(|(domain, known)| match &known.destination {
+                Destination::Group(group) if self.destinations.of_domain(domain).is_some() => {
+                    Some((domain.clone(), group.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        groups.iter().for_each(|(domain, group)| self.note_own(domain, group));
     }
 
     /// What is configured for a destination. For servers that several domains share, a section of one
     /// of the domains counts for all of them, as they share the limit.
     pub fn limits(&self, destination: &Destination) -> GroupLimits {
         let own = match destination {
-            Destination::Group(group) if self.own.is_empty() => group.0.limits,
-            Destination::Group(group) => self.own.get(group).copied().or(group.0.limits),
+            Destination::Group(group) => {
+                let own = if self.own.is_empty() { None } else { self.own.get(group).copied() };
+                own.or_else(|| self.destinations.of_hosts(&*group.0.hosts))
+            }
             Destination::Domain(domain) => Some(self.destinations.of(domain, std::slice::from_ref(domain))),
             Destination::Host(_) => None,
             Destination::Target(_) => Some(GroupLimits { connections: TARGET_AT_ONCE, ..GroupLimits::DEFAULT }),

@@ -24,7 +24,7 @@ pub mod file;
 pub mod graph;
 pub mod groups;
 pub mod host_test;
-mod http;
+pub mod http;
 pub mod https;
 mod kept;
 mod local_form;

@@ -64,8 +64,10 @@ pub struct Tokens {
     /// None: no host takes tokens.
     means: Option<Means>,
     /// By name of the host.
-    accounts: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Account>>>>,
+    accounts: Arc<Accounts>,
 }
+
+type Accounts = Mutex<HashMap<String, Arc<tokio::sync::Mutex<Account>>>>;
 
 struct Means {
     client: Client,
@@ -150,7 +152,13 @@ impl Tokens {
                 Some(Means { client, vault: Vault::open(&config.data_dir)? })
             }
         };
-        Ok(Tokens { clock, queue, means, accounts: Mutex::default() })
+        Ok(Tokens { clock, queue, means, accounts: Arc::default() })
+    }
+
+    /// Those of the hosts of another configuration. What is known stays, as far as it was given for the same settings.
+    pub fn next(&self, config: &Config) -> Result<Tokens, TokensError> {
+        let next = Tokens::new(config, self.queue.clone(), self.clock.clone())?;
+        Ok(Tokens { accounts: self.accounts.clone(), ..next })
     }
 
     /// What to log in to a host with by SMTP: a password, a token, or nothing.

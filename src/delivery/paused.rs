@@ -2,7 +2,7 @@
 //!
 //! A pause is a suspension (`queue::suspend`), so it is kept, told of at each start, and lifted without
 //! losing track of what was held for it. It ends when a person releases or retries one message that is
-//! held for it, or when the target's configuration is another at the next start: beside the suspension
+//! held for it, or when the target has another configuration, from a reload or the next start on: beside the suspension
 //! stands a digest of what was configured when the answer came.
 
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::{Job, Outcome};
 use crate::config::Config;
 use crate::config::targets::Target;
+use crate::current::Current;
 use crate::queue::Queue;
 use crate::queue::record::Failure;
 use crate::queue::suspend::Suspension;
@@ -38,6 +39,8 @@ fn fingerprint(target: &Target) -> Option<Vec<u8>> {
 #[derive(Clone)]
 pub struct Pauses {
     config: Arc<Config>,
+    /// What holds for attempts that begin now.
+    newest: Current<Config>,
     queue: Arc<Queue>,
 }
 
@@ -49,7 +52,17 @@ impl std::fmt::Debug for Pauses {
 
 impl Pauses {
     pub fn new(config: Arc<Config>, queue: Arc<Queue>) -> Pauses {
-        Pauses { config, queue }
+        Pauses { newest: Current::from(config.clone()), config, queue }
+    }
+
+    /// For the targets of another configuration, which does not hold before [`Pauses::begin`].
+    pub fn next(&self, config: Arc<Config>) -> Pauses {
+        Pauses { config, newest: self.newest.clone(), queue: self.queue.clone() }
+    }
+
+    /// This is the newest configuration.
+    pub fn begin(&self) {
+        self.newest.set(self.config.clone());
     }
 
     /// What becomes of a job for a paused target, which is not tried.
@@ -87,21 +100,33 @@ impl Pauses {
             batch.put(Table::Meta, key(name), now);
             self.queue.commit(batch, true).await?;
         }
-        self.queue.suspend(&Suspension::Target(name.to_owned())).await
+        let what = Suspension::Target(name.to_owned());
+        let is_new = self.queue.suspend(&what).await?;
+        // The answer was to a configuration that has been changed since: it is no pause for the new one.
+        if self.newest.load().targets.get(name).and_then(fingerprint)
+            != self.config.targets.get(name).and_then(fingerprint)
+        {
+            self.queue.lift(&what).await?;
+            self.queue.lifted(&what).await?;
+            return Ok(false);
+        }
+        Ok(is_new)
     }
 
-    /// Lifts the pauses of targets whose configuration is not what it was. What was held for them is still to
-    /// be released.
-    pub async fn lift_outdated(&self) -> Result<(), StoreError> {
+    /// Lifts the pauses of targets whose configuration is not what it was, and names them. What was held for them
+    /// is still to be released.
+    pub async fn lift_outdated(&self) -> Result<Vec<Suspension>, StoreError> {
+        let mut lifted = Vec::new();
         for (what, _) in self.queue.gates().suspended() {
             let Suspension::Target(name) = &what else { continue };
             let was = self.queue.store().get(Table::Meta, &key(name))?;
             let now = self.config.targets.get(name).and_then(fingerprint);
             if was.as_deref() != now.as_deref() && self.queue.lift(&what).await? {
                 tracing::info!("{what} has another configuration: it is tried again");
+                lifted.push(what);
             }
         }
-        Ok(())
+        Ok(lifted)
     }
 }
 

@@ -21,6 +21,7 @@ use super::graph::{Graph, Sent};
 use super::host_test::{NoTest, Report, Tester, Wish};
 use super::oauth::Tokens;
 use super::smtp::{Attempted, HostTarget, Login, LoginFault, PopBeforeSmtp, SmtpTransport, TlsMode};
+use super::transport::SetUpError;
 use super::{HostFailure, Job, Outcome};
 
 /// Rest of a host after the first login that it does not take; twice as long after each further one.
@@ -33,9 +34,9 @@ pub struct SmartHosts {
     queue: Arc<Queue>,
     tokens: Arc<Tokens>,
     graph: Graph,
-    pop_before: PopBeforeSmtp,
+    pop_before: Arc<PopBeforeSmtp>,
     /// By name; at most one for each host of the configuration.
-    resting: Mutex<HashMap<String, Rest>>,
+    resting: Arc<Mutex<HashMap<String, Rest>>>,
 }
 
 /// Of a host that does not take our login.
@@ -77,8 +78,26 @@ impl From<HostFailure> for Tried {
 
 impl SmartHosts {
     pub fn new(clock: Clock, queue: Arc<Queue>, tokens: Arc<Tokens>, graph: Graph) -> SmartHosts {
-        let pop_before = PopBeforeSmtp::new(clock.clone());
-        SmartHosts { clock, queue, tokens, graph, pop_before, resting: Mutex::default() }
+        let pop_before = Arc::new(PopBeforeSmtp::new(clock.clone()));
+        SmartHosts { clock, queue, tokens, graph, pop_before, resting: Arc::default() }
+    }
+
+    /// For the hosts of another configuration. Those that rest go on resting.
+    pub fn next(&self, config: &Config) -> Result<SmartHosts, SetUpError> {
+        let tokens = Arc::new(self.tokens.next(config)?);
+        Ok(SmartHosts {
+            clock: self.clock.clone(),
+            queue: self.queue.clone(),
+            graph: self.graph.next(config, tokens.clone())?,
+            tokens,
+            pop_before: self.pop_before.clone(),
+            resting: self.resting.clone(),
+        })
+    }
+
+    /// What these hosts did not like may be put right: they are tried again.
+    pub fn wake(&self, changed: impl Fn(&str) -> bool) {
+        self.lock().retain(|name, _| !changed(name));
     }
 
     /// Tests a host for a person. A host that rests because of its login goes on at once if the test is good.

@@ -1,5 +1,5 @@
-//! How it stands with the place that a delivery goes to, as the dispatcher sees it: for `explain`. Nothing
-//! is changed by asking.
+//! How it stands with the place that a delivery goes to, as the dispatcher sees it: for `explain` and for an
+//! overview. Nothing is changed by asking.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,8 @@ use crate::queue::record::{Failure, Message, Recipient};
 
 /// A dispatcher that does not answer in this time has other things to do.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Places of an overview.
+pub const PLACES_MAX: usize = 200;
 /// How the reason begins where servers are left alone because of what they said.
 const LEFT_ALONE: &str = "not tried, because of what happened before: ";
 /// The reason where a rate is used up for a while.
@@ -44,6 +46,36 @@ pub struct Standing {
     pub waiting: u64,
 }
 
+/// What kind of place it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The mail exchangers of a domain or of several, or a domain whose exchangers are not known.
+    Servers,
+    SmartHost,
+    Target,
+    /// Nowhere: it is kept here.
+    Capture,
+}
+
+/// A place with mail that waits or is under way, or one that has complained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub kind: Kind,
+    pub standing: Standing,
+}
+
+/// All such places, those in trouble first, then those with the most to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    /// At most [`PLACES_MAX`].
+    pub places: Vec<Place>,
+    /// How many more there are.
+    pub left_out: usize,
+}
+
+pub(super) type Overview = oneshot::Sender<Places>;
+
 /// One recipient that it is asked about, with the servers of its domain, if they are known.
 pub(super) struct Question {
     pub message: Arc<Message>,
@@ -65,6 +97,13 @@ impl Inquiry {
     pub async fn ask(&self, message: Arc<Message>, recipient: Recipient, servers: Vec<Domain>) -> Option<Standing> {
         let (answer, answered) = oneshot::channel();
         self.0.send(Note::Asked(Box::new(Question { message, recipient, servers, answer }))).ok()?;
+        tokio::time::timeout(PATIENCE, answered).await.ok()?.ok()
+    }
+
+    /// Where there is something to do, or trouble. None: it has stopped, or is too busy.
+    pub async fn overview(&self) -> Option<Places> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Note::AskedForAll(answer)).ok()?;
         tokio::time::timeout(PATIENCE, answered).await.ok()?.ok()
     }
 }

@@ -179,6 +179,11 @@ impl Throttles {
         if self.known.is_empty() { None } else { self.known.get(destination) }
     }
 
+    /// All that have complained.
+    pub fn iter(&self) -> impl Iterator<Item = (&Destination, &Throttle)> {
+        self.known.iter()
+    }
+
     /// An attempt that began at `began` has ended with this sign; `connections` are configured. Gives the
     /// groups about which something else is to be remembered now, or nothing any more.
     pub fn hear(

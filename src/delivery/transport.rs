@@ -53,11 +53,14 @@ pub struct Transports {
     config: Arc<Config>,
     clock: Clock,
     marks: Marks,
-    smtp: SmtpTransport,
-    smart_hosts: SmartHosts,
+    resolver: Resolver,
+    smtp: Arc<SmtpTransport>,
+    /// Not those of RFC 5321.
+    timeouts: Option<Timeouts>,
+    smart_hosts: Arc<SmartHosts>,
     files: Files,
     tls: TlsKnowledge,
-    targets: BTreeMap<String, TargetTransport>,
+    targets: BTreeMap<String, Arc<TargetTransport>>,
     pauses: Pauses,
 }
 
@@ -93,6 +96,17 @@ pub enum SetUpError {
     Marks { path: PathBuf, source: std::io::Error },
 }
 
+impl SetUpError {
+    /// The key that it is about.
+    pub fn key(&self) -> Option<String> {
+        match self {
+            SetUpError::Webhook(error) => Some(format!("targets.{}", error.target())),
+            SetUpError::Tokens(_) | SetUpError::Graph(_) => Some("smart_hosts".to_owned()),
+            SetUpError::Smtp(_) | SetUpError::Marks { .. } => None,
+        }
+    }
+}
+
 impl Transports {
     /// `queue` is where what is known of other servers is kept.
     pub fn new(
@@ -101,34 +115,76 @@ impl Transports {
         clock: &Clock,
         queue: &Arc<Queue>,
     ) -> Result<Transports, SetUpError> {
-        let mut targets = BTreeMap::new();
-        for (name, target) in &config.targets {
-            targets.insert(name.clone(), set_up(config, name, target, clock)?);
-        }
-        for archive in &config.archive {
-            if let Route::Target(name) = Route::archive(&archive.name) {
-                targets.insert(name, TargetTransport::Archive(Archive::new(archive)));
-            }
-        }
+        let targets = set_up_all(config, clock, None)?;
         let tls = TlsKnowledge::new(config, resolver.clone(), clock, queue);
-        let mut smtp = SmtpTransport::new(config, resolver)?.with_policies(tls.policies.clone());
-        if config.delivery.tls_rpt {
-            smtp = smtp.with_tally(tls.tally.clone());
-        }
+        let smtp = Arc::new(smtp(config, &resolver, &tls, None)?);
         let files = Files::new(&config.delivery.file_path);
         let tokens = Arc::new(Tokens::new(config, queue.clone(), clock.clone())?);
         let graph = Graph::new(config, tokens.clone(), clock.clone())?;
-        let smart_hosts = SmartHosts::new(clock.clone(), queue.clone(), tokens, graph);
+        let smart_hosts = Arc::new(SmartHosts::new(clock.clone(), queue.clone(), tokens, graph));
         let marks = Marks::open(&config.data_dir)
             .map_err(|source| SetUpError::Marks { path: config.data_dir.clone(), source })?;
         let pauses = Pauses::new(config.clone(), queue.clone());
         let (config, clock) = (config.clone(), clock.clone());
-        Ok(Transports { config, clock, marks, smtp, smart_hosts, files, tls, targets, pauses })
+        let timeouts = None;
+        Ok(Transports { config, clock, marks, resolver, smtp, timeouts, smart_hosts, files, tls, targets, pauses })
+    }
+
+    /// Those of another configuration. What has the same settings as here stays what it is, with its connections
+    /// and all that it has learned. Nothing changes here before [`Transports::begin`].
+    pub fn next(&self, config: &Arc<Config>, resolver: Resolver, queue: &Arc<Queue>) -> Result<Transports, SetUpError> {
+        let before = &self.config;
+        let targets = set_up_all(config, &self.clock, Some(self))?;
+        let is_same_way = before.delivery == config.delivery && before.dns == config.dns;
+        let tls = match is_same_way {
+            true => self.tls.clone(),
+            false => TlsKnowledge {
+                tally: self.tls.tally.clone(),
+                ..TlsKnowledge::new(config, resolver.clone(), &self.clock, queue)
+            },
+        };
+        let is_same_smtp =
+            is_same_way && before.hostname == config.hostname && before.destinations == config.destinations;
+        let smtp = match is_same_smtp {
+            true => self.smtp.clone(),
+            false => Arc::new(smtp(config, &resolver, &tls, self.timeouts)?),
+        };
+        let smart_hosts = match before.smart_hosts == config.smart_hosts {
+            true => self.smart_hosts.clone(),
+            false => Arc::new(self.smart_hosts.next(config)?),
+        };
+        Ok(Transports {
+            config: config.clone(),
+            clock: self.clock.clone(),
+            marks: self.marks.clone(),
+            resolver,
+            smtp,
+            timeouts: self.timeouts,
+            smart_hosts,
+            files: Files::new(&config.delivery.file_path),
+            tls,
+            targets,
+            pauses: self.pauses.next(config.clone()),
+        })
+    }
+
+    /// These are used from now on, in place of those `before`.
+    pub async fn begin(&self, before: &Transports) {
+        self.pauses.begin();
+        let host = |config: &Config, name: &str| config.smart_hosts.iter().find(|host| host.name == name).cloned();
+        self.smart_hosts.wake(|name| host(&self.config, name) != host(&before.config, name));
+        if !Arc::ptr_eq(&self.smtp, &before.smtp) {
+            // Attempts under way go on; the connections that wait have nobody to wait for.
+            before.smtp.close().await;
+        }
     }
 
     /// Other time-outs of SMTP than those of RFC 5321.
     pub fn with_timeouts(self, timeouts: Timeouts) -> Transports {
-        Transports { smtp: self.smtp.with_timeouts(timeouts), ..self }
+        match smtp(&self.config, &self.resolver, &self.tls, Some(timeouts)) {
+            Ok(smtp) => Transports { smtp: Arc::new(smtp), timeouts: Some(timeouts), ..self },
+            Err(_) => self,
+        }
     }
 
     /// Tries a job; one outcome per recipient.
@@ -173,7 +229,7 @@ impl Transports {
 
     /// To a target.
     async fn hand_over(&self, name: &str, job: &Job) -> Vec<(u32, Outcome)> {
-        match self.targets.get(name) {
+        match self.targets.get(name).map(|target| &**target) {
             Some(TargetTransport::Webhook(webhook)) => {
                 if let Some(held) = self.pauses.held(name, job) {
                     return held;
@@ -352,6 +408,64 @@ fn leaves(delivery: &Delivery) -> bool {
     delivery.route == Route::Remote
 }
 
+fn smtp(
+    config: &Config,
+    resolver: &Resolver,
+    tls: &TlsKnowledge,
+    timeouts: Option<Timeouts>,
+) -> Result<SmtpTransport, SetupError> {
+    let mut smtp = SmtpTransport::new(config, resolver.clone())?.with_policies(tls.policies.clone());
+    if config.delivery.tls_rpt {
+        smtp = smtp.with_tally(tls.tally.clone());
+    }
+    Ok(match timeouts {
+        Some(timeouts) => smtp.with_timeouts(timeouts),
+        None => smtp,
+    })
+}
+
+/// The targets and archives of a configuration; as they are `before`, where nothing has changed for them.
+fn set_up_all(
+    config: &Arc<Config>,
+    clock: &Clock,
+    before: Option<&Transports>,
+) -> Result<BTreeMap<String, Arc<TargetTransport>>, SetUpError> {
+    let mut targets = BTreeMap::new();
+    for (name, target) in &config.targets {
+        let is_same = |before: &&Transports| {
+            let private = |config: &Config| config.delivery.allow_private_addresses;
+            let connects = matches!(target, Target::Webhook { .. });
+            before.config.targets.get(name) == Some(target) && (!connects || private(&before.config) == private(config))
+        };
+        let known = before.filter(is_same);
+        let known = known.and_then(|before| Some((before, before.targets.get(name)?)));
+        let set_up = match known {
+            Some((before, known)) => match &**known {
+                TargetTransport::Webhook(webhook)
+                    if before.config.domains != config.domains || before.config.aliases != config.aliases =>
+                {
+                    Arc::new(TargetTransport::Webhook(Box::new(webhook.with_config(config.clone()))))
+                }
+                TargetTransport::Maildir(_) if before.config.hostname != config.hostname => {
+                    Arc::new(set_up(config, name, target, clock)?)
+                }
+                _ => known.clone(),
+            },
+            None => Arc::new(set_up(config, name, target, clock)?),
+        };
+        targets.insert(name.clone(), set_up);
+    }
+    for archive in &config.archive {
+        if let Route::Target(name) = Route::archive(&archive.name) {
+            let known = before.filter(|before| before.config.archive.contains(archive));
+            let known = known.and_then(|before| before.targets.get(&name).cloned());
+            let new = || Arc::new(TargetTransport::Archive(Archive::new(archive)));
+            targets.insert(name, known.unwrap_or_else(new));
+        }
+    }
+    Ok(targets)
+}
+
 pub(super) fn set_up(
     config: &Arc<Config>,
     name: &str,
@@ -360,7 +474,8 @@ pub(super) fn set_up(
 ) -> Result<TargetTransport, SetUpError> {
     Ok(match target {
         Target::Webhook { .. } => {
-            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?;
+            let webhook = Webhook::new(name, target, &config.domains, clock.clone())?
+                .allowing_private(config.delivery.allow_private_addresses)?;
             TargetTransport::Webhook(Box::new(webhook.with_aliases(config.clone())))
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),

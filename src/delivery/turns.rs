@@ -233,6 +233,26 @@ impl<J> Turns<J> {
         Some(time / MICROS)
     }
 
+    /// Other numbers, and other allowances for all destinations, hold from now on. There are at least as many lanes
+    /// as before.
+    pub fn renew(
+        &mut self,
+        concurrency: usize,
+        weights: Vec<u32>,
+        is_retry: impl Fn(usize) -> bool,
+        allowance: impl Fn(&Destination) -> Allowance,
+    ) {
+        self.is_retry = (0..weights.len()).map(is_retry).collect();
+        self.shares.renew(concurrency, concurrency / RESERVED, &weights);
+        self.ready.resize_with(weights.len().max(self.ready.len()), BTreeMap::new);
+        self.weighted = shares::Turns::new(weights);
+        let known: Vec<Destination> = self.destinations.keys().cloned().collect();
+        for destination in known {
+            let allowance = allowance(&destination);
+            self.allow(&destination, allowance);
+        }
+    }
+
     /// All jobs of a destination that wait, each with its lane. They have had no turn.
     pub fn withdraw(&mut self, destination: &Destination) -> Vec<(usize, J)> {
         let Some(waits) = self.destinations.get_mut(destination) else { return Vec::new() };
@@ -279,6 +299,11 @@ impl<J> Turns<J> {
     /// Attempts under way at a destination, jobs that wait for it, and when the next may start.
     pub fn look(&self, destination: &Destination) -> Option<(usize, u64, Millis)> {
         self.destinations.get(destination).map(|waits| (waits.running, waits.jobs, waits.opens_at()))
+    }
+
+    /// Those with attempts under way or jobs that wait, each with how many of both.
+    pub fn busy(&self) -> impl Iterator<Item = (&Destination, usize, u64)> {
+        self.destinations.iter().map(|(destination, waits)| (destination, waits.running, waits.jobs))
     }
 
     /// When [`Turns::wake`] is due.

@@ -9,8 +9,8 @@
 //! are not followed, answers are read up to a bound, the whole exchange has a deadline. What keeps
 //! the endpoint from answering for one recipient of a message is not tried again for the others.
 //!
-//! The URL is the administrator's and may lead anywhere, also into the own network; nothing from a
-//! message ever becomes part of it. Names are resolved by the system, so `/etc/hosts` counts.
+//! The URL is the administrator's; nothing from a message ever becomes part of it. It may name an address of the own
+//! network, but a public name leads to no private address ([`http::client_for`]).
 //! Left out: proxies.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -73,6 +73,19 @@ pub enum WebhookError {
     Client(String, String),
 }
 
+impl WebhookError {
+    /// The name of the target.
+    pub fn target(&self) -> &str {
+        match self {
+            WebhookError::NotAWebhook(name)
+            | WebhookError::BadUrl(name)
+            | WebhookError::BadSecret(name)
+            | WebhookError::NoRoots(name, _)
+            | WebhookError::Client(name, _) => name,
+        }
+    }
+}
+
 /// One `[targets.*]` of kind `webhook`, ready to be used from many tasks.
 pub struct Webhook {
     name: String,
@@ -86,7 +99,7 @@ pub struct Webhook {
     separators: BTreeMap<Domain, char>,
     client: Client,
     clock: Clock,
-    large: Semaphore,
+    large: Arc<Semaphore>,
     /// For its aliases.
     config: Option<Arc<Config>>,
 }
@@ -112,20 +125,41 @@ impl Webhook {
         let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let url = url.ok_or_else(|| WebhookError::BadUrl(name.to_owned()))?;
         let key = secret.as_ref().map(|secret| signing_key(name, secret)).transpose()?;
-        let separators = domains.iter().filter_map(|(domain, own)| Some((domain.clone(), own.subaddress?)));
         Ok(Webhook {
             name: name.to_owned(),
             shown_url: shown(&url),
-            client: client(name, &url)?,
+            client: client(name, &url, false)?,
             url,
             key,
             format: *format,
             timeout: *timeout,
-            separators: separators.collect(),
+            separators: separators(domains),
             clock,
-            large: Semaphore::new(LARGE_AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             config: None,
         })
+    }
+
+    /// The same endpoint, with the same connections, under a configuration that has other domains or aliases.
+    pub fn with_config(&self, config: Arc<Config>) -> Webhook {
+        Webhook {
+            name: self.name.clone(),
+            url: self.url.clone(),
+            shown_url: self.shown_url.clone(),
+            key: self.key.clone(),
+            format: self.format,
+            timeout: self.timeout,
+            separators: separators(&config.domains),
+            client: self.client.clone(),
+            clock: self.clock.clone(),
+            large: self.large.clone(),
+            config: Some(config),
+        }
+    }
+
+    /// As `delivery.allow_private_addresses`: for names that lead into the own network.
+    pub fn allowing_private(self, allowed: bool) -> Result<Webhook, WebhookError> {
+        Ok(Webhook { client: client(&self.name, &self.url, allowed)?, ..self })
     }
 
     /// Tells the endpoint what the groups of pattern aliases have found.
@@ -293,8 +327,12 @@ async fn render(job: &Job, whole: &Bytes) -> Bytes {
 }
 
 /// Without certificate authorities for plain HTTP, so that it works where there are none.
-fn client(name: &str, url: &Url) -> Result<Client, WebhookError> {
-    http::client(url.scheme() == "https").map_err(|error| match error {
+fn separators(domains: &BTreeMap<Domain, OwnDomain>) -> BTreeMap<Domain, char> {
+    domains.iter().filter_map(|(domain, own)| Some((domain.clone(), own.subaddress?))).collect()
+}
+
+fn client(name: &str, url: &Url, allow_private: bool) -> Result<Client, WebhookError> {
+    http::client_for(url, allow_private).map_err(|error| match error {
         ClientError::NoRoots(why) => WebhookError::NoRoots(name.to_owned(), why),
         ClientError::Client(why) => WebhookError::Client(name.to_owned(), why),
     })

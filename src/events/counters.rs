@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Event;
+use crate::clock::Millis;
 use crate::message::Door;
 
 /// The ways in, as labels.
@@ -27,6 +28,29 @@ pub const OUTCOMES: [&str; 14] = [
     "suppressed",
 ];
 
+/// Upper bounds, in milliseconds, of how long deliveries took; a last bucket has what took longer.
+pub const LATENCY_MILLIS: [Millis; 18] = [
+    50,
+    100,
+    200,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    30_000,
+    60_000,
+    120_000,
+    300_000,
+    600_000,
+    1_800_000,
+    3_600_000,
+    4 * 3_600_000,
+    24 * 3_600_000,
+    5 * 24 * 3_600_000,
+];
+pub const LATENCY_BUCKETS: usize = LATENCY_MILLIS.len() + 1;
+
 #[derive(Debug, Default)]
 pub struct Counters {
     accepted: [AtomicU64; DOORS.len()],
@@ -34,6 +58,8 @@ pub struct Counters {
     imported: AtomicU64,
     notices: AtomicU64,
     unsure: AtomicU64,
+    /// From when a message was taken to its delivery for a recipient.
+    latency: [AtomicU64; LATENCY_BUCKETS],
 }
 
 impl Counters {
@@ -66,6 +92,19 @@ impl Counters {
             Event::Suppressed { .. } => &self.outcomes[13],
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A delivery that took so long.
+    pub(super) fn delivered_after(&self, millis: Millis) {
+        let bucket = LATENCY_MILLIS.partition_point(|bound| *bound < millis);
+        if let Some(counter) = self.latency.get(bucket) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many deliveries took how long: in each bucket alone, in the order of [`LATENCY_MILLIS`].
+    pub fn latency(&self) -> [u64; LATENCY_BUCKETS] {
+        std::array::from_fn(|bucket| self.latency.get(bucket).map_or(0, |counter| counter.load(Ordering::Relaxed)))
     }
 
     /// Messages taken, by the way they came in.

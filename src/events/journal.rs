@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::clock::{Clock, Millis};
 use crate::config::EventLog;
+use crate::current::Current;
 use crate::message::MessageId;
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -17,6 +18,7 @@ use super::counters::Counters;
 use super::kind::{Kind, is_trouble};
 use super::live::Live;
 use super::outbox::{JOURNAL_KEY_BYTES, Outbox, Put};
+use super::troubles::Troubles;
 use super::{Entry, Event};
 
 /// Most entries of one story that are read at once; 5 days of retries make a few hundred.
@@ -29,9 +31,16 @@ pub struct Journal {
     counters: Arc<Counters>,
     /// Tells entries of one millisecond apart.
     count: AtomicU32,
+    course: Current<Course>,
+    live: Live,
+    troubles: Troubles,
+}
+
+/// What is done with events besides writing them down.
+#[derive(Debug)]
+struct Course {
     log: EventLog,
     outbox: Arc<Outbox>,
-    live: Live,
 }
 
 impl Journal {
@@ -41,7 +50,20 @@ impl Journal {
     }
 
     pub fn with(clock: Clock, log: EventLog, outbox: Arc<Outbox>) -> Journal {
-        Journal { clock, counters: Arc::default(), count: AtomicU32::new(0), log, outbox, live: Live::default() }
+        let course = Current::new(Course { log, outbox });
+        Journal {
+            clock,
+            counters: Arc::default(),
+            count: AtomicU32::new(0),
+            course,
+            live: Live::default(),
+            troubles: Troubles::default(),
+        }
+    }
+
+    /// From now on that much is logged, and these webhooks are told.
+    pub fn renew(&self, log: EventLog, outbox: Arc<Outbox>) {
+        self.course.set(Arc::new(Course { log, outbox }));
     }
 
     /// What happens from now on, for those who watch.
@@ -49,9 +71,14 @@ impl Journal {
         &self.live
     }
 
+    /// What went wrong last.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
     /// What webhooks are to be told.
-    pub fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
+    pub fn outbox(&self) -> Arc<Outbox> {
+        self.course.load().outbox.clone()
     }
 
     /// How often what has happened, since the start.
@@ -61,7 +88,7 @@ impl Journal {
 
     /// Starts telling what a step does.
     pub fn begin(&self) -> Telling<'_> {
-        Telling { journal: self, batch: Batch::new(), events: Vec::new(), put: Vec::new() }
+        Telling { journal: self, course: self.course.load(), batch: Batch::new(), events: Vec::new(), put: Vec::new() }
     }
 
     fn key(&self, id: MessageId, at: Millis) -> [u8; JOURNAL_KEY_BYTES] {
@@ -77,6 +104,7 @@ impl Journal {
 #[derive(Debug)]
 pub struct Telling<'a> {
     journal: &'a Journal,
+    course: Arc<Course>,
     batch: Batch,
     events: Vec<(MessageId, Entry)>,
     /// What of them webhooks are told.
@@ -102,7 +130,7 @@ impl Telling<'_> {
             Ok(value) => {
                 let (key, value) = (self.journal.key(id, entry.at), Bytes::from(value));
                 if let Some(kind) = kind {
-                    self.journal.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
+                    self.course.outbox.put(&mut self.batch, kind, &key, &value, &mut self.put);
                 }
                 self.batch.put(Table::Journal, key, value);
             }
@@ -121,9 +149,16 @@ impl Telling<'_> {
         self.put.into_iter().for_each(Put::written);
         for (id, entry) in self.events {
             journal.counters.count(&entry.event);
-            let is_logged = match journal.log {
+            if matches!(entry.event, Event::Delivered { .. }) {
+                journal.counters.delivered_after(entry.at.saturating_sub(id.made_at_ms()));
+            }
+            let is_trouble = is_trouble(&entry.event);
+            if is_trouble {
+                journal.troubles.add(id, &entry);
+            }
+            let is_logged = match self.course.log {
                 EventLog::All => true,
-                EventLog::Failed => is_trouble(&entry.event),
+                EventLog::Failed => is_trouble,
                 EventLog::Off => false,
             };
             if is_logged {

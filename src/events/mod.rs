@@ -8,6 +8,7 @@ pub mod live;
 pub mod outbox;
 pub mod search;
 pub mod server;
+pub mod troubles;
 
 use serde::{Deserialize, Serialize};
 

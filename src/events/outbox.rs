@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::config::EventWebhook;
+use crate::current::Current;
 use crate::store::{Batch, Store, StoreError, Table};
 
 use super::kind::Kind;
@@ -46,7 +47,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Tray {
     name: String,
-    only: Option<Vec<Kind>>,
+    only: Current<Option<Vec<Kind>>>,
     next: AtomicU64,
     bytes: AtomicU64,
     events: AtomicU64,
@@ -82,7 +83,7 @@ impl Tray {
     fn new(name: &str, only: Option<Vec<Kind>>) -> Tray {
         Tray {
             name: name.to_owned(),
-            only,
+            only: Current::new(only),
             next: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             events: AtomicU64::new(0),
@@ -106,7 +107,7 @@ impl Tray {
     }
 
     fn wants(&self, kind: Kind) -> bool {
-        self.only.as_ref().is_none_or(|only| only.contains(&kind))
+        self.only.load().as_ref().as_ref().is_none_or(|only| only.contains(&kind))
     }
 
     fn prefix(&self) -> Vec<u8> {
@@ -216,15 +217,41 @@ impl Outbox {
         let mut from = PREFIX.to_vec();
         while let Some((key, _)) = store.range(Table::Meta, &from, &end_of(PREFIX))?.next().transpose()? {
             let name: Vec<u8> = key.iter().skip(PREFIX.len()).take_while(|byte| **byte != 0).copied().collect();
-            let (first, end) = ([PREFIX, &name, &[0]].concat(), [PREFIX, &name, &[1]].concat());
+            let end = [PREFIX, &name, &[1]].concat();
             let name = String::from_utf8_lossy(&name).into_owned();
             if !webhooks.contains_key(&name) {
-                batch.delete_range(Table::Meta, first, end.clone());
+                forget(&name, &mut batch);
                 gone.push(name);
             }
             from = end;
         }
         Ok((Outbox { trays }, batch, gone))
+    }
+
+    /// For the webhooks of another configuration: those that stay keep what waits for them.
+    pub fn next(&self, store: &Store, webhooks: &BTreeMap<String, EventWebhook>) -> Result<Outbox, StoreError> {
+        let mut trays = Vec::new();
+        for (name, webhook) in webhooks {
+            let known = self.trays.iter().find(|tray| tray.name == *name);
+            trays.push(match known {
+                Some(tray) => tray.clone(),
+                None => {
+                    let tray = Arc::new(Tray::new(name, webhook.only.clone()));
+                    tray.load(store)?;
+                    tray
+                }
+            });
+        }
+        Ok(Outbox { trays })
+    }
+
+    /// These are filled from now on, as configured.
+    pub fn begin(&self, webhooks: &BTreeMap<String, EventWebhook>) {
+        for tray in &self.trays {
+            if let Some(webhook) = webhooks.get(tray.name()) {
+                tray.only.set(Arc::new(webhook.only.clone()));
+            }
+        }
     }
 
     pub fn trays(&self) -> &[Arc<Tray>] {
@@ -244,6 +271,12 @@ impl Outbox {
             put.push(tray.put(batch, journal_key, value));
         }
     }
+}
+
+/// All that waits for a webhook.
+pub fn forget(webhook: &str, batch: &mut Batch) {
+    let name = webhook.as_bytes();
+    batch.delete_range(Table::Meta, [PREFIX, name, &[0]].concat(), [PREFIX, name, &[1]].concat());
 }
 
 /// Above every key that begins so; the last byte is not the highest.

@@ -1,9 +1,11 @@
-//! What happens to the server as a whole: a guard closes or opens. Each is said once in the log and
+//! What happens to the server as a whole: a guard closes or opens, the configuration is read again. Each is said once in the log and
 //! counted, however often it is asked for meanwhile. (The committer tells of a store that fails.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+
+use crate::clock::{Millis, rfc3339};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -25,6 +27,26 @@ pub enum ServerEvent {
     MemoryGood {
         used: u64,
     },
+    /// An authority has given a new certificate.
+    CertificateRenewed {
+        name: String,
+        until: Millis,
+    },
+    /// It has not; the one that there is stays.
+    CertificateFailed {
+        name: String,
+        why: String,
+        /// When it is asked again.
+        next: Millis,
+    },
+    /// Another configuration holds, with so many keys that are different.
+    Reloaded {
+        changes: usize,
+    },
+    /// A new configuration has so many problems; the old one goes on.
+    ReloadRefused {
+        problems: usize,
+    },
 }
 
 /// How often, since the start.
@@ -32,6 +54,10 @@ pub enum ServerEvent {
 pub struct ServerCounters {
     pub disk_low: AtomicU64,
     pub memory_full: AtomicU64,
+    pub certificates_renewed: AtomicU64,
+    pub certificates_failed: AtomicU64,
+    pub reloaded: AtomicU64,
+    pub reloads_refused: AtomicU64,
 }
 
 impl ServerEvent {
@@ -57,6 +83,28 @@ impl ServerEvent {
             }
             ServerEvent::MemoryGood { used } => {
                 tracing::info!(used_mib = used / MIB, "there is memory for messages again");
+            }
+            ServerEvent::CertificateRenewed { name, until } => {
+                count(&counters.certificates_renewed);
+                let until = rfc3339(*until);
+                tracing::info!(
+                    name,
+                    until,
+                    "the authority has given a certificate (tls.acme); it is shown from now on"
+                );
+            }
+            ServerEvent::CertificateFailed { name, why, next } => {
+                count(&counters.certificates_failed);
+                let next = rfc3339(*next);
+                tracing::warn!(name, next, "no certificate from the authority (tls.acme), the old one stays: {why}");
+            }
+            ServerEvent::Reloaded { changes } => {
+                count(&counters.reloaded);
+                tracing::info!(changes, "the configuration was read again and holds");
+            }
+            ServerEvent::ReloadRefused { problems } => {
+                count(&counters.reloads_refused);
+                tracing::error!(problems, "the new configuration is refused; the old one goes on");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The disk guard: new mail is turned away while there is still room to deliver what is queued.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -24,8 +24,14 @@ pub struct DiskState {
 
 #[derive(Debug)]
 pub struct DiskGuard {
-    path: PathBuf,
     min_free: u64,
+    disk: Arc<Watched>,
+}
+
+/// The disk, whatever has to be free of it.
+#[derive(Debug)]
+struct Watched {
+    path: PathBuf,
     last: Mutex<Option<(Instant, u64)>>,
     turned_away: Notify,
 }
@@ -33,21 +39,27 @@ pub struct DiskGuard {
 impl DiskGuard {
     /// `min_free` in bytes, of the file system that holds `path`.
     pub fn new(path: PathBuf, min_free: u64) -> DiskGuard {
-        DiskGuard { path, min_free, last: Mutex::new(None), turned_away: Notify::new() }
+        let disk = Watched { path, last: Mutex::new(None), turned_away: Notify::new() };
+        DiskGuard { min_free, disk: Arc::new(disk) }
+    }
+
+    /// The same disk with another limit.
+    pub fn with_min_free(&self, min_free: u64) -> DiskGuard {
+        DiskGuard { min_free, disk: self.disk.clone() }
     }
 
     /// 452 while less than `min_free` plus the announced message is free.
     pub fn room_for(&self, size: u64) -> Result<(), Refusal> {
-        let free = self.free();
+        let free = self.disk.free();
         if free >= self.min_free.saturating_add(size) {
             return Ok(());
         }
-        self.turned_away.notify_one();
+        self.disk.turned_away.notify_one();
         Err(Refusal {
             reply: Reply::new(452, (3, 1), "not enough disk space on this server, please try again later"),
             reason: format!(
                 "{} has {} MiB free, less than queue.min_free ({} MiB)",
-                self.path.display(),
+                self.disk.path.display(),
                 free >> 20,
                 self.min_free >> 20
             ),
@@ -56,15 +68,17 @@ impl DiskGuard {
 
     /// How it stands now.
     pub fn state(&self) -> DiskState {
-        let free = self.free();
+        let free = self.disk.free();
         DiskState { free, min_free: self.min_free, accepting: free >= self.min_free }
     }
 
     /// Until mail is turned away, or has been since the last call.
     pub async fn turned_away(&self) {
-        self.turned_away.notified().await;
+        self.disk.turned_away.notified().await;
     }
+}
 
+impl Watched {
     fn free(&self) -> u64 {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((at, free)) = *last

@@ -96,6 +96,12 @@ pub struct Intake {
     disk: DiskGuard,
     quotas: Quotas,
     suppression: Suppression,
+    common: Arc<Common>,
+}
+
+/// What stays when the configuration changes.
+#[derive(Debug)]
+struct Common {
     loop_locks: Vec<tokio::sync::Mutex<()>>,
     key_locks: Vec<tokio::sync::Mutex<()>>,
     /// What domains want to hear of mail in their name.
@@ -124,29 +130,36 @@ impl Intake {
         let quotas = Quotas::load(&config, queue.store(), clock.now())?;
         let disk = DiskGuard::new(config.data_dir.clone(), config.queue.min_free);
         let locks = |count| (0..count).map(|_| tokio::sync::Mutex::new(())).collect();
-        let (loop_locks, key_locks) = (locks(LOOP_LOCKS), locks(KEY_LOCKS));
-        let (feedback, told) = (Tally::default(), Mutex::default());
+        let common = Common {
+            loop_locks: locks(LOOP_LOCKS),
+            key_locks: locks(KEY_LOCKS),
+            feedback: Tally::default(),
+            told: Mutex::default(),
+            notices: tokio::sync::Mutex::new(()),
+        };
         let suppression = Suppression::new(config.clone(), clock.clone(), queue.clone())?;
         let marks = Marks::open(&config.data_dir).map_err(|error| {
             StoreError::Failed(format!("the key for return paths, in {}: {error}", config.data_dir.display()))
         })?;
-        let notices = tokio::sync::Mutex::new(());
+        let common = Arc::new(common);
+        Ok(Intake { config, clock, queue, journal, resolver, signer, marks, disk, quotas, suppression, common })
+    }
+
+    /// The same door under another configuration: what is counted goes on, and who holds a lock of one keeps
+    /// the other waiting.
+    pub fn next(&self, config: Arc<Config>, resolver: Resolver, signer: Signer) -> Result<Intake, StoreError> {
         Ok(Intake {
+            quotas: self.quotas.next(&config, self.queue.store(), self.clock.now())?,
+            disk: self.disk.with_min_free(config.queue.min_free),
+            suppression: self.suppression.with_config(config.clone()),
             config,
-            clock,
-            queue,
-            journal,
+            clock: self.clock.clone(),
+            queue: self.queue.clone(),
+            journal: self.journal.clone(),
             resolver,
             signer,
-            marks,
-            disk,
-            quotas,
-            suppression,
-            loop_locks,
-            key_locks,
-            feedback,
-            told,
-            notices,
+            marks: self.marks.clone(),
+            common: self.common.clone(),
         })
     }
 
@@ -161,7 +174,7 @@ impl Intake {
 
     /// What came in, for the reports to the domains that it says it is from.
     pub fn feedback(&self) -> &Tally {
-        &self.feedback
+        &self.common.feedback
     }
 
     pub fn disk(&self) -> guard::DiskState {
@@ -177,8 +190,16 @@ impl Intake {
         self.resolver.is_answering()
     }
 
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    pub fn signer(&self) -> &Signer {
+        &self.signer
+    }
+
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Is there disk for so many bytes more of a message that comes in?
@@ -225,7 +246,7 @@ impl Intake {
 
     /// As [`Intake::submit`], once for each key: asked again, it says which message the key has made.
     async fn accept_once(&self, draft: Draft, key: &Key) -> Result<Once, Refusal> {
-        let lock = self.key_locks.get(key.lock_key() as usize % KEY_LOCKS);
+        let lock = self.common.key_locks.get(key.lock_key() as usize % KEY_LOCKS);
         let _lock = match lock {
             Some(lock) => Some(lock.lock().await),
             None => None,
@@ -390,7 +411,7 @@ impl Intake {
                 // Reports name who connected, and nobody did where the message was fetched.
                 let evaluated = checked.evaluated.take().filter(|_| draft.origin.peer.is_some());
                 if let Some(evaluated) = evaluated {
-                    self.feedback.note(now / DAY, evaluated);
+                    self.common.feedback.note(now / DAY, evaluated);
                 }
                 self.tell_once(&checked.troubles);
                 if let Verdict::Reject(refusal) = checked.verdict {
@@ -412,7 +433,7 @@ impl Intake {
     /// Each list once: it would be the same with each message.
     fn tell_once(&self, troubles: &[(Domain, String)]) {
         for (list, text) in troubles {
-            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(list.clone()) {
+            if self.common.told.lock().unwrap_or_else(PoisonError::into_inner).insert(list.clone()) {
                 tracing::warn!(%list, "{text}");
             }
         }
@@ -477,7 +498,7 @@ impl Intake {
         stripes.sort_unstable();
         stripes.dedup();
         let mut locks = Vec::with_capacity(stripes.len());
-        for lock in stripes.into_iter().filter_map(|stripe| self.loop_locks.get(stripe)) {
+        for lock in stripes.into_iter().filter_map(|stripe| self.common.loop_locks.get(stripe)) {
             locks.push(lock.lock().await);
         }
         locks

@@ -58,7 +58,7 @@ impl Intake {
         else {
             return Ok(Leave::none());
         };
-        let lock = self.notices.lock().await;
+        let lock = self.common.notices.lock().await;
         let mut about: Vec<Address> = about.iter().map(|recipient| told(recipient).clone()).collect();
         // An alias that leads to several places is one address.
         about.sort_unstable();

@@ -42,7 +42,6 @@ mod watcher;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use super::Intake;
 use crate::clock::Clock;
 use crate::config::{Config, PickupDone, PickupFormat, Role};
+use crate::current::Current;
 use crate::message::{Address, Draft, MessageId};
 use crate::smtp::reply::Refusal;
 use crate::store::{Batch, Entry, StoreError, Table};
@@ -116,7 +116,7 @@ impl Door for Intake {
 }
 
 /// A folder, and what the rest of the configuration says about what comes from it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Folder {
     pub name: String,
     pub path: PathBuf,
@@ -251,23 +251,25 @@ impl Handle {
 #[derive(Debug)]
 pub struct Task<D> {
     watcher: Watcher<D>,
+    door: Current<D>,
     orders: mpsc::Receiver<Order>,
 }
 
 impl<D: Door> Task<D> {
-    pub fn new(folder: Folder, door: Arc<D>, clock: Clock) -> (Task<D>, Handle) {
+    pub fn new(folder: Folder, door: impl Into<Current<D>>, clock: Clock) -> (Task<D>, Handle) {
         let (send, orders) = mpsc::channel(ORDERS_MAX);
-        let handle = Handle { name: folder.name.clone(), orders: send };
-        (Task { watcher: Watcher::new(folder, door, clock), orders }, handle)
+        let (handle, door) = (Handle { name: folder.name.clone(), orders: send }, door.into());
+        (Task { watcher: Watcher::new(folder, door.load(), clock), door, orders }, handle)
     }
 
     /// Watches the folder until `shutdown`; files that are being taken are finished.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Task { mut watcher, mut orders } = self;
+        let Task { mut watcher, door, mut orders } = self;
         let mut changes = Changes::new();
         let mut recovered = false;
         while !shutdown.is_cancelled() {
             // Nothing is taken before it is known what an earlier run had taken.
+            watcher.renew(&door);
             recovered = recovered || watcher.recover().await;
             let looked = recovered && watcher.round(&shutdown).await;
             let heard = looked && changes.follow(&watcher.folder().path, watcher.subs());
@@ -279,6 +281,7 @@ impl<D: Door> Task<D> {
                 Some(order) = orders.recv() => {
                     // A file wants two looks.
                     watcher.begin_report();
+                    watcher.renew(&door);
                     if recovered && watcher.round(&shutdown).await {
                         tokio::time::sleep(POLL_MIN).await;
                         watcher.round(&shutdown).await;

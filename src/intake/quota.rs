@@ -9,8 +9,9 @@
 //! start.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,12 @@ impl Count {
 struct Quota {
     daily: Option<u64>,
     rate: Option<Rate>,
+    counted: Arc<Counter>,
+}
+
+/// What an account has sent, whatever its limits are.
+#[derive(Debug)]
+struct Counter {
     /// What is counted, also of messages that are being written.
     total: Mutex<Count>,
     stripes: Vec<tokio::sync::Mutex<Count>>,
@@ -55,6 +62,8 @@ struct Quota {
 #[derive(Debug)]
 pub struct Quotas {
     quotas: BTreeMap<String, Quota>,
+    /// Of every account that has or had a limit since the start: a new configuration goes on counting.
+    counters: Arc<Mutex<BTreeMap<String, Arc<Counter>>>>,
 }
 
 fn key(account: &str, stripe: usize) -> Vec<u8> {
@@ -68,27 +77,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Quotas {
     pub fn load(config: &Config, store: &Store, now: Millis) -> Result<Quotas, StoreError> {
+        let none = Quotas { quotas: BTreeMap::new(), counters: Arc::default() };
+        none.next(config, store, now)
+    }
+
+    /// Those of another configuration, which go on counting where these are.
+    pub fn next(&self, config: &Config, store: &Store, now: Millis) -> Result<Quotas, StoreError> {
         let limited = |account: &&Account| account.daily_limit.is_some() || account.rate_limit.is_some();
         let mut quotas = BTreeMap::new();
         for (name, account) in config.accounts.iter().filter(|(_, account)| limited(account)) {
-            let (mut stripes, mut sent) = (Vec::with_capacity(STRIPES), 0);
-            for stripe in 0..STRIPES {
-                let bytes = store.get(Table::Meta, &key(name, stripe))?;
-                let count: Count = bytes.map(|bytes| keys::decode(&bytes)).transpose()?.unwrap_or_default();
-                sent += count.on(day_of(now));
-                stripes.push(tokio::sync::Mutex::new(count));
-            }
-            let quota = Quota {
-                daily: account.daily_limit,
-                rate: account.rate_limit,
-                total: Mutex::new(Count { day: day_of(now), sent }),
-                stripes,
-                next_stripe: AtomicUsize::new(0),
-                used_up_to: Mutex::new(0),
+            let counted = match lock(&self.counters).entry(name.clone()) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(place) => place.insert(Arc::new(Counter::load(name, store, now)?)).clone(),
             };
-            quotas.insert(name.clone(), quota);
+            quotas.insert(name.clone(), Quota { daily: account.daily_limit, rate: account.rate_limit, counted });
         }
-        Ok(Quotas { quotas })
+        Ok(Quotas { quotas, counters: self.counters.clone() })
     }
 
     /// At RCPT: may this account send to one more? Counts against its rate, not yet against its day.
@@ -114,12 +118,12 @@ impl Quotas {
         let Some(quota) = self.quotas.get(account).filter(|quota| quota.daily.is_some()) else { return Ok(None) };
         let day = day_of(now);
         {
-            let mut total = lock(&quota.total);
+            let mut total = lock(&quota.counted.total);
             let sent = total.on(day);
             quota.check_day(account, sent, recipients, now)?;
             *total = Count { day, sent: sent + recipients };
         }
-        let counted = quota.next_stripe(recipients, day).await;
+        let counted = quota.counted.next_stripe(recipients, day).await;
         let (stripe, after) = (counted.stripe, counted.after());
         let bytes = keys::encode(&after).map_err(|error| Refusal::inner(error.to_string()))?;
         batch.put(Table::Meta, key(account, stripe), bytes);
@@ -127,9 +131,27 @@ impl Quotas {
     }
 }
 
+impl Counter {
+    fn load(name: &str, store: &Store, now: Millis) -> Result<Counter, StoreError> {
+        let (mut stripes, mut sent) = (Vec::with_capacity(STRIPES), 0);
+        for stripe in 0..STRIPES {
+            let bytes = store.get(Table::Meta, &key(name, stripe))?;
+            let count: Count = bytes.map(|bytes| keys::decode(&bytes)).transpose()?.unwrap_or_default();
+            sent += count.on(day_of(now));
+            stripes.push(tokio::sync::Mutex::new(count));
+        }
+        Ok(Counter {
+            total: Mutex::new(Count { day: day_of(now), sent }),
+            stripes,
+            next_stripe: AtomicUsize::new(0),
+            used_up_to: Mutex::new(0),
+        })
+    }
+}
+
 impl Quota {
     fn day_allows(&self, account: &str, recipients: u64, now: Millis) -> Result<(), Refusal> {
-        let sent = lock(&self.total).on(day_of(now));
+        let sent = lock(&self.counted.total).on(day_of(now));
         self.check_day(account, sent, recipients, now)
     }
 
@@ -155,7 +177,7 @@ impl Quota {
         let Some(rate) = self.rate else { return Ok(()) };
         let now = now.saturating_mul(1_000_000);
         let period = u64::try_from(rate.per.as_nanos()).unwrap_or(u64::MAX);
-        let mut used = lock(&self.used_up_to);
+        let mut used = lock(&self.counted.used_up_to);
         // A clock that was set back must not shut the account for longer than the period.
         let from = (*used).clamp(now, now.saturating_add(period));
         let after = from.saturating_add((period / u64::from(rate.count)).saturating_mul(recipients));
@@ -170,7 +192,9 @@ impl Quota {
         *used = after;
         Ok(())
     }
+}
 
+impl Counter {
     /// A number that nobody else raises now.
     async fn next_stripe(&self, recipients: u64, day: u64) -> Counted<'_> {
         let first = self.next_stripe.fetch_add(1, Ordering::Relaxed) % STRIPES;
@@ -189,7 +213,7 @@ impl Quota {
 /// given back.
 #[derive(Debug)]
 pub struct Counted<'q> {
-    quota: &'q Quota,
+    quota: &'q Counter,
     stripe: usize,
     count: tokio::sync::MutexGuard<'q, Count>,
     recipients: u64,

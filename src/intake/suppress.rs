@@ -30,9 +30,9 @@ pub struct Suppression {
     config: Arc<Config>,
     clock: Clock,
     queue: Arc<Queue>,
-    locks: Vec<Mutex<()>>,
+    locks: Arc<Vec<Mutex<()>>>,
     /// False: the list is empty, and need not be looked at.
-    is_used: AtomicBool,
+    is_used: Arc<AtomicBool>,
 }
 
 /// What keeps the addresses that a batch is about.
@@ -74,8 +74,14 @@ impl From<StoreError> for SuppressError {
 impl Suppression {
     pub fn new(config: Arc<Config>, clock: Clock, queue: Arc<Queue>) -> Result<Suppression, StoreError> {
         let first = queue.store().prefix(Table::Meta, &suppression::entries_from(""))?.next().transpose()?;
-        let locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
-        Ok(Suppression { config, clock, queue, locks, is_used: AtomicBool::new(first.is_some()) })
+        let locks = Arc::new((0..LOCKS).map(|_| Mutex::new(())).collect());
+        Ok(Suppression { config, clock, queue, locks, is_used: Arc::new(AtomicBool::new(first.is_some())) })
+    }
+
+    /// The same list under another configuration.
+    pub fn with_config(&self, config: Arc<Config>) -> Suppression {
+        let (clock, queue) = (self.clock.clone(), self.queue.clone());
+        Suppression { config, clock, queue, locks: self.locks.clone(), is_used: self.is_used.clone() }
     }
 
     /// The entry for which mail of this stream is not sent to this address.

@@ -85,16 +85,24 @@ impl<'a> Part<'a> {
         self.content_type == kind && self.filename.is_none() && self.disposition.as_deref() != Some("attachment")
     }
 
-    /// As UTF-8 with LF line ends; what the character set does not know becomes U+FFFD.
+    /// As UTF-8 with LF line ends; what the character set does not know becomes U+FFFD. Control characters are no text
+    /// (RFC 5322 4.1 has them as obsolete), and in JSON each of them would be six bytes: they are left out.
     fn text(&self) -> String {
         let bytes = self.decoded();
         let decoder = self.charset.as_deref().and_then(|name| charset_decoder(name.as_bytes()));
-        let text = match decoder {
+        let mut text = match decoder {
             Some(decode) => decode(&bytes),
             None => String::from_utf8_lossy(&bytes).into_owned(),
         };
+        if text.contains(is_no_text) {
+            text.retain(|c| !is_no_text(c));
+        }
         if text.contains('\r') { text.replace("\r\n", "\n") } else { text }
     }
+}
+
+fn is_no_text(c: char) -> bool {
+    c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r')
 }
 
 /// A message taken apart.

@@ -12,10 +12,12 @@ pub mod findings;
 pub mod header;
 pub mod hold;
 pub mod id;
+pub mod ip;
 pub mod mailbox;
 pub mod mime;
 pub mod stream;
 pub mod tags;
+pub mod text;
 
 pub use address::{Address, AddressError, Domain, ReversePath};
 pub use content::Content;

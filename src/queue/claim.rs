@@ -109,6 +109,16 @@ struct LaneState {
 }
 
 impl LaneState {
+    /// Nobody has looked into any part yet.
+    fn new(lanes: &[Lane], index: usize) -> LaneState {
+        let lane = lanes.iter().find(|lane| lane.index() == index).copied();
+        let parts: Vec<Segment> = lane.iter().flat_map(|_| (0..PARTS).map(|_| Segment::default())).collect();
+        let mut state =
+            LaneState { lane, parts, earliest: 0, closed_until: 0, next_part: 0, next_in_circle: 0, turns_taken: 0 };
+        state.update();
+        state
+    }
+
     /// The part whose turn it is, of those in which something is due: one at which nobody has looked yet,
     /// or the one with the oldest entry. That keeps the parts abreast of each other, so that messages
     /// that came one after the other are read together, however long the queue is. Every
@@ -276,21 +286,7 @@ impl Claims {
     pub fn new(streams: &Streams) -> Claims {
         let weights = streams.weights();
         let lanes = streams.lanes();
-        let state = |index: usize| {
-            let lane = lanes.iter().find(|lane| lane.index() == index).copied();
-            let parts: Vec<Segment> = lane.iter().flat_map(|_| (0..PARTS).map(|_| Segment::default())).collect();
-            let mut state = LaneState {
-                lane,
-                parts,
-                earliest: 0,
-                closed_until: 0,
-                next_part: 0,
-                next_in_circle: 0,
-                turns_taken: 0,
-            };
-            state.update();
-            state
-        };
+        let state = |index: usize| LaneState::new(&lanes, index);
         let inner = Inner {
             held: HashMap::new(),
             shares: Shares::new(CLAIMS_MAX, RESERVED, &weights),
@@ -302,6 +298,23 @@ impl Claims {
             next_ticket: 0,
         };
         Claims { inner: Mutex::new(inner), scanning: Mutex::new(()), scanned: Notify::new(), wake: Notify::new() }
+    }
+
+    /// There are more streams now.
+    pub(super) fn grow(&self, streams: &Streams) {
+        let (weights, lanes) = (streams.weights(), streams.lanes());
+        let mut inner = self.lock();
+        inner.shares.renew(CLAIMS_MAX, RESERVED, &weights);
+        for index in 0..weights.len() {
+            match inner.lanes.get_mut(index) {
+                Some(state) if state.lane.is_some() => {}
+                Some(state) => *state = LaneState::new(&lanes, index),
+                None => inner.lanes.push(LaneState::new(&lanes, index)),
+            }
+        }
+        inner.turns = Turns::new(weights);
+        drop(inner);
+        self.wake.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

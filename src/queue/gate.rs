@@ -82,6 +82,43 @@ struct Gate {
     kept: u64,
 }
 
+impl Gate {
+    fn load(store: &Store, name: &str, settings: &BTreeMap<String, Stream>, now: Millis) -> Result<Gate, StoreError> {
+        let setting = setting(settings, name);
+        let limits = Limits::of(&setting);
+        let pace = if limits.is_any() {
+            let kept = store.get(Table::Meta, &pace_key(name))?;
+            let kept = kept.map(|bytes| keys::decode(&bytes)).transpose()?.unwrap_or_default();
+            Some(Pace::new(limits, kept, now))
+        } else {
+            None
+        };
+        // One is ahead, so that what a restart made of it is written with the next change.
+        Ok(Gate {
+            name: name.to_owned(),
+            is_exempt: setting.exempt_from_suspend,
+            smart_host: setting.smart_host,
+            changes: u64::from(pace.is_some()),
+            pace,
+            kept: 0,
+        })
+    }
+
+    fn renew(&mut self, new: Gate, settings: &BTreeMap<String, Stream>, now: Millis) {
+        (self.is_exempt, self.smart_host) = (new.is_exempt, new.smart_host);
+        match &mut self.pace {
+            // Also where no limits are left: what is under way ends here.
+            Some(pace) => pace.renew(Limits::of(&setting(settings, &self.name)), now),
+            None => self.pace = new.pace,
+        }
+        self.changes += 1;
+    }
+}
+
+fn setting(settings: &BTreeMap<String, Stream>, name: &str) -> Stream {
+    settings.get(name).cloned().unwrap_or_else(|| Stream::named(name))
+}
+
 #[derive(Debug)]
 struct Inner {
     suspended: BTreeMap<Suspension, Millis>,
@@ -132,30 +169,41 @@ impl Gates {
     ) -> Result<Gates, StoreError> {
         let mut gates = BTreeMap::new();
         for (name, slot) in streams.slots() {
-            let setting = settings.get(name).cloned().unwrap_or_else(|| Stream::named(name));
-            let limits = Limits::of(&setting);
-            let pace = if limits.is_any() {
-                let kept = store.get(Table::Meta, &pace_key(name))?;
-                let kept = kept.map(|bytes| keys::decode(&bytes)).transpose()?.unwrap_or_default();
-                Some(Pace::new(limits, kept, clock.now()))
-            } else {
-                None
-            };
-            // One is ahead, so that what a restart made of it is written with the next change.
-            let gate = Gate {
-                name: name.to_owned(),
-                is_exempt: setting.exempt_from_suspend,
-                smart_host: setting.smart_host,
-                changes: u64::from(pace.is_some()),
-                pace,
-                kept: 0,
-            };
-            gates.insert(slot, gate);
+            gates.insert(slot, Gate::load(store, name, settings, clock.now())?);
         }
         let inner = Inner { suspended: suspend::load(store)?.into_iter().collect(), gates };
         let gates = Gates { inner: Mutex::new(inner), claims, clock };
         gates.tell_claims(&gates.lock());
         Ok(gates)
+    }
+
+    /// Gates for streams that there were not (`only_new`), or other settings for all of them; what is counted counts on.
+    /// Where the store cannot be read nothing changes.
+    pub(super) fn renew(
+        &self,
+        store: &Store,
+        streams: &Streams,
+        settings: &BTreeMap<String, Stream>,
+        only_new: bool,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        // Read before the lock, which deliveries wait for.
+        let mut made = BTreeMap::new();
+        for (name, slot) in streams.slots() {
+            made.insert(slot, Gate::load(store, name, settings, now)?);
+        }
+        let mut inner = self.lock();
+        for (slot, new) in made {
+            match inner.gates.get_mut(&slot) {
+                Some(_) if only_new => {}
+                Some(gate) => gate.renew(new, settings, now),
+                None => drop(inner.gates.insert(slot, new)),
+            }
+        }
+        self.tell_claims(&inner);
+        drop(inner);
+        self.claims.wake.notify_one();
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -314,7 +362,7 @@ impl Gates {
 
     /// Has it limits, so that there may be something to keep?
     pub(super) fn is_paced(&self, lane: Lane) -> bool {
-        self.lock().gates.get(&lane.slot()).is_some_and(|gate| gate.pace.is_some())
+        self.lock().gates.get(&lane.slot()).is_some_and(|gate| gate.pace.as_ref().is_some_and(Pace::is_limited))
     }
 
     /// What is to be written so that the store knows of every pace, and what to say of it to

@@ -135,6 +135,14 @@ impl Streams {
         Ok(moved)
     }
 
+    /// With these besides. One that is not configured any more keeps its slot, and what waits in its lanes leaves from
+    /// there, until the next start.
+    pub fn with<'n>(&self, store: &Store, names: impl Iterator<Item = &'n str>) -> Result<Streams, StoreError> {
+        let mut streams = self.clone();
+        streams.add(store, names)?;
+        Ok(streams)
+    }
+
     fn add<'n>(&mut self, store: &Store, names: impl Iterator<Item = &'n str>) -> Result<(), StoreError> {
         let mut batch = Batch::new();
         for name in names {
@@ -142,7 +150,11 @@ impl Streams {
                 continue;
             }
             let slot = (0..STREAMS_MAX as u8).find(|slot| !self.slots.values().any(|taken| taken == slot));
-            let slot = slot.ok_or_else(|| StoreError::Damaged("meta: no slot is left for a stream".into()))?;
+            let slot = slot.ok_or_else(|| {
+                StoreError::Damaged(
+                    "meta: no slot is left for a stream; a restart frees those of streams that are gone".into(),
+                )
+            })?;
             self.slots.insert(name.to_owned(), slot);
             batch.put(Table::Meta, meta_key(name), vec![slot]);
         }

@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clock, Millis};
 use crate::config;
+use crate::current::Current;
 use crate::message::MessageId;
 use crate::message::id::IdSource;
 use crate::store::{Batch, Store, StoreError, Table};
@@ -119,7 +120,7 @@ pub struct Queue {
     claims: Arc<Claims>,
     memory: Memory,
     incoming: body::Incoming,
-    streams: Streams,
+    streams: Current<Streams>,
     gates: Arc<Gates>,
     /// One write of what the gates keep at a time, so that an older one never follows a newer.
     keeping: tokio::sync::Mutex<()>,
@@ -185,7 +186,7 @@ impl Queue {
             claims,
             memory: Memory::new(memory),
             incoming: body::Incoming::default(),
-            streams,
+            streams: Current::new(streams),
             fresh,
             message_locks: (0..MESSAGE_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             store,
@@ -295,7 +296,7 @@ impl Queue {
         }
         batch.append(extra);
 
-        let lane = self.streams.lane(&message.stream, 0);
+        let lane = self.streams.load().lane(&message.stream, 0);
         let ticket = self.claims.reserve(id, lane, fresh_recipients(&recipients, now), now);
         let is_fresh = |recipient: &&Recipient| ticket.is_some() && is_fresh(recipient, now);
         // Those that are not handed over are told of when this goes, also when nobody waits for the
@@ -332,7 +333,7 @@ impl Queue {
 
     /// The entry of a recipient in the due index, while it waits.
     fn entry(&self, message: &Message, recipient: &Recipient) -> Option<(Lane, Place, Millis)> {
-        let lane = self.streams.lane(&message.stream, recipient.attempts);
+        let lane = self.streams.load().lane(&message.stream, recipient.attempts);
         due_time(recipient).map(|due| (lane, Place::of(recipient), due))
     }
 
@@ -356,7 +357,7 @@ impl Queue {
     /// Takes recipients whose time has come, and tells when the next one is due. The oldest of a place
     /// come first; lanes and places have their turns.
     pub fn claim_due(&self) -> Result<Scan, StoreError> {
-        claim::claim_due(&self.store, &self.claims, &self.streams, self.clock.now())
+        claim::claim_due(&self.store, &self.claims, &self.streams.load(), self.clock.now())
     }
 
     /// An attempt is about to start: leaves out those of the recipients that a person has changed
@@ -372,8 +373,25 @@ impl Queue {
     }
 
     /// The lanes of this queue, and how often each has its turn.
-    pub fn streams(&self) -> &Streams {
-        &self.streams
+    pub fn streams(&self) -> Arc<Streams> {
+        self.streams.load()
+    }
+
+    /// Makes lanes for streams that there were not. Those that are there stay.
+    pub fn add_streams(&self, settings: &BTreeMap<String, config::Stream>) -> Result<(), StoreError> {
+        let before = self.streams.load();
+        let streams = before.with(&self.store, settings.keys().map(String::as_str))?;
+        if streams.lanes() != before.lanes() {
+            self.claims.grow(&streams);
+            self.gates.renew(&self.store, &streams, settings, true)?;
+            self.streams.set(Arc::new(streams));
+        }
+        Ok(())
+    }
+
+    /// What streams may do from now on. See [`Queue::add_streams`], which comes first.
+    pub fn configure_streams(&self, settings: &BTreeMap<String, config::Stream>) -> Result<(), StoreError> {
+        self.gates.renew(&self.store, &self.streams.load(), settings, false)
     }
 
     /// Recipients that are set aside because a record cannot be read, at most

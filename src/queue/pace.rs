@@ -115,6 +115,27 @@ impl Pace {
         pace
     }
 
+    /// Other limits hold from now on; what was sent and is under way counts on.
+    pub fn renew(&mut self, limits: Limits, now: Millis) {
+        let was_block = self.limits.block;
+        self.limits = limits;
+        match limits.block {
+            None => (self.kept.given, self.kept.pause_until) = (0, 0),
+            Some((size, pause)) => {
+                if was_block.is_some_and(|(_, before)| before != pause) {
+                    self.kept.pause_until = self.kept.pause_until.min(now.saturating_add(pause));
+                }
+                if self.under_way == 0 && self.kept.given >= size {
+                    self.pause(now);
+                }
+            }
+        }
+    }
+
+    pub fn is_limited(&self) -> bool {
+        self.limits.is_any()
+    }
+
     pub fn kept(&self) -> &Kept {
         &self.kept
     }

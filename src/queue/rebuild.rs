@@ -153,7 +153,7 @@ impl Queue {
                 let Ok(recipient) = record.map(|bytes| keys::decode::<Recipient>(&bytes)).transpose() else { continue };
                 let right = recipient.as_ref().and_then(|recipient| {
                     let due = due_time(recipient)?;
-                    Some(entry_of(&self.streams, &stream, id, key.at.number, recipient, due))
+                    Some(entry_of(&self.streams(), &stream, id, key.at.number, recipient, due))
                 });
                 let mut is_right = false;
                 if let Some((right, place)) = right {
@@ -195,7 +195,7 @@ impl Queue {
                 match keys::decode::<Recipient>(&value) {
                     Ok(recipient) => {
                         let Some(due) = due_time(&recipient) else { continue };
-                        let (key, place) = entry_of(&self.streams, &stream, id, number, &recipient, due);
+                        let (key, place) = entry_of(&self.streams(), &stream, id, number, &recipient, due);
                         batch.put(Table::Due, key.to_bytes(), place.to_value());
                         rebuilt.entries += 1;
                     }

@@ -52,6 +52,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
+use crate::message::text::harmless;
 use crate::message::{
     Address, BodyType, DsnRequest, Findings, Hold, MessageId, Notify, Origin, OriginalRecipient, ReversePath, TlsWish,
 };
@@ -234,12 +235,13 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without a reply of the far end.
+    /// A failure without a reply of the far end. In the reason there may be something of it all the same (a name in
+    /// its certificate), so nothing in it steers a log or a terminal.
     pub fn local(status: &str, host: impl Into<String>, reason: impl Into<String>) -> Failure {
         Failure {
             reply: None,
             host: host.into(),
-            reason: reason.into(),
+            reason: harmless(reason.into()),
             status: status.to_owned(),
             unsure: false,
             of_sender: false,

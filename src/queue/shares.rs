@@ -22,6 +22,14 @@ impl Shares {
         Shares { total, taken: reserved.iter().sum(), held: vec![0; reserved.len()], reserved }
     }
 
+    /// Another total, another reserve, more lanes; who holds something goes on holding it.
+    pub fn renew(&mut self, total: usize, reserve: usize, weights: &[u32]) {
+        let held = std::mem::take(&mut self.held);
+        *self = Shares::new(total, reserve, weights);
+        self.held.iter_mut().zip(held).for_each(|(new, held)| *new = held);
+        self.taken = self.held.iter().zip(&self.reserved).map(|(held, reserved)| *held.max(reserved)).sum();
+    }
+
     /// How many more this lane may have.
     pub fn room(&self, lane: usize) -> usize {
         let (Some(held), Some(reserved)) = (self.held.get(lane), self.reserved.get(lane)) else { return 0 };

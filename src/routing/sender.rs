@@ -3,10 +3,13 @@
 //!
 //! These are guesses made to stop loops: nothing here proves an identity, nothing here answers.
 
+use std::borrow::Cow;
+
 use aws_lc_rs::digest;
-use mail_parser::MessageParser;
+use mail_parser::decoders::html::html_to_text;
 
 use crate::message::header::{self, Headers};
+use crate::message::mime;
 use crate::message::{Address, Domain, ReversePath};
 
 /// Bytes of a body that are looked at for its fingerprint, before decoding.
@@ -187,9 +190,10 @@ fn letters(headers: &Headers<'_>, content: &[u8]) -> String {
     let body = headers.body();
     let head_len = content.len() - body.len();
     let seen = &content[..head_len + body.len().min(BODY_BYTES_MAX)];
-    let parsed = MessageParser::default().parse(seen);
-    let text = parsed.as_ref().and_then(|message| message.body_text(0));
-    let text = text.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(BODY_BYTES_MAX)]));
+    // Not by a parser that goes down into whatever it is given.
+    let read = mime::read(seen).ok();
+    let text = read.and_then(|content| content.text.or_else(|| content.html.map(|html| html_to_text(&html))));
+    let text = text.map_or_else(|| String::from_utf8_lossy(&body[..body.len().min(BODY_BYTES_MAX)]), Cow::Owned);
     text.chars().filter(|c| !c.is_whitespace() && !c.is_numeric()).take(TEXT_CHARS_MAX).collect()
 }
 

@@ -67,7 +67,7 @@ pub struct Verified {
     pub max_recipients: usize,
 }
 
-/// The accounts of one configuration. Make a new one for a new configuration.
+/// The accounts of one configuration; [`Accounts::next`] makes those of the next.
 pub struct Accounts {
     config: Arc<Config>,
     clock: Clock,
@@ -122,6 +122,35 @@ impl Accounts {
             hash_memory_kib,
             state: Mutex::default(),
         })
+    }
+
+    /// Those of another configuration. Good passwords are remembered on as far as they are still the same.
+    pub fn next(&self, config: Arc<Config>) -> Result<Accounts, AccountsError> {
+        let state = {
+            let state = self.lock();
+            let is_same = |name: &String| credential(&config, name) == credential(&self.config, name);
+            let scram = state.scram.iter().filter(|(name, _)| is_same(name));
+            let scram = scram.map(|(name, keys)| (name.clone(), keys.clone())).collect();
+            // What is remembered is bound to the hash that it fitted.
+            State { remembered: state.remembered.clone(), running: HashMap::new(), scram }
+        };
+        Ok(Accounts {
+            nobody: nobodys_hash(&config)?,
+            config,
+            clock: self.clock.clone(),
+            memory_key: self.memory_key.clone(),
+            scram_key: self.scram_key.clone(),
+            hash_memory: self.hash_memory.clone(),
+            hash_memory_kib: self.hash_memory_kib,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Recipients of one message of an account that logged in under an earlier configuration. None: with what it
+    /// showed then it would not be let in now.
+    pub fn still_lets_in(&self, name: &str, before: &Accounts) -> Option<usize> {
+        let account = self.config.accounts.get(name).filter(|account| account.active)?;
+        (credential(&self.config, name) == credential(&before.config, name)).then_some(account.max_recipients)
     }
 
     /// True if SCRAM-SHA-256 would work for everyone who may log in.
@@ -355,6 +384,10 @@ fn hasher() -> Result<Argon2<'static>, AccountsError> {
     let params =
         Params::new(HASH_KIB, HASH_PASSES, HASH_LANES, None).map_err(|error| AccountsError::Hash(error.into()))?;
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+}
+
+fn credential<'c>(config: &'c Config, name: &str) -> Option<&'c Credential> {
+    config.accounts.get(name).map(|account| &account.credential)
 }
 
 /// Random octets in the form of a hash. Checking it takes as long as checking the first configured

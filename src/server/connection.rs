@@ -4,7 +4,8 @@
 //! Promises: replies are gathered while input is buffered and flushed before any wait (RFC 2920);
 //! whatever came before a handshake closes the connection (RFC 3207 4.2, CVE-2011-0411); every wait has
 //! an end; an idle connection holds a small buffer and nothing of an earlier message. When the server
-//! stops, a message that is being read is finished and answered, and an idle client gets 421.
+//! stops, a message that is being read is finished and answered, and an idle client gets 421. A message is
+//! judged by one configuration, the one that held when its MAIL came.
 //!
 //! Leaves out: what commands mean (`session`), and how many connections there may be (`limits`).
 
@@ -31,6 +32,7 @@ use super::outside::{Outside, Shared};
 use super::session::Session;
 use super::step::{Policy, Step};
 use crate::config::{ListenerTls, Role};
+use crate::current::Current;
 use crate::smtp::Reply;
 use crate::smtp::wire::{ChunkDecoder, LINE_END_BYTES, LineCutter};
 
@@ -55,6 +57,30 @@ pub struct Arrival {
     pub tls: ListenerTls,
     /// Canonical: never an IPv4 address in IPv6 clothes.
     pub peer: IpAddr,
+    pub via: Via,
+}
+
+/// Who says what the address of the peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The connection itself.
+    Itself,
+    /// This proxy.
+    Proxy(IpAddr),
+    /// Nobody: `peer` is a proxy that does not tell for whom it speaks.
+    Nobody,
+}
+
+impl Arrival {
+    /// May the address be taken for a reason to trust? An unknown client is not the proxy, and another
+    /// machine's loopback address is not ours.
+    fn may_vouch(&self) -> bool {
+        match self.via {
+            Via::Itself => true,
+            Via::Proxy(proxy) => proxy.is_loopback() || !self.peer.is_loopback(),
+            Via::Nobody => false,
+        }
+    }
 }
 
 /// Why a connection ends other than by the session's own will.
@@ -83,7 +109,7 @@ impl From<io::Error> for End {
 
 /// Talks to one client until one of the two has enough. `place` is given back at the end.
 pub async fn serve<S, O>(
-    shared: Arc<Shared<O>>,
+    current: impl Into<Current<Shared<O>>>,
     arrival: Arrival,
     stream: S,
     place: ConnectionGuard,
@@ -92,8 +118,11 @@ pub async fn serve<S, O>(
     S: AsyncRead + AsyncWrite + Unpin + Send,
     O: Outside,
 {
+    let current = current.into();
+    let shared = current.load();
     let (session, greeting) = Session::new(policy(&shared, &arrival));
     let mut connection = Connection {
+        current,
         shared,
         arrival,
         session,
@@ -121,8 +150,8 @@ fn policy<O: Outside>(shared: &Shared<O>, arrival: &Arrival) -> Policy {
         role: arrival.role,
         tls: arrival.tls,
         peer_ip: arrival.peer,
-        trusted: limits::contains(&config.networks.trusted, arrival.peer),
-        loopback: arrival.peer.is_loopback(),
+        trusted: arrival.may_vouch() && limits::contains(&config.networks.trusted, arrival.peer),
+        loopback: arrival.may_vouch() && arrival.peer.is_loopback(),
         scram: shared.accounts.offers_scram(),
         max_size: config.limits.max_size,
         max_recipients: config.limits.max_recipients,
@@ -131,6 +160,8 @@ fn policy<O: Outside>(shared: &Shared<O>, arrival: &Arrival) -> Policy {
 }
 
 struct Connection<S, O> {
+    current: Current<Shared<O>>,
+    /// What holds for the message that is under way; the newest where there is none.
     shared: Arc<Shared<O>>,
     arrival: Arrival,
     session: Session,
@@ -183,6 +214,9 @@ where
             if self.stop.is_cancelled() {
                 return Err(End::Stopping);
             }
+            if self.session.is_idle() && !self.current.is(&self.shared) {
+                self.renew();
+            }
             let buffered = self.input.get(self.start..).unwrap_or_default();
             match self.lines.cut(buffered) {
                 Ok(Some(length)) => {
@@ -209,6 +243,14 @@ where
                 () = stop.cancelled() => return Err(End::Stopping),
             }
         }
+    }
+
+    /// From the next command on the newest configuration holds.
+    fn renew(&mut self) {
+        let before = std::mem::replace(&mut self.shared, self.current.load());
+        let accounts = &self.shared.accounts;
+        let login = self.session.account().and_then(|name| accounts.still_lets_in(name, &before.accounts));
+        self.session.renew(policy(&self.shared, &self.arrival), login);
     }
 
     /// Does what the session says, until it wants the next line.
@@ -398,7 +440,8 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let peer = IpAddr::from([127, 0, 0, 1]);
         let place = shared.limits.connect(&config, Role::Mx, peer, 0).unwrap();
-        let arrival = Arrival { listener: "mx".into(), role: Role::Mx, tls: ListenerTls::Off, peer };
+        let via = Via::Itself;
+        let arrival = Arrival { listener: "mx".into(), role: Role::Mx, tls: ListenerTls::Off, peer, via };
         let task = serve(shared, arrival, stream, place, CancellationToken::new());
         let bytes = std::mem::size_of_val(&task);
         assert!(bytes + IDLE_BUFFER_BYTES < 8 * 1024, "the future takes {bytes} bytes");

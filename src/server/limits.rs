@@ -80,17 +80,19 @@ struct State {
 #[derive(Debug)]
 pub struct ConnectionGuard {
     limits: Arc<Limits>,
-    client: Client,
+    /// None: it counts for the whole only.
+    client: Option<Client>,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let mut state = self.limits.lock();
         state.connections = state.connections.saturating_sub(1);
-        if let Some(count) = state.per_client.get_mut(&self.client) {
+        let Some(client) = &self.client else { return };
+        if let Some(count) = state.per_client.get_mut(client) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                state.per_client.remove(&self.client);
+                state.per_client.remove(client);
             }
         }
     }
@@ -130,12 +132,7 @@ impl Limits {
         let limits = &config.limits;
         let client = Client::of(peer);
         let mut state = self.lock();
-        if state.connections >= limits.connections {
-            return Err(busy(TOO_MANY, format!("limits.connections = {} is reached", limits.connections)));
-        }
-        if let Some(max) = self.connections_max.filter(|max| state.connections >= *max) {
-            return Err(busy(TOO_MANY, format!("the limit of open files (LimitNOFILE) is good for {max} connections")));
-        }
+        self.has_place(&state, config)?;
         let own = state.per_client.get(&client).copied().unwrap_or(0);
         if own >= limits.connections_per_ip {
             return Err(busy(
@@ -154,7 +151,16 @@ impl Limits {
         }
         state.connections += 1;
         *state.per_client.entry(client).or_insert(0) += 1;
-        Ok(ConnectionGuard { limits: self.clone(), client })
+        Ok(ConnectionGuard { limits: self.clone(), client: Some(client) })
+    }
+
+    /// A connection from one of our own proxies, of which nobody knows yet whose it is: it takes a place, and
+    /// is not counted as the proxy's.
+    pub fn connect_proxy(self: &Arc<Self>, config: &Config) -> Result<ConnectionGuard, Refusal> {
+        let mut state = self.lock();
+        self.has_place(&state, config)?;
+        state.connections += 1;
+        Ok(ConnectionGuard { limits: self.clone(), client: None })
     }
 
     /// May this client try a login as this account? Asked before the password is looked at.
@@ -184,6 +190,20 @@ impl Limits {
         if let Some(account) = account.map(counted_name) {
             let max = if config.accounts.contains_key(account) { usize::MAX } else { AUTH_UNKNOWN_NAMES_MAX };
             state.by_name(config, account).entry(account.to_owned(), max, now).add(rate, now);
+        }
+    }
+
+    fn has_place(&self, state: &State, config: &Config) -> Result<(), Refusal> {
+        let most = config.limits.connections;
+        if state.connections >= most {
+            return Err(busy(TOO_MANY, format!("limits.connections = {most} is reached")));
+        }
+        match self.connections_max {
+            Some(most) if state.connections >= most => {
+                let reason = format!("the limit of open files (LimitNOFILE) is good for {most} connections");
+                Err(busy(TOO_MANY, reason))
+            }
+            _ => Ok(()),
         }
     }
 

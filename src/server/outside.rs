@@ -55,7 +55,8 @@ pub trait Outside: Send + Sync + 'static {
     fn accept(&self, draft: Draft) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 }
 
-/// What all connections of all listeners share.
+/// What all connections of all listeners share, under one configuration. A session works with one from MAIL to the
+/// reply for the message, and with the newest between messages.
 #[derive(Debug)]
 pub struct Shared<O> {
     pub config: Arc<Config>,
@@ -67,7 +68,7 @@ pub struct Shared<O> {
     /// Every session is a task of this tracker: close it and wait for it to drain.
     pub sessions: TaskTracker,
     pub(super) memory: MessageMemory,
-    next_session: AtomicU64,
+    next_session: Arc<AtomicU64>,
 }
 
 impl<O: Outside> Shared<O> {
@@ -81,7 +82,22 @@ impl<O: Outside> Shared<O> {
             clock,
             outside,
             sessions: TaskTracker::new(),
-            next_session: AtomicU64::new(1),
+            next_session: Arc::new(AtomicU64::new(1)),
+        }))
+    }
+
+    /// The same under another configuration: who is connected, what is counted and the memory for messages stay.
+    pub fn next(&self, config: Arc<Config>, tls: ServerTls, outside: O) -> Result<Arc<Shared<O>>, AccountsError> {
+        Ok(Arc::new(Shared {
+            accounts: Arc::new(self.accounts.next(config.clone())?),
+            limits: self.limits.clone(),
+            memory: self.memory.clone(),
+            config,
+            tls,
+            clock: self.clock.clone(),
+            outside,
+            sessions: self.sessions.clone(),
+            next_session: self.next_session.clone(),
         }))
     }
 

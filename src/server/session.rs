@@ -45,6 +45,8 @@ pub struct Session {
     policy: Policy,
     tls: Option<String>,
     account: Option<Account>,
+    /// The log-in is not good any more.
+    is_revoked: bool,
     /// Replies of the 5yz kind so far.
     errors: u32,
     idle_commands: u32,
@@ -158,13 +160,37 @@ impl Session {
     /// [`Session::tls_started`] before the first line.
     pub fn new(policy: Policy) -> (Session, Reply) {
         let greeting = replies::greeting(&policy);
-        let session = Session { policy, tls: None, account: None, errors: 0, idle_commands: 0, state: State::Fresh };
+        let session = Session {
+            policy,
+            tls: None,
+            account: None,
+            is_revoked: false,
+            errors: 0,
+            idle_commands: 0,
+            state: State::Fresh,
+        };
         (session, greeting)
     }
 
     /// The account that is logged in.
     pub fn account(&self) -> Option<&str> {
         self.account.as_ref().map(|account| account.name.as_str())
+    }
+
+    /// No message is under way, nor a log-in.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Fresh | State::Greeted(_))
+    }
+
+    /// Something else holds from the next command on. `max_recipients` of the account that is logged in; none if
+    /// it would not be let in any more. Only while [`Session::is_idle`].
+    pub fn renew(&mut self, policy: Policy, max_recipients: Option<usize>) {
+        self.policy = policy;
+        match (&mut self.account, max_recipients) {
+            (Some(account), Some(max)) => account.max_recipients = max,
+            (Some(_), None) => (self.account, self.is_revoked) = (None, true),
+            (None, _) => {}
+        }
     }
 
     /// True between the chunks of a message: the pump keeps what it has read. In any other state it
@@ -194,7 +220,7 @@ impl Session {
     /// RFC 3207 4.2: everything the client said before is forgotten.
     pub fn tls_started(&mut self, description: String) {
         self.tls = Some(description);
-        self.account = None;
+        (self.account, self.is_revoked) = (None, false);
         self.state = State::Fresh;
     }
 
@@ -269,11 +295,16 @@ impl Session {
 
     /// As `say`, for a command that moves no mail.
     fn say_idle(&mut self, state: State, reply: Reply) -> Step {
-        self.idle_commands += 1;
-        if self.idle_commands > IDLE_COMMANDS_MAX {
+        if self.is_idle_too_long() {
             return self.close(replies::too_idle());
         }
         self.say(state, reply)
+    }
+
+    /// Counts a command that moves no mail.
+    fn is_idle_too_long(&mut self) -> bool {
+        self.idle_commands += 1;
+        self.idle_commands > IDLE_COMMANDS_MAX
     }
 
     fn command(&mut self, state: State, line: &[u8]) -> Step {
@@ -302,7 +333,7 @@ impl Session {
     }
 
     fn hello(&mut self, hello: Hello) -> Step {
-        self.account = None;
+        (self.account, self.is_revoked) = (None, false);
         let reply = if hello.esmtp {
             replies::ehlo(&self.policy, self.may_start_tls(), self.may_authenticate(), self.tls.is_some())
         } else {

@@ -1,63 +1,38 @@
 //! The server's side of TLS: which certificate is shown and how sessions are described.
 //!
-//! The chain and key come from `[tls]`, or a self-signed pair is made at first start under
-//! `data_dir/tls` and kept. The pair sits behind an `ArcSwap`: [`ServerTls::reload`] takes a new one
-//! whole or keeps the old one, and connections that live are not disturbed. TLS 1.2 and 1.3 only,
-//! through aws-lc-rs. Client certificates, ACME and further certificates by SNI are not here yet.
+//! The chain and key come from `[tls]`, from the authority that `[tls.acme]` names (`acme` gets it), or a
+//! self-signed pair is made at first start under `data_dir/tls` and kept; `[[tls.extra]]` has more, chosen by
+//! name (`shown`). All of them sit behind an `ArcSwap`: [`ServerTls::reload`] takes new ones whole or keeps
+//! the old ones, and connections that live are not disturbed. TLS 1.2 and 1.3 only, through aws-lc-rs.
+//! Client certificates are not here.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+pub mod facts;
+pub mod pair;
+mod self_signed;
+mod shown;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert, ServerConnection};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ServerConfig};
 
-use crate::config::Config;
+use self::facts::Validity;
+pub use self::pair::TlsError;
+use self::pair::read_configured;
+use self::self_signed::self_signed_pair;
+use self::shown::Shown;
+use super::acme;
+use crate::clock::{Clock, Millis, rfc3339};
+use crate::config::{Certificate, Config};
 use crate::message::Domain;
 
-/// Days a self-signed certificate is valid. Nobody can verify it anyway; a client that pins it wants it long.
-const SELF_SIGNED_DAYS: u64 = 3650;
-/// Days before its end at which a start makes a new one.
-const SELF_SIGNED_RENEW_DAYS: u64 = 30;
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Bytes of a certificate or key file that are read; a longer file is not one.
-const PEM_BYTES_MAX: u64 = 1024 * 1024;
-
-/// Why there is no certificate to show. Each text names the file and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    #[error("{}: cannot be read: {error}; {key} must name a PEM file that postrider's user may read", file.display())]
-    Unreadable { file: PathBuf, key: &'static str, error: io::Error },
-    #[error("{}: {wrong}; {remedy}", file.display())]
-    Unusable { file: PathBuf, wrong: String, remedy: &'static str },
-    #[error(
-        "{}: this key does not belong to the first certificate in {}; name the pair that was issued together, \
-         with the server's own certificate before the intermediate ones",
-        key.display(), certificate.display()
-    )]
-    Mismatch { certificate: PathBuf, key: PathBuf },
-    #[error(
-        "{}: the self-signed certificate cannot be written: {error}; make the folder writable, \
-         or set tls.certificate and tls.private_key", file.display()
-    )]
-    Unwritable { file: PathBuf, error: io::Error },
-    #[error("TLS cannot be set up: {0}")]
-    Setup(String),
-}
-
-/// The server's certificate and what makes sessions with it. Cheap to clone.
+/// The server's certificates and what makes sessions with them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     current: Arc<Current>,
@@ -66,23 +41,56 @@ pub struct ServerTls {
 
 #[derive(Debug)]
 struct Current {
-    pair: ArcSwap<CertifiedKey>,
+    shown: ArcSwap<Shown>,
+    /// The default of `shown` is.
     self_signed: AtomicBool,
+    granted: ArcSwap<Granted>,
 }
 
-impl ResolvesServerCert for Current {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.pair.load_full())
+/// What an authority has given, in the place of the default. It outlives a change of the configuration that
+/// leaves authority and name as they are.
+#[derive(Debug)]
+struct Granted {
+    /// The authority's directory and the name.
+    wish: Option<(String, Domain)>,
+    pair: ArcSwapOption<CertifiedKey>,
+}
+
+impl Granted {
+    fn load(config: &Config, provider: &CryptoProvider) -> Granted {
+        let pair = acme::kept(config, provider).map(Arc::new);
+        Granted { wish: wish(config), pair: ArcSwapOption::new(pair) }
     }
 }
 
+fn wish(config: &Config) -> Option<(String, Domain)> {
+    Some((config.acme.as_ref()?.directory.clone(), config.hostname.clone()))
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = self.shown.load();
+        let chosen = shown.choose(hello.server_name(), hello.signature_schemes());
+        let is_default = Arc::ptr_eq(&chosen, &shown.default);
+        let granted = self.granted.load().pair.load_full().filter(|_| is_default);
+        Some(granted.unwrap_or(chosen))
+    }
+}
+
+/// What is read for one configuration.
+struct Loaded {
+    shown: Shown,
+    self_signed: bool,
+}
+
 impl ServerTls {
-    /// Reads the configured pair, or reads or makes the self-signed one. Blocks on the disk.
+    /// Reads the configured pairs, or reads or makes the self-signed one. Blocks on the disk.
     pub fn load(config: &Config) -> Result<ServerTls, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let pair = load_pair(config, &provider, UnixTime::now())?;
-        let current =
-            Arc::new(Current { pair: ArcSwap::from_pointee(pair), self_signed: AtomicBool::new(config.tls.is_none()) });
+        let Loaded { shown, self_signed } = load_all(config, &provider)?;
+        let granted = ArcSwap::from_pointee(Granted::load(config, &provider));
+        let (shown, self_signed) = (ArcSwap::from_pointee(shown), AtomicBool::new(self_signed));
+        let current = Arc::new(Current { shown, self_signed, granted });
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| TlsError::Setup(error.to_string()))?
@@ -96,12 +104,40 @@ impl ServerTls {
         Ok(ServerTls { current, config: Arc::new(server) })
     }
 
+    /// What `config` names, for the handshakes of a configuration to come; nothing changes here. Sessions can be
+    /// resumed on both.
+    pub fn next(&self, config: &Config) -> Result<ServerTls, TlsError> {
+        let provider = self.config.crypto_provider();
+        let Loaded { shown, self_signed } = load_all(config, provider)?;
+        let before = self.current.granted.load_full();
+        let granted = if before.wish == wish(config) { before } else { Arc::new(Granted::load(config, provider)) };
+        let (shown, self_signed) = (ArcSwap::from_pointee(shown), AtomicBool::new(self_signed));
+        let current = Arc::new(Current { shown, self_signed, granted: ArcSwap::new(granted) });
+        let mut server = (*self.config).clone();
+        server.cert_resolver = current.clone();
+        Ok(ServerTls { current, config: Arc::new(server) })
+    }
+
+    /// Are other certificates shown than there, as far as they come from files?
+    pub fn shows_other_than(&self, before: &ServerTls) -> bool {
+        self.current.shown.load().is_other(&before.current.shown.load())
+    }
+
     /// Takes what `config` names from now on, for new handshakes; on an error nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), TlsError> {
-        let pair = load_pair(config, self.config.crypto_provider(), UnixTime::now())?;
-        self.current.pair.store(Arc::new(pair));
-        self.current.self_signed.store(config.tls.is_none(), Ordering::Relaxed);
+        let provider = self.config.crypto_provider();
+        let Loaded { shown, self_signed } = load_all(config, provider)?;
+        if self.current.granted.load().wish != wish(config) {
+            self.current.granted.store(Arc::new(Granted::load(config, provider)));
+        }
+        self.current.shown.store(Arc::new(shown));
+        self.current.self_signed.store(self_signed, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Takes the certificate that the authority has given, from now on. The further ones stay.
+    pub(super) fn renew(&self, pair: CertifiedKey) {
+        self.current.granted.load().pair.store(Some(Arc::new(pair)));
     }
 
     pub fn acceptor(&self) -> TlsAcceptor {
@@ -110,7 +146,13 @@ impl ServerTls {
 
     /// True if the certificate is one that no client can verify, which deserves a warning.
     pub fn self_signed(&self) -> bool {
-        self.current.self_signed.load(Ordering::Relaxed)
+        self.current.self_signed.load(Ordering::Relaxed) && self.current.granted.load().pair.load().is_none()
+    }
+
+    /// The certificate for clients that ask for no other.
+    pub fn default_certificate(&self) -> Option<CertificateDer<'static>> {
+        let granted = self.current.granted.load().pair.load_full();
+        granted.unwrap_or_else(|| self.current.shown.load().default.clone()).cert.first().cloned()
     }
 }
 
@@ -127,182 +169,81 @@ pub fn describe(connection: &ServerConnection) -> String {
     }
 }
 
-/// Would the certificate and key that `[tls]` names do? Nothing is made and nothing is kept.
-pub fn check(config: &Config) -> Result<(), TlsError> {
-    let Some(files) = &config.tls else { return Ok(()) };
-    read_pair(&files.certificate, &files.private_key, &aws_lc_rs::default_provider()).map(|_| ())
-}
-
-fn load_pair(config: &Config, provider: &CryptoProvider, now: UnixTime) -> Result<CertifiedKey, TlsError> {
-    match &config.tls {
-        Some(files) => read_pair(&files.certificate, &files.private_key, provider),
-        None => self_signed_pair(&config.data_dir.join("tls"), &config.hostname, provider, now),
+/// Would the certificates and keys that `[tls]` names do? Nothing is made and nothing is kept. Gives what
+/// deserves a warning.
+pub fn check(config: &Config) -> Result<Vec<String>, TlsError> {
+    let provider = aws_lc_rs::default_provider();
+    let mut warnings = Vec::new();
+    for files in configured(config) {
+        warnings.extend(doubt(files, &read_configured(files, &provider)?, Clock::System.now()));
     }
+    warnings.extend(acme::doubt(config, Clock::System.now()));
+    Ok(warnings)
 }
 
-fn read_pair(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
-    let chain_text = read_pem(certificate, "tls.certificate")?;
-    let key_text = read_pem(key, "tls.private_key")?;
-    let chain = parse_chain(certificate, &chain_text)?;
-    let private_key = parse_key(key, &key_text)?;
-    CertifiedKey::from_der(chain, private_key, provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }
-        }
-        rustls::Error::InvalidCertificate(error) => TlsError::Unusable {
-            file: certificate.to_owned(),
-            wrong: format!("the first certificate is not well formed ({error})"),
-            remedy: "get it from the issuer again",
-        },
-        error => TlsError::Unusable {
-            file: key.to_owned(),
-            wrong: format!("the private key cannot be used ({error})"),
-            remedy: "use an RSA key of 2048 to 8192 bits, an ECDSA key (P-256, P-384, P-521) or an Ed25519 key",
-        },
-    })
+/// The pairs that the configuration names.
+fn configured(config: &Config) -> impl Iterator<Item = &Certificate> {
+    config.tls.iter().chain(&config.tls_extra)
 }
 
-fn read_pem(file: &Path, key: &'static str) -> Result<Vec<u8>, TlsError> {
-    use std::io::Read;
-    let unreadable = |error| TlsError::Unreadable { file: file.to_owned(), key, error };
-    let mut text = Vec::new();
-    fs::File::open(file).map_err(unreadable)?.take(PEM_BYTES_MAX + 1).read_to_end(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > PEM_BYTES_MAX {
-        return Err(TlsError::Unusable {
-            file: file.to_owned(),
-            wrong: format!("longer than {PEM_BYTES_MAX} bytes"),
-            remedy: "this is not a certificate or key file; check the path",
-        });
-    }
-    Ok(text)
-}
-
-fn parse_chain(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let unusable = |wrong: String| TlsError::Unusable {
-        file: file.to_owned(),
-        wrong,
-        remedy: "tls.certificate takes a PEM file with the server's certificate, then the intermediate ones",
+/// A pair that loads and that clients will refuse all the same.
+fn doubt(files: &Certificate, pair: &CertifiedKey, now: Millis) -> Option<String> {
+    let certificate = pair.cert.first()?;
+    let Validity { from, to } = facts::validity(certificate)?;
+    let (section, file) = (files.written.section, files.certificate.display());
+    let wrong = if to <= now {
+        format!("it has expired on {}; get a new one from its issuer", rfc3339(to))
+    } else if from > now {
+        format!("it is good from {} on only; wait, or set this machine's clock right", rfc3339(from))
+    } else if section == "tls.extra" && facts::names(certificate).is_empty() {
+        "it has no host name in subjectAltName, so no client will ever be shown it; get one with names".to_owned()
+    } else {
+        return None;
     };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(text)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unusable(format!("not well-formed PEM ({error})")))?;
-    if chain.is_empty() {
-        return Err(unusable("holds no certificate (no line -----BEGIN CERTIFICATE-----)".into()));
-    }
-    Ok(chain)
+    Some(format!("{section}.certificate: clients that verify will refuse {file}: {wrong}"))
 }
 
-fn parse_key(file: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let unusable = |wrong: &str, remedy| TlsError::Unusable { file: file.to_owned(), wrong: wrong.to_owned(), remedy };
-    let has = |needle: &[u8]| text.windows(needle.len()).any(|window| window == needle);
-    if has(b"ENCRYPTED") {
-        return Err(unusable(
-            "the private key is encrypted",
-            "postrider cannot ask for a passphrase; store it plain with `openssl pkey -in FILE -out PLAIN`, mode 0600",
-        ));
-    }
-    PrivateKeyDer::from_pem_slice(text).map_err(|_| {
-        unusable(
-            "holds no private key (no line -----BEGIN PRIVATE KEY-----)",
-            "tls.private_key takes a PEM file with a PKCS#8, PKCS#1 or SEC1 key",
-        )
-    })
-}
-
-/// Reads the pair of an earlier start, or makes one if there is none, it has (nearly) expired or it
-/// is for another name.
-fn self_signed_pair(
-    folder: &Path,
-    hostname: &Domain,
-    provider: &CryptoProvider,
-    now: UnixTime,
-) -> Result<CertifiedKey, TlsError> {
-    let certificate = folder.join("self-signed.crt");
-    let key = folder.join("self-signed.key");
-    match read_pair(&certificate, &key, provider) {
-        Ok(pair) if still_good(&pair, hostname, provider, now) => return Ok(pair),
-        // A file that may not be read is not ours to replace.
-        Err(TlsError::Unreadable { file, key, error }) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(TlsError::Unreadable { file, key, error });
+fn load_all(config: &Config, provider: &CryptoProvider) -> Result<Loaded, TlsError> {
+    let read = |files: &Certificate| {
+        let pair = read_configured(files, provider)?;
+        if let Some(doubt) = doubt(files, &pair, Clock::System.now()) {
+            tracing::warn!("{doubt}");
         }
-        // Missing, damaged, half replaced, expired, renamed: nothing is lost by making a new one.
-        Ok(_) | Err(_) => {}
-    }
-    make_self_signed(&certificate, &key, hostname, now)?;
-    read_pair(&certificate, &key, provider)
-}
-
-/// A self-signed certificate is its own trust anchor, so the usual verifier tells whether name and
-/// time fit.
-fn still_good(pair: &CertifiedKey, hostname: &Domain, provider: &CryptoProvider, now: UnixTime) -> bool {
-    let Some(certificate) = pair.cert.first() else { return false };
-    let mut roots = RootCertStore::empty();
-    if roots.add(certificate.clone()).is_err() {
-        return false;
-    }
-    let Ok(name) = ServerName::try_from(san(hostname)) else { return false };
-    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider.clone())).build()
-    else {
-        return false;
+        Ok::<_, TlsError>(pair)
     };
-    use rustls::client::danger::ServerCertVerifier;
-    let soon = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + DAY * SELF_SIGNED_RENEW_DAYS as u32);
-    [now, soon].into_iter().all(|time| verifier.verify_server_cert(certificate, &[], &name, &[], time).is_ok())
-}
-
-/// The host name, or the bare address of an address literal.
-fn san(hostname: &Domain) -> String {
-    hostname.literal().map_or_else(|| hostname.to_string(), |ip| ip.to_string())
-}
-
-fn make_self_signed(certificate: &Path, key: &Path, hostname: &Domain, now: UnixTime) -> Result<(), TlsError> {
-    let setup = |error: rcgen::Error| TlsError::Setup(format!("no self-signed certificate could be made: {error}"));
-    let key_pair = KeyPair::generate().map_err(setup)?;
-    let mut params = CertificateParams::new(vec![san(hostname)]).map_err(setup)?;
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, san(hostname));
-    params.distinguished_name = name;
-    let now = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now.as_secs());
-    // A day back, for clients whose clock is behind.
-    params.not_before = now - DAY;
-    params.not_after = now + DAY * SELF_SIGNED_DAYS as u32;
-    let made = params.self_signed(&key_pair).map_err(setup)?;
-    if let Some(folder) = certificate.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|error| TlsError::Unwritable { file: folder.to_owned(), error })?;
-    }
-    // A crash between the two leaves a pair that does not fit, and the next start makes a new one.
-    replace(key, key_pair.serialize_pem().as_bytes(), 0o600)?;
-    replace(certificate, made.pem().as_bytes(), 0o644)
-}
-
-/// The file is there whole or not at all, and never readable for more than `mode` says.
-fn replace(file: &Path, text: &[u8], mode: u32) -> Result<(), TlsError> {
-    let unwritable = |error| TlsError::Unwritable { file: file.to_owned(), error };
-    let new = file.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
-        _ => {}
-    }
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).map_err(unwritable)?;
-    out.write_all(text).and_then(|()| out.sync_all()).map_err(unwritable)?;
-    fs::rename(&new, file).map_err(unwritable)
+    let extra = config.tls_extra.iter().map(read).collect::<Result<_, _>>()?;
+    let own = config.tls.as_ref().map(read).transpose()?;
+    let self_signed = own.is_none();
+    let default = match own {
+        Some(pair) => pair,
+        None => self_signed_pair(&config.data_dir.join("tls"), &config.hostname, provider, UnixTime::now())?,
+    };
+    Ok(Loaded { shown: Shown::new(default, extra), self_signed })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::time::Duration;
 
+    use super::pair::read_pair;
+    use super::self_signed::{SELF_SIGNED_DAYS, SELF_SIGNED_RENEW_DAYS, make_self_signed, still_good};
     use super::*;
-    use crate::config::Certificate;
+    use crate::config::Written;
     use crate::server::testing;
 
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn files(certificate: &Path, private_key: &Path, section: &'static str) -> Certificate {
+        let written = Written { file: "postrider.toml".into(), line: 7, section };
+        Certificate { certificate: certificate.to_owned(), private_key: private_key.to_owned(), written }
+    }
+
     fn shown(tls: &ServerTls) -> Vec<u8> {
-        tls.current.pair.load().cert[0].to_vec()
+        tls.current.shown.load().default.cert[0].to_vec()
     }
 
     fn at(days: u64) -> UnixTime {
@@ -357,8 +298,12 @@ mod tests {
         let tls = ServerTls::load(&config).unwrap();
         let before = shown(&tls);
         let (crt, key) = (folder.path().join("a.crt"), folder.path().join("a.key"));
-        config.tls = Some(Certificate { certificate: crt.clone(), private_key: key.clone() });
-        assert!(matches!(tls.reload(&config), Err(TlsError::Unreadable { .. })));
+        config.tls = Some(files(&crt, &key, "tls"));
+        let refused = tls.reload(&config).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("postrider.toml:7: tls: ") && refused.contains("a.crt: cannot be read"),
+            "{refused}"
+        );
         assert_eq!(shown(&tls), before);
         assert!(tls.self_signed());
         make_self_signed(&crt, &key, &config.hostname, UnixTime::now()).unwrap();
@@ -379,7 +324,7 @@ mod tests {
         fs::write(path("locked"), "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
             .unwrap();
         let provider = aws_lc_rs::default_provider();
-        let said = |crt: &str, key: &str| read_pair(&path(crt), &path(key), &provider).unwrap_err().to_string();
+        let said = |crt: &str, key: &str| read_pair(&path(crt), &path(key), "tls", &provider).unwrap_err().to_string();
         for (text, file, words) in [
             (said("none", "a.key"), "none", "tls.certificate must name a PEM file"),
             (said("a.crt", "none"), "none", "tls.private_key must name a PEM file"),
@@ -392,5 +337,75 @@ mod tests {
         ] {
             assert!(text.contains(words) && text.contains(file), "{text}");
         }
+    }
+
+    #[test]
+    fn further_pairs_come_and_go_with_a_reload_and_a_broken_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let mut config = testing::config(folder.path());
+        let tls = ServerTls::load(&config).unwrap();
+        let other = Domain::parse("mx.other.example").unwrap();
+        make_self_signed(&path("a.crt"), &path("a.key"), &other, UnixTime::now()).unwrap();
+        config.tls_extra = vec![files(&path("a.crt"), &path("a.key"), "tls.extra")];
+        tls.reload(&config).unwrap();
+        let schemes = aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes();
+        let chosen = || tls.current.shown.load().choose(Some("mx.other.example"), &schemes).cert[0].to_vec();
+        assert_ne!(chosen(), shown(&tls));
+        assert_eq!(check(&config).unwrap(), Vec::<String>::new());
+
+        let before = chosen();
+        fs::write(path("a.key"), "damaged").unwrap();
+        let refused = tls.reload(&config).unwrap_err().to_string();
+        assert!(refused.starts_with("postrider.toml:7: tls.extra: ") && refused.contains("a.key"), "{refused}");
+        assert!(check(&config).is_err());
+        assert_eq!(chosen(), before);
+        config.tls_extra.clear();
+        tls.reload(&config).unwrap();
+        assert_eq!(chosen(), shown(&tls));
+    }
+
+    #[test]
+    fn a_certificate_that_clients_will_refuse_is_warned_about() {
+        let folder = tempfile::tempdir().unwrap();
+        let (crt, key) = (folder.path().join("a.crt"), folder.path().join("a.key"));
+        let host = Domain::parse("mail.example.com").unwrap();
+        let mut config = testing::config(folder.path());
+        config.tls = Some(files(&crt, &key, "tls"));
+        let warned = |days: u64| {
+            make_self_signed(&crt, &key, &host, at(days)).unwrap();
+            check(&config).unwrap().concat()
+        };
+        let old = warned(10_000);
+        assert!(old.starts_with("tls.certificate: ") && old.contains("it has expired on 2007-"), "{old}");
+        assert!(warned(40_000).contains("it is good from 2079-"));
+        config.tls_extra = vec![files(&crt, &key, "tls.extra")];
+        make_self_signed(&crt, &key, &Domain::parse("[192.0.2.1]").unwrap(), UnixTime::now()).unwrap();
+        assert!(check(&config).unwrap().concat().contains("no host name in subjectAltName"));
+    }
+
+    /// A reload must not bring back what the authority's certificate has replaced.
+    #[test]
+    fn what_an_authority_has_given_outlives_a_reload_and_goes_with_the_authority() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let text = format!(
+            "hostname = \"mail.example.com\"\ndata_dir = \"{}\"\n[tls.acme]\nenabled = true\n",
+            folder.path().display()
+        );
+        let mut config = crate::config::parse("postrider.toml", &text).unwrap();
+        let tls = ServerTls::load(&config).unwrap();
+        assert!(tls.self_signed());
+        make_self_signed(&path("a.crt"), &path("a.key"), &config.hostname, UnixTime::now()).unwrap();
+        let pair = read_pair(&path("a.crt"), &path("a.key"), "tls", &aws_lc_rs::default_provider()).unwrap();
+        let given = pair.cert.first().cloned();
+        tls.renew(pair);
+        assert_eq!((tls.default_certificate(), tls.self_signed()), (given.clone(), false));
+        config.tls_extra = vec![files(&path("a.crt"), &path("a.key"), "tls.extra")];
+        tls.reload(&config).unwrap();
+        assert_eq!((tls.default_certificate(), tls.self_signed()), (given.clone(), false));
+        config.acme = None;
+        tls.reload(&config).unwrap();
+        assert!(tls.self_signed() && tls.default_certificate() != given);
     }
 }

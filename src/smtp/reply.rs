@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::text::steers;
+
 /// Subject and detail of an enhanced status code; its class comes from the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Enhanced(pub u16, pub u16);
@@ -78,8 +80,9 @@ impl Reply {
 
 /// Nothing that a peer or a file gave us may end a line of a reply.
 fn sanitised(text: Cow<'static, str>) -> Cow<'static, str> {
-    if text.chars().any(|c| c.is_control() && c != '\n') {
-        return Cow::Owned(text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect());
+    let odd = |c: char| steers(c) && c != '\n';
+    if text.chars().any(odd) {
+        return Cow::Owned(text.chars().map(|c| if odd(c) { '?' } else { c }).collect());
     }
     text
 }

@@ -113,6 +113,8 @@ impl Store {
         }
         self.last.store(opened.db.latest_sequence_number(), Ordering::Release);
         self.database.store(Some(Arc::new(Database { db: opened.db })));
+        // Damage may have taken messages with it.
+        self.census.begin_anew();
         // A write and a sync show that the disk takes them; if not, this closes it again.
         self.set_format(self.found_format)?;
         self.begin_testimony()?;

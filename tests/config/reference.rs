@@ -11,7 +11,7 @@ use super::{conf, lines, load};
 fn reference() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut text = conf("postrider.toml");
-    for name in ["fullchain.pem", "privkey.pem", "ses.secret", "office.secret"] {
+    for name in ["fullchain.pem", "privkey.pem", "other.pem", "other.key", "ses.secret", "office.secret"] {
         let path = folder.path().join(name);
         std::fs::write(&path, "hush").unwrap();
         let old = format!("\"/etc/postrider/{name}\"");
@@ -36,18 +36,6 @@ fn the_reference_loads_without_a_warning() {
     assert_eq!(config.aliases.patterns.len(), 1);
 }
 
-#[test]
-fn what_is_marked_as_not_supported_yet_is_refused_as_that() {
-    let (_folder, text) = reference();
-    let marked = text.lines().filter(|line| line.starts_with("#: [")).count();
-    let problems = config::parse("postrider.toml", &text.replace("#: ", "")).unwrap_err();
-    for problem in &problems {
-        assert_eq!(problem.kind, ProblemKind::NotSupportedYet, "{problem}");
-    }
-    // Empty sections change nothing, subsections go with theirs.
-    assert!(problems.len() >= marked, "{problems}");
-}
-
 /// A line that gives a key: where, which, and the comment behind it.
 struct Line<'t> {
     number: usize,
@@ -63,7 +51,7 @@ fn key_lines(text: &str) -> Vec<Line<'_>> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let marked = line.starts_with('#');
-        let line = line.trim_start_matches("#: ").trim_start_matches("# ");
+        let line = line.trim_start_matches("# ");
         if let Some(header) = line.strip_prefix('[') {
             section = header.trim_start_matches('[').split(']').next().unwrap().to_owned();
             continue;
@@ -225,8 +213,9 @@ fn every_supported_key_is_read() {
         if path.starts_with("fetch") && !path.ends_with("protocol") {
             text += "fetch.\"a.example\".protocol = \"pop3\"\n";
         }
-        text += &match path.strip_prefix("archive.") {
-            Some(key) => format!("[[archive]]\n{key} = 1979-05-27\n"),
+        let listed = ["archive", "tls.extra"];
+        text += &match listed.iter().find_map(|list| Some((list, path.strip_prefix(&format!("{list}."))?))) {
+            Some((list, key)) => format!("[[{list}]]\n{key} = 1979-05-27\n"),
             None => format!("{path} = 1979-05-27\n"),
         };
         let problems = config::parse("postrider.toml", &text).expect_err(&text);

@@ -56,6 +56,31 @@ impl Client {
         self.reply().await
     }
 
+    /// One message whose content may be anything; its dots are stuffed.
+    pub async fn send_bytes(&mut self, from: &str, to: &str, content: &[u8]) -> std::io::Result<String> {
+        self.command(&format!("MAIL FROM:<{from}>"), "250").await?;
+        self.command(&format!("RCPT TO:<{to}>"), "250").await?;
+        self.command("DATA", "354").await?;
+        self.content(content).await
+    }
+
+    /// After the 354; gives the reply to the final dot.
+    pub async fn content(&mut self, content: &[u8]) -> std::io::Result<String> {
+        let mut stuffed = Vec::with_capacity(content.len() + 8);
+        for line in content.split_inclusive(|byte| *byte == b'\n') {
+            if line.starts_with(b".") {
+                stuffed.push(b'.');
+            }
+            stuffed.extend_from_slice(line);
+        }
+        if !content.is_empty() && !content.ends_with(b"\r\n") {
+            stuffed.extend_from_slice(b"\r\n");
+        }
+        stuffed.extend_from_slice(b".\r\n");
+        self.stream.get_mut().write_all(&stuffed).await?;
+        self.reply().await
+    }
+
     async fn reply(&mut self) -> std::io::Result<String> {
         let mut reply = String::new();
         loop {

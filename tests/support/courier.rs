@@ -106,8 +106,8 @@ impl Courier {
             queue: queue.clone(),
             transports: transports.clone(),
             settler,
-            noting: Semaphore::new(NOTING_MAX),
-            receipts: Receipts::none(),
+            noting: Arc::new(Semaphore::new(NOTING_MAX)),
+            receipts: Arc::new(Receipts::none()),
         };
         let (attempts, stop) = (TaskTracker::new(), CancellationToken::new());
         let dispatcher = tokio::spawn(Dispatcher::new(Arc::new(parts), fresh).run(attempts.clone(), stop.clone()));

@@ -51,6 +51,10 @@ impl Served {
         served
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub fn lines(&self, word: &str) -> Vec<String> {
         self.log.lock().unwrap().iter().filter(|line| line.contains(word)).cloned().collect()
     }
@@ -71,6 +75,12 @@ impl Served {
     /// The address of this listener.
     pub fn door(&self, name: &str) -> SocketAddr {
         let lines = self.lines("listening");
+        let in_json =
+            |line: &String| serde_json::from_str::<serde_json::Value>(line).ok().filter(|json| says_name(json, name));
+        if let Some(json) = lines.iter().find_map(in_json) {
+            let address = ["/fields/address", "/address"].iter().find_map(|place| json.pointer(place)?.as_str());
+            return address.unwrap().parse().unwrap();
+        }
         let line = lines.iter().find(|line| line.contains(&format!("name=\"{name}\""))).expect(name);
         line.split("address=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
@@ -97,4 +107,9 @@ impl Served {
         self.signal(rustix::process::Signal::TERM);
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it does not end").unwrap();
     }
+}
+
+/// A line of the log in JSON that is about what has this name.
+fn says_name(json: &serde_json::Value, name: &str) -> bool {
+    ["/fields/name", "/name"].iter().any(|place| json.pointer(place).and_then(|said| said.as_str()) == Some(name))
 }

@@ -26,7 +26,13 @@ pub struct Sink {
     arrived: Arc<tokio::sync::Notify>,
     keep: bool,
     acceptor: Option<TlsAcceptor>,
+    /// Every CR and every LF ends a line for it, of commands and of content.
+    lax: bool,
+    /// Its answer to EHLO.
+    offers: &'static [u8],
 }
+
+const OFFERS: &[u8] = b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n";
 
 /// Offers STARTTLS under a certificate that nobody has reason to trust.
 fn acceptor() -> TlsAcceptor {
@@ -52,8 +58,22 @@ impl Sink {
         Sink::start_with(true, true).await
     }
 
+    /// The worst reader that there can be: for it each CR and each LF by itself ends a line.
+    pub async fn start_lax() -> Sink {
+        Sink::listen(true, false, true, OFFERS).await
+    }
+
+    /// Knows no extension.
+    pub async fn start_old() -> Sink {
+        Sink::listen(true, false, false, b"250 sink.test\r\n").await
+    }
+
     /// `keep` false: contents are counted but not kept (for benches).
     pub async fn start_with(keep: bool, tls: bool) -> Sink {
+        Sink::listen(keep, tls, false, OFFERS).await
+    }
+
+    async fn listen(keep: bool, tls: bool, lax: bool, offers: &'static [u8]) -> Sink {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sink = Sink {
             address: listener.local_addr().unwrap(),
@@ -61,6 +81,8 @@ impl Sink {
             arrived: Arc::default(),
             keep,
             acceptor: tls.then(acceptor),
+            lax,
+            offers,
         };
         let serving = sink.clone();
         tokio::spawn(async move {
@@ -119,8 +141,12 @@ impl Sink {
                 stream.get_mut().write_all(&replies).await?;
                 replies.clear();
             }
-            if stream.read_until(b'\n', &mut line).await? == 0 {
+            if read_line(stream, self.lax, &mut line).await? == 0 {
                 return Ok(None);
+            }
+            // The LF of a CRLF, where the CR was the end already.
+            if self.lax && line.len() == 1 {
+                continue;
             }
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             let verb = text.get(..4).unwrap_or_default().to_ascii_uppercase();
@@ -132,9 +158,7 @@ impl Sink {
                 "EHLO" if self.acceptor.is_some() && !tls => {
                     replies.extend_from_slice(b"250-sink.test\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME\r\n");
                 }
-                "EHLO" => replies.extend_from_slice(
-                    b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 0\r\n",
-                ),
+                "EHLO" => replies.extend_from_slice(self.offers),
                 "HELO" => replies.extend_from_slice(b"250 sink.test\r\n"),
                 "MAIL" if path(&text).starts_with("refused") => replies.extend_from_slice(b"550 5.1.1 not you\r\n"),
                 "MAIL" => {
@@ -151,7 +175,8 @@ impl Sink {
                     replies.extend_from_slice(b"354 go on\r\n");
                     stream.get_mut().write_all(&replies).await?;
                     replies.clear();
-                    let content = if self.keep { read_data(stream).await? } else { skip_data(stream).await? };
+                    let content =
+                        if self.keep { read_data(stream, self.lax).await? } else { skip_data(stream).await? };
                     let taken = Taken {
                         mail_from: mail_from.clone(),
                         recipients: std::mem::take(&mut recipients),
@@ -198,14 +223,42 @@ async fn skip_data<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> std::io::
     }
 }
 
-async fn read_data<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> std::io::Result<Vec<u8>> {
+/// The next line with its end; how many bytes.
+async fn read_line<S: AsyncRead + Unpin>(
+    stream: &mut BufReader<S>,
+    lax: bool,
+    line: &mut Vec<u8>,
+) -> std::io::Result<usize> {
+    if !lax {
+        return stream.read_until(b'\n', line).await;
+    }
+    let before = line.len();
+    loop {
+        let more = stream.fill_buf().await?;
+        let end = memchr::memchr2(b'\r', b'\n', more);
+        let used = end.map_or(more.len(), |at| at + 1);
+        line.extend_from_slice(&more[..used]);
+        stream.consume(used);
+        if end.is_some() || used == 0 {
+            return Ok(line.len() - before);
+        }
+    }
+}
+
+async fn read_data<S: AsyncRead + Unpin>(stream: &mut BufReader<S>, lax: bool) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
+    // The LF behind the command's CR.
+    if lax && stream.fill_buf().await?.first() == Some(&b'\n') {
+        stream.consume(1);
+    }
     loop {
         let start = content.len();
-        if stream.read_until(b'\n', &mut content).await? == 0 {
+        if read_line(stream, lax, &mut content).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        if &content[start..] == b".\r\n" {
+        let is_end =
+            if lax { matches!(content[start..], [b'.', b'\r' | b'\n']) } else { &content[start..] == b".\r\n" };
+        if is_end {
             content.truncate(start);
             return Ok(content);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use postrider::clock::Clock;
 use postrider::config::{Config, Credential, ListenerTls, Role, Secret};
 use postrider::message::{Address, Domain, Draft, ReversePath};
-use postrider::server::connection::{Arrival, serve};
+use postrider::server::connection::{Arrival, Via, serve};
 use postrider::server::outside::{Outside, Shared};
 use postrider::server::tls::ServerTls;
 use postrider::smtp::Reply;
@@ -77,8 +77,9 @@ pub struct Tcp {
     certificate: CertificateDer<'static>,
     wire: Wire,
     unread: Vec<u8>,
+    config: Arc<Config>,
     /// Ends the server with it.
-    _runtime: Runtime,
+    runtime: Runtime,
     _folder: tempfile::TempDir,
 }
 
@@ -93,6 +94,14 @@ impl Tcp {
         let shared = Shared::new(config.clone(), tls, house, Clock::System).unwrap();
 
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (unread, wire) = (Vec::new(), Wire::Gone);
+        let mut tcp = Tcp { shared, certificate, config, wire, unread, runtime, _folder: folder };
+        tcp.call(setting, peer);
+        tcp
+    }
+
+    /// Another connection to the same server, from another address; this one is left.
+    pub fn call(&mut self, setting: &Setting, peer: IpAddr) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(READ_TIME)).unwrap();
@@ -103,25 +112,18 @@ impl Tcp {
             role: if setting.role == "submission" { Role::Submission } else { Role::Mx },
             tls: tls_of(setting),
             peer,
+            via: Via::Itself,
         };
-        let place = shared.limits.connect(&config, arrival.role, peer, 0).unwrap();
-        let session = shared.clone();
-        runtime.spawn(async move {
+        let place = self.shared.limits.connect(&self.config, arrival.role, peer, 0).unwrap();
+        let session = self.shared.clone();
+        self.runtime.spawn(async move {
             let stream = tokio::net::TcpStream::from_std(accepted).unwrap();
             serve(session, arrival, stream, place, CancellationToken::new()).await;
         });
-        let mut tcp = Tcp {
-            shared,
-            certificate,
-            wire: Wire::Plain(client),
-            unread: Vec::new(),
-            _runtime: runtime,
-            _folder: folder,
-        };
+        (self.wire, self.unread) = (Wire::Plain(client), Vec::new());
         if setting.tls == "implicit" {
-            tcp.start_tls();
+            self.start_tls();
         }
-        tcp
     }
 
     /// What there is instead of more bytes.

@@ -36,6 +36,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// Seconds that answers and denials may be cached.
 const TTL: u32 = 300;
+/// CNAMEs in a row that are followed for the client; a name server of today stops somewhere, too.
+const CHAIN_MAX: usize = 128;
 
 /// Records by lower-case name without the final dot.
 #[derive(Clone, Default)]
@@ -48,6 +50,22 @@ pub struct Zone {
     unsigned: BTreeSet<String>,
     /// Names whose signatures are wrong.
     forged: BTreeSet<String>,
+    /// Names whose answers are odd in one way.
+    odd: BTreeMap<String, Odd>,
+}
+
+/// What is wrong with an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Odd {
+    Refused,
+    WrongId,
+    WrongQuestion,
+    /// Cut off, and no more of it over TCP.
+    Truncated,
+    /// So many seconds to live; the highest bit makes it negative to some.
+    Ttl(u32),
+    /// Late by so many milliseconds.
+    Late(u64),
 }
 
 impl Zone {
@@ -142,6 +160,24 @@ impl Zone {
         self
     }
 
+    /// Names that begin like this begin like that.
+    pub fn renamed(mut self, from: &str, to: &str) -> Zone {
+        let from = key(from) + ".";
+        let rename = |name: String| name.strip_prefix(&from).map(|rest| format!("{to}{rest}")).unwrap_or(name);
+        self.records = self.records.into_iter().map(|(name, records)| (rename(name), records)).collect();
+        self
+    }
+
+    /// For every type of this name.
+    pub fn odd(mut self, name: &str, how: Odd) -> Zone {
+        self.odd.insert(key(name), how);
+        self
+    }
+
+    fn odd_answer(&self, query: &Message) -> Option<Odd> {
+        self.odd.get(&text(query.queries.first()?.name())).copied()
+    }
+
     fn record(mut self, name: &str, data: RData) -> Zone {
         self.records.entry(key(name)).or_default().push(data);
         self
@@ -151,7 +187,7 @@ impl Zone {
     pub async fn serve(self) -> ZoneServer {
         let (udp, tcp) = one_port().await;
         let address = udp.local_addr().unwrap();
-        let shared = Arc::new(Shared { zone: Mutex::new(self), queries: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { zone: Mutex::new(self), queries: AtomicUsize::new(0), kinds: Mutex::default() });
         let tasks =
             vec![tokio::spawn(serve_udp(udp, Arc::clone(&shared))), tokio::spawn(serve_tcp(tcp, Arc::clone(&shared)))];
         ZoneServer { address, shared, tasks }
@@ -174,7 +210,15 @@ impl Zone {
             response.metadata.response_code = ResponseCode::ServFail;
             return Some(response);
         }
+        if let Some(Odd::Refused) = self.odd.get(&name) {
+            response.metadata.response_code = ResponseCode::Refused;
+            return Some(response);
+        }
+        let odd = self.odd.get(&name).copied();
         let code = self.collect(name, question.query_type(), &mut response);
+        if let Some(Odd::Ttl(seconds)) = odd {
+            response.answers.iter_mut().for_each(|record| record.ttl = seconds);
+        }
         response.metadata.response_code = code;
         if response.answers.is_empty() {
             let soa = SOA::new(fqdn("ns.test"), fqdn("hostmaster.test"), 1, 3600, 600, 86400, TTL);
@@ -215,7 +259,7 @@ impl Zone {
 
     /// The records of a name and type, along CNAMEs.
     fn collect(&self, mut name: String, kind: RecordType, response: &mut Message) -> ResponseCode {
-        for _ in 0..8 {
+        for _ in 0..CHAIN_MAX {
             let no_records: Vec<RData> = Vec::new();
             let records = self.records.get(&name).or(self.lame.contains(&name).then_some(&no_records));
             let Some(records) = records else {
@@ -252,6 +296,8 @@ pub struct ZoneServer {
 struct Shared {
     zone: Mutex<Zone>,
     queries: AtomicUsize,
+    /// Questions by their type.
+    kinds: Mutex<BTreeMap<RecordType, usize>>,
 }
 
 impl ZoneServer {
@@ -277,6 +323,12 @@ impl ZoneServer {
         self.shared.queries.load(Ordering::SeqCst)
     }
 
+    /// Questions for addresses seen so far.
+    pub fn address_queries(&self) -> usize {
+        let kinds = self.shared.kinds.lock().unwrap();
+        [RecordType::A, RecordType::AAAA].iter().filter_map(|kind| kinds.get(kind)).sum()
+    }
+
     /// Other records from now on. A resolver may still have the old ones in its cache.
     pub fn replace(&self, zone: Zone) {
         *self.shared.zone.lock().unwrap() = zone;
@@ -292,11 +344,25 @@ impl Drop for ZoneServer {
 }
 
 impl Shared {
-    fn answer(&self, packet: &[u8]) -> Option<(Message, usize)> {
+    fn answer(&self, packet: &[u8]) -> Option<(Message, usize, Option<Odd>)> {
         let query = Message::from_vec(packet).ok().filter(|m| m.metadata.message_type == MessageType::Query)?;
         self.queries.fetch_add(1, Ordering::SeqCst);
+        if let Some(question) = query.queries.first() {
+            *self.kinds.lock().unwrap().entry(question.query_type()).or_default() += 1;
+        }
         let udp_bytes_max = usize::from(query.max_payload());
-        Some((self.zone.lock().unwrap().answer(&query)?, udp_bytes_max))
+        let zone = self.zone.lock().unwrap();
+        let (mut answer, odd) = (zone.answer(&query)?, zone.odd_answer(&query));
+        match odd {
+            Some(Odd::WrongId) => answer.metadata.id = answer.metadata.id.wrapping_add(1),
+            Some(Odd::WrongQuestion) => {
+                answer.queries.iter_mut().for_each(|question| {
+                    *question = hickory_proto::op::Query::query(fqdn("other.test"), question.query_type())
+                });
+            }
+            _ => {}
+        }
+        Some((answer, udp_bytes_max, odd))
     }
 }
 
@@ -304,9 +370,12 @@ async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>) {
     let mut packet = [0u8; 4096];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut packet).await else { continue };
-        let Some((response, bytes_max)) = shared.answer(&packet[..length]) else { continue };
+        let Some((response, bytes_max, odd)) = shared.answer(&packet[..length]) else { continue };
+        if let Some(Odd::Late(millis)) = odd {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
         let mut bytes = response.to_vec().unwrap();
-        if bytes.len() > bytes_max {
+        if bytes.len() > bytes_max || odd == Some(Odd::Truncated) {
             let mut short = response.truncate();
             short.answers.clear();
             bytes = short.to_vec().unwrap();
@@ -329,7 +398,10 @@ async fn serve_connection(mut stream: TcpStream, shared: Arc<Shared>) {
         if stream.read_exact(&mut packet).await.is_err() {
             return;
         }
-        let Some((response, _)) = shared.answer(&packet) else { continue };
+        let Some((response, _, odd)) = shared.answer(&packet) else { continue };
+        if odd == Some(Odd::Truncated) {
+            return;
+        }
         let bytes = response.to_vec().unwrap();
         let mut framed = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
         framed.extend_from_slice(&bytes);

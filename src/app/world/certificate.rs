@@ -14,6 +14,7 @@ use crate::clock::rfc3339;
 use crate::config::{ListenerTls, Role};
 use crate::delivery::smtp::{system_roots, tls};
 use crate::message::Domain;
+use crate::server::acme;
 
 /// Days before its end from which a certificate is warned about. Renewal is commonly set for thirty.
 const DAYS_LEFT_MIN: u64 = 14;
@@ -29,9 +30,10 @@ impl World {
             let found = "none is shown: tls is \"off\" at all listeners";
             return vec![Finding::new(Topic::Certificate, self.config.hostname.as_str(), Level::Note, found)];
         }
-        let (file, is_made) = match &self.config.tls {
-            Some(files) => (files.certificate.clone(), false),
-            None => (self.config.data_dir.join("tls").join("self-signed.crt"), true),
+        let (file, is_made) = match (&self.config.tls, acme::kept_file(&self.config)) {
+            (Some(files), _) => (files.certificate.clone(), false),
+            (None, Some(given)) => (given, false),
+            (None, None) => (self.config.data_dir.join("tls").join("self-signed.crt"), true),
         };
         let (hostname, given, clock) = (self.config.hostname.clone(), self.roots.clone(), UnixTime::now());
         let submission = self.config.listeners.values().any(|listener| listener.role == Role::Submission);

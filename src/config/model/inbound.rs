@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::OnAutomatic;
 use crate::message::{Address, Domain};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OwnDomain {
     pub catchall: Vec<Destination>,
     /// Local part of the return path.
@@ -21,7 +21,7 @@ pub struct OwnDomain {
     pub dkim: Dkim,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dkim {
     /// Selectors whose keys live under `data_dir/dkim/<domain>/`: the first RSA-2048, the second
     /// Ed25519, made at first start.
@@ -41,7 +41,7 @@ pub enum Destination {
     Reject,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Aliases {
     /// By [`Address::lookup_key`].
     pub exact: BTreeMap<String, Vec<Destination>>,
@@ -65,6 +65,12 @@ pub struct PatternAlias {
     pub text: String,
     pub regex: regex::Regex,
     pub destinations: Vec<Destination>,
+}
+
+impl PartialEq for PatternAlias {
+    fn eq(&self, other: &PatternAlias) -> bool {
+        self.text == other.text && self.destinations == other.destinations
+    }
 }
 
 impl OwnDomain {

@@ -16,7 +16,7 @@ pub enum WayOut {
     Capture,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
     pub default: WayOut,
     pub file_path: FilePath,
@@ -53,7 +53,7 @@ impl Delivery {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Retry {
     /// Waits after the first, second … failure; the last one repeats. Never empty.
     pub schedule: Vec<Duration>,
@@ -212,7 +212,7 @@ pub enum After {
 }
 
 /// A mailbox elsewhere that mail is brought in from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Fetch {
     pub protocol: FetchProtocol,
     /// A domain name in A-labels, or an IP address without brackets.

@@ -22,7 +22,7 @@ pub enum DmarcMode {
     Enforce,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Checks {
     pub spf: CheckMode,
     pub dkim: CheckMode,
@@ -96,7 +96,7 @@ pub enum OnAutomatic {
     Reject,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loops {
     pub period: Duration,
     pub limit: u32,
@@ -127,7 +127,7 @@ pub struct Bounces {
     pub reset_on_inbound: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pickup {
     pub path: PathBuf,
     pub account: String,

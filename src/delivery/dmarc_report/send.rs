@@ -8,9 +8,9 @@ use crate::checks::dmarc::{Destination, report_addresses};
 use crate::checks::feedback::Counts;
 use crate::clock::{Clock, DAY, Millis};
 use crate::config::{Config, DmarcMode};
+use crate::current::Current;
 use crate::delivery::daily;
 use crate::delivery::shelf::Shelf;
-use crate::dns::Resolver;
 use crate::intake::Intake;
 use crate::message::{Address, Domain, Door, Draft, Envelope, Origin, ReversePath};
 
@@ -20,17 +20,21 @@ const DAYS_MAX: u64 = 3;
 /// Sends reports.
 #[derive(Debug)]
 pub struct Reports {
-    config: Arc<Config>,
     clock: Clock,
-    resolver: Resolver,
-    intake: Arc<Intake>,
+    /// With its configuration and its resolver.
+    intake: Current<Intake>,
     kept: Kept,
 }
 
 impl Reports {
-    pub fn new(config: Arc<Config>, clock: Clock, resolver: Resolver, intake: Arc<Intake>) -> Reports {
-        let kept = Kept::new(Shelf::of_dmarc(intake.queue().clone()));
-        Reports { config, clock, resolver, intake, kept }
+    pub fn new(clock: Clock, intake: impl Into<Current<Intake>>) -> Reports {
+        let intake = intake.into();
+        let kept = Kept::new(Shelf::of_dmarc(intake.load().queue().clone()));
+        Reports { clock, intake, kept }
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.intake.load().config().clone()
     }
 
     pub fn now(&self) -> Millis {
@@ -39,13 +43,13 @@ impl Reports {
 
     /// When reports are to be sent next.
     pub fn next(&self) -> Millis {
-        daily::next(&self.clock, &self.config.hostname)
+        daily::next(&self.clock, &self.config().hostname)
     }
 
     /// Writes down what has been counted since the last time.
     pub async fn flush(&self) {
         let mut lost = 0;
-        for (day, domain, counts) in self.intake.feedback().take() {
+        for (day, domain, counts) in self.intake.load().feedback().take() {
             lost += usize::from(!self.kept.put(self.clock.now(), day, &domain, &counts).await);
         }
         if lost > 0 {
@@ -56,13 +60,13 @@ impl Reports {
     /// Sends what is due. Returns when all is queued or put off.
     pub async fn send_due(&self) {
         self.flush().await;
-        if !daily::is_due(&self.clock, &self.config.hostname) {
+        if !daily::is_due(&self.clock, &self.config().hostname) {
             return;
         }
         let today = self.clock.now() / DAY;
         for parts in self.kept.before(today) {
             // Nobody is told of mail that is not looked at any more.
-            let off = self.config.checks.dmarc == DmarcMode::Off;
+            let off = self.config().checks.dmarc == DmarcMode::Off;
             let counts = if off { Counts::default() } else { self.kept.read(&parts) };
             if counts.ordinary == 0 || counts.rows.is_empty() {
                 self.kept.forget(&parts).await;
@@ -75,8 +79,10 @@ impl Reports {
 
     /// False: later again.
     async fn send(&self, parts: &Parts, counts: &Counts) -> bool {
-        let Ok(wanted) = report_addresses(&self.resolver, &parts.domain).await else { return false };
-        let (organization, contact) = (&self.config.hostname, daily::contact(&self.config));
+        let intake = self.intake.load();
+        let Ok(wanted) = report_addresses(intake.resolver(), &parts.domain).await else { return false };
+        let config = intake.config();
+        let (organization, contact) = (&config.hostname, daily::contact(config));
         let about = About { organization, contact: &contact, domain: &parts.domain, day: parts.day };
         let Ok(packed) = daily::pack(&about.xml(counts)) else { return false };
         let now = self.clock.now();
@@ -96,7 +102,7 @@ impl Reports {
         let origin = Origin { door: Door::Bounce, account: None, peer: None };
         let draft = Draft { envelope, content: bytes::Bytes::from(content).into(), origin };
         let domain: &Domain = &parts.domain;
-        match self.intake.accept_with(draft, self.kept.without(parts)).await {
+        match self.intake.load().accept_with(draft, self.kept.without(parts)).await {
             Ok(accepted) => {
                 tracing::info!(%domain, id = %accepted.id, "a DMARC report is queued");
                 self.kept.gone(parts);

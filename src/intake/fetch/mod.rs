@@ -21,6 +21,7 @@ pub mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ use tracing::{error, info, warn};
 use super::Intake;
 use super::to_operator::Notice;
 use crate::clock::{Clock, Millis};
-use crate::config::{self, Login, Secret};
+use crate::config::{self, Config, Login, Secret};
+use crate::current::Current;
 use crate::queue::suspend::Suspension;
 use crate::store::{Batch, StoreError};
 
@@ -179,12 +181,31 @@ pub enum NotRun {
     Suspended,
 }
 
+/// Accounts that are about to be read.
+pub struct NextAccounts {
+    accounts: Slots,
+    settings: BTreeMap<String, config::Fetch>,
+}
+
+impl std::fmt::Debug for NextAccounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.accounts.keys()).finish()
+    }
+}
+
+/// What a run goes by from its begin to its end.
+struct Holding {
+    settings: Arc<config::Fetch>,
+    intake: Arc<Intake>,
+    ways: Arc<Ways>,
+}
+
 /// All accounts. Share it.
 pub struct Fetcher {
-    intake: Arc<Intake>,
+    intake: Current<Intake>,
     clock: Clock,
-    ways: Ways,
-    accounts: BTreeMap<String, Slot>,
+    ways: Current<Ways>,
+    accounts: Current<Slots>,
     runs: Semaphore,
     stop: CancellationToken,
 }
@@ -195,8 +216,14 @@ impl std::fmt::Debug for Fetcher {
     }
 }
 
+type Slots = BTreeMap<String, Arc<Slot>>;
+
 struct Slot {
-    settings: config::Fetch,
+    settings: Current<config::Fetch>,
+    /// The settings are not those of the last run: what went wrong under those is forgotten.
+    is_changed: AtomicBool,
+    /// It is not in the configuration any more, or the server ends.
+    stop: CancellationToken,
     /// Held by a run.
     running: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -216,30 +243,88 @@ impl Slot {
 }
 
 impl Fetcher {
-    pub fn new(intake: Arc<Intake>, clock: Clock, ways: Ways, stop: CancellationToken) -> Result<Fetcher, StoreError> {
-        let mut accounts = BTreeMap::new();
-        for (name, settings) in &intake.config().fetch {
-            let mut state = notes::load(intake.queue().store(), name)?;
-            // It may have been written when the interval was longer.
-            state.next_run = state.next_run.min(clock.now().saturating_add(interval(settings).max(BACK_OFF_MAX)));
-            let (running, woken) = (tokio::sync::Mutex::default(), Notify::new());
-            accounts
-                .insert(name.clone(), Slot { settings: settings.clone(), running, state: Mutex::new(state), woken });
+    pub fn new(
+        intake: impl Into<Current<Intake>>,
+        clock: Clock,
+        ways: Ways,
+        stop: CancellationToken,
+    ) -> Result<Fetcher, StoreError> {
+        let intake = intake.into();
+        let (runs, accounts) = (Semaphore::new(RUNS_AT_ONCE), Current::new(Slots::new()));
+        let fetcher = Fetcher { intake, clock, ways: Current::new(ways), accounts, runs, stop };
+        let first = fetcher.intake.load();
+        let next = fetcher.next(first.config())?;
+        fetcher.accounts.set(Arc::new(next.accounts));
+        Ok(fetcher)
+    }
+
+    /// The accounts of another configuration. Nothing changes before [`Fetcher::begin`].
+    pub fn next(&self, config: &Config) -> Result<NextAccounts, StoreError> {
+        let (intake, before) = (self.intake.load(), self.accounts.load());
+        let mut accounts = Slots::new();
+        for (name, settings) in &config.fetch {
+            let slot = match before.get(name) {
+                Some(slot) => slot.clone(),
+                None => {
+                    let mut state = notes::load(intake.queue().store(), name)?;
+                    // It may have been written when the interval was longer.
+                    let latest = self.clock.now().saturating_add(interval(settings).max(BACK_OFF_MAX));
+                    state.next_run = state.next_run.min(latest);
+                    Arc::new(Slot {
+                        settings: Current::new(settings.clone()),
+                        is_changed: AtomicBool::new(false),
+                        stop: self.stop.child_token(),
+                        running: tokio::sync::Mutex::default(),
+                        state: Mutex::new(state),
+                        woken: Notify::new(),
+                    })
+                }
+            };
+            accounts.insert(name.clone(), slot);
         }
-        Ok(Fetcher { intake, clock, ways, accounts, runs: Semaphore::new(RUNS_AT_ONCE), stop })
+        Ok(NextAccounts { accounts, settings: config.fetch.clone() })
+    }
+
+    /// These accounts are read from now on, in these ways. Names those that are new and have to be watched. A run
+    /// under way ends as it began; that of an account that is gone ends soon.
+    pub fn begin(&self, next: NextAccounts, ways: Ways) -> Vec<String> {
+        let before = self.accounts.load();
+        self.ways.set(Arc::new(ways));
+        for (name, settings) in next.settings {
+            if let Some(slot) = before.get(&name).filter(|slot| *slot.settings.load() != settings) {
+                slot.settings.set(Arc::new(settings));
+                slot.is_changed.store(true, Ordering::Release);
+                slot.woken.notify_one();
+            }
+        }
+        before.iter().filter(|(name, _)| !next.accounts.contains_key(*name)).for_each(|(_, slot)| slot.stop.cancel());
+        let new = next.accounts.keys().filter(|name| !before.contains_key(*name)).cloned().collect();
+        self.accounts.set(Arc::new(next.accounts));
+        new
+    }
+
+    pub fn ways(&self) -> Arc<Ways> {
+        self.ways.load()
     }
 
     pub fn names(&self) -> Vec<String> {
-        self.accounts.keys().cloned().collect()
+        self.accounts.load().keys().cloned().collect()
     }
 
-    /// Runs one account when it is due, until the server stops.
+    /// Runs one account when it is due, until it is gone or the server stops.
     pub async fn watch(self: Arc<Self>, name: String) {
-        let Some(slot) = self.accounts.get(&name) else { return };
+        let Some(slot) = self.accounts.load().get(&name).cloned() else { return };
+        let slot = &*slot;
         if slot.state().is_inactive {
             warn!(account = name, "inactive after days of failure; `postrider fetch run {name}` tries it again");
         }
-        while !self.stop.is_cancelled() {
+        while !slot.stop.is_cancelled() {
+            if slot.is_changed.swap(false, Ordering::AcqRel) {
+                let _running = slot.running.lock().await;
+                let mut state = slot.state();
+                changed(&mut state, self.clock.now(), interval(&slot.settings.load()));
+                slot.set(state);
+            }
             let due = self.due(slot);
             let wait = async {
                 match due {
@@ -248,7 +333,7 @@ impl Fetcher {
                 }
             };
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = slot.stop.cancelled() => return,
                 () = slot.woken.notified() => continue,
                 () = wait => {}
             }
@@ -266,18 +351,18 @@ impl Fetcher {
     }
 
     fn is_suspended(&self) -> bool {
-        self.intake.queue().gates().suspended().iter().any(|(what, _)| *what == Suspension::Fetch)
+        self.intake.load().queue().gates().suspended().iter().any(|(what, _)| *what == Suspension::Fetch)
     }
 
     /// To be called when fetching is resumed.
     pub fn wake(&self) {
-        self.accounts.values().for_each(|slot| slot.woken.notify_one());
+        self.accounts.load().values().for_each(|slot| slot.woken.notify_one());
     }
 
     pub fn list(&self) -> Vec<Status> {
         let is_suspended = self.is_suspended();
-        let status = |(name, slot): (&String, &Slot)| {
-            let state = slot.state();
+        let status = |(name, slot): (&String, &Arc<Slot>)| {
+            let (state, settings) = (slot.state(), slot.settings.load());
             let is_running = slot.running.try_lock().is_err();
             let word = match () {
                 () if is_running => "running",
@@ -286,16 +371,16 @@ impl Fetcher {
                 () if state.failures > 0 => "failing",
                 () => "waiting",
             };
-            let protocol = match slot.settings.protocol {
+            let protocol = match settings.protocol {
                 config::FetchProtocol::Imap => "imap",
                 config::FetchProtocol::Pop3 => "pop3",
             };
             Status {
                 name: name.clone(),
                 protocol: protocol.to_owned(),
-                host: slot.settings.host.clone(),
-                username: slot.settings.login.username.clone(),
-                folder: slot.settings.folder.clone(),
+                host: settings.host.clone(),
+                username: settings.login.username.clone(),
+                folder: settings.folder.clone(),
                 state: word.to_owned(),
                 last_run: state.last_run,
                 last_success: state.last_success,
@@ -305,16 +390,19 @@ impl Fetcher {
                 left: state.left,
             }
         };
-        self.accounts.iter().map(status).collect()
+        self.accounts.load().iter().map(status).collect()
     }
 
     /// A run now, whatever the time; what was given up is tried again, and an account that was inactive is
     /// active again if it works. `dry_run`: only what it would fetch is counted.
     pub async fn run_now(&self, name: &str, dry_run: bool) -> Result<Ran, NotRun> {
-        let slot = self.accounts.get(name).ok_or_else(|| NotRun::Unknown(name.to_owned()))?;
+        let slot = self.accounts.load().get(name).cloned().ok_or_else(|| NotRun::Unknown(name.to_owned()))?;
+        let slot = &*slot;
         if dry_run {
             let mut ran = Ran::default();
-            let looked = timeout(RUN_TIME_MAX, self.account(name, slot, true).look(&slot.state(), &mut ran)).await;
+            let held = self.hold(slot);
+            let looked =
+                timeout(RUN_TIME_MAX, self.account(name, slot, &held, true).look(&slot.state(), &mut ran)).await;
             ran.error = ended(looked).err().map(|trouble| trouble.to_string());
             return Ok(ran);
         }
@@ -327,22 +415,26 @@ impl Fetcher {
         Ok(ran)
     }
 
-    fn account<'a>(&'a self, name: &'a str, slot: &'a Slot, by_hand: bool) -> Account<'a> {
+    fn hold(&self, slot: &Slot) -> Holding {
+        Holding { settings: slot.settings.load(), intake: self.intake.load(), ways: self.ways.load() }
+    }
+
+    fn account<'a>(&'a self, name: &'a str, slot: &'a Slot, holding: &'a Holding, by_hand: bool) -> Account<'a> {
         Account {
             name,
-            settings: &slot.settings,
-            intake: &self.intake,
+            settings: &holding.settings,
+            intake: &holding.intake,
             clock: &self.clock,
-            ways: &self.ways,
-            stop: &self.stop,
+            ways: &holding.ways,
+            stop: &slot.stop,
             by_hand,
         }
     }
 
     /// The server is ending, and a message that was being taken has had its time. What is cut off in the
     /// middle is begun anew the next time, or was queued with its note.
-    async fn over(&self) {
-        self.stop.cancelled().await;
+    async fn over(&self, slot: &Slot) {
+        slot.stop.cancelled().await;
         tokio::time::sleep(STOP_TIME).await;
     }
 
@@ -352,16 +444,17 @@ impl Fetcher {
         let _permit = self.runs.acquire().await;
         let (mut state, mut ran) = (slot.state(), Ran::default());
         let began = self.clock.now();
-        let account = self.account(name, slot, by_hand);
+        let held = self.hold(slot);
+        let account = self.account(name, slot, &held, by_hand);
         let result = tokio::select! {
             result = timeout(RUN_TIME_MAX, account.run(&mut state, &mut ran)) => ended(result),
-            () = self.over() => Err(Trouble::Stopped),
+            () = self.over(slot) => Err(Trouble::Stopped),
         };
         let now = self.clock.now();
         let was_inactive = state.is_inactive;
         state.last_run = Some(began);
         match &result {
-            Ok(()) => succeeded(&mut state, began, now, interval(&slot.settings), ran.more),
+            Ok(()) => succeeded(&mut state, began, now, interval(&held.settings), ran.more),
             Err(Trouble::Stopped) => {}
             Err(trouble) => failed(&mut state, now, trouble, ran.fetched > 0),
         }
@@ -373,26 +466,26 @@ impl Fetcher {
         if ran.fetched > 0 || ran.known > 0 {
             info!(account = name, fetched = ran.fetched, known = ran.known, failed = ran.failed, "mail was fetched");
         }
-        self.tell(name, slot, &state, was_inactive, &ran).await;
+        self.tell(name, &held.settings, &state, was_inactive, &ran).await;
         let mut batch = Batch::new();
         notes::save(&mut batch, name, &state);
         slot.set(state);
-        if let Err(error) = self.intake.queue().commit(batch, false).await {
+        if let Err(error) = held.intake.queue().commit(batch, false).await {
             error!(account = name, %error, "how the account is doing could not be written down");
         }
         ran
     }
 
     /// The postmaster, of an account that nobody tries any more, and of messages that were given up.
-    async fn tell(&self, name: &str, slot: &Slot, state: &State, was_inactive: bool, ran: &Ran) {
+    async fn tell(&self, name: &str, settings: &config::Fetch, state: &State, was_inactive: bool, ran: &Ran) {
         if state.is_inactive && !was_inactive {
             error!(account = name, "inactive after days of failure; `postrider fetch run {name}` tries it again");
             let text = format!(
                 "For {} days no mail could be fetched from {} as {}:\n\n  {}\n\nNobody tries any more until `postrider fetch run {name}`\n\
                  says so. Mail may be waiting there.\n",
                 GIVE_UP / (24 * 3600 * 1000),
-                slot.settings.host,
-                slot.settings.login.username,
+                settings.host,
+                settings.login.username,
                 state.last_error.as_deref().unwrap_or_default(),
             );
             self.notify(&format!("No mail from the mailbox {name} any more"), text).await;
@@ -408,12 +501,22 @@ impl Fetcher {
     }
 
     async fn notify(&self, subject: &str, text: String) {
-        let (to, id) = (&self.intake.config().postmaster, self.intake.queue().new_id());
+        let intake = self.intake.load();
+        let (to, id) = (&intake.config().postmaster, intake.queue().new_id());
         let notice = Notice { to, subject: subject.to_owned(), text, id, kind: "fetch" };
-        if let Err(error) = self.intake.accept(self.intake.to_operator(&notice)).await {
+        if let Err(error) = intake.accept(intake.to_operator(&notice)).await {
             error!(reason = error.reason, "a notice of mail that could not be fetched could not be queued");
         }
     }
+}
+
+/// It has other settings: perhaps those it needed.
+fn changed(state: &mut State, now: Millis, interval: Millis) {
+    if state.failures > 0 || state.is_inactive {
+        (state.failing_since, state.failures, state.is_inactive) = (None, 0, false);
+        state.next_run = now;
+    }
+    state.next_run = state.next_run.min(now.saturating_add(interval));
 }
 
 fn ended(run: Result<Result<(), Trouble>, tokio::time::error::Elapsed>) -> Result<(), Trouble> {

@@ -16,6 +16,7 @@ use super::files::{self, Dir, Found, Listing, Stamp};
 use super::taking::{Fate, Shared};
 use super::{Door, Folder, POLL_MAX, POLL_MIN, POLL_WATCHED, Queued, REPORT_FILES_MAX, Report, Said};
 use crate::clock::{Clock, Millis};
+use crate::current::Current;
 use crate::store::{Batch, Table};
 
 /// Files of one look; the oldest are taken first.
@@ -86,6 +87,14 @@ impl<D: Door> Watcher<D> {
             has_more: false,
             broken: false,
             report: None,
+        }
+    }
+
+    /// What is taken from now on goes through the door that is in use now.
+    pub fn renew(&mut self, door: &Current<D>) {
+        if !door.is(&self.shared.door) {
+            let (folder, clock) = (self.shared.folder.clone(), self.shared.clock.clone());
+            self.shared = Arc::new(Shared { folder, door: door.load(), clock });
         }
     }
 

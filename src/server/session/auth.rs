@@ -63,7 +63,7 @@ impl Session {
     }
 
     pub(super) fn logged_in(&mut self, hello: Hello, account: Account) -> Step {
-        self.account = Some(account);
+        (self.account, self.is_revoked) = (Some(account), false);
         self.say(State::Greeted(hello), replies::authenticated())
     }
 }

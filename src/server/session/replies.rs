@@ -170,6 +170,11 @@ pub fn too_many_errors() -> Reply {
     Reply::new(421, (7, 0), "too many errors, closing")
 }
 
+/// The account is gone, not active any more, or has another password. Who knows that one is let in again.
+pub fn log_in_again() -> Reply {
+    Reply::new(421, (7, 0), "your account has changed, please log in again")
+}
+
 pub fn too_idle() -> Reply {
     Reply::new(421, (7, 0), "too many commands that move no mail, closing")
 }

@@ -20,6 +20,9 @@ impl Session {
             State::Fresh => return self.say(State::Fresh, replies::hello_first()),
             other => return self.say(other, replies::in_transaction()),
         };
+        if self.is_revoked {
+            return self.close(replies::log_in_again());
+        }
         let may_submit = self.policy.role == Role::Mx || self.account.is_some() || self.policy.trusted;
         let refusal = if self.needs_tls() {
             Some(replies::tls_first())
@@ -55,15 +58,14 @@ impl Session {
         if utf8 && !sender.params.smtputf8 {
             return self.say(state, replies::needs_smtputf8());
         }
-        if recipients.iter().any(|recipient| recipient.address == to) {
-            return self.say(state, replies::same_recipient());
-        }
-        if recipients.len() >= max {
+        let is_named = recipients.iter().any(|recipient| recipient.address == to);
+        if is_named || recipients.len() >= max {
             sender.over += 1;
             if sender.over > RECIPIENTS_OVER_MAX {
                 return self.close(replies::too_many_errors());
             }
-            return self.say(state, replies::too_many_recipients(max));
+            let reply = if is_named { replies::same_recipient() } else { replies::too_many_recipients(max) };
+            return self.say(state, reply);
         }
         let sender = sender.from.clone();
         let account = self.account().map(str::to_owned);
@@ -125,6 +127,10 @@ impl Session {
         }
         if received == 0 && last {
             return self.say(State::Greeted(transaction.sender.hello), replies::nothing_sent());
+        }
+        // One that holds nothing moves no mail.
+        if size == 0 && !last && self.is_idle_too_long() {
+            return self.close(replies::too_idle());
         }
         self.state = State::ReadingChunk { transaction, size, received, last };
         Step::ReadChunk { size, first: before.is_none(), last, discard: false }
