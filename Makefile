@@ -54,7 +54,7 @@ bench-million: setup
 bench-paths: setup
 	cargo bench --locked --bench hot_paths -- $(ARGS)
 
-# What a flood costs a good client, memory of an idle connection, a server without files, times of logins: about four
+# What a flood costs a good client, memory of an idle connection, a server without files, times of logins: about five
 # minutes. The environment makes it shorter or longer: benches/floods.rs.
 floods: setup
 	cargo bench --locked --bench floods
