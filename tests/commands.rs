@@ -28,7 +28,7 @@ use std::process::{Command, Stdio};
 type Test = (&'static str, &'static str);
 
 /// Commands whose output is tested elsewhere: for people, and as JSON or why there is none.
-const ELSEWHERE: [(&str, Test, Result<Test, &str>); 15] = [
+const ELSEWHERE: [(&str, Test, Result<Test, &str>); 16] = [
     (
         "serve",
         ("cli", "a_server_that_cannot_start_says_why"),
@@ -85,6 +85,11 @@ const ELSEWHERE: [(&str, Test, Result<Test, &str>); 15] = [
         "target test",
         ("connection_tests/targets", "people_get_lines_and_a_name_that_is_none_ends_with_2"),
         Ok(("connection_tests/targets", "people_get_lines_and_a_name_that_is_none_ends_with_2")),
+    ),
+    (
+        "reload",
+        ("reload/command", "the_command_says_what_has_changed_or_what_is_wrong"),
+        Ok(("reload/command", "the_command_says_what_has_changed_or_what_is_wrong")),
     ),
     (
         "config show",

@@ -105,6 +105,7 @@ fn what_is_shown_loads_and_means_the_same() {
     let (_folder, file) = house();
     let without_warnings = |mut config: postrider::config::Config| {
         config.warnings.clear();
+        config.source = postrider::config::Source::default();
         format!("{config:#?}")
     };
     let text = CONF.replace("{ env = \"SHOW_TEST_SECRET\" }", "\"very\"");

@@ -397,7 +397,7 @@ async fn settled(pid: u32) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let before = cpu(pid);
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
         if cpu(pid) - before <= Duration::from_millis(10) {
             return;
         }

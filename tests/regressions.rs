@@ -282,3 +282,19 @@ fn what_a_far_end_says_steers_no_log() {
     let why = postrider::queue::record::Failure::local("4.7.5", "mx", "only for \"mx.test\0.evil\u{2066}\"\r\n");
     assert_eq!(why.reason, "only for \"mx.test?.evil?\"??");
 }
+
+/// Six megabytes of control characters made a webhook's JSON six times as large; and what a message looks like to the loop
+/// guard was read by a parser that goes down into whatever it is given.
+#[test]
+fn control_characters_are_no_text_and_nested_messages_are_not_opened() {
+    let content = b"Content-Type: text/plain\r\n\r\na\x01\x1b[2Jb\tc\r\nd\x7f\0\r\n";
+    let read = postrider::message::mime::read(content).unwrap();
+    assert_eq!(read.text.as_deref(), Some("a[2Jb\tc\nd\n"));
+    let nested = "Content-Type: message/rfc822\r\n\r\n".repeat(60_000);
+    let content = format!("From: a@b.test\r\nSubject: x\r\n{nested}");
+    let headers = postrider::message::header::Headers::parse(content.as_bytes());
+    assert!(headers.body().len() > 1 << 20);
+    let to = postrider::message::Address::parse("x@home.test").unwrap();
+    let seen = || postrider::routing::sender::fingerprint(&headers, content.as_bytes(), "a@b.test", &to);
+    assert_eq!(seen(), seen());
+}

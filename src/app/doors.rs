@@ -269,7 +269,8 @@ impl Doors {
     fn begin_http(&self, open: &mut Open, next: Option<NextHttp>, operator: &Arc<Operator>) -> Option<ListenerStatus> {
         match next {
             Some(NextHttp::Same(token)) => {
-                if let Some(http) = &open.http {
+                // Who is logged in by it stays so unless it is another.
+                if let Some(http) = open.http.as_ref().filter(|http| *http.token.load() != token) {
                     http.token.set(Arc::new(token));
                 }
             }
