@@ -39,7 +39,7 @@ dane = false
 mta_sts = false
 tls_rpt = false
 [delivery.retry]
-expire = "1d"
+expire = "8h"
 [queue]
 min_free = "1MiB"
 "#;

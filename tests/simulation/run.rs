@@ -307,6 +307,7 @@ impl Simulation {
                         ledger.fault(format!("I5: <{sender}> is told {} times of {recipient}", claimed.notices));
                     }
                 }
+                claimed.is_notice_lost = stories.iter().any(|(_, story)| is_expired(story, &sender));
                 ledger.compare(number, &recipient, claimed);
             }
         }
@@ -369,6 +370,11 @@ fn claims(story: &[Entry], address: &str) -> Option<Claimed> {
         claimed.notices = notices(story, address);
     }
     is_here.then_some(claimed)
+}
+
+fn is_expired(story: &[Entry], address: &str) -> bool {
+    let is_it = |event: &Event| matches!(event, Event::Expired { recipient, .. } if recipient.to_string() == address);
+    story.iter().any(|entry| is_it(&entry.event))
 }
 
 /// How often the sender was told that it failed: in the same batch, so right beside it in the story.
