@@ -83,7 +83,10 @@ impl Simulation {
             if let Some(end) = self.step(&life) {
                 return end;
             }
-            self.pass(&life, &mut idle).await;
+            // Else the next thing happens at the same instant, before anybody has noticed this one.
+            if !self.random.chance(250) {
+                self.pass(&life, &mut idle).await;
+            }
         }
         self.finish(&life).await;
         End::Done
