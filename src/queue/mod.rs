@@ -147,15 +147,16 @@ impl Queue {
         Queue::open(store, clock, committer, memory, streams, &BTreeMap::new())
     }
 
-    /// As [`Queue::new`]; what it commits is written when the [`Hand`] does it.
+    /// As [`Queue::with_streams`]; what it commits is written when the [`Hand`] does it.
     pub fn by_hand(
         store: Arc<Store>,
         clock: Clock,
         memory: u64,
+        settings: &BTreeMap<String, config::Stream>,
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>, Hand), StoreError> {
-        let streams = Streams::load(&store)?;
+        let streams = Streams::configure(&store, settings.keys().map(String::as_str))?;
         let (committer, hand) = Committer::by_hand(store.clone());
-        let (queue, fresh) = Queue::open(store, clock, committer, memory, streams, &BTreeMap::new())?;
+        let (queue, fresh) = Queue::open(store, clock, committer, memory, streams, settings)?;
         Ok((queue, fresh, hand))
     }
 

@@ -55,7 +55,7 @@ pub enum Names {
 
 #[derive(Debug)]
 pub struct World {
-    seed: u64,
+    pub seed: u64,
     pub ledger: Mutex<Ledger>,
     weather: Mutex<Weather>,
 }

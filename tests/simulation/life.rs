@@ -42,6 +42,12 @@ tls_rpt = false
 expire = "8h"
 [queue]
 min_free = "1MiB"
+[streams.transactional]
+"#;
+
+/// Every other seed: how much is sent is written down before each attempt, and after it.
+const PACED: &str = r#"block_size = 6
+block_pause = "10m"
 "#;
 
 const TABLES: [Table; 9] = [
@@ -59,7 +65,7 @@ const TABLES: [Table; 9] = [
 /// What stays through all lives, and from one seed to the next.
 pub struct House {
     folder: tempfile::TempDir,
-    pub config: Arc<Config>,
+    configs: [Arc<Config>; 2],
     resolver: Resolver,
     store: Option<Arc<Store>>,
     /// What a new store says.
@@ -72,10 +78,13 @@ impl House {
         let shm = Path::new("/dev/shm");
         let folder = tempfile::tempdir_in(shm).or_else(|_| tempfile::tempdir()).unwrap();
         let text = CONFIG.replace("DATA_DIR", folder.path().to_str().unwrap());
-        let config = config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}"));
-        let resolver = Resolver::new(&config.dns).unwrap();
-        let mut house = House { folder, config: Arc::new(config), resolver, store: None, empty: Vec::new() };
-        drop(Queue::by_hand(house.store(), Clock::manual(0), 1 << 20).unwrap());
+        let parse =
+            |text: &str| Arc::new(config::parse("test.toml", text).unwrap_or_else(|problems| panic!("{problems}")));
+        let configs = [parse(&text), parse(&format!("{text}{PACED}"))];
+        let resolver = Resolver::new(&configs[0].dns).unwrap();
+        let mut house = House { folder, configs, resolver, store: None, empty: Vec::new() };
+        let streams = house.configs[0].streams.clone();
+        drop(Queue::by_hand(house.store(), Clock::manual(0), 1 << 20, &streams).unwrap());
         house.empty = house.rows();
         house
     }
@@ -125,9 +134,10 @@ pub struct Life {
 impl Life {
     /// Within the runtime that it lives in.
     pub fn begin(house: &mut House, world: &Arc<World>, now: Millis, seed: u64) -> Life {
-        let (config, store) = (house.config.clone(), house.store());
+        let is_paced = world.seed % 2 == 0;
+        let (config, store) = (house.configs[usize::from(is_paced)].clone(), house.store());
         let clock = Clock::simulated(now);
-        let (queue, fresh, hand) = Queue::by_hand(store, clock.clone(), config.queue.memory).unwrap();
+        let (queue, fresh, hand) = Queue::by_hand(store, clock.clone(), config.queue.memory, &config.streams).unwrap();
         let journal = Arc::new(Journal::new(clock.clone()));
         let resolver = house.resolver.clone().with_zone(world.clone());
         let transports = Transports::new(&config, resolver.clone(), &clock, &queue).unwrap();
