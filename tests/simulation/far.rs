@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hickory_proto::rr::rdata::{A, MX};
 use hickory_proto::rr::{Name, RData, RecordType};
-use postrider::delivery::smtp::{Io, Network};
+use postrider::delivery::smtp::{Connecting, Io, Network};
 use postrider::dns::{DnsError, Zone};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::sleep;
@@ -185,7 +184,7 @@ impl Zone for World {
 pub struct Outside(pub Arc<World>);
 
 impl Network for Outside {
-    fn connect(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send + '_>> {
+    fn connect(&self, to: SocketAddr) -> Connecting<'_> {
         Box::pin(self.dial(to.ip()))
     }
 }

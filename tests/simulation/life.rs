@@ -134,7 +134,7 @@ pub struct Life {
 impl Life {
     /// Within the runtime that it lives in.
     pub fn begin(house: &mut House, world: &Arc<World>, now: Millis, seed: u64) -> Life {
-        let is_paced = world.seed % 2 == 0;
+        let is_paced = world.seed.is_multiple_of(2);
         let (config, store) = (house.configs[usize::from(is_paced)].clone(), house.store());
         let clock = Clock::simulated(now);
         let (queue, fresh, hand) = Queue::by_hand(store, clock.clone(), config.queue.memory, &config.streams).unwrap();

@@ -40,8 +40,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 /// In place of TCP: what a simulation connects to.
 pub trait Network: std::fmt::Debug + Send + Sync {
-    fn connect(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Io>>> + Send + '_>>;
+    fn connect(&self, to: SocketAddr) -> Connecting<'_>;
 }
+
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Io>>> + Send + 'a>>;
 
 /// An open connection to a server that has greeted us, ready for a message.
 pub struct Connection {

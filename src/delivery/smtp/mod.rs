@@ -70,7 +70,7 @@ pub use tls::system_roots;
 pub use tls_policy::{By, TlsPolicies};
 
 use connection::Connection;
-pub use connection::{Io, Network};
+pub use connection::{Connecting, Io, Network};
 use tls::Judge;
 use tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
 
