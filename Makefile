@@ -9,8 +9,8 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths floods faults fuzz mutants scan deny \
-    fmt lint
+.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths floods faults simulation \
+    fuzz mutants scan deny fmt lint
 
 run: setup
 	cargo build --locked
@@ -67,6 +67,11 @@ faults: setup
 	status=0; POSTRIDER_FAULTS=full cargo test --locked --no-fail-fast --test crash --test faults -- \
 	    --test-threads=2 $(ARGS) || status=$$?; \
 	    echo; sed '' "$(CARGO_TARGET_DIR)"/faults/*.txt; exit $$status
+
+# A hundred thousand whole lives of a server, each decided by its seed (about an hour); `make test` runs the first
+# thousand. SEEDS says how many, POSTRIDER_SEED=N repeats one.
+simulation: setup
+	POSTRIDER_SEEDS=$(or $(SEEDS),100000) cargo test --locked --test simulation -- nothing
 
 # Searches for input that breaks a parser or a dialogue, SECONDS_EACH (60) for each target, all of them (26) or
 # those in ARGS. `make test` only replays what is in tests/fuzz/corpus, and what is close to it.

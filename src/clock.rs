@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mail_parser::DateTime;
+use tokio::time::Instant;
 
 /// Milliseconds since 1970, UTC. What the store keeps.
 pub type Millis = u64;
@@ -16,6 +17,12 @@ pub enum Clock {
     System,
     /// Moves only when told.
     Manual(Arc<AtomicU64>),
+    /// Goes as the runtime's time does, which a simulation has stopped; `ahead` is what it was set on beside that.
+    Simulated {
+        start: Millis,
+        since: Instant,
+        ahead: Arc<AtomicU64>,
+    },
 }
 
 impl Clock {
@@ -23,17 +30,26 @@ impl Clock {
         Clock::Manual(Arc::new(AtomicU64::new(start)))
     }
 
+    /// Begins at `start` now, and goes with the time of the runtime.
+    pub fn simulated(start: Millis) -> Clock {
+        Clock::Simulated { start, since: Instant::now(), ahead: Arc::default() }
+    }
+
     pub fn now(&self) -> Millis {
         match self {
             Clock::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             Clock::Manual(now) => now.load(Ordering::Acquire),
+            Clock::Simulated { start, since, ahead } => {
+                start + since.elapsed().as_millis() as u64 + ahead.load(Ordering::Acquire)
+            }
         }
     }
 
-    /// Moves a manual clock on; the system's clock is left alone.
+    /// Moves the clock of a test on; the system's clock is left alone.
     pub fn advance(&self, millis: Millis) {
-        if let Clock::Manual(now) = self {
-            now.fetch_add(millis, Ordering::AcqRel);
+        match self {
+            Clock::System => {}
+            Clock::Manual(by) | Clock::Simulated { ahead: by, .. } => _ = by.fetch_add(millis, Ordering::AcqRel),
         }
     }
 }

@@ -31,7 +31,7 @@ use super::paused::Pauses;
 use super::pipe::Pipe;
 use super::shelf::Shelf;
 use super::smart_hosts::{SmartHosts, tls_mode};
-use super::smtp::{HostTarget, Prospect, SetupError, SmtpTransport, Timeouts, TlsPolicies};
+use super::smtp::{HostTarget, Network, Prospect, SetupError, SmtpTransport, Timeouts, TlsPolicies};
 use super::tls_report::Tally;
 use super::webhook::{Webhook, WebhookError};
 use super::{Job, Outcome};
@@ -183,6 +183,15 @@ impl Transports {
     pub fn with_timeouts(self, timeouts: Timeouts) -> Transports {
         match smtp(&self.config, &self.resolver, &self.tls, Some(timeouts)) {
             Ok(smtp) => Transports { smtp: Arc::new(smtp), timeouts: Some(timeouts), ..self },
+            Err(_) => self,
+        }
+    }
+
+    /// Delivers by SMTP over this network in place of TCP; what is left to chance hangs on `seed`. Not kept by
+    /// [`Transports::next`].
+    pub fn with_network(self, network: Arc<dyn Network>, seed: u64) -> Transports {
+        match smtp(&self.config, &self.resolver, &self.tls, self.timeouts) {
+            Ok(smtp) => Transports { smtp: Arc::new(smtp.with_network(network).with_seed(seed)), ..self },
             Err(_) => self,
         }
     }

@@ -6,6 +6,7 @@
 //! A batch that asks for no sync (the end of a delivery) is written at once and reaches the disk with
 //! the next synced group, or after [`LAZY_SYNC`] if none comes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -65,6 +66,7 @@ impl CommitCounts {
     }
 }
 
+#[derive(Debug)]
 struct Request {
     batch: Batch,
     sync: bool,
@@ -76,6 +78,7 @@ struct Request {
 #[derive(Debug)]
 pub struct Committer {
     requests: Option<Sender<Request>>,
+    /// None: somebody else does its work ([`Committer::by_hand`]).
     thread: Option<JoinHandle<()>>,
     counts: Arc<CommitCounts>,
 }
@@ -102,6 +105,14 @@ impl Committer {
         Committer { requests: Some(requests), thread, counts }
     }
 
+    /// Without the thread: groups are written when the [`Hand`] does it.
+    pub fn by_hand(store: Arc<Store>) -> (Committer, Hand) {
+        let (requests, receiver) = channel();
+        let counts = Arc::new(CommitCounts::default());
+        let hand = Hand { store, requests: receiver, ready: VecDeque::new() };
+        (Committer { requests: Some(requests), thread: None, counts }, hand)
+    }
+
     pub fn counts(&self) -> &CommitCounts {
         &self.counts
     }
@@ -113,6 +124,60 @@ impl Committer {
         let requests = self.requests.as_ref().ok_or_else(stopped)?;
         requests.send(Request { batch, sync, done }).map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
+    }
+}
+
+/// Writes in place of the committer's thread, one group at a time and when it is told to: so a simulation
+/// decides what has reached the store when everything ends, and who was told of it. What it has not written
+/// when it is dropped is gone.
+#[derive(Debug)]
+pub struct Hand {
+    store: Arc<Store>,
+    requests: Receiver<Request>,
+    ready: VecDeque<Request>,
+}
+
+/// Those who wait to hear of a group that was written.
+#[derive(Debug)]
+#[must_use]
+pub struct Answers(Waiting);
+
+impl Answers {
+    pub fn give(self) {
+        answer_all(self.0, &Ok(()));
+    }
+}
+
+impl Hand {
+    /// How many batches wait.
+    pub fn waiting(&mut self) -> usize {
+        self.ready.extend(self.requests.try_iter());
+        self.ready.len()
+    }
+
+    /// Writes the first `most` of those that wait as one group.
+    pub fn write(&mut self, most: usize) -> Result<Answers, StoreError> {
+        let (batches, waiting): (Vec<_>, Vec<_>) = self.take(most).map(|request| (request.batch, request.done)).unzip();
+        self.store.write(&batches, false)?;
+        Ok(Answers(waiting))
+    }
+
+    /// Tells the first `most` that the disk has failed; nothing is written.
+    pub fn refuse(&mut self, most: usize) {
+        let waiting = self.take(most).map(|request| request.done).collect();
+        answer_all(waiting, &Err(StoreError::Failed("a fault of the simulation".into())));
+    }
+
+    fn take(&mut self, most: usize) -> impl Iterator<Item = Request> + '_ {
+        let most = self.waiting().min(most);
+        self.ready.drain(..most)
+    }
+}
+
+fn answer_all(waiting: Waiting, written: &Result<(), StoreError>) {
+    for done in waiting {
+        // A session that has gone does not ask any more; its message is queued all the same.
+        let _ = done.send(written.clone());
     }
 }
 
@@ -144,10 +209,7 @@ fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool, counts: &Com
         let written = store.write(&batches, sync && may_sync);
         counts.count(&batches, sync, written.is_ok(), begun.elapsed());
         unsynced = !(sync && written.is_ok());
-        for done in waiting {
-            // A session that has gone does not ask any more; its message is queued all the same.
-            let _ = done.send(written.clone());
-        }
+        answer_all(waiting, &written);
     }
     if may_sync {
         let _ = store.sync();

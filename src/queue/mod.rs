@@ -38,7 +38,7 @@ use crate::message::id::IdSource;
 use crate::store::{Batch, Store, StoreError, Table};
 
 use claim::{Claims, Damaged, Scan};
-use commit::Committer;
+use commit::{Committer, Hand};
 use gate::Gates;
 use keys::{DueKey, Position};
 use lane::{Lane, Place, Streams};
@@ -143,7 +143,21 @@ impl Queue {
         memory: u64,
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
         let streams = Streams::load(&store)?;
-        Queue::open(store, clock, sync, memory, streams, &BTreeMap::new())
+        let committer = Committer::start(store.clone(), sync);
+        Queue::open(store, clock, committer, memory, streams, &BTreeMap::new())
+    }
+
+    /// As [`Queue::with_streams`]; what it commits is written when the [`Hand`] does it.
+    pub fn by_hand(
+        store: Arc<Store>,
+        clock: Clock,
+        memory: u64,
+        settings: &BTreeMap<String, config::Stream>,
+    ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>, Hand), StoreError> {
+        let streams = Streams::configure(&store, settings.keys().map(String::as_str))?;
+        let (committer, hand) = Committer::by_hand(store.clone());
+        let (queue, fresh) = Queue::open(store, clock, committer, memory, streams, settings)?;
+        Ok((queue, fresh, hand))
     }
 
     /// With the streams of the configuration. The receiver gives what was just committed and claimed for a
@@ -157,13 +171,14 @@ impl Queue {
         settings: &BTreeMap<String, config::Stream>,
     ) -> Result<(Arc<Queue>, mpsc::UnboundedReceiver<Claimed>), StoreError> {
         let streams = Streams::configure(&store, settings.keys().map(String::as_str))?;
-        Queue::open(store, clock, sync, memory, streams, settings)
+        let committer = Committer::start(store.clone(), sync);
+        Queue::open(store, clock, committer, memory, streams, settings)
     }
 
     fn open(
         store: Arc<Store>,
         clock: Clock,
-        sync: bool,
+        committer: Committer,
         memory: u64,
         streams: Streams,
         settings: &BTreeMap<String, config::Stream>,
@@ -180,7 +195,7 @@ impl Queue {
         let queue = Queue {
             gates,
             keeping: tokio::sync::Mutex::new(()),
-            committer: Committer::start(store.clone(), sync),
+            committer,
             ids: IdSource::new(0, last),
             clock,
             claims,

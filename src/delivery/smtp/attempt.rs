@@ -246,7 +246,7 @@ impl<'a> Attempt<'a> {
             Channel::Smtp | Channel::Lmtp => {
                 let peer = peer_text(host, *address);
                 let stream = self.connect_to(*address, &peer).await?;
-                (peer, Box::new(stream))
+                (peer, stream)
             }
             Channel::LmtpSocket(path) => {
                 let peer = format!("unix:{}", path.display());
@@ -287,7 +287,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// From one of our addresses, and remembers whether addresses of this family can be connected to.
-    async fn connect_to(&self, address: SocketAddr, peer: &str) -> Result<TcpStream, Trouble> {
+    async fn connect_to(&self, address: SocketAddr, peer: &str) -> Result<Box<dyn Io>, Trouble> {
         let ours = |reason: String| Trouble::new(Stage::Connect, Failure::local("4.3.5", peer, reason));
         let socket = match self.transport.sources.next(address.ip()) {
             Source::Any => None,
@@ -300,14 +300,17 @@ impl<'a> Attempt<'a> {
             }
         };
         let connecting = async {
+            if let Some(network) = &self.transport.network {
+                return network.connect(address).await;
+            }
             let stream = match socket {
                 Some(socket) => socket.connect(address).await?,
                 None => TcpStream::connect(address).await?,
             };
             stream.set_nodelay(true)?;
-            Ok(stream)
+            Ok(Box::new(stream) as Box<dyn Io>)
         };
-        let stream: std::io::Result<TcpStream> = match timeout(CONNECT_TIMEOUT, connecting).await {
+        let stream: std::io::Result<Box<dyn Io>> = match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(result) => result,
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
         };

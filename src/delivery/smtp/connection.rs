@@ -5,6 +5,7 @@
 //! and end the connection, so that a reply is never taken for the answer to a later command.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -36,6 +37,13 @@ use content::Unsent;
 /// What a connection runs over: TCP, TLS over it, or a pipe of a test.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// In place of TCP: what a simulation connects to.
+pub trait Network: std::fmt::Debug + Send + Sync {
+    fn connect(&self, to: SocketAddr) -> Connecting<'_>;
+}
+
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Io>>> + Send + 'a>>;
 
 /// An open connection to a server that has greeted us, ready for a message.
 pub struct Connection {

@@ -70,6 +70,7 @@ pub use tls::system_roots;
 pub use tls_policy::{By, TlsPolicies};
 
 use connection::Connection;
+pub use connection::{Connecting, Io, Network};
 use tls::Judge;
 use tls_policy::{Certificate, DomainPolicy, HostPolicy, Terms};
 
@@ -108,6 +109,8 @@ pub struct SmtpTransport {
     verifying: OnceCell<Connector>,
     authorities: OnceCell<Arc<WebPkiServerVerifier>>,
     dice: Mutex<Dice>,
+    /// None: TCP.
+    network: Option<Arc<dyn Network>>,
     pool: pool::Pool,
 }
 
@@ -134,6 +137,7 @@ impl SmtpTransport {
             connector: Connector(tls::opportunistic()?),
             verifying: OnceCell::new(),
             dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
+            network: None,
             pool: pool::Pool::new(config.delivery.concurrency),
         })
     }
@@ -141,6 +145,11 @@ impl SmtpTransport {
     /// Fixes the order of hosts of equal preference.
     pub fn with_seed(self, seed: u64) -> SmtpTransport {
         SmtpTransport { dice: Mutex::new(Dice::new(seed)), ..self }
+    }
+
+    /// Connects by this in place of TCP.
+    pub fn with_network(self, network: Arc<dyn Network>) -> SmtpTransport {
+        SmtpTransport { network: Some(network), ..self }
     }
 
     /// Other time-outs than those of RFC 5321.

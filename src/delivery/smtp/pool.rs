@@ -149,6 +149,7 @@ impl Pool {
     async fn watch(self) {
         while let Some(next) = self.end_old() {
             tokio::select! {
+                biased;
                 () = sleep_until(next) => {}
                 () = self.sooner.notified() => {}
                 () = self.closed.cancelled() => {}
