@@ -12,7 +12,8 @@ use super::outside::{Injection, strace_missing};
 use super::report::{Random, Report, count, seed, skipped};
 use super::states;
 
-const PLAN: Plan = Plan { clients: 6, domains: &["late.test", "far.test"], bytes_max: 20_000 };
+const PLAN: Plan =
+    Plan { clients: 6, domains: &["late.test", "far.test"], bytes_min: 500, bytes_max: 20_000, pause: Duration::ZERO };
 /// As for a full disk.
 const BACK_IN: Duration = Duration::from_secs(10);
 /// Only turns a hang into a failure.

@@ -3,7 +3,7 @@
 //! the server's attempt at an exact point and then kills it there.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,10 +16,15 @@ use super::ledger::{Digest, marked};
 
 /// Only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Of a slow receiver.
+const SLOW: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Take,
+    /// 250, with a while before the answer to RCPT. Not behind the content: whoever takes a message and then waits
+    /// with the word gets it twice from each sender that dies in between, and no sender can help it.
+    Slow,
     /// 450 to RCPT.
     Later,
     /// 550 to RCPT.
@@ -99,6 +104,11 @@ impl Far {
         self.inner.arrivals.lock().unwrap().len()
     }
 
+    /// The messages that have arrived.
+    pub fn numbers(&self) -> HashSet<u64> {
+        self.inner.arrivals.lock().unwrap().iter().filter_map(|arrival| arrival.number).collect()
+    }
+
     /// How often this message has arrived.
     pub fn times(&self, number: u64) -> usize {
         self.inner.arrivals.lock().unwrap().iter().filter(|arrival| arrival.number == Some(number)).count()
@@ -160,6 +170,11 @@ impl Far {
                     b"250 ok\r\n"
                 }
                 "RCPT" => match self.gate_of(&path(&text)) {
+                    Gate::Slow => {
+                        tokio::time::sleep(SLOW).await;
+                        recipients.push(path(&text));
+                        b"250 ok\r\n"
+                    }
                     Gate::Later => b"450 4.2.0 not now\r\n",
                     Gate::Never => b"550 5.1.1 nobody here\r\n",
                     Gate::Take | Gate::Stop => {
@@ -211,20 +226,31 @@ fn path(text: &str) -> String {
     inner.map(|(path, _)| path.to_owned()).unwrap_or_default()
 }
 
-/// Up to the final dot, stuffing undone.
+/// Up to the final dot, stuffing undone. Quickly: until it is read the sender cannot have its answer, and a kill in
+/// that time makes a copy.
 async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    loop {
-        let start = content.len();
-        if stream.read_until(b'\n', &mut content).await? == 0 {
+    const END: &[u8] = b"\r\n.\r\n";
+    // So that an end right at the beginning is one, too.
+    let mut content = b"\r\n".to_vec();
+    let end = loop {
+        let from = content.len().saturating_sub(END.len());
+        let piece = stream.fill_buf().await?;
+        if piece.is_empty() {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        if &content[start..] == b".\r\n" {
-            content.truncate(start);
-            return Ok(content);
+        let (before, length) = (content.len(), piece.len());
+        content.extend_from_slice(piece);
+        if let Some(at) = memchr::memmem::find(&content[from..], END) {
+            stream.consume(from + at + END.len() - before);
+            break from + at + 2;
         }
-        if content[start] == b'.' {
-            content.remove(start);
-        }
+        stream.consume(length);
+    };
+    let (mut plain, mut at) = (Vec::with_capacity(end), 2);
+    for dot in memchr::memmem::find_iter(&content[..end], b"\r\n.") {
+        plain.extend_from_slice(&content[at..(dot + 2).max(at)]);
+        at = dot + 3;
     }
+    plain.extend_from_slice(&content[at.min(end)..end]);
+    Ok(plain)
 }
