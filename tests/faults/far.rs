@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Far {
 struct Inner {
     gates: Mutex<HashMap<String, Gate>>,
     arrivals: Mutex<Vec<Arrival>>,
+    /// Recipients that were answered 450.
+    put_off: AtomicUsize,
     changed: watch::Sender<usize>,
     stopped: watch::Sender<usize>,
     order: watch::Sender<Order>,
@@ -73,6 +76,7 @@ impl Far {
         let inner = Inner {
             gates: Mutex::default(),
             arrivals: Mutex::default(),
+            put_off: AtomicUsize::new(0),
             changed: watch::Sender::new(0),
             stopped: watch::Sender::new(0),
             order: watch::Sender::new(Order::Wait),
@@ -98,6 +102,10 @@ impl Far {
 
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.inner.arrivals.lock().unwrap().clone()
+    }
+
+    pub fn put_off(&self) -> usize {
+        self.inner.put_off.load(Ordering::Relaxed)
     }
 
     pub fn count(&self) -> usize {
@@ -146,7 +154,8 @@ impl Far {
         self.inner.gates.lock().unwrap().get(domain).copied().unwrap_or(Gate::Take)
     }
 
-    async fn session(&self, stream: TcpStream) -> std::io::Result<()> {
+    /// One connection, as every other.
+    pub async fn session(&self, stream: TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         let mut stream = BufReader::with_capacity(64 * 1024, stream);
         stream.get_mut().write_all(b"220 far.test ESMTP\r\n").await?;
@@ -175,7 +184,10 @@ impl Far {
                         recipients.push(path(&text));
                         b"250 ok\r\n"
                     }
-                    Gate::Later => b"450 4.2.0 not now\r\n",
+                    Gate::Later => {
+                        self.inner.put_off.fetch_add(1, Ordering::Relaxed);
+                        b"450 4.2.0 not now\r\n"
+                    }
                     Gate::Never => b"550 5.1.1 nobody here\r\n",
                     Gate::Take | Gate::Stop => {
                         recipients.push(path(&text));
