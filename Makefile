@@ -9,7 +9,8 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths faults fuzz mutants fmt lint
+.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths floods faults fuzz mutants scan deny \
+    fmt lint
 
 run: setup
 	cargo build --locked
@@ -53,6 +54,11 @@ bench-million: setup
 bench-paths: setup
 	cargo bench --locked --bench hot_paths -- $(ARGS)
 
+# What a flood costs a good client, memory of an idle connection, a server without files, times of logins: about four
+# minutes. The environment makes it shorter or longer: benches/floods.rs.
+floods: setup
+	cargo bench --locked --bench floods
+
 # All of the fault injection (about 15 minutes, and as root, for the power cuts and the full disks); with
 # `make test` runs a quick part of each. POSTRIDER_SEED=N repeats a run. Results: faults/*.json in the
 # target folder.
@@ -70,6 +76,14 @@ fuzz: setup
 # Plants the faults of tests/mutants.toml, one at a time: the harness of each must notice it (as root; ten minutes).
 mutants: setup
 	@.ci/mutants.py $(ARGS)
+
+# Our TLS as sslyze (also part of `make test`) and testssl.sh see it: two minutes.
+scan: setup
+	POSTRIDER_SCAN=yes .ci/test.sh --test tls_scan -- --nocapture
+
+# Licences, sources and bans of what we depend on, and known holes in it; installs cargo-deny into the target folder.
+deny: setup
+	@.ci/deny.sh
 
 fmt:
 	cargo fmt

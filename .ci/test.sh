@@ -89,6 +89,14 @@ if [ -e "$CARGO_TARGET_DIR/peers/prometheus/unpacked" ]; then
     export POSTRIDER_TEST_PROMETHEUS="$CARGO_TARGET_DIR/peers/prometheus"
 fi
 
+# A scan with it takes a minute, so only where it is asked for (`make scan`).
+if [ -n "${POSTRIDER_SCAN:-}" ]; then
+    .ci/testssl.sh "$CARGO_TARGET_DIR/peers/testssl"
+    if [ -e "$CARGO_TARGET_DIR/peers/testssl/unpacked" ]; then
+        export POSTRIDER_TEST_TESTSSL="$CARGO_TARGET_DIR/peers/testssl"
+    fi
+fi
+
 # The same of Chromium; what drives it comes with the Node packages.
 .ci/chromium.sh "$CARGO_TARGET_DIR/peers/chromium"
 if [ -x "$CARGO_TARGET_DIR/peers/chromium/chromium" ]; then

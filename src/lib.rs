@@ -58,6 +58,8 @@
 //!   connection it is, behind a proxy: `server::proxy_protocol` reads it, `server::listener` knows whom to believe.
 //! - A configuration that changes while the server runs: `app::reload` takes it whole or not at all, `app::doors` opens and
 //!   closes what listens, `config::source` knows what has changed, `app::files` notices that something has.
+//! - How much one client may take: `server::limits`; how long it may take for it: `server::connection`. What a running
+//!   server has given up: `cli::confine`.
 //! - When a message is tried again: `queue::schedule`. What keeps a kill from making copies:
 //!   `delivery::receipts`. Copies of what was sent: `delivery::archive`.
 //! - What is kept in place of being sent: `routing::capture` says who, and which addresses stand for what a far end

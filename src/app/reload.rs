@@ -16,7 +16,7 @@ use super::{Error, store_path};
 use crate::admin::Complaint;
 use crate::admin::reload::{ReloadAnswer, ReloadResult};
 use crate::clock::Clock;
-use crate::config::{self, Change, ChangeKind, Config, Log, Problem, ProblemKind};
+use crate::config::{self, Change, ChangeKind, Config, Log, Problem, ProblemKind, Target};
 use crate::current::Current;
 use crate::delivery::dispatch::{Changes, Parts};
 use crate::delivery::receipts::Receipts;
@@ -153,7 +153,8 @@ impl Reloader {
             tracing::warn!(error, "log.level could not be changed");
         }
         let result = if changes.is_empty() { ReloadResult::Unchanged } else { ReloadResult::Applied };
-        ReloadAnswer { result, changes, warnings: config.warnings.clone(), problems: Vec::new() }
+        let warnings = config.warnings.iter().cloned().chain(confined_programs(before, &config)).collect();
+        ReloadAnswer { result, changes, warnings, problems: Vec::new() }
     }
 
     fn parts(&self, config: &Arc<Config>, intake: &Arc<Intake>, transports: &Arc<Transports>) -> Arc<Parts> {
@@ -218,6 +219,18 @@ impl Reloader {
 fn unchanged(config: &Config) -> ReloadAnswer {
     let (changes, warnings) = (Vec::new(), config.warnings.clone());
     ReloadAnswer { result: ReloadResult::Unchanged, changes, warnings, problems: Vec::new() }
+}
+
+/// A server that starts without programs to run gives up rights that these would need (`cli::confine`), and cannot take
+/// them back.
+fn confined_programs(before: &Config, after: &Config) -> Option<String> {
+    let runs = |config: &Config| config.targets.values().any(|target| matches!(target, Target::Pipe { .. }));
+    let is_confined = rustix::thread::no_new_privs().unwrap_or(false);
+    (is_confined && runs(after) && !runs(before)).then(|| {
+        "the programs of pipe targets run as confined as the server, which has started without any: they gain no \
+         rights (setuid), and cannot write into the system's folders; a restart lifts that"
+            .to_owned()
+    })
 }
 
 /// Keys that are built into what runs.

@@ -25,6 +25,7 @@ pub mod check;
 mod client;
 mod completions;
 mod config;
+mod confine;
 mod demo;
 mod dkim;
 pub mod dns;
@@ -232,7 +233,7 @@ pub fn understands(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let config = cli.config.as_path();
     let done = match cli.command {
-        Command::Serve(args) => block_on(Threads::Many, serve::run(config, args)),
+        Command::Serve(args) => serve::run(config, args),
         Command::Demo(args) => block_on(Threads::Many, demo::run(args)),
         Command::Check { json, dns: true, .. } => return exit(check::world::run(config, json)),
         Command::Check { json, health: true, .. } => block_on(Threads::One, health::run(config, json)),

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use super::{Failure, load, log};
+use super::confine::confine;
+use super::{Failure, Threads, block_on, load, log};
 use crate::app;
 
 const EXAMPLES: &str = "\
@@ -19,8 +20,13 @@ standard error.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {}
 
-pub(super) async fn run(config: &Path, _args: Args) -> Result<(), Failure> {
+pub(super) fn run(config: &Path, _args: Args) -> Result<(), Failure> {
     let config = load(config)?;
+    // Before anything starts a thread.
+    let confinement = confine(&config);
     let started = log::start(&config.log)?;
-    app::serve(config, started.setter()).await.map_err(|error| Failure::new(error.to_string()))
+    confinement.tell();
+    block_on(Threads::Many, async {
+        app::serve(config, started.setter()).await.map_err(|error| Failure::new(error.to_string()))
+    })
 }

@@ -10,6 +10,8 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::clock::Millis;
 use crate::config::{Config, Rate, Role};
 use crate::smtp::Reply;
@@ -45,10 +47,22 @@ impl Client {
     }
 }
 
+/// Open files that are kept for all else than connections of clients (the store, deliveries, DNS), where there are
+/// enough of them; else half of all.
+const FILES_KEPT: u64 = 1024;
+
+/// How many connections so many open files are good for. More are refused with 421 instead of taking the files that the
+/// store and deliveries need.
+pub fn connections_for(open_files: u64) -> usize {
+    usize::try_from(open_files - FILES_KEPT.min(open_files / 2)).unwrap_or(usize::MAX)
+}
+
 /// The counters of all listeners together.
 #[derive(Debug, Default)]
 pub struct Limits {
     state: Mutex<State>,
+    /// However many the configuration allows.
+    connections_max: Option<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -85,8 +99,14 @@ impl Drop for ConnectionGuard {
 }
 
 impl Limits {
+    /// With no more connections than this process may have open files for.
     pub fn new() -> Arc<Limits> {
-        Arc::new(Limits::default())
+        Limits::for_open_files(getrlimit(Resource::Nofile).current)
+    }
+
+    /// `None`: as many as there are connections.
+    pub fn for_open_files(open_files: Option<u64>) -> Arc<Limits> {
+        Arc::new(Limits { connections_max: open_files.map(connections_for), ..Limits::default() })
     }
 
     /// Connections that live now.
@@ -112,7 +132,7 @@ impl Limits {
         let limits = &config.limits;
         let client = Client::of(peer);
         let mut state = self.lock();
-        state.has_place(config)?;
+        self.has_place(&state, config)?;
         let own = state.per_client.get(&client).copied().unwrap_or(0);
         if own >= limits.connections_per_ip {
             return Err(busy(
@@ -120,7 +140,10 @@ impl Limits {
                 format!("limits.connections_per_ip = {} is reached by {peer}", limits.connections_per_ip),
             ));
         }
-        if role == Role::Mx && !state.take_arrival(client, limits.connection_rate, now) {
+        if role == Role::Mx
+            && !contains(&config.networks.trusted, peer)
+            && !state.take_arrival(client, limits.connection_rate, now)
+        {
             return Err(busy(
                 "your address connects too often, please try again later",
                 format!("limits.connection_rate = {} is passed by {peer}", rate_text(limits.connection_rate)),
@@ -135,7 +158,7 @@ impl Limits {
     /// is not counted as the proxy's.
     pub fn connect_proxy(self: &Arc<Self>, config: &Config) -> Result<ConnectionGuard, Refusal> {
         let mut state = self.lock();
-        state.has_place(config)?;
+        self.has_place(&state, config)?;
         state.connections += 1;
         Ok(ConnectionGuard { limits: self.clone(), client: None })
     }
@@ -170,6 +193,20 @@ impl Limits {
         }
     }
 
+    fn has_place(&self, state: &State, config: &Config) -> Result<(), Refusal> {
+        let most = config.limits.connections;
+        if state.connections >= most {
+            return Err(busy(TOO_MANY, format!("limits.connections = {most} is reached")));
+        }
+        match self.connections_max {
+            Some(most) if state.connections >= most => {
+                let reason = format!("the limit of open files (LimitNOFILE) is good for {most} connections");
+                Err(busy(TOO_MANY, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change is complete in itself, so a panic elsewhere leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -177,14 +214,6 @@ impl Limits {
 }
 
 impl State {
-    fn has_place(&self, config: &Config) -> Result<(), Refusal> {
-        let most = config.limits.connections;
-        if self.connections < most {
-            return Ok(());
-        }
-        Err(busy("too many connections, please try again later", format!("limits.connections = {most} is reached")))
-    }
-
     fn take_arrival(&mut self, client: Client, rate: Rate, now: Millis) -> bool {
         self.arrivals.entry(client, RATE_CLIENTS_MAX, now).take(rate, now)
     }
@@ -197,6 +226,8 @@ impl State {
         }
     }
 }
+
+const TOO_MANY: &str = "too many connections, please try again later";
 
 fn busy(text: &'static str, reason: String) -> Refusal {
     Refusal { reply: Reply::new(421, (7, 0), text), reason }

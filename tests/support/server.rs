@@ -56,6 +56,11 @@ impl TestServer {
         TestServer::start_text(data_dir, format!("{BASE}{more}").replace(line, other), Clock::System).await
     }
 
+    /// With a configuration that has all that the base has.
+    pub async fn start_whole(data_dir: &Path, text: String, clock: Clock) -> TestServer {
+        TestServer::start_text(data_dir, text, clock).await
+    }
+
     async fn start_text(data_dir: &Path, text: String, clock: Clock) -> TestServer {
         let text = text.replace("DATA_DIR", data_dir.to_str().unwrap());
         let config =
