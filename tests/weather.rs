@@ -16,6 +16,8 @@ mod network;
 mod odd;
 #[path = "faults/report.rs"]
 mod report;
+#[path = "faults/soak.rs"]
+mod soak;
 #[path = "faults/states.rs"]
 mod states;
 #[path = "faults/storm.rs"]

@@ -304,7 +304,8 @@ impl Talk {
         loop {
             let start = reply.len();
             let read = tokio::time::timeout(REPLY_TIME, self.stream.read_line(&mut reply)).await;
-            if read.expect("the server does not answer")? == 0 {
+            // A line without its end is one that was cut.
+            if read.expect("the server does not answer")? == 0 || !reply.ends_with('\n') {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             if reply.as_bytes().get(start + 3) != Some(&b'-') {
