@@ -23,8 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ["CARGO_TARGET_DIR"])
 FOLDER = TARGET / "faults"
 TARGETS_OF_FUZZ = 26
-# Of a share of a night, for the rounds of a test; the rest is for what comes after them.
-ROUNDS = 0.8
+# Of a share of a night, for the rounds of a test; the rest is for what comes after them (all that is queued is
+# delivered). Rows may have another.
+ROUNDS = 0.6
 NOT_SHOWN = {"seed", "version", "cores", "kernel", "load before"}
 TIME_IS_UP = "time was up"
 
@@ -158,7 +159,7 @@ def run_row(row, minutes, environment):
     environment = environment | row.get("env", {}) | night.get("env", {})
     if minutes is not None:
         tests = max(1, len(names))
-        seconds = 60 * minutes * ROUNDS
+        seconds = 60 * minutes * night.get("rounds", ROUNDS)
         environment |= {"POSTRIDER_FAULTS": "night", "POSTRIDER_FAULTS_SECONDS": str(int(seconds / tests))}
         each = int(seconds * os.cpu_count() / TARGETS_OF_FUZZ)
         environment = {name: value.format(seconds=int(seconds), each=max(1, each)) for name, value in environment.items()}

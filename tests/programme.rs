@@ -40,7 +40,7 @@ fn source(test: &str) -> PathBuf {
     let Some(module) = modules.first() else { return main };
     let text = std::fs::read_to_string(&main).unwrap_or_else(|error| panic!("{}: {error}", main.display()));
     let before = text.split(&format!("mod {module};")).next().unwrap();
-    let named = before.lines().last().filter(|line| line.starts_with("#[path")).or(before.lines().rev().nth(0));
+    let named = before.lines().last().filter(|line| line.starts_with("#[path"));
     let given = named.and_then(|line| line.split('"').nth(1));
     given.map_or_else(|| main.with_extension("").join(format!("{module}.rs")), |given| root().join("tests").join(given))
 }

@@ -65,6 +65,8 @@ struct Inner {
     arrivals: Mutex<Vec<Arrival>>,
     /// Recipients that were answered 450.
     put_off: AtomicUsize,
+    /// Recipients that were answered 550.
+    turned_away: AtomicUsize,
     changed: watch::Sender<usize>,
     stopped: watch::Sender<usize>,
     order: watch::Sender<Order>,
@@ -77,12 +79,23 @@ impl Far {
             gates: Mutex::default(),
             arrivals: Mutex::default(),
             put_off: AtomicUsize::new(0),
+            turned_away: AtomicUsize::new(0),
             changed: watch::Sender::new(0),
             stopped: watch::Sender::new(0),
             order: watch::Sender::new(Order::Wait),
         };
         let far = Far { address: listener.local_addr().unwrap(), inner: Arc::new(inner) };
-        let serving = far.clone();
+        far.serve(listener);
+        far
+    }
+
+    /// The same far end at another address too, with the same port: servers that are others to who sends there.
+    pub async fn also_at(&self, address: &str) {
+        self.serve(TcpListener::bind((address, self.address.port())).await.unwrap());
+    }
+
+    fn serve(&self, listener: TcpListener) {
+        let serving = self.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let far = serving.clone();
@@ -90,7 +103,6 @@ impl Far {
                 tokio::spawn(async move { drop(far.session(stream).await) });
             }
         });
-        far
     }
 
     pub fn gate(&self, domain: &str, gate: Gate) {
@@ -102,6 +114,10 @@ impl Far {
 
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.inner.arrivals.lock().unwrap().clone()
+    }
+
+    pub fn turned_away(&self) -> usize {
+        self.inner.turned_away.load(Ordering::Relaxed)
     }
 
     pub fn put_off(&self) -> usize {
@@ -188,7 +204,10 @@ impl Far {
                         self.inner.put_off.fetch_add(1, Ordering::Relaxed);
                         b"450 4.2.0 not now\r\n"
                     }
-                    Gate::Never => b"550 5.1.1 nobody here\r\n",
+                    Gate::Never => {
+                        self.inner.turned_away.fetch_add(1, Ordering::Relaxed);
+                        b"550 5.1.1 nobody here\r\n"
+                    }
                     Gate::Take | Gate::Stop => {
                         recipients.push(path(&text));
                         b"250 ok\r\n"

@@ -187,8 +187,9 @@ async fn odd_receivers_hold_up_nobody_else() {
     let budget = Budget::start();
     let alone = good_mail(&ledger, &far, running.door).await;
     let mut talk = Talk::connect(running.door).await.unwrap();
-    let mut waiting = 0;
-    for number in 0..domains_count {
+    let (mut waiting, mut reached) = (0, 0);
+    for number in (0..domains_count).take_while(|_| !budget.is_over()) {
+        reached += 1;
         for _ in 0..FOR_EACH {
             let (_, answer) = ledger.send(&mut talk, &[format!("you@{}", domain(number))], 3_000).await;
             assert_eq!(answer, Answer::Taken);
@@ -208,7 +209,7 @@ async fn odd_receivers_hold_up_nobody_else() {
     running.kill().await.check_no_damage();
     let verdict = ledger.judge(&far);
     let mut report = Report::new("odd-receivers");
-    budget.tell(&mut report, "domains", domains_count, domains_count);
+    budget.tell(&mut report, "domains", reached, domains_count);
     report.add("messages to them", waiting);
     report.add("good mail a second alone", alone as u64);
     report.add("good mail a second beside them", beside as u64);
