@@ -9,8 +9,8 @@ export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 export PATH := $(PATH):$(HOME)/.cargo/bin
 ARGS ?=
 
-.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths floods faults simulation \
-    fuzz mutants scan deny fmt lint
+.PHONY: run test setup build deb deb-test container-test bench bench-million bench-paths floods faults nightly \
+    simulation fuzz mutants scan deny fmt lint
 
 run: setup
 	cargo build --locked
@@ -59,14 +59,17 @@ bench-paths: setup
 floods: setup
 	cargo bench --locked --bench floods
 
-# All of the fault injection (about 15 minutes, and as root, for the power cuts and the full disks); with
-# `make test` runs a quick part of each. POSTRIDER_SEED=N repeats a run. Results: faults/*.json in the
-# target folder.
+# The fault programme, as on every change: kills, power cuts, full disks, damage, clocks, networks, floods, attacks. About
+# 45 minutes, and as root, for the power cuts and the full disks; with `make test` runs a quick part of each. ARGS="F1 F3"
+# chooses rows, POSTRIDER_SEED=N repeats a run, POSTRIDER_BINARY=PATH tests another binary. Ends with the table: each
+# fault, what was measured, the verdict; also in faults/programme.json in the target folder.
 faults: setup
-	rm -rf "$(CARGO_TARGET_DIR)/faults"
-	status=0; POSTRIDER_FAULTS=full cargo test --locked --no-fail-fast --test crash --test faults -- \
-	    --test-threads=2 $(ARGS) || status=$$?; \
-	    echo; sed '' "$(CARGO_TARGET_DIR)"/faults/*.txt; exit $$status
+	@.ci/programme.py day $(ARGS)
+
+# The same with the counts of a night, within BUDGET minutes; what that is too short for is said.
+BUDGET ?= 120
+nightly: setup
+	@.ci/programme.py night $(BUDGET) $(ARGS)
 
 # A hundred thousand whole lives of a server, each decided by its seed (about an hour); `make test` runs the first
 # thousand. SEEDS says how many, POSTRIDER_SEED=N repeats one.

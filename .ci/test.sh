@@ -83,6 +83,16 @@ if [ -e "$CARGO_TARGET_DIR/peers/haproxy/unpacked" ]; then
     export POSTRIDER_TEST_HAPROXY="$CARGO_TARGET_DIR/peers/haproxy"
 fi
 
+# mkfs.xfs and libfaketime, for faults of the disk and of the clock.
+.ci/xfsprogs.sh "$CARGO_TARGET_DIR/peers/xfsprogs"
+if [ -e "$CARGO_TARGET_DIR/peers/xfsprogs/unpacked" ]; then
+    export POSTRIDER_TEST_XFSPROGS="$CARGO_TARGET_DIR/peers/xfsprogs"
+fi
+.ci/faketime.sh "$CARGO_TARGET_DIR/peers/faketime"
+if [ -e "$CARGO_TARGET_DIR/peers/faketime/unpacked" ]; then
+    export POSTRIDER_TEST_FAKETIME="$CARGO_TARGET_DIR/peers/faketime"
+fi
+
 # And promtool, which is Prometheus' judge of metrics and rules.
 .ci/prometheus.sh "$CARGO_TARGET_DIR/peers/prometheus"
 if [ -e "$CARGO_TARGET_DIR/peers/prometheus/unpacked" ]; then

@@ -3,6 +3,8 @@
 //! all of it; with the suite runs a quick part. What this machine cannot do is left out loudly.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "faults/clock.rs"]
+mod clock;
 #[path = "faults/damage.rs"]
 mod damage;
 #[path = "faults/damage_kinds.rs"]

@@ -8,7 +8,7 @@ use super::far::{Far, Gate};
 use super::house::{House, Running, Settings};
 use super::ledger::{Answer, Ledger, Talk, content};
 use super::outside::{Injection, injecting, strace_missing};
-use super::report::{Random, Report, count, seed, skipped};
+use super::report::{Budget, Random, Report, count_or, seed, skipped};
 use super::states;
 
 /// Each with the highest count at which a start with a few messages still comes to it in one thread.
@@ -77,9 +77,12 @@ async fn kill_at_any_system_call() {
     let (pickup, settings) = pickup(folder.path());
     let house = House::new(folder.path(), &far, settings).await;
     let ledger = Ledger::default();
-    let points = count(18, 400);
+    let points = count_or(80, 400, 1_600);
     let (mut random, mut at_start, mut later) = (Random(seed()), 0, 0);
-    for point in 0..points {
+    let (budget, mut done) = (Budget::start(), 0);
+    while done < points && !budget.is_over() {
+        let point = done;
+        done += 1;
         let (calls, last) = CALLS[point % CALLS.len()];
         let what = format!("signal=SIGKILL:when={}", 1 + random.below(last));
         // Every other round the counting begins when the server is up, so that not all fall into the start.
@@ -108,7 +111,7 @@ async fn kill_at_any_system_call() {
     running.kill().await.check_no_damage();
     let verdict = ledger.judge(&far);
     let mut report = Report::new(TEST);
-    report.add("points", points);
+    budget.tell(&mut report, "points", done, points);
     report.add("killed at start", at_start);
     report.add("killed later", later);
     verdict.tell(&mut report);

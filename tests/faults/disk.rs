@@ -17,7 +17,8 @@ const DISK_MIB: u64 = 64;
 const BACK_IN: Duration = Duration::from_secs(10);
 /// Only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
-const PLAN: Plan = Plan { clients: 4, domains: &["late.test", "far.test"], bytes_max: 60_000 };
+const PLAN: Plan =
+    Plan { clients: 4, domains: &["late.test", "far.test"], bytes_min: 500, bytes_max: 60_000, pause: Duration::ZERO };
 const ALL_LATE: Plan = Plan { domains: &["late.test"], ..PLAN };
 
 struct Scene {

@@ -9,10 +9,11 @@ use super::house::{House, Running, Settings};
 use super::ledger::Ledger;
 use super::load::{Load, Plan};
 use super::outside::{Injection, strace_missing};
-use super::report::{Random, Report, count, seed, skipped};
+use super::report::{Budget, Random, Report, count_or, seed, skipped};
 use super::states;
 
-const PLAN: Plan = Plan { clients: 6, domains: &["late.test", "far.test"], bytes_max: 20_000 };
+const PLAN: Plan =
+    Plan { clients: 6, domains: &["late.test", "far.test"], bytes_min: 500, bytes_max: 20_000, pause: Duration::ZERO };
 /// As for a full disk.
 const BACK_IN: Duration = Duration::from_secs(10);
 /// Only turns a hang into a failure.
@@ -56,10 +57,13 @@ async fn what_met_an_error_is_refused_and_stays_away() {
     let house = House::new(folder.path(), &far, Settings::default()).await;
     let ledger = Arc::new(Ledger::default());
     let load = Load::start(&ledger, PLAN);
-    let rounds = count(4, 60);
+    let rounds = count_or(10, 60, 300);
     let (mut random, mut slowest) = (Random(seed()), Duration::ZERO);
     let mut running = house.start().await;
-    for round in 0..rounds {
+    let (budget, mut done) = (Budget::start(), 0);
+    while done < rounds && !budget.is_over() {
+        let round = done;
+        done += 1;
         load.open(running.door);
         let enough = ledger.taken_count() + 20;
         until("mail is taken", &mut running, &ledger, || ledger.taken_count() >= enough).await;
@@ -92,7 +96,7 @@ async fn what_met_an_error_is_refused_and_stays_away() {
     running.kill().await.check_no_damage();
     let verdict = ledger.judge(&far);
     let mut report = Report::new(TEST);
-    report.add("rounds", rounds);
+    budget.tell(&mut report, "rounds", done, rounds);
     report.add("taken again after ms at most", slowest.as_millis() as u64);
     verdict.tell(&mut report);
     for (reply, times) in ledger.refusals() {

@@ -3,8 +3,9 @@
 //! the server's attempt at an exact point and then kills it there.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,10 +17,15 @@ use super::ledger::{Digest, marked};
 
 /// Only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Of a slow receiver.
+const SLOW: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Take,
+    /// 250, with a while before the answer to RCPT. Not behind the content: whoever takes a message and then waits
+    /// with the word gets it twice from each sender that dies in between, and no sender can help it.
+    Slow,
     /// 450 to RCPT.
     Later,
     /// 550 to RCPT.
@@ -57,6 +63,10 @@ pub struct Far {
 struct Inner {
     gates: Mutex<HashMap<String, Gate>>,
     arrivals: Mutex<Vec<Arrival>>,
+    /// Recipients that were answered 450.
+    put_off: AtomicUsize,
+    /// Recipients that were answered 550.
+    turned_away: AtomicUsize,
     changed: watch::Sender<usize>,
     stopped: watch::Sender<usize>,
     order: watch::Sender<Order>,
@@ -68,12 +78,24 @@ impl Far {
         let inner = Inner {
             gates: Mutex::default(),
             arrivals: Mutex::default(),
+            put_off: AtomicUsize::new(0),
+            turned_away: AtomicUsize::new(0),
             changed: watch::Sender::new(0),
             stopped: watch::Sender::new(0),
             order: watch::Sender::new(Order::Wait),
         };
         let far = Far { address: listener.local_addr().unwrap(), inner: Arc::new(inner) };
-        let serving = far.clone();
+        far.serve(listener);
+        far
+    }
+
+    /// The same far end at another address too, with the same port: servers that are others to who sends there.
+    pub async fn also_at(&self, address: &str) {
+        self.serve(TcpListener::bind((address, self.address.port())).await.unwrap());
+    }
+
+    fn serve(&self, listener: TcpListener) {
+        let serving = self.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let far = serving.clone();
@@ -81,7 +103,6 @@ impl Far {
                 tokio::spawn(async move { drop(far.session(stream).await) });
             }
         });
-        far
     }
 
     pub fn gate(&self, domain: &str, gate: Gate) {
@@ -95,8 +116,21 @@ impl Far {
         self.inner.arrivals.lock().unwrap().clone()
     }
 
+    pub fn turned_away(&self) -> usize {
+        self.inner.turned_away.load(Ordering::Relaxed)
+    }
+
+    pub fn put_off(&self) -> usize {
+        self.inner.put_off.load(Ordering::Relaxed)
+    }
+
     pub fn count(&self) -> usize {
         self.inner.arrivals.lock().unwrap().len()
+    }
+
+    /// The messages that have arrived.
+    pub fn numbers(&self) -> HashSet<u64> {
+        self.inner.arrivals.lock().unwrap().iter().filter_map(|arrival| arrival.number).collect()
     }
 
     /// How often this message has arrived.
@@ -136,7 +170,8 @@ impl Far {
         self.inner.gates.lock().unwrap().get(domain).copied().unwrap_or(Gate::Take)
     }
 
-    async fn session(&self, stream: TcpStream) -> std::io::Result<()> {
+    /// One connection, as every other.
+    pub async fn session(&self, stream: TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         let mut stream = BufReader::with_capacity(64 * 1024, stream);
         stream.get_mut().write_all(b"220 far.test ESMTP\r\n").await?;
@@ -160,8 +195,19 @@ impl Far {
                     b"250 ok\r\n"
                 }
                 "RCPT" => match self.gate_of(&path(&text)) {
-                    Gate::Later => b"450 4.2.0 not now\r\n",
-                    Gate::Never => b"550 5.1.1 nobody here\r\n",
+                    Gate::Slow => {
+                        tokio::time::sleep(SLOW).await;
+                        recipients.push(path(&text));
+                        b"250 ok\r\n"
+                    }
+                    Gate::Later => {
+                        self.inner.put_off.fetch_add(1, Ordering::Relaxed);
+                        b"450 4.2.0 not now\r\n"
+                    }
+                    Gate::Never => {
+                        self.inner.turned_away.fetch_add(1, Ordering::Relaxed);
+                        b"550 5.1.1 nobody here\r\n"
+                    }
                     Gate::Take | Gate::Stop => {
                         recipients.push(path(&text));
                         b"250 ok\r\n"
@@ -211,20 +257,31 @@ fn path(text: &str) -> String {
     inner.map(|(path, _)| path.to_owned()).unwrap_or_default()
 }
 
-/// Up to the final dot, stuffing undone.
+/// Up to the final dot, stuffing undone. Quickly: until it is read the sender cannot have its answer, and a kill in
+/// that time makes a copy.
 async fn read_data(stream: &mut BufReader<TcpStream>) -> std::io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    loop {
-        let start = content.len();
-        if stream.read_until(b'\n', &mut content).await? == 0 {
+    const END: &[u8] = b"\r\n.\r\n";
+    // So that an end right at the beginning is one, too.
+    let mut content = b"\r\n".to_vec();
+    let end = loop {
+        let from = content.len().saturating_sub(END.len());
+        let piece = stream.fill_buf().await?;
+        if piece.is_empty() {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        if &content[start..] == b".\r\n" {
-            content.truncate(start);
-            return Ok(content);
+        let (before, length) = (content.len(), piece.len());
+        content.extend_from_slice(piece);
+        if let Some(at) = memchr::memmem::find(&content[from..], END) {
+            stream.consume(from + at + END.len() - before);
+            break from + at + 2;
         }
-        if content[start] == b'.' {
-            content.remove(start);
-        }
+        stream.consume(length);
+    };
+    let (mut plain, mut at) = (Vec::with_capacity(end), 2);
+    for dot in memchr::memmem::find_iter(&content[..end], b"\r\n.") {
+        plain.extend_from_slice(&content[at..(dot + 2).max(at)]);
+        at = dot + 3;
     }
+    plain.extend_from_slice(&content[at.min(end)..end]);
+    Ok(plain)
 }

@@ -20,7 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Lines of the log that are kept.
 const LOG_LINES_MAX: usize = 200_000;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
+/// What is tested: the binary that cargo has just built, or the one that `POSTRIDER_BINARY` names.
+pub fn binary() -> String {
+    std::env::var("POSTRIDER_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_postrider").to_owned())
+}
 
 /// What differs between tests; the rest is the same for all.
 #[derive(Clone, Debug)]
@@ -57,12 +60,16 @@ pub struct House {
 }
 
 /// All domains lead to the one far end.
-pub async fn zone() -> Arc<ZoneServer> {
+pub fn domains() -> Zone {
     let mut zone = Zone::new().a("mx.far.test", "127.0.0.1");
     for domain in ["far.test", "late.test", "never.test", "back.test"] {
         zone = zone.mx(domain, 10, "mx.far.test");
     }
-    Arc::new(zone.serve().await)
+    zone
+}
+
+pub async fn zone() -> Arc<ZoneServer> {
+    Arc::new(domains().serve().await)
 }
 
 impl House {
@@ -149,7 +156,7 @@ nameservers = ["{zone}"]
     pub async fn try_start(&self, wrapper: &[String]) -> Result<Running, Ended> {
         self.write_conf();
         let mut words = wrapper.to_vec();
-        words.extend([BINARY.to_owned(), "serve".to_owned(), "--config".to_owned()]);
+        words.extend([binary(), "serve".to_owned(), "--config".to_owned()]);
         words.push(self.conf().to_str().unwrap().to_owned());
         let mut child = Command::new(&words[0])
             .args(&words[1..])
@@ -179,7 +186,7 @@ nameservers = ["{zone}"]
 
     /// A command of the same binary with the same configuration.
     pub async fn cli(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command.args(words).arg("--config").arg(self.conf()).stdin(Stdio::null()).kill_on_drop(true);
         let done = tokio::time::timeout(PATIENCE, command.output()).await;
         done.unwrap_or_else(|_| panic!("postrider {words:?} hangs")).unwrap()

@@ -9,10 +9,10 @@
 //! A message that got no answer may have arrived or not. Its number is never sent again.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -51,6 +51,7 @@ struct Sent {
 pub struct Ledger {
     sent: Mutex<BTreeMap<u64, Sent>>,
     next: AtomicU64,
+    taken: AtomicUsize,
     /// What is answered now comes from a machine that is dead already.
     is_dark: AtomicBool,
 }
@@ -128,11 +129,18 @@ impl Ledger {
 
     /// For messages that go in by another door: `answer` as its user sees it.
     pub fn note_other(&self, number: u64, content: &[u8], answer: Answer) {
-        self.sent.lock().unwrap().insert(number, Sent { digest: sha256(content), answer: Some(answer) });
+        self.sent.lock().unwrap().insert(number, Sent { digest: sha256(content), answer: None });
+        self.note(number, answer);
     }
 
     pub fn note(&self, number: u64, answer: Answer) {
         if let Some(sent) = self.sent.lock().unwrap().get_mut(&number) {
+            let was_taken = sent.answer == Some(Answer::Taken);
+            match (was_taken, answer == Answer::Taken) {
+                (false, true) => drop(self.taken.fetch_add(1, Ordering::AcqRel)),
+                (true, false) => drop(self.taken.fetch_sub(1, Ordering::AcqRel)),
+                _ => {}
+            }
             sent.answer = Some(answer);
         }
     }
@@ -147,7 +155,7 @@ impl Ledger {
     }
 
     pub fn taken_count(&self) -> usize {
-        self.sent.lock().unwrap().values().filter(|sent| sent.answer == Some(Answer::Taken)).count()
+        self.taken.load(Ordering::Acquire)
     }
 
     /// How often each refusal was heard, by its code and status.
@@ -168,15 +176,15 @@ impl Ledger {
         let taken = self.taken();
         let (mut seen, mut since) = (far.count(), Instant::now());
         loop {
-            let arrived: HashMap<u64, ()> = far.arrivals().iter().filter_map(|a| Some((a.number?, ()))).collect();
-            let missing: Vec<u64> = taken.iter().copied().filter(|number| !arrived.contains_key(number)).collect();
+            let arrived = far.numbers();
+            let missing: Vec<u64> = taken.iter().copied().filter(|number| !arrived.contains(number)).collect();
             if missing.is_empty() || since.elapsed() > STANDSTILL {
                 return missing;
             }
             if far.count() != seen {
                 (seen, since) = (far.count(), Instant::now());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20).max(since.elapsed() / 10)).await;
         }
     }
 
@@ -296,7 +304,8 @@ impl Talk {
         loop {
             let start = reply.len();
             let read = tokio::time::timeout(REPLY_TIME, self.stream.read_line(&mut reply)).await;
-            if read.expect("the server does not answer")? == 0 {
+            // A line without its end is one that was cut.
+            if read.expect("the server does not answer")? == 0 || !reply.ends_with('\n') {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             if reply.as_bytes().get(start + 3) != Some(&b'-') {

@@ -20,7 +20,10 @@ pub struct Plan {
     pub clients: usize,
     /// Messages go to these in turn.
     pub domains: &'static [&'static str],
+    pub bytes_min: u64,
     pub bytes_max: u64,
+    /// Of each client, between two messages.
+    pub pause: Duration,
 }
 
 pub struct Load {
@@ -94,10 +97,11 @@ async fn converse(ledger: &Ledger, plan: Plan, address: SocketAddr, random: &mut
     };
     while !stop.load(Ordering::Acquire) {
         let domain = plan.domains[random.below(plan.domains.len() as u64) as usize];
-        let bytes = 500 + random.below(plan.bytes_max);
+        let bytes = plan.bytes_min + random.below(plan.bytes_max - plan.bytes_min);
         let to = [format!("you@{domain}")];
         match ledger.send(&mut talk, &to, bytes as usize).await.1 {
-            Answer::Taken => {}
+            Answer::Taken if plan.pause.is_zero() => {}
+            Answer::Taken => tokio::time::sleep(plan.pause).await,
             Answer::Refused(_) => return tokio::time::sleep(REFUSED_PAUSE).await,
             Answer::Cut => return,
         }

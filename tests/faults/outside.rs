@@ -1,5 +1,5 @@
 //! What comes from outside of the server: errors and kills at a system call (strace), file systems of
-//! a chosen size (tmpfs, or ext4 in a file), and the loss of power.
+//! a chosen size (tmpfs, or ext4 or xfs in a file), and the loss of power.
 //!
 //! Each helper says why it cannot, so that the test is left out loudly. Mounts go with their guard; what
 //! a killed test run left is taken away by the next.
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Folders of this name, with the process' id behind it, hold mounts of a test.
 const MOUNTS: &str = "postrider-faults-";
-/// FS_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: from now on nothing reaches the disk, and what the
+/// FS_IOC_SHUTDOWN (of ext4 and of xfs) with GOING_FLAGS_NOLOGFLUSH: from now on nothing reaches the disk, and what the
 /// page cache and the journal in memory hold is gone. `unsafe` is forbidden in here, so Python calls it.
 const POWER_CUT: &str = "
 import fcntl, os, struct, sys
@@ -106,6 +106,7 @@ fn is_traced(pid: u32) -> bool {
 pub enum Kind {
     Tmpfs,
     Ext4,
+    Xfs,
 }
 
 /// A hand on the switch.
@@ -142,13 +143,27 @@ impl Disk {
         let at = folder.join("data");
         std::fs::create_dir_all(&at).map_err(|error| error.to_string())?;
         let disk = Disk { folder, at, kind, mib };
-        if let Kind::Ext4 = kind {
-            let image = std::fs::File::create(disk.image()).map_err(|error| error.to_string())?;
-            image.set_len(mib << 20).map_err(|error| error.to_string())?;
-            run(&["/sbin/mkfs.ext4", "-q", "-F", text(&disk.image())])?;
-        }
+        let image = text(&disk.image()).to_owned();
+        let made = match kind {
+            Kind::Tmpfs => Ok(String::new()),
+            Kind::Ext4 => disk.make(&["/sbin/mkfs.ext4", "-q", "-F", &image]),
+            Kind::Xfs => {
+                // Unpacked by .ci/test.sh, where the system has none.
+                let folder = std::env::var("POSTRIDER_TEST_XFSPROGS").unwrap_or_default();
+                let libraries = format!("LD_LIBRARY_PATH={folder}/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+                disk.make(&["env", &libraries, &format!("{folder}/sbin/mkfs.xfs"), "-q", "-f", &image])
+            }
+        };
+        made?;
         disk.mount()?;
         Ok(disk)
+    }
+
+    /// An empty image, and a file system in it.
+    fn make(&self, words: &[&str]) -> Result<String, String> {
+        let image = std::fs::File::create(self.image()).map_err(|error| error.to_string())?;
+        image.set_len(self.mib << 20).map_err(|error| error.to_string())?;
+        run(words)
     }
 
     fn image(&self) -> PathBuf {
@@ -160,7 +175,7 @@ impl Disk {
             Kind::Tmpfs => {
                 run(&["mount", "-t", "tmpfs", "-o", &format!("size={}m", self.mib), "tmpfs", text(&self.at)])
             }
-            Kind::Ext4 => run(&["mount", "-o", "loop", text(&self.image()), text(&self.at)]),
+            Kind::Ext4 | Kind::Xfs => run(&["mount", "-o", "loop", text(&self.image()), text(&self.at)]),
         }?;
         if is_mounted(&self.at) { Ok(()) } else { Err(format!("{} is not mounted", self.at.display())) }
     }

@@ -1,11 +1,13 @@
 //! What a fault test found: one line for people, one JSON file for programs, and the reason where a
 //! machine cannot do what a test needs.
 //!
-//! Quick counts run with the suite; `POSTRIDER_FAULTS=full` (`make faults`) asks for all of them.
+//! Quick counts run with the suite; `POSTRIDER_FAULTS=full` (`make faults`) asks for more, and
+//! `POSTRIDER_FAULTS=night` (`make nightly`) for those of a night, as far as `POSTRIDER_FAULTS_SECONDS` reach.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
@@ -15,8 +17,51 @@ pub fn count(quick: usize, full: usize) -> usize {
     given.unwrap_or(if is_full() { full } else { quick })
 }
 
+/// As [`count`], with a number of its own for a night.
+pub fn count_or(quick: usize, full: usize, night: usize) -> usize {
+    count(quick, if is_night() { night } else { full })
+}
+
+/// Of `make faults`, or of a night.
 pub fn is_full() -> bool {
-    std::env::var("POSTRIDER_FAULTS").is_ok_and(|what| what == "full")
+    is_night() || std::env::var("POSTRIDER_FAULTS").is_ok_and(|what| what == "full")
+}
+
+pub fn is_night() -> bool {
+    std::env::var("POSTRIDER_FAULTS").is_ok_and(|what| what == "night")
+}
+
+/// The time that a test has for its rounds, if there is a bound (`POSTRIDER_FAULTS_SECONDS`). What comes after the
+/// rounds is not counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    since: Instant,
+    all: Option<Duration>,
+}
+
+impl Budget {
+    pub fn start() -> Budget {
+        let seconds = std::env::var("POSTRIDER_FAULTS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+        Budget { since: Instant::now(), all: seconds.map(Duration::from_secs) }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.all.is_some_and(|all| self.since.elapsed() >= all)
+    }
+
+    /// What each of so many rounds may take.
+    pub fn each(&self, rounds: usize) -> Option<Duration> {
+        Some(self.all? / u32::try_from(rounds).ok()?.max(1))
+    }
+
+    /// How many rounds were done, and which were not reached.
+    pub fn tell(&self, report: &mut Report, what: &str, done: usize, wanted: usize) {
+        report.add(what, done);
+        if done < wanted {
+            report.add(&format!("{what} not reached"), wanted - done);
+        }
+        report.add("seconds", self.since.elapsed().as_secs());
+    }
 }
 
 /// For everything that is random in a run. `POSTRIDER_SEED` repeats one.
