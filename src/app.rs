@@ -16,6 +16,7 @@ mod events;
 pub mod explain;
 mod files;
 mod history;
+mod mailbox_tokens;
 pub mod operator;
 mod outside;
 pub mod reload;
@@ -50,7 +51,7 @@ use crate::delivery::transport::{SetUpError, Transports};
 use crate::dns::{DnsError, Resolver};
 use crate::events::journal::{self, Journal};
 use crate::intake::Intake;
-use crate::intake::fetch::Fetcher;
+use crate::intake::fetch::{Fetcher, TokenSource};
 use crate::intake::sign::{SignError, Signer};
 use crate::queue::Queue;
 use crate::queue::suspend::Suspension;
@@ -64,6 +65,7 @@ use crate::store::{Batch, Store, StoreError, Table};
 use dkim::Keeper;
 pub use doors::fetch_ways;
 use doors::{Doors, NextDoors, Open, pickup_folders};
+use mailbox_tokens::MailboxTokens;
 use operator::Operator;
 use outside::Behind;
 use reload::{Reloader, SetLog};
@@ -170,7 +172,8 @@ impl App {
         let shared = Current::from(Shared::new(config.clone(), tls, behind, clock.clone())?);
         let ways = {
             let (config, resolver) = (config.clone(), resolver.clone());
-            let made = tokio::task::spawn_blocking(move || doors::ways(&config, &resolver, None)).await;
+            let tokens: Arc<dyn TokenSource> = Arc::new(MailboxTokens(transports.clone()));
+            let made = tokio::task::spawn_blocking(move || doors::ways(&config, &resolver, Some(tokens), None)).await;
             made.map_err(|error| Error::Threads(error.to_string()))?
         };
         let fetcher = Fetcher::new(intake.clone(), clock.clone(), ways.clone(), stop.clone());

@@ -93,8 +93,12 @@ async fn tokens_are_shown_by_xoauth2() {
     );
     let remotes = Remotes::play(&[&script]).await;
     let site = imap_site(TO_SALES);
-    let ways =
-        Ways { resolver: Resolver::new(&site.config(1).dns).unwrap(), tls: Err("not needed".to_owned()), trail: None };
+    let ways = Ways {
+        resolver: Resolver::new(&site.config(1).dns).unwrap(),
+        tls: Err("not needed".to_owned()),
+        trail: None,
+        tokens: None,
+    };
     let account = site.config(remotes.port).fetch.remove("box").unwrap();
     let open = || wire::connect(&ways, &account);
     let refused = imap::Imap::open(open().await.unwrap(), &ways, "x", account.tls, &credential).await;
@@ -178,7 +182,12 @@ async fn it_is_the_same_however_the_words_of_a_server_are_cut() {
     let house = site.open(&remotes, START).await;
     let config = site.config(1);
     let account = &config.fetch["box"];
-    let ways = Ways { resolver: Resolver::new(&config.dns).unwrap(), tls: Err("not needed".to_owned()), trail: None };
+    let ways = Ways {
+        resolver: Resolver::new(&config.dns).unwrap(),
+        tls: Err("not needed".to_owned()),
+        trail: None,
+        tokens: None,
+    };
     let credential = Credential::of(&account.login);
     let mut found = Vec::new();
     for at_once in [1, 2, 3, 5, 7, 11, 64, 4096] {

@@ -22,7 +22,7 @@ use crate::delivery::smtp::tls as smtp_tls;
 use crate::dns::Resolver;
 use crate::events::outbox::Outbox;
 use crate::events::server::ServerCounters;
-use crate::intake::fetch::{Fetcher, NextAccounts, Ways};
+use crate::intake::fetch::{Fetcher, NextAccounts, TokenSource, Ways};
 use crate::intake::{Intake, pickup};
 use crate::queue::Queue;
 use crate::server::acme::{self, Responder};
@@ -186,7 +186,9 @@ impl Doors {
     pub fn prepare(&self, config: &Config, resolver: &Resolver, outbox: &Outbox) -> Result<NextDoors, Error> {
         let failed = |source| Error::Store { path: store_path(config), source };
         let outbox = Arc::new(outbox.next(self.queue.store(), &config.events.webhooks).map_err(failed)?);
-        let ways = ways(config, resolver, Some(&self.fetcher.ways()));
+        let before = self.fetcher.ways();
+        let tokens = before.tokens.clone();
+        let ways = ways(config, resolver, tokens, Some(&before));
         let fetch = self.fetcher.next(config).map_err(failed)?;
         let folders = pickup_folders(config)?;
         let open = self.lock();
@@ -360,13 +362,18 @@ pub(super) fn pickup_folders(config: &Config) -> Result<Vec<pickup::Folder>, Err
 
 /// What mailboxes elsewhere are read with. Without authorities to trust, the server serves all the same. Blocks on
 /// the disk.
-pub(super) fn ways(config: &Config, resolver: &Resolver, before: Option<&Ways>) -> Ways {
+pub(super) fn ways(
+    config: &Config,
+    resolver: &Resolver,
+    tokens: Option<Arc<dyn TokenSource>>,
+    before: Option<&Ways>,
+) -> Ways {
     let needs_tls = config.fetch.values().any(|account| account.tls != PopTls::Off);
     let tls = match before.and_then(|before| before.tls.as_ref().ok()) {
         Some(known) => Ok(known.clone()),
         None => authorities(needs_tls),
     };
-    Ways { resolver: resolver.clone(), tls, trail: None }
+    Ways { resolver: resolver.clone(), tls, trail: None, tokens }
 }
 
 fn authorities(are_needed: bool) -> Result<TlsConnector, String> {
@@ -381,7 +388,7 @@ pub async fn fetch_ways(mut modes: impl Iterator<Item = PopTls>, resolver: &Reso
     let needs_tls = modes.any(|tls| tls != PopTls::Off);
     let made = tokio::task::spawn_blocking(move || authorities(needs_tls)).await;
     let tls = made.unwrap_or_else(|error| Err(error.to_string()));
-    Ways { resolver: resolver.clone(), tls, trail: None }
+    Ways { resolver: resolver.clone(), tls, trail: None, tokens: None }
 }
 
 fn role_name(role: Role) -> &'static str {

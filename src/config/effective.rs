@@ -20,7 +20,7 @@ const STREAMS: [&str; 3] = ["transactional", "bulk", "security"];
 /// The listeners there are if none is named, as the reference has them.
 const LISTENERS: [&str; 3] = ["mx", "submission", "submissions"];
 /// Sections that are there only if they are written.
-const OPTIONAL: [&str; 1] = ["smart_hosts.*.oauth"];
+const OPTIONAL: [&str; 2] = ["smart_hosts.*.oauth", "fetch.*.oauth"];
 
 /// A key and what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -10,7 +10,7 @@ use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address};
 use super::smart_hosts::{is_loopback, read_host, read_username};
 use super::tree::Value;
-use super::{After, Destination, Fetch, FetchProtocol, Login, PopAccount, PopTls};
+use super::{After, Destination, Fetch, FetchProtocol, Login, PopAccount, PopTls, Secret};
 use crate::message::Address;
 
 /// RFC 1939 3 and RFC 9051 2.1, and RFC 8314 7.2 and 7.3 for implicit TLS.
@@ -48,7 +48,15 @@ fn account(name: &str, section: &Section<'_>) -> Option<Fetch> {
     let port = section.count("port", 1..=65_535, if tls == PopTls::Implicit { implicit } else { plain });
     let username = section.required("username", "Add the user name of the mailbox.");
     let username = username.and_then(|item| item.read("a user name", read_username));
-    let password = section.required("password", "Add the password of the mailbox.").and_then(|item| item.secret());
+    let takes_tokens = section.section("oauth").exists();
+    let oauth = super::oauth::oauth(section);
+    let password = match takes_tokens {
+        true => Some(Secret(String::new())),
+        false => {
+            let remedy = format!("Add the password of the mailbox, or [{}.oauth].", section.path);
+            section.required("password", &remedy).and_then(|item| item.secret())
+        }
+    };
     let host = section.required("host", "Add the server's name, such as host = \"imap.example.net\".");
     let host = host.and_then(|item| item.read("a host name", read_host));
     let interval = section.duration("interval", INTERVAL_MIN..=INTERVAL_MAX, INTERVAL);
@@ -64,7 +72,10 @@ fn account(name: &str, section: &Section<'_>) -> Option<Fetch> {
         ));
     }
     let login = Login { username: username?, password: password? };
-    Some(Fetch { protocol, host: host?, port, tls, login, folder: folder?, interval, after: after?, deliver_to })
+    if takes_tokens && oauth.is_none() {
+        return None;
+    }
+    Some(Fetch { protocol, host: host?, port, tls, login, oauth, folder: folder?, interval, after: after?, deliver_to })
 }
 
 /// It stands in keys of the store, in logs and on the command line.
@@ -154,6 +165,11 @@ pub(super) fn named(item: &Item<'_>, mailboxes: &[Mailbox], is_graph: bool) -> O
     if account.protocol != FetchProtocol::Pop3 {
         let what = format!("fetch.{name} is for IMAP, and a login there lets no mail be sent");
         item.wrong(Wrong::value(what, "Name an account with protocol = \"pop3\"."));
+        return None;
+    }
+    if account.oauth.is_some() {
+        let what = format!("fetch.{name} takes tokens, and POP before SMTP wants a password");
+        item.wrong(Wrong::value(what, "Name an account with a password."));
         return None;
     }
     let Fetch { host, port, tls, login, .. } = account.clone();

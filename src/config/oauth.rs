@@ -24,8 +24,9 @@ enum Flow {
 }
 
 /// None where there is no such section, or it has problems, which have been told.
-pub(super) fn oauth(name: &str, host: &Section<'_>) -> Option<Oauth> {
-    let section = host.section("oauth");
+/// `whose`: the section of a smart host or of a mailbox.
+pub(super) fn oauth(whose: &Section<'_>) -> Option<Oauth> {
+    let section = whose.section("oauth");
     if !section.exists() {
         return None;
     }
@@ -41,7 +42,7 @@ pub(super) fn oauth(name: &str, host: &Section<'_>) -> Option<Oauth> {
     let refresh_token = section.item("refresh_token").and_then(|item| item.secret());
     let token_url = section.item("token_url").map(|item| item.read("a URL", read_url));
     let scope = section.item("scope").map(|item| item.read("a scope", read_scope));
-    let username = username(name, host);
+    let username = username(whose);
     let tenant = tenant(&section, provider, flow, token_url.is_some());
     check_flow(&section, provider, flow);
     let token_url = match token_url {
@@ -61,12 +62,12 @@ pub(super) fn oauth(name: &str, host: &Section<'_>) -> Option<Oauth> {
 }
 
 /// A login has one user and one secret.
-fn username(name: &str, host: &Section<'_>) -> Option<String> {
-    if let Some(item) = host.item("password") {
+fn username(whose: &Section<'_>) -> Option<String> {
+    if let Some(item) = whose.item("password") {
         let what = "a host takes a password or tokens, not both";
-        item.problem(ProblemKind::BadValue, what, format!("Take it out, or take [smart_hosts.{name}.oauth] out."));
+        item.problem(ProblemKind::BadValue, what, format!("Take it out, or take [{}.oauth] out.", whose.path));
     }
-    let username = host.required("username", "Add the mailbox that sends, such as username = \"app@example.com\".");
+    let username = whose.required("username", "Add the mailbox, such as username = \"app@example.com\".");
     username.and_then(|item| item.read("a user name", read_username))
 }
 

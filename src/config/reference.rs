@@ -14,7 +14,7 @@ use super::value::{parse_duration, parse_rate, parse_size};
 pub const REFERENCE: &str = include_str!("../../conf/postrider.toml");
 
 /// Keys whose values are secrets, and are never shown.
-const SECRETS: [&str; 9] = [
+const SECRETS: [&str; 11] = [
     "accounts.*.password_hash",
     "accounts.*.password",
     "targets.*.secret",
@@ -22,6 +22,8 @@ const SECRETS: [&str; 9] = [
     "smart_hosts.*.oauth.client_secret",
     "smart_hosts.*.oauth.refresh_token",
     "fetch.*.password",
+    "fetch.*.oauth.client_secret",
+    "fetch.*.oauth.refresh_token",
     "admin.token",
     "events.webhooks.*.secret",
 ];

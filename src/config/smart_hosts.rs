@@ -60,7 +60,7 @@ fn smart_host(name: &str, section: &Section<'_>, mailboxes: &[Mailbox]) -> Optio
     let port = section.count("port", 1..=65_535, default_port);
     let verify_certificate = section.boolean("verify_certificate", true);
     let login = login(section);
-    let oauth = oauth::oauth(name, section);
+    let oauth = oauth::oauth(section);
     let graph_url = oauth::graph_url(section, is_graph, oauth.as_ref());
     let from_filter = section.item("from_filter").map(|item| host_filter(&item)).unwrap_or_default();
     let priority = section.count("priority", 0..=PRIORITY_MAX, PRIORITY);

@@ -1,4 +1,4 @@
-//! OAuth 2 tokens for smart hosts that take them instead of a password: fetched, kept, renewed.
+//! OAuth 2 tokens for smart hosts and mailboxes that take them instead of a password: fetched, kept, renewed.
 //!
 //! Promises: one request at a time for a host, others wait for its result; a token is renewed before it
 //! runs out, and the old one serves until then if the renewal fails; a refresh token that a server gives
@@ -46,6 +46,8 @@ const REST_MAX: Millis = 60 * 60 * 1000;
 pub enum Resource {
     Smtp,
     Graph,
+    Imap,
+    Pop3,
 }
 
 /// Why there can be no tokens.
@@ -135,6 +137,30 @@ impl Rest {
     }
 }
 
+/// Whose tokens they are.
+struct Holder<'a> {
+    /// In memory and in the store. Names of smart hosts have no slash.
+    key: String,
+    name: &'a str,
+    /// In the configuration.
+    section: String,
+    oauth: &'a Oauth,
+}
+
+impl<'a> Holder<'a> {
+    fn host(name: &'a str, oauth: &'a Oauth) -> Holder<'a> {
+        Holder { key: name.to_owned(), name, section: format!("smart_hosts.{name}"), oauth }
+    }
+
+    fn mailbox(name: &'a str, oauth: &'a Oauth) -> Holder<'a> {
+        Holder { key: mailbox_key(name), name, section: format!("fetch.{name}"), oauth }
+    }
+}
+
+fn mailbox_key(name: &str) -> String {
+    format!("fetch/{name}")
+}
+
 /// Where in the table `Meta` the tokens of a host are, encrypted.
 fn record(host: &str) -> Vec<u8> {
     format!("token/{host}").into_bytes()
@@ -143,8 +169,9 @@ fn record(host: &str) -> Vec<u8> {
 impl Tokens {
     /// Where a host takes tokens, the key that they are encrypted with is made if there is none.
     pub fn new(config: &Config, queue: Arc<Queue>, clock: Clock) -> Result<Tokens, TokensError> {
-        let urls = config.smart_hosts.iter().filter_map(|host| Some(host.oauth.as_ref()?.token_url.as_str()));
-        let urls: Vec<&str> = urls.collect();
+        let hosts = config.smart_hosts.iter().filter_map(|host| host.oauth.as_ref());
+        let mailboxes = config.fetch.values().filter_map(|account| account.oauth.as_ref());
+        let urls: Vec<&str> = hosts.chain(mailboxes).map(|oauth| oauth.token_url.as_str()).collect();
         let means = match urls.is_empty() {
             true => None,
             false => {
@@ -182,7 +209,16 @@ impl Tokens {
 
     /// As [`Tokens::refused`], for one that [`Tokens::token`] gave.
     pub async fn refused_token(&self, host: &SmartHost, resource: Resource, token: &Secret) -> bool {
-        let account = self.account(&host.name);
+        self.forget(&host.name, resource, token).await
+    }
+
+    /// The mailbox has refused it. True: the next one may do.
+    pub async fn refused_by_mailbox(&self, name: &str, resource: Resource, token: &Secret) -> bool {
+        self.forget(&mailbox_key(name), resource, token).await
+    }
+
+    async fn forget(&self, key: &str, resource: Resource, token: &Secret) -> bool {
+        let account = self.account(key);
         let mut account = account.lock().await;
         let Some(access) = account.kept.access(resource) else { return true };
         // Somebody else has fetched another one in the meantime.
@@ -203,15 +239,27 @@ impl Tokens {
             let failure = Failure::local("4.3.5", host.name.as_str(), reason);
             return Err(HostFailure { login: Some(LoginFault::Unusable), failure, not_before_secs: None });
         };
-        let account = self.account(&host.name);
+        self.token_of(&Holder::host(&host.name, oauth), means, resource).await
+    }
+
+    /// As [`Tokens::token`], for a mailbox that mail is fetched from.
+    pub async fn mailbox_token(&self, name: &str, oauth: &Oauth, resource: Resource) -> Result<Secret, HostFailure> {
+        let Some(means) = &self.means else {
+            let failure = Failure::local("4.3.5", name, "there are no means to get tokens by");
+            return Err(HostFailure { login: Some(LoginFault::Unusable), failure, not_before_secs: None });
+        };
+        self.token_of(&Holder::mailbox(name, oauth), means, resource).await
+    }
+
+    async fn token_of(&self, of: &Holder<'_>, means: &Means, resource: Resource) -> Result<Secret, HostFailure> {
+        let account = self.account(&of.key);
         let mut account = account.lock().await;
-        self.load(&mut account, means, &host.name, oauth).map_err(|error| {
-            let failure =
-                Failure::local("4.3.0", host.name.as_str(), format!("the stored tokens cannot be read: {error}"));
+        self.load(&mut account, means, &of.key, of.oauth).map_err(|error| {
+            let failure = Failure::local("4.3.0", of.name, format!("the stored tokens cannot be read: {error}"));
             HostFailure { login: None, failure, not_before_secs: None }
         })?;
         if account.is_unsaved {
-            self.save(&mut account, means, &host.name).await;
+            self.save(&mut account, means, &of.key).await;
         }
         let now = self.clock.now();
         let current = account.kept.access(resource).filter(|access| access.expires_at > now);
@@ -223,7 +271,7 @@ impl Tokens {
         let resting = account.rest.as_ref().filter(|rest| rest.until > now).map(|rest| rest.at(now));
         let failed = match resting {
             Some(failed) => failed,
-            None => match self.fetch(&mut account, means, host, oauth, resource).await {
+            None => match self.fetch(&mut account, means, of, resource).await {
                 Ok(token) => return Ok(token),
                 Err(failed) => failed,
             },
@@ -261,14 +309,13 @@ impl Tokens {
         &self,
         account: &mut Account,
         means: &Means,
-        host: &SmartHost,
-        oauth: &Oauth,
+        of: &Holder<'_>,
         resource: Resource,
     ) -> Result<Secret, HostFailure> {
-        let mut asked = self.ask(account, means, oauth, resource).await;
+        let mut asked = self.ask(account, means, of.oauth, resource).await;
         if matches!(asked, Err(Denied::Grant(_))) && account.kept.refresh.take().is_some() {
             // The store may be older than the configuration (a backup): that one's token may still do.
-            asked = self.ask(account, means, oauth, resource).await;
+            asked = self.ask(account, means, of.oauth, resource).await;
         }
         let now = self.clock.now();
         match asked {
@@ -277,16 +324,16 @@ impl Tokens {
                 let token = Secret(granted.access.clone());
                 keep(&mut account.kept, resource, granted, now);
                 account.is_unsaved = true;
-                self.save(account, means, &host.name).await;
+                self.save(account, means, &of.key).await;
                 Ok(token)
             }
             Err(denied) => {
-                let rest = rest(account.rest.as_ref(), denied, host, oauth, now);
+                let rest = rest(account.rest.as_ref(), denied, of, now);
                 tracing::warn!(
-                    host = host.name,
+                    host = of.name,
                     reason = rest.failure.reason,
                     pause_secs = rest.length / 1000,
-                    "no token for a smart host"
+                    "no token"
                 );
                 let failed = rest.at(now);
                 account.rest = Some(rest);
@@ -356,8 +403,8 @@ fn keep(kept: &mut Kept, resource: Resource, granted: Granted, now: Millis) {
 }
 
 /// How long to leave a server alone, and what is told meanwhile.
-fn rest(before: Option<&Rest>, denied: Denied, host: &SmartHost, oauth: &Oauth, now: Millis) -> Rest {
-    let section = format!("[smart_hosts.{}.oauth]", host.name);
+fn rest(before: Option<&Rest>, denied: Denied, of: &Holder<'_>, now: Millis) -> Rest {
+    let section = format!("[{}.oauth]", of.section);
     let (first, fault, asked_for, status, what) = match denied {
         Denied::Later(what, secs) => (REST_LATER, LoginFault::Later, secs, "4.7.0", what),
         Denied::Request(what) => {
@@ -365,7 +412,7 @@ fn rest(before: Option<&Rest>, denied: Denied, host: &SmartHost, oauth: &Oauth, 
             (REST_DENIED, LoginFault::Refused, None, "4.7.8", what)
         }
         Denied::Grant(what) => {
-            let remedy = match oauth.flow {
+            let remedy = match of.oauth.flow {
                 OauthFlow::RefreshToken(_) => {
                     "the access has run out or was withdrawn: allow it anew and put the new refresh_token into"
                 }
@@ -376,12 +423,12 @@ fn rest(before: Option<&Rest>, denied: Denied, host: &SmartHost, oauth: &Oauth, 
     };
     let doubled = before.filter(|before| before.fault == fault).map_or(first, |before| before.length * 2);
     let length = doubled.min(REST_MAX).max(asked_for.unwrap_or(0) * 1000);
-    let reason = format!("no token for smart_hosts.{}: {what}", host.name);
+    let reason = format!("no token for {}: {what}", of.section);
     Rest {
         until: now + length,
         length,
         fault,
-        failure: Failure::local(status, request::place(&oauth.token_url), reason),
+        failure: Failure::local(status, request::place(&of.oauth.token_url), reason),
     }
 }
 

@@ -77,6 +77,10 @@ impl From<HostFailure> for Tried {
 }
 
 impl SmartHosts {
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
     pub fn new(clock: Clock, queue: Arc<Queue>, tokens: Arc<Tokens>, graph: Graph) -> SmartHosts {
         let pop_before = Arc::new(PopBeforeSmtp::new(clock.clone()));
         SmartHosts { clock, queue, tokens, graph, pop_before, resting: Arc::default() }

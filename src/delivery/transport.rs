@@ -268,6 +268,11 @@ impl Transports {
     }
 
     /// Targets that are paused.
+    /// For whoever else logs in with tokens.
+    pub fn tokens(&self) -> &Tokens {
+        self.smart_hosts.tokens()
+    }
+
     pub fn pauses(&self) -> &Pauses {
         &self.pauses
     }

@@ -116,6 +116,9 @@ fn the_reference_names_every_key_and_only_those() {
         "smart_hosts.*.oauth.refresh_token",
         "smart_hosts.*.oauth.token_url",
         "smart_hosts.*.oauth.scope",
+        "fetch.*.oauth.refresh_token",
+        "fetch.*.oauth.token_url",
+        "fetch.*.oauth.scope",
     ];
     for (key, supported) in config::known_keys() {
         let key = if key == "aliases.limits.*.limit" || key.starts_with("aliases.limits.*.") {

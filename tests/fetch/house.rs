@@ -80,7 +80,7 @@ impl Site {
         let intake = Intake::new(config, clock.clone(), queue.clone(), journal, resolver.clone(), signer).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(remotes.certificate.clone()).unwrap();
-        let ways = Ways { resolver, tls: Ok(connector(roots)), trail: None };
+        let ways = Ways { resolver, tls: Ok(connector(roots)), trail: None, tokens: None };
         let stop = CancellationToken::new();
         let fetcher = Arc::new(Fetcher::new(Arc::new(intake), clock.clone(), ways, stop.clone()).unwrap());
         House { fetcher, queue, clock, stop, _zone: zone }

@@ -219,7 +219,9 @@ pub struct Fetch {
     pub host: String,
     pub port: u16,
     pub tls: PopTls,
+    /// Beside `oauth` without a password.
     pub login: Login,
+    pub oauth: Option<Oauth>,
     /// Empty with POP3.
     pub folder: String,
     pub interval: Duration,

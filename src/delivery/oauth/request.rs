@@ -123,9 +123,17 @@ fn push_encoded(text: &mut String, value: &str) {
 fn scope(oauth: &Oauth, resource: Resource) -> Option<&'static str> {
     match (oauth.provider, &oauth.flow, resource) {
         (OauthProvider::Google, ..) => None,
-        (_, OauthFlow::ClientCredentials, Resource::Smtp) => Some("https://outlook.office365.com/.default"),
+        (_, OauthFlow::ClientCredentials, Resource::Smtp | Resource::Imap | Resource::Pop3) => {
+            Some("https://outlook.office365.com/.default")
+        }
         (_, OauthFlow::ClientCredentials, Resource::Graph) => Some("https://graph.microsoft.com/.default"),
         (_, OauthFlow::RefreshToken(_), Resource::Smtp) => Some("https://outlook.office.com/SMTP.Send offline_access"),
+        (_, OauthFlow::RefreshToken(_), Resource::Imap) => {
+            Some("https://outlook.office.com/IMAP.AccessAsUser.All offline_access")
+        }
+        (_, OauthFlow::RefreshToken(_), Resource::Pop3) => {
+            Some("https://outlook.office.com/POP.AccessAsUser.All offline_access")
+        }
         (_, OauthFlow::RefreshToken(_), Resource::Graph) => {
             Some("https://graph.microsoft.com/Mail.Send offline_access")
         }

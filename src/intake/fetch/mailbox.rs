@@ -31,17 +31,35 @@ pub enum Mailbox {
 }
 
 impl Mailbox {
-    pub async fn open(ways: &Ways, account: &config::Fetch) -> Result<Mailbox, Trouble> {
-        let credential = Credential::of(&account.login);
+    pub async fn open(ways: &Ways, name: &str, account: &config::Fetch) -> Result<Mailbox, Trouble> {
+        if account.oauth.is_none() {
+            return Mailbox::log_in(ways, account, &Credential::of(&account.login)).await;
+        }
+        let Some(tokens) = &ways.tokens else {
+            let what = format!("tokens are for the running server to get; try `postrider fetch run {name}`");
+            return Err(Trouble::Ours(what));
+        };
+        let credential = |token| Credential::Token { username: account.login.username.clone(), token };
+        let token = tokens.token(name, account).await.map_err(Trouble::Login)?;
+        match Mailbox::log_in(ways, account, &credential(token.clone())).await {
+            Err(Trouble::Login(_)) if tokens.refused(name, account, &token).await => {
+                let another = tokens.token(name, account).await.map_err(Trouble::Login)?;
+                Mailbox::log_in(ways, account, &credential(another)).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn log_in(ways: &Ways, account: &config::Fetch, credential: &Credential) -> Result<Mailbox, Trouble> {
         let wire = wire::connect(ways, account).await?;
         Ok(match account.protocol {
             FetchProtocol::Imap => {
-                let mut imap = Imap::open(wire, ways, &account.host, account.tls, &credential).await?;
+                let mut imap = Imap::open(wire, ways, &account.host, account.tls, credential).await?;
                 let folder = imap.select(&account.folder).await?;
                 Mailbox::Imap { imap, folder }
             }
             FetchProtocol::Pop3 => {
-                let pop = Pop3::open(wire, ways, &account.host, account.tls, &credential).await?;
+                let pop = Pop3::open(wire, ways, &account.host, account.tls, credential).await?;
                 Mailbox::Pop3 { pop, listed: HashSet::new(), is_complete: false }
             }
         })

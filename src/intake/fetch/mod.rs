@@ -45,7 +45,7 @@ use notes::State;
 use run::Account;
 pub use run::Ran;
 use wire::Trouble;
-pub use wire::Ways;
+pub use wire::{Asked, TokenSource, Ways};
 
 /// After this long without a run that came to its end an account becomes inactive.
 const GIVE_UP: Millis = 5 * 24 * 3600 * 1000;

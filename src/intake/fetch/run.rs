@@ -106,7 +106,7 @@ impl Account<'_> {
     /// `state` is kept up to date, but not written at the end.
     pub async fn run(&self, state: &mut State, ran: &mut Ran) -> Result<(), Trouble> {
         self.room()?;
-        let mut mailbox = Mailbox::open(self.ways, self.settings).await?;
+        let mut mailbox = Mailbox::open(self.ways, self.name, self.settings).await?;
         let notes = self.notes();
         let mut batch = Batch::new();
         if mailbox.renumbered(&notes, state, &self.settings.folder, &mut batch) {
@@ -142,7 +142,7 @@ impl Account<'_> {
 
     /// What a run would fetch; nothing is changed.
     pub async fn look(&self, state: &State, ran: &mut Ran) -> Result<(), Trouble> {
-        let mut mailbox = Mailbox::open(self.ways, self.settings).await?;
+        let mut mailbox = Mailbox::open(self.ways, self.name, self.settings).await?;
         let mut unwritten = Batch::new();
         let is_new = mailbox.renumbered(&self.notes(), &mut state.clone(), &self.settings.folder, &mut unwritten);
         let listed = mailbox.list(&self.settings.after).await?;

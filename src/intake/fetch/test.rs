@@ -28,7 +28,7 @@ pub async fn test(ways: &Ways, name: &str, account: &Fetch) -> Tested {
         After::Leave => "after = \"leave\"".to_owned(),
     };
     let said = format!("{said}, user {}{folder}, {kept}", account.login.username);
-    run(ways, name, account, said, |ways| async move { look(&ways, account).await }).await
+    run(ways, name, account, said, |ways| async move { look(&ways, name, account).await }).await
 }
 
 /// Goes as far as a smart host does that names a mailbox in `pop_before_smtp`: to the login.
@@ -38,7 +38,7 @@ pub async fn test_login(ways: &Ways, account: &PopAccount) -> Tested {
     let said = format!("{said}, user {}; for pop_before_smtp only: nothing is fetched", login.username);
     let (folder, after, interval) = (String::new(), After::Leave, Duration::ZERO);
     let protocol = FetchProtocol::Pop3;
-    let as_fetched = Fetch { protocol, host, port, tls, login, folder, interval, after, deliver_to: None };
+    let as_fetched = Fetch { protocol, host, port, tls, login, oauth: None, folder, interval, after, deliver_to: None };
     let account = &as_fetched;
     let log_in = |ways: Ways| async move {
         let wire = wire::connect(&ways, account).await?;
@@ -78,9 +78,9 @@ async fn run<F: Future<Output = Result<(), Trouble>>>(
     }
 }
 
-async fn look(ways: &Ways, account: &Fetch) -> Result<(), Trouble> {
+async fn look(ways: &Ways, name: &str, account: &Fetch) -> Result<(), Trouble> {
     let since = Instant::now();
-    let mut mailbox = Mailbox::open(ways, account).await?;
+    let mut mailbox = Mailbox::open(ways, name, account).await?;
     if let Mailbox::Imap { folder, .. } = &mailbox {
         let count = folder.messages;
         ways.mark(Leg::Folder, since, format!("{} is open; it holds {}", account.folder, messages(count as usize)));

@@ -3,7 +3,10 @@
 //!
 //! Left out: what the bytes mean (`imap`, `pop3`).
 
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -13,7 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::config::{self, PopTls};
+use crate::config::{self, PopTls, Secret};
 use crate::dns::{DnsError, Resolver};
 use crate::message::Domain;
 use crate::trail::{Leg, Trail, description, holder};
@@ -62,6 +65,17 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
+/// What a [`TokenSource`] does in its own time.
+pub type Asked<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Gives OAuth 2 tokens for mailboxes.
+pub trait TokenSource: Send + Sync {
+    /// One for this account, or why there is none.
+    fn token<'a>(&'a self, name: &'a str, account: &'a config::Fetch) -> Asked<'a, Result<Secret, String>>;
+    /// The server has refused it. True: another one may do.
+    fn refused<'a>(&'a self, name: &'a str, account: &'a config::Fetch, token: &'a Secret) -> Asked<'a, bool>;
+}
+
 /// The means to get there.
 #[derive(Clone)]
 pub struct Ways {
@@ -70,6 +84,8 @@ pub struct Ways {
     pub tls: Result<TlsConnector, String>,
     /// Where the way is noted; none but for a test.
     pub trail: Option<Trail>,
+    /// None: mailboxes that take tokens cannot be read.
+    pub tokens: Option<Arc<dyn TokenSource>>,
 }
 
 impl Ways {
