@@ -147,6 +147,14 @@ impl Batch {
         self.ops.push(Op::Put(table, key.into(), value.into()));
     }
 
+    /// For a record that is there: it goes and comes, so that who counts records ([`Store::messages`]) does not count
+    /// it twice.
+    pub fn replace(&mut self, table: Table, key: impl Into<Box<[u8]>>, value: impl Into<Bytes>) {
+        let key = key.into();
+        self.delete(table, key.clone());
+        self.put(table, key, value);
+    }
+
     pub fn delete(&mut self, table: Table, key: impl Into<Box<[u8]>>) {
         self.ops.push(Op::Delete(table, key.into()));
     }

@@ -13,7 +13,7 @@ use postrider::clock::Clock;
 use postrider::message::{HeldBy, Hold, MessageId};
 use postrider::queue::claim::CLAIMS_MAX;
 use postrider::queue::record::{Message, Recipient, Status};
-use postrider::queue::{NewMessage, Queue};
+use postrider::queue::{NewMessage, Queue, Step};
 use postrider::store::{Batch, Table};
 use support::records::{START, entries, finish, message, open, recipient};
 
@@ -85,6 +85,44 @@ async fn the_message_goes_with_its_last_recipient() {
     assert_eq!(claimed.recipients[0].1.attempts, 1);
     finish(&queue, claimed, |_| None).await;
     assert_eq!([Table::Message, Table::Body, Table::Recipient, Table::Due].map(|t| entries(&queue, t)), [0; 4]);
+}
+
+/// By its number a recipient is known to receipts, webhooks and names of files: another one with the same would be
+/// taken for delivered.
+#[tokio::test]
+async fn the_number_of_a_recipient_is_never_given_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, mut fresh) = open(folder.path(), &clock);
+    while !queue.store().count_on().unwrap() {}
+    let id = enqueue(&queue, "hello", vec![recipient("a@b.example", START), recipient("c@d.example", START)]).await;
+    let message = fresh.try_recv().unwrap().message;
+    let numbers = || queue.recipients(id).unwrap().iter().map(|(number, _)| *number).collect::<Vec<_>>();
+    let goes = async |number: u32, added: &[Recipient]| {
+        let _lock = queue.lock(id).await;
+        let before = queue.recipients(id).unwrap().into_iter().find(|(own, _)| *own == number).unwrap().1;
+        let steps = [Step { number, before, after: None }];
+        // The message as it was when the attempts began.
+        let batch = queue.step_batch(&message, &steps, added).unwrap();
+        queue.commit(batch, false).await.unwrap();
+        queue.release(&message, &steps, added);
+    };
+    goes(0, &[recipient("copy@b.example", START)]).await;
+    assert_eq!(numbers(), [1, 2]);
+    goes(2, &[]).await;
+    assert_eq!(numbers(), [1]);
+    goes(1, &[recipient("one@d.example", START), recipient("two@d.example", START)]).await;
+    assert_eq!(numbers(), [3, 4]);
+    goes(4, &[]).await;
+    goes(3, &[recipient("three@d.example", START)]).await;
+    assert_eq!(numbers(), [5]);
+    assert_eq!(queue.store().messages(), Some(1), "it is one message all the time");
+    queue.add(id, recipient("four@d.example", START), Batch::new()).await.unwrap();
+    assert_eq!((numbers(), queue.store().messages()), (vec![5, 6], Some(1)));
+    goes(6, &[]).await;
+    goes(5, &[]).await;
+    assert_eq!([Table::Message, Table::Body, Table::Recipient, Table::Due].map(|t| entries(&queue, t)), [0; 4]);
+    assert_eq!(queue.store().messages(), Some(0));
 }
 
 #[tokio::test]

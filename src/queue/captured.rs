@@ -172,10 +172,9 @@ impl Queue {
     pub async fn add(&self, id: MessageId, recipient: Recipient, extra: Batch) -> Result<bool, StoreError> {
         let _lock = self.lock(id).await;
         let Some(message) = self.message(id)? else { return Ok(false) };
+        // It counts it among the message's recipients, too: whoever seals the fate of all others must not take the
+        // message for done.
         let mut batch = self.step_batch(&message, &[], std::slice::from_ref(&recipient))?;
-        // Whoever seals the fate of all others must not take the message for done.
-        let more = Message { recipients: message.recipients.saturating_add(1), ..message.clone() };
-        batch.put(Table::Message, id.to_key(), keys::encode(&more)?);
         batch.append(extra);
         // Also if nobody waits for the commit any more, the entry may be there.
         let pending = super::Pending {

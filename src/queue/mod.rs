@@ -564,14 +564,7 @@ impl Queue {
         }
         let sealed = |number: u32| steps.iter().any(|step| step.number == number && step.after.is_none());
         if !added.is_empty() {
-            let mut next = message.recipients;
-            // Their keys only: a record beside this one that is damaged must not hold this step up.
-            for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
-                next = next.max(keys::number(&entry?.0)?.saturating_add(1));
-            }
-            for (number, recipient) in (next..).zip(added) {
-                self.put_recipient(&mut batch, message, number, recipient)?;
-            }
+            self.put_added(&mut batch, message, sealed, added)?;
             return Ok(batch);
         }
         if steps.iter().all(|step| step.after.is_none()) && (is_whole(message, steps) || !self.has_other(id, sealed)?) {
@@ -581,6 +574,41 @@ impl Queue {
             }
         }
         Ok(batch)
+    }
+
+    /// Recipients that come later. No number is given twice, also not that of one that is gone: by it receipts,
+    /// webhooks and names of files know a recipient.
+    fn put_added(
+        &self,
+        batch: &mut Batch,
+        message: &Message,
+        sealed: impl Fn(u32) -> bool,
+        added: &[Recipient],
+    ) -> Result<(), StoreError> {
+        let id = message.id;
+        // Who makes the step knows the message as it was when it was claimed. A record that is damaged must not hold
+        // the step up.
+        let newest = match self.message(id) {
+            Err(StoreError::Damaged(_)) => None,
+            found => found?,
+        };
+        let mut next = newest.as_ref().map_or(message.recipients, |newest| newest.recipients.max(message.recipients));
+        let mut has_other = false;
+        // Their keys only: a record beside this one that is damaged must not hold this step up.
+        for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
+            let number = keys::number(&entry?.0)?;
+            next = next.max(number.saturating_add(1));
+            has_other |= !sealed(number);
+        }
+        for (number, recipient) in (next..).zip(added) {
+            self.put_recipient(batch, message, number, recipient)?;
+        }
+        // One that takes the place of the last one has the highest number of all: there is nothing to remember.
+        if let Some(newest) = newest.filter(|_| has_other || added.len() > 1) {
+            let recipients = next.saturating_add(u32::try_from(added.len()).unwrap_or(u32::MAX));
+            batch.replace(Table::Message, id.to_key(), keys::encode(&Message { recipients, ..newest })?);
+        }
+        Ok(())
     }
 
     fn has_other(&self, id: MessageId, sealed: impl Fn(u32) -> bool) -> Result<bool, StoreError> {

@@ -86,7 +86,7 @@ pub struct Message {
     /// What the checks found; none for mail that was not checked.
     #[serde(default)]
     pub findings: Option<Findings>,
-    /// How many recipients it was queued for.
+    /// How many recipients it was queued for; more once others have come, whose numbers go on from there.
     pub recipients: u32,
     /// The stream it goes by (`accounts.*.stream`); it stays the same while the message is queued.
     #[serde(default = "crate::message::stream::default_name")]
