@@ -21,6 +21,7 @@ use postrider::clock::Clock;
 use postrider::config::{self, Config, SmartHost};
 use postrider::delivery::oauth::{Resource, Tokens};
 use postrider::delivery::smtp::{Attempted, HostTarget, Login, LoginFault, Secret, SmtpTransport, TlsMode};
+use postrider::delivery::transport::Transports;
 use postrider::delivery::{Body, HostFailure, Job, Outcome};
 use postrider::dns::Resolver;
 use postrider::message::MessageId;
@@ -221,6 +222,59 @@ async fn a_refused_grant_defers_says_what_to_do_and_is_not_repeated_at_once() {
     world.pass(60);
     world.grants("one", "");
     assert_eq!(running.token().await, "one");
+}
+
+/// The server rests for up to an hour after a refusal; who has put it right need not wait for that.
+#[tokio::test]
+async fn another_client_secret_is_tried_at_once() {
+    let world = World::new().await;
+    let running = world.start(CLIENT);
+    for _ in 0..2 {
+        world.denies("invalid_client");
+        running.login().await.unwrap_err();
+        world.pass(2);
+    }
+    world.denies("invalid_client");
+    assert_eq!(running.login().await.unwrap_err().not_before_secs, Some(240));
+
+    let mut config = running.config.clone();
+    let oauth = config.smart_hosts[0].oauth.as_mut().unwrap();
+    oauth.client_secret = Some(config::Secret("hush again".into()));
+    let next = running.tokens.next(&config).unwrap();
+    world.denies("invalid_client");
+    let failed = next.login(&config.smart_hosts[0]).await.unwrap_err();
+    assert_eq!(failed.not_before_secs, Some(60), "it is the first of these");
+    // Nobody has changed anything since.
+    assert_eq!(next.login(&config.smart_hosts[0]).await.unwrap_err().failure, failed.failure);
+    assert_eq!(world.endpoint.take().len(), 4);
+}
+
+/// As a reload does it.
+#[tokio::test]
+async fn a_mailbox_that_takes_tokens_from_now_on_gets_one_whatever_the_smart_hosts_are() {
+    let world = World::new().await;
+    let text = |more: &str| {
+        format!(
+            "hostname = \"mail.own.test\"\ndata_dir = \"{}\"\n[dns]\nnameservers = [\"127.0.0.1:9\"]\n\
+             [domains.\"own.test\"]\n[fetch.box]\nprotocol = \"imap\"\nhost = \"127.0.0.1\"\nusername = \"a@own.test\"\n\
+             deliver_to = \"postmaster@own.test\"\n{more}",
+            world.folder.path().display()
+        )
+    };
+    let parse = |more: &str| {
+        let config = config::parse("test.toml", &text(more));
+        Arc::new(config.unwrap_or_else(|problems| panic!("{problems}")))
+    };
+    let before = parse("password = \"p\"\n");
+    let after = parse(&format!("[fetch.box.oauth]\n{PERSON}\ntoken_url = \"{}/token\"\n", world.endpoint.url));
+    let (queue, _) = records::open(&world.folder.path().join("store"), &world.clock);
+    let resolver = Resolver::new(&before.dns).unwrap();
+    let transports = Transports::new(&before, resolver.clone(), &world.clock, &queue).unwrap();
+    let transports = transports.next(&after, resolver, &queue).unwrap();
+    world.grants("one", "");
+    let oauth = after.fetch["box"].oauth.as_ref().unwrap();
+    let token = transports.tokens().mailbox_token("box", oauth, Resource::Imap).await;
+    assert_eq!(token.map(|token| token.0).map_err(|failed| failed.failure.reason), Ok("one".to_owned()));
 }
 
 #[tokio::test]

@@ -121,6 +121,8 @@ impl Kept {
 }
 
 struct Rest {
+    /// A digest of the settings that it asked with; with others it may ask at once.
+    settings: Vec<u8>,
     until: Millis,
     length: Millis,
     fault: LoginFault,
@@ -268,6 +270,7 @@ impl Tokens {
             Some((token, renew_at)) if now < renew_at => return Ok(token),
             _ => {}
         }
+        account.rest.take_if(|rest| rest.settings != settings(of.oauth));
         let resting = account.rest.as_ref().filter(|rest| rest.until > now).map(|rest| rest.at(now));
         let failed = match resting {
             Some(failed) => failed,
@@ -425,11 +428,18 @@ fn rest(before: Option<&Rest>, denied: Denied, of: &Holder<'_>, now: Millis) -> 
     let length = doubled.min(REST_MAX).max(asked_for.unwrap_or(0) * 1000);
     let reason = format!("no token for {}: {what}", of.section);
     Rest {
+        settings: settings(of.oauth),
         until: now + length,
         length,
         fault,
         failure: Failure::local(status, request::place(&of.oauth.token_url), reason),
     }
+}
+
+/// Of all that a request depends on, the client's secret included.
+fn settings(oauth: &Oauth) -> Vec<u8> {
+    let secret = oauth.client_secret.as_ref().map(|secret| secret.0.as_bytes()).unwrap_or_default();
+    digest::digest(&digest::SHA256, &[&digest_of(oauth), secret].concat()).as_ref().to_vec()
 }
 
 /// Of what a token depends on. The client's secret is not among it: it may be changed without harm.

@@ -149,7 +149,9 @@ impl Transports {
             true => self.smtp.clone(),
             false => Arc::new(smtp(config, &resolver, &tls, self.timeouts)?),
         };
-        let smart_hosts = match before.smart_hosts == config.smart_hosts {
+        // They keep the tokens for mailboxes, too.
+        let is_same_login = before.smart_hosts == config.smart_hosts && before.fetch == config.fetch;
+        let smart_hosts = match is_same_login {
             true => self.smart_hosts.clone(),
             false => Arc::new(self.smart_hosts.next(config)?),
         };
