@@ -175,9 +175,11 @@ fn denied(place: &str, status: StatusCode, body: &[u8], secrets: &[Option<&str>]
     let is_repeated = |text: &str| secrets.iter().flatten().any(|secret| text.contains(secret));
     let mut said = status.to_string();
     for part in [&complaint.error, &complaint.error_description] {
-        let part = http::one_line(part.as_bytes(), EXPLANATION_CHARS_MAX);
+        // Before it is cut: of a long secret the beginning would be left.
+        let part = http::one_line(part.as_bytes(), ANSWER_BYTES_MAX);
         if !part.is_empty() && !is_repeated(&part) {
-            said += &format!(": {part}");
+            said += ": ";
+            said.extend(part.chars().take(EXPLANATION_CHARS_MAX));
         }
     }
     let text = format!("{place} answered {said}");
@@ -221,5 +223,13 @@ mod tests {
         let body = br#"{"error":"invalid_client","error_description":"the secret hush is wrong"}"#;
         let said = denied("login.test", StatusCode::UNAUTHORIZED, body, &[None, Some("hush")], None);
         assert_eq!(said, Denied::Request("login.test answered 401 Unauthorized: invalid_client".into()));
+    }
+
+    #[test]
+    fn a_long_secret_in_an_answer_is_not_shown_in_part_either() {
+        let token = "0.AXkAhush".repeat(100);
+        let body = format!(r#"{{"error":"invalid_grant","error_description":"the token {token} has expired"}}"#);
+        let said = denied("login.test", StatusCode::BAD_REQUEST, body.as_bytes(), &[Some(&token), None], None);
+        assert_eq!(said, Denied::Grant("login.test answered 400 Bad Request: invalid_grant".into()));
     }
 }
