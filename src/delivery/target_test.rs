@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,17 +17,19 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use rustix::fs::{Access, access};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::host_test::{group_of, of_outcome, test_job};
+use super::http::usable;
 use super::smtp::{HostTarget, ProbeMode, SmtpTransport, Trouble, tls};
 use super::transport::{TargetTransport, set_up};
 use super::{Delivered, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::targets::LmtpAddress;
 use crate::config::{Config, Destination, SmartHostTls, Target};
+use crate::dns::by_system;
 use crate::message::Address;
 use crate::queue::record::Route;
 use crate::trail::{Group, Leg, Problem, Tested, Trail};
@@ -88,7 +91,7 @@ impl Tester<'_> {
             (_, TargetTransport::Lmtp(address)) => self.by_lmtp(job, address, send, trail).await,
             (_, TargetTransport::Smtp(host)) => self.by_smtp(job, host, send, trail).await,
             (Target::Webhook { url, .. }, TargetTransport::Webhook(webhook)) => {
-                reach(url, trail).await?;
+                reach(url, self.config.delivery.allow_private_addresses, trail).await?;
                 if send { delivered(webhook.deliver(job).await, Leg::Request, trail) } else { Ok(()) }
             }
             (Target::Maildir { path }, TargetTransport::Maildir(maildir)) => {
@@ -141,21 +144,22 @@ fn delivered(outcomes: Vec<(u32, Outcome)>, leg: Leg, trail: &Trail) -> Result<(
 }
 
 /// To where a webhook's requests go, and under TLS with its certificate checked. Names are resolved by the system, as
-/// for the requests.
-async fn reach(url: &str, trail: &Trail) -> Result<()> {
+/// for the requests, and led to the same addresses.
+async fn reach(url: &str, allow_private: bool, trail: &Trail) -> Result<()> {
     let url = Url::parse(url).map_err(|error| (Group::BadHostName, error.to_string()))?;
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = url.port_or_known_default().unwrap_or(443);
     let since = Instant::now();
-    let found: Vec<_> = match timeout(CONNECT_TIMEOUT, lookup_host((host.as_str(), port))).await {
-        Ok(Ok(found)) => found.collect(),
+    let found = match timeout(CONNECT_TIMEOUT, by_system(&host)).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err((Group::BadHostName, format!("the address of {host} is not known: {error}"))),
         Err(_) => return Err((Group::BadHostName, format!("the address of {host} could not be looked up in time"))),
     };
-    let shown: Vec<String> = found.iter().map(|address| address.ip().to_string()).collect();
+    let shown: Vec<String> = found.iter().map(IpAddr::to_string).collect();
     trail.mark(Leg::Dns, since, format!("{host} is at {}", shown.join(", ")));
     let (mut stream, mut last) = (None, format!("{host} has no address"));
-    for address in found {
+    for ip in connectable(&url, found, allow_private)? {
+        let address = SocketAddr::new(ip, port);
         let since = Instant::now();
         match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(connected)) => {
@@ -184,6 +188,14 @@ async fn reach(url: &str, trail: &Trail) -> Result<()> {
         }
         Ok(Err(error)) => Err(broken(error.to_string())),
         Err(_) => Err(broken("it took too long".to_owned())),
+    }
+}
+
+/// Those that a request would go to: of a name all that are allowed, an address is what the administrator wrote.
+fn connectable(url: &Url, found: Vec<IpAddr>, allow_private: bool) -> Result<Vec<IpAddr>> {
+    match url.domain() {
+        Some(name) => usable(name, &found, allow_private).map_err(|why| (Group::BadHostName, why)),
+        None => Ok(found),
     }
 }
 
@@ -300,5 +312,29 @@ fn remedy(group: Group, name: &str, target: &Target) -> String {
         },
         Group::System => format!("correct {place}, or let the user that the server runs as use it"),
         Group::Login | Group::Unsupported | Group::Other => format!("check {place}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_request_would_follow_is_not_good_in_a_test_either() {
+        let go = |url: &str, ip: &str, allow_private| {
+            connectable(&Url::parse(url).unwrap(), vec![ip.parse().unwrap()], allow_private)
+        };
+        let (group, why) = go("https://crm.example.com/x", "10.0.0.1", false).unwrap_err();
+        assert!(group == Group::BadHostName && why.contains("delivery.allow_private_addresses"), "{why}");
+        for (url, ip, allowed) in [
+            ("https://crm.example.com/x", "10.0.0.1", true),
+            ("https://crm.example.com/x", "1.1.1.1", false),
+            ("http://crm/x", "10.0.0.1", false),
+            ("http://10.0.0.1/x", "10.0.0.1", false),
+            ("http://[::1]/x", "::1", false),
+        ] {
+            assert_eq!(go(url, ip, allowed).unwrap(), [ip.parse::<IpAddr>().unwrap()], "{url}");
+        }
     }
 }
