@@ -624,6 +624,9 @@ async fn a_thousand_are_listed_page_by_page_and_gone_at_once() {
     );
     assert_eq!(house.command(&["captured", "delete", "--to", "else.test"], 0).await, "250 messages deleted.\n");
     assert_eq!(house.ask("DELETE /api/v1/captured?too=x", "").await.status, 400);
+    for empty in ["subject=", "q=", "to=far.test&subject="] {
+        assert_eq!(house.ask(&format!("DELETE /api/v1/captured?{empty}"), "").await.status, 400, "{empty}");
+    }
 
     // No more than so many, and so much, are kept.
     let queue = operator.queue.clone();

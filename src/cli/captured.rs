@@ -395,6 +395,10 @@ async fn release(client: &Client, args: ReleaseArgs) -> Result<(), Failure> {
             let whom = count(recipients, "recipient", "recipients");
             print(&format!("{id} is sent to {whom}; `postrider log {id}` tells what becomes of it."))?;
         }
+        if recipients == 0 {
+            return Err(Failure::new(format!("nothing of {id} was sent: it went while it was released"))
+                .remedy(format!("`postrider log {id}` tells where it stands")));
+        }
     }
     Ok(())
 }

@@ -18,8 +18,10 @@ use crate::message::mime::{self, Part};
 pub const CONTENT_SECURITY_POLICY: &str = "sandbox; default-src 'none'; img-src data: 'self'; \
      style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
-/// Bytes of images that are put into the page; what is beyond is left to links.
+/// Bytes that are put into the page; images beyond it are left to links, and references beyond it as they are.
 const IMAGE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a content id as it is written in the page; what is longer is none.
+const ID_BYTES_MAX: usize = 256;
 /// Letters in front of a content id.
 const SCHEME: &str = "cid:";
 
@@ -33,8 +35,29 @@ pub fn for_a_frame(id: MessageId, raw: &[u8]) -> Option<String> {
 /// The images of a message by their ids, each made once.
 struct Images<'p> {
     id: MessageId,
-    parts: HashMap<String, (usize, &'p Part<'p>)>,
+    parts: HashMap<String, Image<'p>>,
     left: usize,
+}
+
+struct Image<'p> {
+    number: usize,
+    part: &'p Part<'p>,
+    /// Bytes of its address, once somebody has asked.
+    needed: Option<usize>,
+    made: Option<String>,
+}
+
+impl Image<'_> {
+    fn needed(&mut self) -> usize {
+        let head = "data:;base64,".len() + self.part.content_type.len();
+        *self.needed.get_or_insert_with(|| head + self.part.decoded().len().div_ceil(3).saturating_mul(4))
+    }
+
+    fn made(&mut self) -> String {
+        let part = self.part;
+        let make = || format!("data:{};base64,{}", part.content_type, STANDARD.encode(part.decoded()));
+        self.made.get_or_insert_with(make).clone()
+    }
 }
 
 impl<'p> Images<'p> {
@@ -42,21 +65,21 @@ impl<'p> Images<'p> {
         let numbered = attachments.iter().enumerate();
         let named = numbered.filter_map(|(at, part)| {
             let is_image = safe_type(&part.content_type).starts_with("image/");
-            part.content_id.clone().filter(|_| is_image).map(|content_id| (content_id, (at + 1, part)))
+            let image = Image { number: at + 1, part, needed: None, made: None };
+            part.content_id.clone().filter(|_| is_image).map(|content_id| (content_id, image))
         });
         Images { id, parts: named.collect(), left: IMAGE_BYTES_MAX }
     }
 
-    /// What stands in the page in place of `cid:…`.
+    /// What stands in the page in place of `cid:…`. However often it stands there, no more than fits comes of it.
     fn address(&mut self, content_id: &str) -> Option<String> {
-        let (number, part) = self.parts.get(content_id)?;
-        let bytes = part.decoded();
-        let needed = bytes.len().saturating_mul(4) / 3;
-        if needed > self.left {
-            return Some(format!("/api/v1/captured/{}/attachments/{number}", self.id));
-        }
-        self.left -= needed;
-        Some(format!("data:{};base64,{}", part.content_type, STANDARD.encode(&bytes)))
+        let image = self.parts.get_mut(content_id)?;
+        let address = match image.needed() <= self.left {
+            true => image.made(),
+            false => format!("/api/v1/captured/{}/attachments/{}", self.id, image.number),
+        };
+        self.left = self.left.checked_sub(address.len())?;
+        Some(address)
     }
 }
 
@@ -67,10 +90,8 @@ fn with_images(html: &str, images: &mut Images<'_>) -> String {
         let (before, found) = rest.split_at(at);
         out.push_str(before);
         let after = found.get(SCHEME.len()..).unwrap_or_default();
-        let end = after.find(|c: char| c.is_whitespace() || "\"'<>()`".contains(c)).unwrap_or(after.len());
-        let (written, behind) = after.split_at(end);
-        match images.address(&decoded(written)) {
-            Some(address) => {
+        match written(after).and_then(|(written, behind)| Some((images.address(&decoded(written))?, behind))) {
+            Some((address, behind)) => {
                 out.push_str(&address);
                 rest = behind;
             }
@@ -82,6 +103,17 @@ fn with_images(html: &str, images: &mut Images<'_>) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// The id that the text begins with, and what follows. None: it is too long for one.
+fn written(text: &str) -> Option<(&str, &str)> {
+    let is_end = |c: char| c.is_whitespace() || "\"'<>()`".contains(c);
+    let mut letters = text.char_indices().take_while(|(at, _)| *at <= ID_BYTES_MAX);
+    match letters.find(|(_, c)| is_end(*c)) {
+        Some((at, _)) => Some(text.split_at(at)),
+        None if text.len() <= ID_BYTES_MAX => Some((text, "")),
+        None => None,
+    }
 }
 
 /// Where the next `cid:` is, in any case of its letters.
@@ -137,17 +169,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn more_than_fits_is_left_to_links() {
-        let part = Part {
+    fn image(content_id: &str, body: &'static [u8]) -> Part<'static> {
+        Part {
             content_type: "image/png".to_owned(),
             charset: None,
             filename: None,
-            content_id: Some("big@x".to_owned()),
+            content_id: Some(content_id.to_owned()),
             disposition: None,
             encoding: mime::Encoding::Identity,
-            body: &[0; IMAGE_BYTES_MAX / 2],
-        };
+            body,
+        }
+    }
+
+    #[test]
+    fn a_page_that_names_an_image_again_and_again_takes_no_more_than_fits() {
+        let parts = [image("a", b""), image("big", &[0; IMAGE_BYTES_MAX + 1])];
+        for name in ["a", "big"] {
+            let html = format!("<p>cid:{name}").repeat(1 << 20);
+            let shown = with_images(&html, &mut Images::new(MessageId::from_u64(1), &parts));
+            assert!(shown.len() <= html.len() + IMAGE_BYTES_MAX, "{name}: {}", shown.len());
+            assert!(shown.ends_with(&format!("<p>cid:{name}")), "{name}");
+        }
+    }
+
+    /// With each `cid:` looked at to the end of what follows, this would be some 10^10 steps.
+    #[test]
+    fn a_page_of_ids_without_an_end_is_read_once() {
+        let parts = [image("a", b"x"), image(&"x".repeat(ID_BYTES_MAX), b"x")];
+        let mut images = Images::new(MessageId::from_u64(1), &parts);
+        let html = "cid:".repeat(64 << 10);
+        assert!(with_images(&html, &mut images) == html);
+        let longest = format!("cid:{}", "x".repeat(ID_BYTES_MAX));
+        assert_eq!(with_images(&longest, &mut images), "data:image/png;base64,eA==");
+        let longer = format!("{longest}x");
+        assert_eq!(with_images(&longer, &mut images), longer);
+    }
+
+    #[test]
+    fn more_than_fits_is_left_to_links() {
+        let part = image("big@x", &[0; IMAGE_BYTES_MAX / 2]);
         let parts = [part];
         let html = with_images("cid:big@x cid:big@x", &mut Images::new(MessageId::from_u64(1), &parts));
         assert!(html.starts_with("data:image/png;base64,AAAA"));

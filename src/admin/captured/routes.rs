@@ -280,6 +280,13 @@ async fn delete_all<B: Backend>(
     query: Result<Query<DeleteQuery>, QueryRejection>,
 ) -> Answer<DeleteAnswer> {
     let Query(query) = query.map_err(|rejection| not_a_query(&rejection, "to, from, subject, q, since (2h)"))?;
+    // An empty part is in every text: whoever has forgotten to fill it in does not mean all.
+    if [&query.subject, &query.q].into_iter().flatten().any(String::is_empty) {
+        return Err(ApiError::bad(
+            "a filter is empty",
+            "fill it in, or leave it out to delete all that fits the others",
+        ));
+    }
     let (filter, backend) = (query.filter(api.backend.now())?, api.backend.clone());
     let messages = to_its_end(async move { backend.delete_captured(filter).await }).await??;
     Ok(Json(DeleteAnswer { messages }))
