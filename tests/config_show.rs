@@ -128,6 +128,19 @@ fn what_is_shown_loads_and_means_the_same() {
     assert_eq!(before, without_warnings(after));
 }
 
+/// The log and the report of a reload do not show it either. Whoever asks for help shows this to others.
+#[test]
+fn a_key_in_the_query_of_a_url_is_not_shown() {
+    let (_folder, file) = house();
+    let hooks = "[targets.login]\nkind = \"webhook\"\nurl = \"https://hook.test:8443/in/a@b?key=very-secret\"\n\
+                 [events.webhooks.login]\nurl = \"http://hook.test?very-secret\"\n";
+    std::fs::write(&file, format!("{CONF}{hooks}")).unwrap();
+    let text = said(&file, &["targets"]);
+    assert!(text.contains("url = \"https://hook.test:8443/in/a@b?***\" "), "{text}");
+    assert!(text.contains("url = \"https://hook.test/in\" "), "{text}");
+    assert!(said(&file, &["events", "--json"]).contains("http://hook.test?***"));
+}
+
 #[test]
 fn programs_get_one_object_a_key() {
     let (_folder, file) = house();

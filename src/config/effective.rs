@@ -148,7 +148,11 @@ fn find<'t>(tree: &'t Table, path: &[String]) -> Option<(&'t Node, u32)> {
 fn setting(tree: &Table, config: &Config, key: &Key, path: &[String]) -> Option<Setting> {
     let written_key = path.iter().fold(String::new(), |written, name| join(&written, name));
     if let Some((node, line)) = find(tree, path) {
-        let value = if key.is_secret { source(node) } else { render(&node.value) };
+        let value = match &node.value {
+            _ if key.is_secret => source(node),
+            Value::String(text) => toml::Value::String(without_query(text)).to_string(),
+            value => render(value),
+        };
         let (file, line) = (Some(node.place.file.to_string()), Some(line));
         return Some(Setting { key: written_key, value, literal: true, default: false, file, line });
     }
@@ -220,6 +224,14 @@ fn source(node: &Node) -> String {
     match &node.value {
         Value::Table(_) => render(&node.value),
         _ => format!("\"{MASK}\""),
+    }
+}
+
+/// A URL without its query, where services have their keys. (A user and a password in it are refused.)
+fn without_query(text: &str) -> String {
+    match text.split_once('?') {
+        Some((url, query)) if url.contains("://") && !query.is_empty() => format!("{url}?{MASK}"),
+        _ => text.to_owned(),
     }
 }
 
