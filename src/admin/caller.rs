@@ -18,7 +18,7 @@ use crate::current::Current;
 use crate::secret;
 use crate::smtp::reply::Severity;
 
-/// What may be asked without saying who asks: nothing in the answers is about mail.
+/// What may be asked without saying who asks: nothing in the answers is about mail, or out of the configuration's files.
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/openapi.json"];
 /// What an account may ask for.
 const OF_ACCOUNTS: (Method, &str) = (Method::POST, "/api/v1/messages");
@@ -35,6 +35,10 @@ pub enum Caller {
     },
 }
 
+/// Over TCP, and nobody was asked who it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stranger;
+
 /// What it takes to tell.
 pub(super) struct Gatekeeper<B> {
     pub backend: Arc<B>,
@@ -49,6 +53,7 @@ pub(super) async fn admit<B: Backend>(
     next: Next,
 ) -> Response {
     if OPEN.contains(&request.uri().path()) {
+        request.extensions_mut().insert(Stranger);
         return next.run(request).await;
     }
     match keeper.caller(request.headers(), peer.ip()).await {

@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get, post};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::api::{Answer, Api, ApiError, parse_id, to_its_end, unknown};
+use super::caller::Stranger;
 use super::submit::read;
 use super::transfer::{self, Imported};
 use super::{BackedUp, Backend, Compacted, Complaint, Readiness, metrics};
@@ -116,10 +117,17 @@ async fn compact<B: Backend>(State(api): State<Arc<Api<B>>>) -> Answer<Compacted
 }
 
 /// 200 while mail can be taken, else 503; what stands in the way is in the answer.
-async fn readyz<B: Backend>(State(api): State<Arc<Api<B>>>) -> Result<(StatusCode, Json<Readiness>), ApiError> {
-    let readiness = api.backend.readiness().await.ok_or_else(|| {
+async fn readyz<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    stranger: Option<Extension<Stranger>>,
+) -> Result<(StatusCode, Json<Readiness>), ApiError> {
+    let mut readiness = api.backend.readiness().await.ok_or_else(|| {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server does not know whether it is ready", "see /healthz")
     })?;
+    // What is wrong with a configuration quotes it: addresses, paths, what somebody has put into the wrong place.
+    if let (Some(_), Some(refused)) = (stranger, &mut readiness.configuration.refused) {
+        refused.problems.clear();
+    }
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(readiness)))
 }

@@ -1,6 +1,7 @@
 //! Configurations that are not taken.
 
 use postrider::admin::Backend;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::house::{BASE, House, comes_in};
 
@@ -88,6 +89,25 @@ async fn a_refusal_is_remembered_until_the_files_are_right_again() {
     house.takes("[aliases]\n\"b@home.test\" = \"box\"\n").await;
     let metrics = operator.metrics().await;
     assert!(metrics.contains("postrider_config_reloads_total{result=\"applied\"} 1"), "{metrics}");
+    drop(operator);
+    house.stop().await;
+}
+
+/// Over the network `/readyz` is open to everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_configuration_is_told_to_no_stranger() {
+    let admin = "[admin]\nbind = \"127.0.0.1:0\"\ntoken = \"0123456789abcdef0123456789abcdef\"\n";
+    let house = House::start(admin).await;
+    house.refuses_text(&format!("{BASE}{admin}[accounts.app]\npassword_hash = \"pencil-case\"\n")).await;
+    let operator = house.app.operator().clone();
+    let problems = operator.readiness().await.unwrap().configuration.refused.unwrap().problems;
+    assert_eq!(problems.len(), 1);
+    let mut stream = tokio::net::TcpStream::connect(house.address("admin")).await.unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"refused\":{\"at\":"), "{answer}");
+    assert!(answer.contains("\"problems\":[]") && !answer.contains("password_hash"), "{answer}");
     drop(operator);
     house.stop().await;
 }

@@ -373,7 +373,10 @@ async fn release<B: Backend>(
     let backend = dashboard.backend.clone();
     let released = to_its_end(async move { backend.release_captured(id, to).await }).await.map_err(broken)??;
     let sent = released.ok_or_else(|| unknown(id))?;
-    Ok(act.done(&dashboard, format!("Sent for real, to {}.", count(sent, "recipient", "recipients")), true))
+    Ok(match sent {
+        0 => act.done(&dashboard, "Nothing was sent: it went while it was released.", false),
+        _ => act.done(&dashboard, format!("Sent for real, to {}.", count(sent, "recipient", "recipients")), true),
+    })
 }
 
 async fn delete<B: Backend>(
