@@ -177,12 +177,19 @@ impl Webhook {
             Ok(whole) => whole,
             Err(error) => {
                 let reason = format!("the stored message cannot be read: {error}");
-                let why = Failure::local("4.3.0", self.name.as_str(), reason);
-                let defer = Outcome::Defer { why, not_before_secs: None };
-                return job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect();
+                return defer_all(job, &Failure::local("4.3.0", self.name.as_str(), reason));
             }
         };
-        let shared = if self.format == WebhookFormat::Json { render(job, &whole).await } else { whole.clone() };
+        let shared = if self.format == WebhookFormat::Json { render(job, &whole).await } else { Some(whole.clone()) };
+        // Half a request might be answered with a yes.
+        let Some(shared) = shared else {
+            let reason = format!(
+                "the message could not be put into JSON by a fault of this server, please report it; with \
+                 targets.{}.format = \"raw\" it goes as it is",
+                self.name
+            );
+            return defer_all(job, &Failure::local("4.3.0", self.name.as_str(), reason));
+        };
         let mut outcomes = Vec::with_capacity(job.recipients.len());
         let mut endpoint_down: Option<Outcome> = None;
         for (number, recipient) in &job.recipients {
@@ -297,6 +304,11 @@ impl Webhook {
     }
 }
 
+fn defer_all(job: &Job, why: &Failure) -> Vec<(u32, Outcome)> {
+    let defer = Outcome::Defer { why: why.clone(), not_before_secs: None };
+    job.recipients.iter().map(|(number, _)| (*number, defer.clone())).collect()
+}
+
 /// Is it worth trying the next recipient of the same message?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
@@ -313,17 +325,20 @@ fn without_doubt(outcome: &Outcome) -> Outcome {
     outcome
 }
 
-/// The part of the JSON that all recipients share, made off the async threads.
-async fn render(job: &Job, whole: &Bytes) -> Bytes {
-    let render = |unparsed: Option<String>| {
-        let (message, whole) = (Arc::clone(&job.message), whole.clone());
-        tokio::task::spawn_blocking(move || payload::shared(&message, &whole, unparsed))
-    };
-    match render(None).await {
-        Ok(shared) => shared,
-        // The parser panicked. The message must not be lost for that: it goes unparsed.
-        Err(_) => render(Some("the message could not be taken apart".to_owned())).await.unwrap_or_default(),
+/// The part of the JSON that all recipients share, made off the async threads. None: it cannot be made.
+async fn render(job: &Job, whole: &Bytes) -> Option<Bytes> {
+    let (message, whole) = (Arc::clone(&job.message), whole.clone());
+    unless_it_panics_twice(move |unparsed| payload::shared(&message, &whole, unparsed)).await
+}
+
+/// A parser that panics must not lose the message for that: it goes unparsed, and not at all if that panics, too.
+async fn unless_it_panics_twice(render: impl Fn(Option<String>) -> Bytes + Clone + Send + 'static) -> Option<Bytes> {
+    let again = render.clone();
+    if let Ok(shared) = tokio::task::spawn_blocking(move || render(None)).await {
+        return Some(shared);
     }
+    let why = "the message could not be taken apart".to_owned();
+    tokio::task::spawn_blocking(move || again(Some(why))).await.ok()
 }
 
 /// Without certificate authorities for plain HTTP, so that it works where there are none.
@@ -383,5 +398,23 @@ impl HttpBody for Pieces {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::panic)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_that_cannot_be_put_into_json_is_not_sent_by_halves() {
+        let good = unless_it_panics_twice(|unparsed| Bytes::from(unparsed.unwrap_or_default())).await;
+        assert_eq!(good, Some(Bytes::new()));
+        let unparsed = unless_it_panics_twice(|unparsed| match unparsed {
+            Some(why) => why.into(),
+            None => panic!("as planned"),
+        });
+        assert_eq!(unparsed.await, Some("the message could not be taken apart".into()));
+        assert_eq!(unless_it_panics_twice(|_| panic!("as planned")).await, None);
     }
 }
