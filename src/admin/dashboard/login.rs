@@ -6,13 +6,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::Response;
 use maud::html;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::act::{Act, Form, is_foreign};
 use super::answer::{Sorry, is_ours, page, see_other};
@@ -23,6 +25,9 @@ use crate::secret;
 
 /// Tokens that are looked at at once.
 const AT_ONCE: usize = 4;
+/// Bytes of the form, and how long it may take to come: strangers send it, and each holds a connection meanwhile.
+const FORM_BYTES_MAX: usize = 16 * 1024;
+const FORM_TIME_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(super) struct Gate(Semaphore);
@@ -75,9 +80,9 @@ pub(super) async fn enter<B: Backend>(
     State(dashboard): State<Arc<Dashboard<B>>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, Sorry> {
-    let form = Form::parse(&body);
+    let form = Form::parse(&read(body).await?);
     let next = next_of(&form);
     if is_foreign(&headers) {
         let remedy = "open the login page itself; a proxy in front has to pass on the Host header";
@@ -104,6 +109,14 @@ pub(super) async fn enter<B: Backend>(
     Ok(with_cookie(see_other(next), &headers, Some(&cookie)))
 }
 
+async fn read(body: Body) -> Result<Bytes, Sorry> {
+    let read = timeout(FORM_TIME_MAX, to_bytes(body, FORM_BYTES_MAX)).await.map_err(|_| {
+        let what = format!("the form was not here within {} s", FORM_TIME_MAX.as_secs());
+        Sorry::new(StatusCode::REQUEST_TIMEOUT, what, "log in again, over a faster connection")
+    })?;
+    read.map_err(|_| Sorry::new(StatusCode::PAYLOAD_TOO_LARGE, "the form is too large", "it takes the token alone"))
+}
+
 pub(super) async fn leave<B: Backend>(
     State(dashboard): State<Arc<Dashboard<B>>>,
     headers: HeaderMap,
@@ -118,4 +131,36 @@ fn with_cookie(mut response: Response, headers: &HeaderMap, cookie: Option<&str>
         response.headers_mut().insert(header::SET_COOKIE, value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use hyper::body::Frame;
+
+    use super::*;
+
+    /// Of somebody who says that it will come.
+    struct Never;
+
+    impl hyper::body::Body for Never {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_does_not_hold_a_connection_by_a_form_that_never_comes() {
+        assert_eq!(read(Body::new(Never)).await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+        let large = Body::from(vec![b'a'; FORM_BYTES_MAX + 1]);
+        assert_eq!(read(large).await.unwrap_err().status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(read(Body::from("token=x")).await.unwrap(), "token=x");
+    }
 }
