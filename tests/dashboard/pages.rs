@@ -281,6 +281,10 @@ async fn what_is_suspended_is_resumed_and_a_retry_goes_out() {
     visitor.post("/resume", &[("kind", "all")]).await;
     house.server.wait_done(id).await;
     visitor.post("/resume", &[("kind", "stream"), ("name", "bulk")]).await;
+    // Another window has been faster.
+    visitor.post("/resume", &[("kind", "stream"), ("name", "bulk"), ("back", "/destinations")]).await;
+    let page = visitor.get("/destinations").await.body;
+    assert!(page.contains("Nothing was changed: the stream bulk was not suspended."), "{page}");
     assert!(house.server.app.operator().readiness().await.unwrap().suspended.is_empty());
     for fields in [vec![], vec![("kind", "target"), ("name", "box")], vec![("kind", "stream")]] {
         assert_eq!(visitor.post("/suspend", &fields).await.status, 400, "{fields:?}");

@@ -245,6 +245,12 @@ async fn change<B: Backend>(dashboard: &Dashboard<B>, act: &Act, on: bool) -> Re
         |_| Sorry::new(StatusCode::SERVICE_UNAVAILABLE, "the work was broken off", "look into the server's log");
     let answer = to_its_end(async move { backend.suspend(what, on).await }).await.map_err(broken)?;
     Ok(match (answer, on) {
+        (Ok(answer), true) if !answer.changed => {
+            act.done(dashboard, format!("Nothing was changed: {name} was suspended already."), false)
+        }
+        (Ok(answer), false) if !answer.changed => {
+            act.done(dashboard, format!("Nothing was changed: {name} was not suspended."), false)
+        }
         (Ok(_), true) => act.done(dashboard, format!("Suspended: {name}. Mail for it is taken and waits."), true),
         (Ok(_), false) => act.done(dashboard, format!("Resumed: {name}."), true),
         (Err(complaint), _) => act.done(dashboard, format!("{}: {}.", complaint.what, complaint.remedy), false),
