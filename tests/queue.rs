@@ -7,6 +7,8 @@ mod support {
 }
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use postrider::clock::Clock;
@@ -152,6 +154,23 @@ async fn many_writers_share_groups_and_all_are_stored() {
     }
     assert_eq!(handed_over, 200);
     assert_eq!(entries(&queue, Table::Message), 200);
+}
+
+/// Ends of deliveries ask for no sync. While each comes shortly after the one before, there is no pause in which they
+/// could be brought to disk, and a power cut would undo minutes of them: as many copies.
+#[tokio::test]
+async fn what_asks_for_no_sync_reaches_the_disk_also_where_it_never_pauses() {
+    let folder = tempfile::tempdir().unwrap();
+    let (queue, _fresh) = open(folder.path(), &Clock::manual(START));
+    let synced = || queue.commit_counts().synced_groups.load(Ordering::Relaxed);
+    let (before, begun) = (synced(), Instant::now());
+    while synced() == before {
+        // Only turns what never comes into a failure.
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing was synced while writes went on");
+        let mut batch = Batch::new();
+        batch.put(Table::Meta, b"test".as_slice(), b"x".as_slice());
+        queue.commit(batch, false).await.unwrap();
+    }
 }
 
 #[tokio::test]

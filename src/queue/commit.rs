@@ -4,7 +4,7 @@
 //! If the store fails, the whole group is refused and the thread opens the store again once that works.
 //!
 //! A batch that asks for no sync (the end of a delivery) is written at once and reaches the disk with
-//! the next synced group, or after [`LAZY_SYNC`] if none comes.
+//! the next synced group, or after [`LAZY_SYNC`] if none comes, whatever else is written meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -208,24 +208,26 @@ fn answer_all(waiting: Waiting, written: &Result<(), StoreError>) {
 }
 
 fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool, counts: &CommitCounts) {
-    let mut unsynced = false;
+    // Since when something lies in the page cache.
+    let mut unsynced: Option<Instant> = None;
+    let is_late = |unsynced: Option<Instant>| unsynced.is_some_and(|since| since.elapsed() >= LAZY_SYNC);
     loop {
         if store.health() != Health::Good && !recover(store, requests) {
             return;
         }
-        let first = match (unsynced, may_sync) {
-            (true, true) => match requests.recv_timeout(LAZY_SYNC) {
+        let first = match unsynced.filter(|_| may_sync) {
+            Some(since) => match requests.recv_timeout(LAZY_SYNC.saturating_sub(since.elapsed())) {
                 Ok(request) => request,
                 Err(RecvTimeoutError::Timeout) => {
                     if let Err(error) = store.sync() {
                         tracing::error!(%error, "the store could not be synced");
                     }
-                    unsynced = false;
+                    unsynced = None;
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             },
-            _ => match requests.recv() {
+            None => match requests.recv() {
                 Ok(request) => request,
                 Err(_) => break,
             },
@@ -234,10 +236,12 @@ fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool, counts: &Com
         if batches.is_empty() {
             continue;
         }
+        // Where there is always another one before the time is over, this one brings them all to disk.
+        let sync = sync || (may_sync && is_late(unsynced));
         let begun = Instant::now();
         let written = store.write(&batches, sync && may_sync);
         counts.count(&batches, sync, written.is_ok(), begun.elapsed());
-        unsynced = !(sync && written.is_ok());
+        unsynced = if sync && written.is_ok() { None } else { unsynced.or(Some(begun)) };
         answer_all(waiting, &written);
     }
     if may_sync {
