@@ -173,6 +173,30 @@ async fn what_asks_for_no_sync_reaches_the_disk_also_where_it_never_pauses() {
     }
 }
 
+/// Who delivers to all that there were takes the message for done: somebody who is added meanwhile would get nothing.
+#[tokio::test]
+async fn nobody_is_added_to_a_message_of_which_nothing_is_captured_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, _fresh) = open(folder.path(), &clock);
+    let captured = Recipient { status: Status::Captured { at: START }, ..recipient("a@b.example", START) };
+    let id = enqueue(&queue, "x", vec![captured.clone()]).await;
+    let more = || Recipient { released: Some(START), ..recipient("c@d.example", START + 1000) };
+    assert!(queue.add(id, more(), Batch::new()).await.unwrap(), "while it is captured");
+
+    let id = enqueue(&queue, "x", vec![captured]).await;
+    let released = queue.change(id, 0, |_, before| {
+        let after = Recipient { status: Status::Waiting { due: START }, released: Some(START), ..before.clone() };
+        Some((Some(after), Batch::new()))
+    });
+    assert!(released.await.unwrap());
+    let mut claimed = queue.claim_due().unwrap().claimed;
+    assert!(!queue.add(id, more(), Batch::new()).await.unwrap(), "it is being delivered as it was");
+    finish(&queue, claimed.remove(0), |_| None).await;
+    assert!(queue.message(id).unwrap().is_none());
+    assert_eq!(queue.recipients(id).unwrap(), [], "nobody waits for a message that is gone");
+}
+
 #[tokio::test]
 async fn more_than_the_claims_hold_goes_by_the_index() {
     let folder = tempfile::tempdir().unwrap();
