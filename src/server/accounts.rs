@@ -128,7 +128,11 @@ impl Accounts {
     pub fn next(&self, config: Arc<Config>) -> Result<Accounts, AccountsError> {
         let state = {
             let state = self.lock();
-            let is_same = |name: &String| credential(&config, name) == credential(&self.config, name);
+            // Of an account that is not active there are keys that fit no password.
+            let source = |config: &Config, name: &str| {
+                config.accounts.get(name).filter(|account| account.active).map(|account| account.credential.clone())
+            };
+            let is_same = |name: &String| source(&config, name) == source(&self.config, name);
             let scram = state.scram.iter().filter(|(name, _)| is_same(name));
             let scram = scram.map(|(name, keys)| (name.clone(), keys.clone())).collect();
             // What is remembered is bound to the hash that it fitted.
@@ -586,6 +590,19 @@ mod tests {
         }
         accounts.scram_keys("one more").await.unwrap();
         assert_eq!(accounts.lock().scram.len(), SCRAM_KEYS_MAX);
+    }
+
+    /// A client that asked before has the keys of nobody derived for the name, which no password fits.
+    #[tokio::test]
+    async fn scram_keys_of_an_account_are_new_once_it_is_active() {
+        let before = accounts(&[("word", plain("pencil"), false)], Clock::manual(0));
+        before.scram_keys("word").await.unwrap();
+        let with = |active| accounts(&[("word", plain("pencil"), active)], Clock::manual(0)).config;
+        let after = before.next(with(true)).unwrap();
+        let keys = after.scram_keys("word").await.unwrap();
+        assert_eq!(keys.stored_key, derive_keys(b"pencil", keys.salt.clone()).stored_key);
+        assert!(after.next(with(true)).unwrap().lock().scram.contains_key("word"), "kept while nothing changes");
+        assert!(!after.next(with(false)).unwrap().lock().scram.contains_key("word"));
     }
 
     fn derive_nothing() -> DerivedKeys {
