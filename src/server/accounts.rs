@@ -166,7 +166,8 @@ impl Accounts {
     /// Checks a user name and password from PLAIN or LOGIN.
     pub async fn verify(&self, login: Login) -> Result<Verified, Refusal> {
         let account = self.config.accounts.get(&login.account);
-        let right = match account.map(|account| &account.credential) {
+        // The right password of an account that is not active would be known by the time it takes.
+        let right = match account.filter(|account| account.active).map(|account| &account.credential) {
             Some(Credential::Password(password)) if self.is_same(password, &login.password) => true,
             Some(Credential::Hash(hash)) => self.fits(&login, hash).await?,
             Some(Credential::Password(_)) | None => self.fits(&login, &self.nobody).await?,
@@ -504,7 +505,13 @@ mod tests {
     #[tokio::test]
     async fn every_failure_costs_a_hash_and_a_remembered_success_none() {
         let clock = Clock::manual(1_000);
-        let accounts = accounts(&[("hash", hashed("one"), true), ("word", plain("two"), true)], clock.clone());
+        let list = [
+            ("hash", hashed("one"), true),
+            ("word", plain("two"), true),
+            ("off", plain("three"), false),
+            ("old", hashed("four"), false),
+        ];
+        let accounts = accounts(&list, clock.clone());
         let costs_a_hash = async |account: &str, password: &str| {
             let all = accounts.hash_memory.clone().acquire_many_owned(accounts.hash_memory_kib).await.unwrap();
             let verify = accounts.verify(login(account, password));
@@ -519,7 +526,9 @@ mod tests {
                 }
             }
         };
-        for (account, password) in [("none", "one"), ("hash", "bad"), ("hash", "bad"), ("word", "bad"), ("", "")] {
+        let inactive = [("off", "three"), ("old", "four"), ("old", "four"), ("old", "bad")];
+        let others = [("none", "one"), ("hash", "bad"), ("hash", "bad"), ("word", "bad"), ("", "")];
+        for (account, password) in inactive.into_iter().chain(others) {
             assert!(costs_a_hash(account, password).await, "{account} {password}");
         }
         assert!(costs_a_hash("hash", "one").await, "the first time");
