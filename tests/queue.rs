@@ -7,6 +7,8 @@ mod support {
 }
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use postrider::clock::Clock;
@@ -114,7 +116,8 @@ async fn the_number_of_a_recipient_is_never_given_again() {
     goes(1, &[recipient("one@d.example", START), recipient("two@d.example", START)]).await;
     assert_eq!(numbers(), [3, 4]);
     goes(4, &[]).await;
-    goes(3, &[recipient("three@d.example", START)]).await;
+    let captured = Recipient { status: Status::Captured { at: START }, ..recipient("three@d.example", START) };
+    goes(3, &[captured]).await;
     assert_eq!(numbers(), [5]);
     assert_eq!(queue.store().messages(), Some(1), "it is one message all the time");
     queue.add(id, recipient("four@d.example", START), Batch::new()).await.unwrap();
@@ -190,6 +193,47 @@ async fn many_writers_share_groups_and_all_are_stored() {
     }
     assert_eq!(handed_over, 200);
     assert_eq!(entries(&queue, Table::Message), 200);
+}
+
+/// Ends of deliveries ask for no sync. While each comes shortly after the one before, there is no pause in which they
+/// could be brought to disk, and a power cut would undo minutes of them: as many copies.
+#[tokio::test]
+async fn what_asks_for_no_sync_reaches_the_disk_also_where_it_never_pauses() {
+    let folder = tempfile::tempdir().unwrap();
+    let (queue, _fresh) = open(folder.path(), &Clock::manual(START));
+    let synced = || queue.commit_counts().synced_groups.load(Ordering::Relaxed);
+    let (before, begun) = (synced(), Instant::now());
+    while synced() == before {
+        // Only turns what never comes into a failure.
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing was synced while writes went on");
+        let mut batch = Batch::new();
+        batch.put(Table::Meta, b"test".as_slice(), b"x".as_slice());
+        queue.commit(batch, false).await.unwrap();
+    }
+}
+
+/// Who delivers to all that there were takes the message for done: somebody who is added meanwhile would get nothing.
+#[tokio::test]
+async fn nobody_is_added_to_a_message_of_which_nothing_is_captured_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START);
+    let (queue, _fresh) = open(folder.path(), &clock);
+    let captured = Recipient { status: Status::Captured { at: START }, ..recipient("a@b.example", START) };
+    let id = enqueue(&queue, "x", vec![captured.clone()]).await;
+    let more = || Recipient { released: Some(START), ..recipient("c@d.example", START + 1000) };
+    assert!(queue.add(id, more(), Batch::new()).await.unwrap(), "while it is captured");
+
+    let id = enqueue(&queue, "x", vec![captured]).await;
+    let released = queue.change(id, 0, |_, before| {
+        let after = Recipient { status: Status::Waiting { due: START }, released: Some(START), ..before.clone() };
+        Some((Some(after), Batch::new()))
+    });
+    assert!(released.await.unwrap());
+    let mut claimed = queue.claim_due().unwrap().claimed;
+    assert!(!queue.add(id, more(), Batch::new()).await.unwrap(), "it is being delivered as it was");
+    finish(&queue, claimed.remove(0), |_| None).await;
+    assert!(queue.message(id).unwrap().is_none());
+    assert_eq!(queue.recipients(id).unwrap(), [], "nobody waits for a message that is gone");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod support {
     pub mod zone;
 }
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -389,6 +390,44 @@ async fn a_webhook_gets_it_whole_and_the_sender_of_a_refused_one_hears_of_it() {
         assert!(notice.contains("Action: failed") && notice.contains("Subject: large"), "{notice}");
     }
     server.stop().await;
+}
+
+/// The store fails under the group before, while the end of a message waits for its turn: its chunks may be lost
+/// with that, so there must be no 250 for it.
+#[tokio::test]
+async fn a_message_whose_turn_comes_after_the_store_was_opened_again_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(&folder.path().join("store")).unwrap());
+    let opened = Queue::by_hand(store.clone(), Clock::manual(START), 1 << 20, &BTreeMap::new());
+    let (queue, mut fresh, mut hand) = opened.unwrap();
+    for reopens in [true, false] {
+        let head = Bytes::from_static(b"Subject: x\r\n\r\nbegin");
+        let mut writer = queue.begin_body(&head);
+        let (pushed, ()) = tokio::join!(writer.push(Bytes::from_static(b" end\r\n")), async {
+            hand.write(1).unwrap().give();
+        });
+        pushed.unwrap();
+        let rest = writer.finish();
+        let mut new = message(rest.id, std::slice::from_ref(&head), 1);
+        new.streamed = Some(Streamed { chunks: rest.chunks, ascii: rest.is_ascii });
+        new.size += rest.bytes;
+        let recipients = vec![recipient("a@b.example", START)];
+        let new = NewMessage { message: new, body: vec![head], recipients, extra: Batch::new() };
+        let (whole, ()) = tokio::join!(queue.enqueue(new), async {
+            assert_eq!(hand.waiting(), 1, "it waits for its turn");
+            if reopens {
+                store.reopen().unwrap();
+            }
+            hand.write(1).unwrap().give();
+        });
+        assert_eq!(whole.is_err(), reopens);
+        assert_eq!(queue.message(rest.id).unwrap().is_none(), reopens, "no ghost of it either");
+        assert_eq!(fresh.try_recv().is_err(), reopens);
+        drop(rest);
+        // What deletes the chunks of the first one.
+        tokio::task::yield_now().await;
+        hand.write(1).unwrap().give();
+    }
 }
 
 /// Chunks that were written before the store failed may be lost with that, acknowledged or not.

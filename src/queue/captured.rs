@@ -167,11 +167,15 @@ impl Queue {
         }
     }
 
-    /// Adds a recipient to a message that is queued, for a person; `extra` is written with it. False: the
-    /// message is not queued any more.
+    /// Adds a recipient to a message of which something is captured, for a person; `extra` is written with it.
+    /// False: nothing of it is captured any more. Only what is captured is sure to be read anew before it is
+    /// delivered: an attempt that runs knows of those who were there, and deletes the message when they are done.
     pub async fn add(&self, id: MessageId, recipient: Recipient, extra: Batch) -> Result<bool, StoreError> {
         let _lock = self.lock(id).await;
         let Some(message) = self.message(id)? else { return Ok(false) };
+        if !self.recipients(id)?.iter().any(|(_, before)| matches!(before.status, Status::Captured { .. })) {
+            return Ok(false);
+        }
         // It counts it among the message's recipients, too: whoever seals the fate of all others must not take the
         // message for done.
         let mut batch = self.step_batch(&message, &[], std::slice::from_ref(&recipient))?;

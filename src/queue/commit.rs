@@ -4,7 +4,7 @@
 //! If the store fails, the whole group is refused and the thread opens the store again once that works.
 //!
 //! A batch that asks for no sync (the end of a delivery) is written at once and reaches the disk with
-//! the next synced group, or after [`LAZY_SYNC`] if none comes.
+//! the next synced group, or after [`LAZY_SYNC`] if none comes, whatever else is written meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -70,7 +70,21 @@ impl CommitCounts {
 struct Request {
     batch: Batch,
     sync: bool,
+    /// Only if the store has not been opened again since: this is what [`Store::reopened`] has to be.
+    reopened: Option<u64>,
     done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Request {
+    /// None, and whoever waits for it is told, if what it builds upon may be lost.
+    fn if_still_good(self, store: &Store) -> Option<Request> {
+        if self.reopened.is_none_or(|reopened| reopened == store.reopened()) {
+            return Some(self);
+        }
+        // A session that has gone does not ask any more.
+        let _ = self.done.send(Err(StoreError::Failed("it was opened again while the message came in".to_owned())));
+        None
+    }
 }
 
 /// The sending side. When it is dropped the thread writes what it has and ends; the drop waits for
@@ -119,10 +133,20 @@ impl Committer {
 
     /// Returns when the batch is written; with `sync`, when it is on disk.
     pub async fn commit(&self, batch: Batch, sync: bool) -> Result<(), StoreError> {
+        self.send(batch, sync, None).await
+    }
+
+    /// As [`Committer::commit`], synced, for what builds upon writes without a sync that were made when
+    /// [`Store::reopened`] was this: fails if the store is opened again before it is this batch's turn.
+    pub async fn commit_upon(&self, batch: Batch, reopened: u64) -> Result<(), StoreError> {
+        self.send(batch, true, Some(reopened)).await
+    }
+
+    async fn send(&self, batch: Batch, sync: bool, reopened: Option<u64>) -> Result<(), StoreError> {
         let stopped = || StoreError::Failed("the committer has stopped".into());
         let (done, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or_else(stopped)?;
-        requests.send(Request { batch, sync, done }).map_err(|_| stopped())?;
+        requests.send(Request { batch, sync, reopened, done }).map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
@@ -157,7 +181,9 @@ impl Hand {
 
     /// Writes the first `most` of those that wait as one group.
     pub fn write(&mut self, most: usize) -> Result<Answers, StoreError> {
-        let (batches, waiting): (Vec<_>, Vec<_>) = self.take(most).map(|request| (request.batch, request.done)).unzip();
+        let store = self.store.clone();
+        let good = self.take(most).filter_map(|request| request.if_still_good(&store));
+        let (batches, waiting): (Vec<_>, Vec<_>) = good.map(|request| (request.batch, request.done)).unzip();
         self.store.write(&batches, false)?;
         Ok(Answers(waiting))
     }
@@ -182,33 +208,40 @@ fn answer_all(waiting: Waiting, written: &Result<(), StoreError>) {
 }
 
 fn run(store: &Store, requests: &Receiver<Request>, may_sync: bool, counts: &CommitCounts) {
-    let mut unsynced = false;
+    // Since when something lies in the page cache.
+    let mut unsynced: Option<Instant> = None;
+    let is_late = |unsynced: Option<Instant>| unsynced.is_some_and(|since| since.elapsed() >= LAZY_SYNC);
     loop {
         if store.health() != Health::Good && !recover(store, requests) {
             return;
         }
-        let first = match (unsynced, may_sync) {
-            (true, true) => match requests.recv_timeout(LAZY_SYNC) {
+        let first = match unsynced.filter(|_| may_sync) {
+            Some(since) => match requests.recv_timeout(LAZY_SYNC.saturating_sub(since.elapsed())) {
                 Ok(request) => request,
                 Err(RecvTimeoutError::Timeout) => {
                     if let Err(error) = store.sync() {
                         tracing::error!(%error, "the store could not be synced");
                     }
-                    unsynced = false;
+                    unsynced = None;
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             },
-            _ => match requests.recv() {
+            None => match requests.recv() {
                 Ok(request) => request,
                 Err(_) => break,
             },
         };
-        let (batches, waiting, sync) = gather(first, requests);
+        let (batches, waiting, sync) = gather(first, requests, store);
+        if batches.is_empty() {
+            continue;
+        }
+        // Where there is always another one before the time is over, this one brings them all to disk.
+        let sync = sync || (may_sync && is_late(unsynced));
         let begun = Instant::now();
         let written = store.write(&batches, sync && may_sync);
         counts.count(&batches, sync, written.is_ok(), begun.elapsed());
-        unsynced = !(sync && written.is_ok());
+        unsynced = if sync && written.is_ok() { None } else { unsynced.or(Some(begun)) };
         answer_all(waiting, &written);
     }
     if may_sync {
@@ -246,17 +279,18 @@ fn recover(store: &Store, requests: &Receiver<Request>) -> bool {
 
 type Waiting = Vec<oneshot::Sender<Result<(), StoreError>>>;
 
-fn gather(first: Request, requests: &Receiver<Request>) -> (Vec<Batch>, Waiting, bool) {
-    let mut bytes = first.batch.bytes();
-    let mut sync = first.sync;
-    let mut batches = vec![first.batch];
-    let mut waiting = vec![first.done];
-    while bytes < GROUP_BYTES_MAX && batches.len() < GROUP_BATCHES_MAX {
-        let Ok(request) = requests.try_recv() else { break };
-        bytes += request.batch.bytes();
-        sync |= request.sync;
-        batches.push(request.batch);
-        waiting.push(request.done);
+fn gather(first: Request, requests: &Receiver<Request>, store: &Store) -> (Vec<Batch>, Waiting, bool) {
+    let (mut batches, mut waiting, mut bytes, mut sync) = (Vec::new(), Vec::new(), 0, false);
+    let mut next = Some(first);
+    while let Some(request) = next {
+        if let Some(Request { batch, sync: wants_sync, done, .. }) = request.if_still_good(store) {
+            bytes += batch.bytes();
+            sync |= wants_sync;
+            batches.push(batch);
+            waiting.push(done);
+        }
+        let has_room = bytes < GROUP_BYTES_MAX && batches.len() < GROUP_BATCHES_MAX;
+        next = if has_room { requests.try_recv().ok() } else { None };
     }
     (batches, waiting, sync)
 }

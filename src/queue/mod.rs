@@ -339,7 +339,8 @@ impl Queue {
         }
         // From here on nobody else deletes its chunks, also when nobody waits for the commit any more.
         let reopened = self.incoming.take(message.id, &self.store)?;
-        let written = self.committer.commit(batch, true).await;
+        // Between this look and the batch's turn the store may fail, and take the chunks with it.
+        let written = self.committer.commit_upon(batch, reopened).await;
         if written.is_err() {
             self.incoming.put(message.id, reopened);
         }

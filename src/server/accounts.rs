@@ -128,7 +128,11 @@ impl Accounts {
     pub fn next(&self, config: Arc<Config>) -> Result<Accounts, AccountsError> {
         let state = {
             let state = self.lock();
-            let is_same = |name: &String| credential(&config, name) == credential(&self.config, name);
+            // Of an account that is not active there are keys that fit no password.
+            let source = |config: &Config, name: &str| {
+                config.accounts.get(name).filter(|account| account.active).map(|account| account.credential.clone())
+            };
+            let is_same = |name: &String| source(&config, name) == source(&self.config, name);
             let scram = state.scram.iter().filter(|(name, _)| is_same(name));
             let scram = scram.map(|(name, keys)| (name.clone(), keys.clone())).collect();
             // What is remembered is bound to the hash that it fitted.
@@ -162,7 +166,8 @@ impl Accounts {
     /// Checks a user name and password from PLAIN or LOGIN.
     pub async fn verify(&self, login: Login) -> Result<Verified, Refusal> {
         let account = self.config.accounts.get(&login.account);
-        let right = match account.map(|account| &account.credential) {
+        // The right password of an account that is not active would be known by the time it takes.
+        let right = match account.filter(|account| account.active).map(|account| &account.credential) {
             Some(Credential::Password(password)) if self.is_same(password, &login.password) => true,
             Some(Credential::Hash(hash)) => self.fits(&login, hash).await?,
             Some(Credential::Password(_)) | None => self.fits(&login, &self.nobody).await?,
@@ -500,7 +505,13 @@ mod tests {
     #[tokio::test]
     async fn every_failure_costs_a_hash_and_a_remembered_success_none() {
         let clock = Clock::manual(1_000);
-        let accounts = accounts(&[("hash", hashed("one"), true), ("word", plain("two"), true)], clock.clone());
+        let list = [
+            ("hash", hashed("one"), true),
+            ("word", plain("two"), true),
+            ("off", plain("three"), false),
+            ("old", hashed("four"), false),
+        ];
+        let accounts = accounts(&list, clock.clone());
         let costs_a_hash = async |account: &str, password: &str| {
             let all = accounts.hash_memory.clone().acquire_many_owned(accounts.hash_memory_kib).await.unwrap();
             let verify = accounts.verify(login(account, password));
@@ -515,7 +526,9 @@ mod tests {
                 }
             }
         };
-        for (account, password) in [("none", "one"), ("hash", "bad"), ("hash", "bad"), ("word", "bad"), ("", "")] {
+        let inactive = [("off", "three"), ("old", "four"), ("old", "four"), ("old", "bad")];
+        let others = [("none", "one"), ("hash", "bad"), ("hash", "bad"), ("word", "bad"), ("", "")];
+        for (account, password) in inactive.into_iter().chain(others) {
             assert!(costs_a_hash(account, password).await, "{account} {password}");
         }
         assert!(costs_a_hash("hash", "one").await, "the first time");
@@ -586,6 +599,19 @@ mod tests {
         }
         accounts.scram_keys("one more").await.unwrap();
         assert_eq!(accounts.lock().scram.len(), SCRAM_KEYS_MAX);
+    }
+
+    /// A client that asked before has the keys of nobody derived for the name, which no password fits.
+    #[tokio::test]
+    async fn scram_keys_of_an_account_are_new_once_it_is_active() {
+        let before = accounts(&[("word", plain("pencil"), false)], Clock::manual(0));
+        before.scram_keys("word").await.unwrap();
+        let with = |active| accounts(&[("word", plain("pencil"), active)], Clock::manual(0)).config;
+        let after = before.next(with(true)).unwrap();
+        let keys = after.scram_keys("word").await.unwrap();
+        assert_eq!(keys.stored_key, derive_keys(b"pencil", keys.salt.clone()).stored_key);
+        assert!(after.next(with(true)).unwrap().lock().scram.contains_key("word"), "kept while nothing changes");
+        assert!(!after.next(with(false)).unwrap().lock().scram.contains_key("word"));
     }
 
     fn derive_nothing() -> DerivedKeys {

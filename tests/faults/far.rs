@@ -179,7 +179,9 @@ impl Far {
         let mut line = Vec::new();
         loop {
             line.clear();
-            if stream.read_until(b'\n', &mut line).await? == 0 {
+            // Half a line before the end of a connection that was cut is no command: an answer to it (500) would be
+            // taken for the answer to the whole, and the message be given up.
+            if stream.read_until(b'\n', &mut line).await? == 0 || !line.ends_with(b"\n") {
                 return Ok(());
             }
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();

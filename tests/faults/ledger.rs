@@ -30,7 +30,8 @@ const STANDSTILL: Duration = Duration::from_secs(40);
 /// A server that does not answer for so long hangs.
 const REPLY_TIME: Duration = Duration::from_secs(120);
 
-pub const SENDER: &str = "me@home.test";
+/// Who is told of what was given up: leads to the far end, which counts the notices.
+pub const SENDER: &str = "me@back.test";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -79,7 +80,7 @@ pub fn mark(number: u64) -> Vec<u8> {
 pub fn content(number: u64, bytes: usize) -> Vec<u8> {
     let mut content = mark(number);
     let header = format!(
-        "From: <{SENDER}>\r\nTo: <you@far.test>\r\nDate: Thu, 01 Oct 2026 10:00:00 +0000\r\n\
+        "From: <me@home.test>\r\nTo: <you@far.test>\r\nDate: Thu, 01 Oct 2026 10:00:00 +0000\r\n\
          Message-ID: <{number}@home.test>\r\nSubject: number {number}\r\n\r\n"
     );
     content.extend_from_slice(header.as_bytes());

@@ -89,7 +89,7 @@ async fn odd(manner: Manner, stream: TcpStream) -> std::io::Result<()> {
     let mut line = String::new();
     loop {
         line.clear();
-        if stream.read_line(&mut line).await? == 0 {
+        if stream.read_line(&mut line).await? == 0 || !line.ends_with('\n') {
             return Ok(());
         }
         let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();

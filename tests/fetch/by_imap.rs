@@ -213,6 +213,11 @@ async fn servers_that_talk_nonsense_are_given_up() {
         format!("{IMAP_IN}C: p2 SELECT \"INBOX\"\nS: * 1 EXISTS\nS: p2 OK no validity\ngone\n"),
         format!("{IMAP_IN}C: p2 SELECT \"INBOX\"\nS: * LIST () {{99999999}}\ngone\n"),
         format!("{IMAP_IN}C: p2 SELECT \"INBOX\"\nS* * 1 RECENT 100001\ngone\n"),
+        // Far fewer than that, but each of them a large one that would be kept.
+        format!(
+            "{IMAP_IN}C: p2 SELECT \"INBOX\"\nS* * OK [X {}] y 2000\nS: * OK [UIDVALIDITY 7] v\nS: p2 OK done\ngone\n",
+            "x".repeat(10_000)
+        ),
         format!("{IMAP_IN}{}C: p4 UID FETCH 3 (UID RFC822.SIZE)\nS: p4 BAD what\ngone\n", select(7, 5, &[3])),
         format!(
             "{IMAP_IN}{}{}{}S: * 1 FETCH (UID 9 BODY[] {{1}}\nS: x)\nS: p5 OK\ngone\n",
