@@ -1,6 +1,6 @@
-//! Packets are lost in truth: a tenth and a third of all packets of all connections, of the server's, of its clients',
-//! of its far end's and of its name server's, go nowhere, and TCP has to send them again. Nothing acknowledged is lost,
-//! nothing refused is there, nothing is mixed or cut; a delivery whose answer came too late is the only copy.
+//! Packets are lost in truth: a tenth of all, or three tenths, be they of the server, of its clients,
+//! of its far end or of its name server, go nowhere, and TCP has to send them again. Nothing acknowledged is lost,
+//! nothing refused is there, nothing is mixed or cut; copies are rare: of deliveries whose answer came too late.
 //!
 //! The test runs itself again in a network namespace of its own, which has nothing but a loopback interface, where the
 //! kernel throws packets away: netem does, or else a classifier that draws lots as packets come in and sends those that
@@ -35,6 +35,7 @@ percent=$1 least=$2
 shift 2
 ip link set lo up && ip link set lo mtu 1500 || exit 77
 [ -w /proc/sys/net/ipv4/tcp_rto_max_ms ] && echo 1000 >/proc/sys/net/ipv4/tcp_rto_max_ms
+echo 30 >/proc/sys/net/ipv4/tcp_synack_retries || true
 if tc qdisc add dev lo root netem loss "$percent%" 2>/dev/null; then
     how=netem
 elif ip link add sink type veth peer name nowhere && ip link set sink up && ip link set nowhere up &&
