@@ -124,7 +124,6 @@ async fn lost_packets_lose_no_mail() {
     let lost = lost_packets();
     // A connection may wait for a greeting whose far end has given up: until its timeout, or the next start.
     let queued = house.queue(&[]).await;
-    say(&format!("missing {missing:?}, queued: {queued:#?}"));
     assert!(queued.len() >= missing.len(), "missing: {missing:?}; queued: {queued:#?}");
     running.kill().await.check_no_damage();
     mend();
