@@ -60,7 +60,7 @@ floods: setup
 	cargo bench --locked --bench floods
 
 # The fault programme, as on every change: kills, power cuts, full disks, damage, clocks, networks, floods, attacks. About
-# 45 minutes, and as root, for the power cuts and the full disks; with `make test` runs a quick part of each. ARGS="F1 F3"
+# 45 minutes, and as root, for power cuts, full disks and lost packets; with `make test` runs a quick part of each. ARGS="F1 F3"
 # chooses rows, POSTRIDER_SEED=N repeats a run, POSTRIDER_BINARY=PATH tests another binary. Ends with the table: each
 # fault, what was measured, the verdict; also in faults/programme.json in the target folder.
 faults: setup

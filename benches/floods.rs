@@ -1,6 +1,6 @@
 //! What a flood costs a good client, and whether it stays out: 12,000 connections that do nothing or next to nothing,
-//! one address that wants too many, a server with hardly any files left, and guesses at passwords. `make floods`:
-//! about five minutes, on loopback, from 250 addresses and more.
+//! one address that wants too many, a server with hardly any files or little memory left, and guesses at passwords.
+//! `make floods`: about five minutes, on loopback, from 250 addresses and more.
 //!
 //! Under test is the real binary in a process of its own; this process is the flood. A good client brings whole
 //! messages, a new connection for each, from addresses that the flood does not use.
@@ -8,11 +8,13 @@
 //! Counts have to be exact, or the run ends with status 1. Times and sizes are held against goals, which are printed:
 //! beside other work on the same machine they say little.
 //!
-//! Environment: `PARTS` (all: `memory,flood,cap,files,auth`), `IDLE` (10000), `SLOW` (2000), `SAMPLES` (600 messages of
-//! good clients in each measurement), `ROUNDS` (3), `TRIES` (4000 logins), `SERVER` (another
-//! binary than the one built with this).
+//! Environment: `PARTS` (all: `memory,flood,cap,files,little,auth`), `IDLE` (10000), `SLOW` (2000), `SAMPLES` (600
+//! messages of good clients in each measurement), `ROUNDS` (3), `LITTLE_IDLE` (5000, beside mails of 50 MB), `TRIES`
+//! (4000 logins), `SERVER` (another binary than the one built with this).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "floods/little.rs"]
+mod little;
 mod support;
 
 use std::fs::File;
@@ -135,13 +137,15 @@ fn listening(log: &str, name: &str) -> SocketAddr {
 }
 
 fn text(data: &Path, dns: SocketAddr, more: &str) -> String {
+    let queue = if more.contains("[queue]") { "" } else { "[queue]\nmin_free = \"100MiB\"\n" };
+    let more = more.replace("FOLDER", &data.display().to_string());
     format!(
         "hostname = \"{HOST}\"\ndata_dir = {data:?}\n\
          [listeners.mx]\nrole = \"mx\"\nbind = [\"127.0.0.1:0\"]\ntls = \"opportunistic\"\n\
          [listeners.submission]\nrole = \"submission\"\nbind = [\"127.0.0.1:0\"]\ntls = \"opportunistic\"\n\
          [domains.\"home.test\"]\ncatchall = \"discard\"\n\
          [checks]\nspf = \"off\"\ndkim = \"off\"\ndmarc = \"off\"\narc = \"off\"\nrdns = \"off\"\n\
-         [queue]\nmin_free = \"100MiB\"\n[dns]\nnameservers = [\"{dns}\"]\n{more}"
+         {queue}[dns]\nnameservers = [\"{dns}\"]\n{more}"
     )
 }
 
@@ -157,7 +161,7 @@ fn main() {
         wrong: Vec::new(),
     };
     bench.book.note("open files, at most", limit.maximum.map_or("any".to_owned(), |files| files.to_string()));
-    let parts = std::env::var("PARTS").unwrap_or_else(|_| "memory,flood,cap,files,auth".into());
+    let parts = std::env::var("PARTS").unwrap_or_else(|_| "memory,flood,cap,files,little,auth".into());
     for part in parts.split(',') {
         say(format!("        part {part}"));
         match part {
@@ -165,6 +169,7 @@ fn main() {
             "flood" => bench.flood(),
             "cap" => bench.cap(),
             "files" => bench.files(),
+            "little" => bench.little(),
             "auth" => bench.auth(),
             other => panic!("PARTS has no {other:?}"),
         }

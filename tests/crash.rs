@@ -22,6 +22,8 @@ mod load;
 mod outside;
 #[path = "faults/report.rs"]
 mod report;
+#[path = "faults/restart.rs"]
+mod restart;
 #[path = "faults/rows.rs"]
 mod rows;
 #[path = "faults/states.rs"]

@@ -15,6 +15,8 @@ mod disk;
 mod errors;
 #[path = "faults/far.rs"]
 mod far;
+#[path = "faults/full.rs"]
+mod full;
 #[path = "faults/house.rs"]
 mod house;
 #[path = "faults/ledger.rs"]

@@ -10,6 +10,8 @@ mod house;
 mod ledger;
 #[path = "faults/load.rs"]
 mod load;
+#[path = "faults/loss.rs"]
+mod loss;
 #[path = "faults/network.rs"]
 mod network;
 #[path = "faults/odd.rs"]

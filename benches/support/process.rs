@@ -153,6 +153,20 @@ pub fn memory_bytes(pid: u32) -> u64 {
     kib * 1024 + children(pid).into_iter().map(memory_bytes).sum::<u64>()
 }
 
+/// The most that a process has ever had resident; pages that others map too count whole.
+pub fn peak_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// What a process has resident now and no file holds: the kernel could not give it back.
+pub fn anonymous_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let now = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    now.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
 /// Bytes that a process and its children, ended ones included, have caused to be written to the disk.
 pub fn written_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();

@@ -461,6 +461,13 @@ pub struct Disk {
     pub accepting: bool,
 }
 
+impl Disk {
+    /// There are bytes, but its inodes are used up.
+    pub fn is_short_of_files(&self) -> bool {
+        !self.accepting && self.free >= self.min_free
+    }
+}
+
 /// For message bodies, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {

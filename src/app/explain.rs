@@ -111,7 +111,10 @@ impl Operator {
     fn troubles(&self) -> Vec<String> {
         let readiness = self.watch.readiness();
         let mut troubles: Vec<String> = self.store_trouble().into_iter().collect();
-        if !readiness.disk.accepting {
+        if readiness.disk.is_short_of_files() {
+            let what = "the disk takes hardly any more files (inodes): new mail is turned away, what is queued leaves";
+            troubles.push(what.to_owned());
+        } else if !readiness.disk.accepting {
             troubles.push(format!(
                 "the disk has {} MiB free, less than queue.min_free ({} MiB): new mail is turned away, what is queued leaves",
                 readiness.disk.free >> 20,

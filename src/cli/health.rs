@@ -31,7 +31,9 @@ fn obstacles(readiness: &Readiness) -> Vec<String> {
         found.push(format!("the store has failed ({why})"));
     }
     let disk = &readiness.disk;
-    if !disk.accepting {
+    if disk.is_short_of_files() {
+        found.push("the disk takes hardly any more files (inodes)".to_owned());
+    } else if !disk.accepting {
         found.push(format!("{} bytes of disk are free, queue.min_free is {}", disk.free, disk.min_free));
     }
     if readiness.memory.used >= readiness.memory.limit {

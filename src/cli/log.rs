@@ -174,6 +174,8 @@ impl Lines {
     fn write_all_that_come(self, mut out: impl Write) {
         let (_, put, written) = &*self.0;
         let mut taken = Vec::new();
+        // Lines that nobody has been told of yet.
+        let mut untold = 0;
         loop {
             let mut waiting = self.waiting();
             waiting.writing = false;
@@ -183,13 +185,18 @@ impl Lines {
             let more = |waiting: &mut Waiting| !waiting.urgent && waiting.lines.len() < WRITE_AT;
             waiting = put.wait_timeout_while(waiting, GATHER, more).unwrap_or_else(PoisonError::into_inner).0;
             std::mem::swap(&mut taken, &mut waiting.lines);
-            let lost = std::mem::take(&mut waiting.lost);
+            untold += std::mem::take(&mut waiting.lost);
             (waiting.urgent, waiting.writing) = (false, true);
             drop(waiting);
-            // There is nobody to tell if that fails.
-            let _ = out.write_all(&taken);
-            if lost > 0 {
-                let _ = writeln!(out, "WARN {lost} lines of the log are lost: standard error is too slow");
+            // A full disk: some of it may be there, and ends in the middle of a line.
+            let is_cut = out.write_all(&taken).is_err();
+            if is_cut {
+                untold += taken.iter().filter(|byte| **byte == b'\n').count() as u64;
+            }
+            if untold > 0 {
+                let line = format!("WARN up to {untold} lines of the log are lost: standard error did not take them\n");
+                let line = if is_cut { format!("\n{line}") } else { line };
+                untold = if out.write_all(line.as_bytes()).is_ok() { 0 } else { untold };
             }
             taken.clear();
         }
@@ -302,6 +309,40 @@ mod tests {
         lines.finish();
         drop(lines);
         assert_eq!(written.try_iter().flatten().collect::<Vec<u8>>(), b"0\n1\n2\n");
+    }
+
+    /// Has no room for the first so many octets.
+    struct Full(usize, mpsc::Sender<Vec<u8>>);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.0 > 0 {
+                self.0 = self.0.saturating_sub(bytes.len());
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            let _ = self.1.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_on_a_full_disk_says_what_was_lost_when_there_is_room() {
+        let (wrote, written) = mpsc::channel();
+        // The two lines, and the line that tells of them.
+        let lines = Lines::start(Full(50, wrote)).unwrap();
+        lines.put(b"one\ntwo\n", true);
+        lines.finish();
+        assert!(written.try_recv().is_err());
+        lines.put(b"three\n", true);
+        lines.finish();
+        let all: Vec<u8> = written.try_iter().flatten().collect();
+        let all = String::from_utf8(all).unwrap();
+        let told = "three\nWARN up to 2 lines of the log are lost: standard error did not take them\n";
+        assert_eq!(all, told);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::clock::{Millis, rfc3339};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ServerEvent {
-    /// Less than `queue.min_free` is left: new mail gets 452, deliveries go on.
+    /// Less than `queue.min_free` is left, or hardly any file can be made: new mail gets 452, deliveries go on.
     DiskLow {
         free: u64,
         min_free: u64,
@@ -71,6 +71,12 @@ impl ServerEvent {
             ServerEvent::DiskLow { free, min_free } => {
                 count(&counters.disk_low);
                 let (free_mib, min_free_mib) = (free / MIB, min_free / MIB);
+                if free >= min_free {
+                    return tracing::error!(
+                        free_mib,
+                        "not accepting mail: the disk takes hardly any more files (inodes)"
+                    );
+                }
                 tracing::error!(free_mib, min_free_mib, "not accepting mail: the disk is nearly full (queue.min_free)");
             }
             ServerEvent::DiskGood { free } => {

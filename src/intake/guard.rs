@@ -1,6 +1,6 @@
 //! The disk guard: new mail is turned away while there is still room to deliver what is queued.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,16 @@ use crate::smtp::reply::Refusal;
 /// How long a look at the disk is believed: what a fast disk takes in this time must be small beside
 /// any `min_free` that keeps the store working.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Files that the file system must be able to take beside: of those the store makes new ones all the time, for mail
+/// that leaves too. Only few file systems have an end of them (ext4: its inodes) before they have one of bytes.
+const MIN_FILES: u64 = 64;
 
-/// The room there is, in bytes.
+/// The room there is, in bytes. Not accepting with `min_free` free: there is an end of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskState {
     pub free: u64,
     pub min_free: u64,
-    /// At least `min_free` is free.
+    /// At least `min_free` is free, and some files can be made.
     pub accepting: bool,
 }
 
@@ -32,8 +35,30 @@ pub struct DiskGuard {
 #[derive(Debug)]
 struct Watched {
     path: PathBuf,
-    last: Mutex<Option<(Instant, u64)>>,
+    last: Mutex<Option<(Instant, Room)>>,
     turned_away: Notify,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    bytes: u64,
+    files: u64,
+}
+
+impl Room {
+    /// Where the file system cannot tell, the write itself will.
+    const UNKNOWN: Room = Room { bytes: u64::MAX, files: u64::MAX };
+
+    fn of(path: &Path) -> Room {
+        let Ok(stat) = rustix::fs::statvfs(path) else { return Room::UNKNOWN };
+        // Without a number of all there is no end of them (btrfs).
+        let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+        Room { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), files }
+    }
+
+    fn is_enough(self, bytes: u64) -> bool {
+        self.bytes >= bytes && self.files >= MIN_FILES
+    }
 }
 
 impl DiskGuard {
@@ -50,26 +75,28 @@ impl DiskGuard {
 
     /// 452 while less than `min_free` plus the announced message is free.
     pub fn room_for(&self, size: u64) -> Result<(), Refusal> {
-        let free = self.disk.free();
-        if free >= self.min_free.saturating_add(size) {
+        let room = self.disk.room();
+        if room.is_enough(self.min_free.saturating_add(size)) {
             return Ok(());
         }
         self.disk.turned_away.notify_one();
+        let path = self.disk.path.display();
+        let reason = if room.files < MIN_FILES {
+            format!("{path} takes {} files more, less than {MIN_FILES}: its inodes are used up", room.files)
+        } else {
+            let (free, min_free) = (room.bytes >> 20, self.min_free >> 20);
+            format!("{path} has {free} MiB free, less than queue.min_free ({min_free} MiB)")
+        };
         Err(Refusal {
             reply: Reply::new(452, (3, 1), "not enough disk space on this server, please try again later"),
-            reason: format!(
-                "{} has {} MiB free, less than queue.min_free ({} MiB)",
-                self.disk.path.display(),
-                free >> 20,
-                self.min_free >> 20
-            ),
+            reason,
         })
     }
 
     /// How it stands now.
     pub fn state(&self) -> DiskState {
-        let free = self.disk.free();
-        DiskState { free, min_free: self.min_free, accepting: free >= self.min_free }
+        let room = self.disk.room();
+        DiskState { free: room.bytes, min_free: self.min_free, accepting: room.is_enough(self.min_free) }
     }
 
     /// Until mail is turned away, or has been since the last call.
@@ -79,16 +106,15 @@ impl DiskGuard {
 }
 
 impl Watched {
-    fn free(&self) -> u64 {
+    fn room(&self) -> Room {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((at, free)) = *last
+        if let Some((at, room)) = *last
             && at.elapsed() < LOOK_AGAIN
         {
-            return free;
+            return room;
         }
-        // Where the file system cannot tell, the write itself will.
-        let free = rustix::fs::statvfs(&self.path).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        *last = Some((Instant::now(), free));
-        free
+        let room = Room::of(&self.path);
+        *last = Some((Instant::now(), room));
+        room
     }
 }

@@ -158,15 +158,21 @@ nameservers = ["{zone}"]
         let mut words = wrapper.to_vec();
         words.extend([binary(), "serve".to_owned(), "--config".to_owned()]);
         words.push(self.conf().to_str().unwrap().to_owned());
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut child = spawn(&words, Stdio::piped());
         let log = Log::read(child.stderr.take().unwrap());
+        House::until_listening(child, log).await
+    }
+
+    /// Starts it with this file as its standard error.
+    pub async fn start_with_log(&self, file: &Path) -> Running {
+        self.write_conf();
+        let stderr = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
+        let words = [binary(), "serve".to_owned(), "--config".to_owned(), self.conf().to_str().unwrap().to_owned()];
+        let started = House::until_listening(spawn(&words, stderr.into()), Log::of(file)).await;
+        started.unwrap_or_else(|ended| panic!("the server does not start: {ended}"))
+    }
+
+    async fn until_listening(mut child: Child, log: Log) -> Result<Running, Ended> {
         let since = Instant::now();
         loop {
             if let Some(door) = log.find("listening").as_deref().and_then(address) {
@@ -217,6 +223,17 @@ nameservers = ["{zone}"]
     pub async fn wait_empty(&self) {
         self.wait_queue("the queue gets empty", &[], <[_]>::is_empty).await;
     }
+}
+
+fn spawn(words: &[String], stderr: Stdio) -> Child {
+    Command::new(&words[0])
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
 }
 
 /// A server that did not get as far as listening.
@@ -278,6 +295,8 @@ impl Running {
 pub struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     ended: tokio::sync::watch::Receiver<bool>,
+    /// Where the lines lie, if they are not read from a pipe.
+    file: Option<PathBuf>,
 }
 
 impl Log {
@@ -295,7 +314,20 @@ impl Log {
             }
             end.send_replace(true);
         });
-        Log { lines, ended }
+        Log { lines, ended, file: None }
+    }
+
+    fn of(file: &Path) -> Log {
+        let (_, ended) = tokio::sync::watch::channel(true);
+        Log { lines: Arc::default(), ended, file: Some(file.to_owned()) }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let Some(file) = &self.file else { return self.lines.lock().unwrap().clone() };
+        let text = std::fs::read(file).unwrap_or_default();
+        // Without what is being written.
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        String::from_utf8_lossy(&text[..whole]).lines().map(str::to_owned).collect()
     }
 
     /// Until all is read. A tracer may keep the pipe open for a moment longer.
@@ -305,17 +337,20 @@ impl Log {
     }
 
     pub fn find(&self, word: &str) -> Option<String> {
+        if self.file.is_some() {
+            return self.lines().into_iter().find(|line| line.contains(word));
+        }
         self.lines.lock().unwrap().iter().find(|line| line.contains(word)).cloned()
     }
 
     pub fn text(&self) -> String {
-        self.lines.lock().unwrap().join("\n")
+        self.lines().join("\n")
     }
 
     /// Warnings and errors, and whatever is no line of the log (a panic).
     pub fn trouble(&self) -> Vec<String> {
         let quiet = |line: &&String| line.contains(" INFO ") || line.contains(" DEBUG ");
-        self.lines.lock().unwrap().iter().filter(|line| !quiet(line)).cloned().collect()
+        self.lines().iter().filter(|line| !quiet(line)).cloned().collect()
     }
 
     /// A start after a kill, or after a fault that is over, finds nothing damaged.

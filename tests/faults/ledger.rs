@@ -55,6 +55,8 @@ pub struct Ledger {
     taken: AtomicUsize,
     /// What is answered now comes from a machine that is dead already.
     is_dark: AtomicBool,
+    /// The network may be silent for long; a client gives up then.
+    gives_up: AtomicBool,
 }
 
 fn sha256(bytes: &[u8]) -> Digest {
@@ -103,7 +105,7 @@ impl Ledger {
         let number = self.next_number();
         let content = content(number, bytes);
         self.sent.lock().unwrap().insert(number, Sent { digest: sha256(&content), answer: None });
-        let mut answer = talk.submit(to, &content).await;
+        let mut answer = self.patiently(talk.submit(to, &content)).await.unwrap_or(Answer::Cut);
         if self.is_dark.load(Ordering::Acquire) {
             answer = Answer::Cut;
         }
@@ -126,6 +128,19 @@ impl Ledger {
     /// (seen with ten lines of Python, in one of ten cuts).
     pub fn lights_out(&self, is_dark: bool) {
         self.is_dark.store(is_dark, Ordering::Release);
+    }
+
+    /// No answer for long is no fault of the server: the client ends the connection, and has had no answer.
+    pub fn give_up_on_silence(&self) {
+        self.gives_up.store(true, Ordering::Release);
+    }
+
+    /// None if it was given up.
+    pub async fn patiently<T>(&self, doing: impl Future<Output = T>) -> Option<T> {
+        if !self.gives_up.load(Ordering::Acquire) {
+            return Some(doing.await);
+        }
+        tokio::time::timeout(REPLY_TIME / 2, doing).await.ok()
     }
 
     /// For messages that go in by another door: `answer` as its user sees it.

@@ -92,7 +92,7 @@ async fn client(
 
 /// One connection, as long as it takes mail.
 async fn converse(ledger: &Ledger, plan: Plan, address: SocketAddr, random: &mut Random, stop: &AtomicBool) {
-    let Ok(mut talk) = Talk::connect(address).await else {
+    let Some(Ok(mut talk)) = ledger.patiently(Talk::connect(address)).await else {
         return tokio::time::sleep(Duration::from_millis(1)).await;
     };
     while !stop.load(Ordering::Acquire) {

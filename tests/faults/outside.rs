@@ -106,6 +106,8 @@ fn is_traced(pid: u32) -> bool {
 pub enum Kind {
     Tmpfs,
     Ext4,
+    /// An ext4 that takes as many files only.
+    FewFiles(u32),
     Xfs,
 }
 
@@ -146,7 +148,11 @@ impl Disk {
         let image = text(&disk.image()).to_owned();
         let made = match kind {
             Kind::Tmpfs => Ok(String::new()),
-            Kind::Ext4 => disk.make(&["/sbin/mkfs.ext4", "-q", "-F", &image]),
+            // None of it is kept for root, who may run the test.
+            Kind::Ext4 => disk.make(&["/sbin/mkfs.ext4", "-q", "-F", "-m", "0", &image]),
+            Kind::FewFiles(files) => {
+                disk.make(&["/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-N", &files.to_string(), &image])
+            }
             Kind::Xfs => {
                 // Unpacked by .ci/test.sh, where the system has none.
                 let folder = std::env::var("POSTRIDER_TEST_XFSPROGS").unwrap_or_default();
@@ -175,7 +181,9 @@ impl Disk {
             Kind::Tmpfs => {
                 run(&["mount", "-t", "tmpfs", "-o", &format!("size={}m", self.mib), "tmpfs", text(&self.at)])
             }
-            Kind::Ext4 | Kind::Xfs => run(&["mount", "-o", "loop", text(&self.image()), text(&self.at)]),
+            Kind::Ext4 | Kind::FewFiles(_) | Kind::Xfs => {
+                run(&["mount", "-o", "loop", text(&self.image()), text(&self.at)])
+            }
         }?;
         if is_mounted(&self.at) { Ok(()) } else { Err(format!("{} is not mounted", self.at.display())) }
     }
@@ -209,6 +217,33 @@ impl Disk {
     /// Bytes that are free.
     pub fn free(&self) -> u64 {
         rustix::fs::statvfs(&self.at).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Files that can be made.
+    pub fn free_files(&self) -> u64 {
+        rustix::fs::statvfs(&self.at).map_or(0, |stat| stat.f_favail)
+    }
+
+    fn files(&self) -> PathBuf {
+        self.at.join("files")
+    }
+
+    /// Others make files, but for so many. Tells how many more can be made then.
+    pub fn take_files_up_to(&self, leave: u64) -> u64 {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let _ = std::fs::create_dir(self.files());
+        while self.free_files() > leave {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            if std::fs::File::create(self.files().join(number.to_string())).is_err() {
+                break;
+            }
+        }
+        self.free_files()
+    }
+
+    /// The files are gone again.
+    pub fn give_files_back(&self) {
+        std::fs::remove_dir_all(self.files()).unwrap();
     }
 
     fn filler(&self) -> PathBuf {

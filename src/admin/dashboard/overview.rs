@@ -84,7 +84,9 @@ fn reasons(readiness: &Readiness) -> Vec<(Tone, String)> {
         reasons.push((Tone::Bad, format!("The store has failed, so no mail is taken: {why}")));
     }
     let disk = readiness.disk;
-    if !disk.accepting {
+    if disk.is_short_of_files() {
+        reasons.push((Tone::Bad, "The disk takes hardly any more files (inodes), so no mail is taken".to_owned()));
+    } else if !disk.accepting {
         let (free, least) = (size(disk.free), size(disk.min_free));
         reasons.push((
             Tone::Bad,
