@@ -143,12 +143,12 @@ async fn every_bomb_is_cheap_through_every_door() {
         for n in sizes(case) {
             for (number, bomb) in make(&id, n).into_iter().enumerate() {
                 for door in DOORS {
-                    let size = bomb.len() as u64;
                     world.endpoint.will(&answer("200 OK", "", ""));
                     forget_peak(pid);
                     let (cpu_before, before) = (cpu(pid), memory(pid, "VmRSS"));
                     let reply = doors.through(door, &bomb).await;
                     settled(pid).await;
+                    let size = doors.sent as u64;
                     let (used, more) = (cpu(pid) - cpu_before, memory(pid, "VmHWM").saturating_sub(before));
                     let told = format!(
                         "{id}.{number} of {n} by {door:?}: {size} bytes, {used:?} CPU, {} MiB: {reply}",

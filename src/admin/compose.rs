@@ -426,6 +426,30 @@ mod tests {
         refused(r#"{"from": "a@home.test", "to": "b@far.test", "raw": "x", "text": "t"}"#);
     }
 
+    /// Each was compared with each before the number was looked at: a hundred thousand kept a core busy for minutes.
+    #[test]
+    fn a_list_costs_no_more_than_a_message_may_have_of_it() {
+        let listed = |key: &str, count: usize| {
+            let all: Vec<String> = (0..count).map(|n| format!("\"a{n}@far.test\"")).collect();
+            format!(r#"{{"from": "a@home.test", "{key}": [{}], "text": "x"}}"#, all.join(","))
+        };
+        for key in ["to", "cc", "bcc", "reply_to"] {
+            assert_eq!(refused(&listed(key, 100_000)), format!("{key} names more than 1000 addresses"));
+            composed(&listed(key, 1000));
+        }
+        let in_one = vec!["a@far.test"; 700].join(",");
+        let lists = format!(r#"{{"from": "a@home.test", "to": ["{in_one}", "{in_one}"], "text": "x"}}"#);
+        assert_eq!(refused(&lists), "to names more than 1000 addresses");
+        let fields: Vec<String> = (0..100_000).map(|n| format!("\"X-{n}\": \"y\"")).collect();
+        let fields = format!(r#"{{"from": "a@home.test", "text": "x", "headers": {{{}}}}}"#, fields.join(","));
+        assert_eq!(body(&fields).headers.len(), FIELDS_MAX + 1);
+        assert_eq!(refused(&fields), "there are more than 100 headers");
+        let files = vec![r#"{"content": ""}"#; 100_000].join(",");
+        let files = format!(r#"{{"from": "a@home.test", "text": "x", "attachments": [{files}]}}"#);
+        assert_eq!(body(&files).attachments.len(), ATTACHMENTS_MAX + 1);
+        assert_eq!(refused(&files), "there are more than 100 attachments");
+    }
+
     #[test]
     fn raw_goes_as_it_is() {
         let made = composed(

@@ -49,16 +49,19 @@ pub struct Doors<'a> {
     /// The message that is captured.
     captured: Option<String>,
     number: usize,
+    /// Octets of the last one, as it was sent.
+    pub sent: usize,
 }
 
 impl Doors<'_> {
     pub fn new<'a>(server: &'a Served, base: &Path) -> Doors<'a> {
         let (socket, folder) = (base.join("data/admin.sock"), base.join("in"));
-        Doors { server, socket, folder, captured: None, number: 0 }
+        Doors { server, socket, folder, captured: None, number: 0, sent: 0 }
     }
 
     /// The code of the answer, or what has become of it.
     pub async fn through(&mut self, door: Door, bomb: &[u8]) -> String {
+        self.sent = bomb.len();
         match door {
             Door::Mx => self.by_smtp("mx", ("ann@known.test", "x@home.test"), bomb).await,
             Door::Bounce => self.by_smtp("mx", ("", "bounce@home.test"), bomb).await,
@@ -75,13 +78,16 @@ impl Doors<'_> {
                 let raw = String::from_utf8_lossy(&own(bomb)).into_owned();
                 self.post(&json!({ "from": OWN, "to": [FAR], "raw": raw })).await
             }
+            // All of it three times over.
             Door::Parts => self.post(&parts(bomb)).await,
             Door::Pickup => self.by_file(bomb).await,
         }
     }
 
-    pub async fn post(&self, body: &Value) -> String {
-        self.post_text(body.to_string().as_bytes()).await
+    async fn post(&mut self, body: &Value) -> String {
+        let body = body.to_string();
+        self.sent = body.len();
+        self.post_text(body.as_bytes()).await
     }
 
     pub async fn post_text(&self, body: &[u8]) -> String {
@@ -196,6 +202,6 @@ fn parts(bomb: &[u8]) -> Value {
         "text": text,
         "html": format!("<p>{text}"),
         "headers": fields,
-        "attachments": [{ "filename": "b.eml", "content_type": "message/rfc822", "content": STANDARD.encode(bomb) }],
+        "attachments": [{ "filename": "b.eml", "content_type": "application/octet-stream", "content": STANDARD.encode(bomb) }],
     })
 }
