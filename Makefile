@@ -81,7 +81,7 @@ simulation: setup
 fuzz: setup
 	@.ci/fuzz.sh $(ARGS)
 
-# Plants the faults of tests/mutants.toml, one at a time: the harness of each must notice it (as root; ten minutes).
+# Plants the faults of tests/mutants.toml, one at a time: the harness of each must notice it (as root; fifteen minutes).
 mutants: setup
 	@.ci/mutants.py $(ARGS)
 

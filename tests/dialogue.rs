@@ -31,6 +31,8 @@ mod commands;
 mod contents;
 #[path = "dialogue/many.rs"]
 mod many;
+#[path = "dialogue/proxied.rs"]
+mod proxied;
 #[path = "support/tcp.rs"]
 mod tcp;
 

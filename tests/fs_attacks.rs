@@ -1,71 +1,48 @@
-//! `tests/data/fs-attacks`: files, names, arguments and texts that are not what they seem. Each part of the set is run by the
-//! test of what it attacks, named here; what goes into the log is run here, against a server in a process of its own.
+//! `tests/data/fs-attacks`: files, names, arguments and texts that are not what they seem. What is put into a pickup folder
+//! is run here, case by case, and so is what goes into the log, against a server in a process of its own; placeholders and
+//! arguments by the tests of what they attack, named here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/conversation.rs"]
+mod conversation;
+#[path = "support/flow.rs"]
+mod flow;
+#[path = "fs_attacks/pickup.rs"]
+mod pickup;
+#[path = "support/served.rs"]
+mod served;
+#[path = "support/server.rs"]
+mod server;
+#[path = "fs_attacks/state.rs"]
+mod state;
+#[path = "fs_attacks/whole.rs"]
+mod whole;
+#[path = "support/yard.rs"]
+mod yard;
+#[path = "support/zone.rs"]
+mod zone;
+
+/// What all tests share.
 mod support {
-    pub mod client;
-    pub mod conversation;
-    pub mod flow;
-    pub mod served;
-    pub mod zone;
+    pub(crate) use super::client;
+    pub(crate) use super::served;
+    pub(crate) use super::server;
+    pub(crate) use super::yard;
+    pub(crate) use super::zone;
 }
 
 use std::time::Duration;
 
 use serde_json::Value;
 use support::client::Client;
-use support::flow;
 use support::served::Served;
 use support::zone::Zone;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const SET: &str = include_str!("data/fs-attacks/cases.yml");
-const PICKUP: [&str; 3] =
-    [include_str!("pickup.rs"), include_str!("pickup_folder.rs"), include_str!("pickup_server.rs")];
-
-/// The tests in which a case is run. A second process on one queue, and newer data under an older program, are in the tests
-/// of the store.
-fn run_in(id: &str) -> &'static [&'static str] {
-    match id {
-        "p01" => &[
-            "nothing_half_written_is_taken",
-            "a_locked_file_waits_for_its_writer",
-            "a_writer_that_goes_on_after_all_gets_its_file_back",
-        ],
-        "p02" => &["what_cannot_be_sent_is_put_aside_with_its_reason", "an_empty_file_has_a_minute_to_be_filled"],
-        "p03" | "p05" => &[
-            "links_pipes_and_folders_are_never_taken",
-            "an_archive_that_is_a_link_takes_nothing_and_the_file_is_not_sent_twice",
-        ],
-        "p04" => &["links_pipes_and_folders_are_never_taken", "a_file_of_somebody_who_cannot_write_there_is_not_sent"],
-        "p06" => &["names_may_be_anything_that_a_file_system_takes"],
-        "p07" => &["thousands_of_files_keep_no_smtp_client_waiting_for_their_end", "a_huge_file_is_put_aside_unread"],
-        "p08" => &["a_power_cut_that_undoes_the_rename_repeats_nothing", "refusals_are_told_apart"],
-        "p09" => &["a_crash_between_any_two_steps_loses_and_repeats_nothing"],
-        "p10" => &["a_folder_that_vanishes_may_come_back", "the_task_takes_files_until_it_is_told_to_stop"],
-        "p11" => &[
-            "what_may_not_be_sent_goes_back_to_a_sender_of_ours_and_to_nobody_else",
-            "a_recipient_that_is_not_taken_keeps_no_other_from_getting_it",
-        ],
-        "p12" => {
-            &["a_file_that_is_replaced_while_it_is_taken_is_the_next_one", "a_tmp_of_somebody_else_is_never_touched"]
-        }
-        other => panic!("what is {other}?"),
-    }
-}
-
-#[test]
-fn every_case_of_the_pickup_folder_is_run_by_a_test() {
-    let cases = flow::maps(&flow::below(SET, "pickup_folder"));
-    assert_eq!(cases.len(), 12);
-    for case in cases {
-        for test in run_in(&flow::text(&case, "id")) {
-            let definition = format!("async fn {test}()");
-            assert!(PICKUP.iter().any(|text| text.contains(&definition)), "there is no test {test}");
-        }
-    }
-}
 
 /// What a file has for recipients is held to the limits of SMTP, and what it says about its sender to the rights of the
 /// account (`p11`), whatever is written into the block.

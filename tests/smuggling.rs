@@ -53,7 +53,12 @@ use tokio::sync::Semaphore;
 
 const CONF: &str = r#"
 [networks]
-trusted = ["127.0.0.0/8"]
+trusted = ["127.0.0.0/8", "192.0.2.7"]
+proxies = ["127.0.0.1"]
+[listeners.proxied]
+role = "submission"
+bind = ["127.0.0.1:0"]
+proxy_protocol = true
 [listeners.implicit]
 role = "submission"
 bind = ["127.0.0.1:0"]
@@ -101,8 +106,8 @@ async fn run(next: SocketAddr, probes: Vec<(bool, String, Probe)>) -> Vec<(bool,
     let conf = CONF.replace("PORT", &next.port().to_string()).replace("ZONE", &zone.addr().to_string());
     let limits = ("connections_per_ip", format!("max_size = \"{}KiB\"\nconnections_per_ip", MAX_SIZE / 1024));
     let server = TestServer::start_with(folder.path(), &conf, limits.0, &limits.1).await;
-    let implicit = server.app.listeners().iter().find(|listener| listener.name == "implicit").unwrap().address;
-    let doors = Doors::new(server.submission, implicit, folder.path());
+    let door = |name: &str| server.app.listeners().iter().find(|listener| listener.name == name).unwrap().address;
+    let doors = Doors::new([server.submission, door("implicit"), door("proxied")], folder.path());
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut carrying = tokio::task::JoinSet::new();
     for (is_end, what, probe) in probes {
@@ -140,7 +145,8 @@ fn judge(done: &[(bool, String, Probe, usize)], arrived: &BTreeMap<String, usize
         let (honest, smuggled) = (of(&probe.recipient), of(&probe.recipient.replacen('p', "v", 1)));
         total += honest + smuggled;
         // What follows a legal end of DATA are commands of this client, said in the open.
-        let most = if *is_end && probe.carrier.starts_with("DATA") { 2 } else { 1 };
+        let is_data = probe.carrier.starts_with("DATA") || probe.carrier == "after-PROXY-v2-header";
+        let most = if *is_end && is_data { 2 } else { 1 };
         assert!(*said <= most && honest <= 1, "{what}: {said} taken");
         assert_eq!(honest + smuggled, *said, "{what}: {honest} and {smuggled} arrived");
         assert!(smuggled == 0 || most == 2, "{what}");
@@ -151,7 +157,6 @@ fn judge(done: &[(bool, String, Probe, usize)], arrived: &BTreeMap<String, usize
         }
         // And the run proves something: what is clean passes. A file may be refused for its header.
         let may_pass = match probe.carrier.as_str() {
-            "after-PROXY-v2-header" => false,
             "pickup-file" => what.contains("after-body-line"),
             _ => true,
         };

@@ -4,7 +4,9 @@
 //! values that could end a line or take the place of a field that is written here are refused. mail-builder
 //! does the MIME; everything it cannot be trusted with is checked before.
 
-use std::collections::BTreeMap;
+mod lists;
+
+use std::collections::{BTreeMap, HashSet};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,13 +21,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{self, Millis};
 use crate::message::header::{self, Mailbox};
 use crate::message::{Address, ReversePath, stream};
+use lists::{ADDRESSES_MAX, ATTACHMENTS_MAX, FIELDS_MAX, Many};
 
 /// Octets of one field's value.
 const VALUE_BYTES_MAX: usize = 8 * 1024;
-/// Fields of the client's own.
-const FIELDS_MAX: usize = 100;
-/// Attachments of one message.
-const ATTACHMENTS_MAX: usize = 100;
 /// Octets of a file name or a content id.
 const NAME_BYTES_MAX: usize = 255;
 /// Fields that are written here, or by intake, or that only a transport may write.
@@ -64,42 +63,15 @@ pub(crate) struct MessageBody {
     pub subject: Option<String>,
     pub text: Option<String>,
     pub html: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lists::attachments")]
     pub attachments: Vec<Attachment>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lists::fields")]
     pub headers: BTreeMap<String, String>,
     pub stream: Option<String>,
     /// RFC 3339.
     pub send_at: Option<String>,
     pub idempotency_key: Option<String>,
     pub raw: Option<String>,
-}
-
-/// One address or several.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Many {
-    One(String),
-    Several(Vec<String>),
-}
-
-impl Default for Many {
-    fn default() -> Many {
-        Many::Several(Vec::new())
-    }
-}
-
-impl Many {
-    fn is_empty(&self) -> bool {
-        matches!(self, Many::Several(all) if all.is_empty())
-    }
-
-    fn texts(&self) -> &[String] {
-        match self {
-            Many::One(text) => std::slice::from_ref(text),
-            Many::Several(texts) => texts,
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,12 +112,9 @@ pub(crate) fn compose(body: &MessageBody, hostname: &str, seed: u128, now: Milli
     let [to, cc, bcc, reply_to] = lists.map(|(name, list)| mailboxes(name, list));
     let (to, cc, bcc, reply_to) = (to?, cc?, bcc?, reply_to?);
     let not_before = body.send_at.as_deref().map(moment).transpose()?;
-    let mut recipients: Vec<Address> = Vec::new();
-    for mailbox in to.iter().chain(&cc).chain(&bcc) {
-        if !recipients.iter().any(|known| known.lookup_key() == mailbox.address.lookup_key()) {
-            recipients.push(mailbox.address.clone());
-        }
-    }
+    let mut seen = HashSet::new();
+    let addressed = to.iter().chain(&cc).chain(&bcc).map(|mailbox| &mailbox.address);
+    let recipients = addressed.filter(|address| seen.insert(address.lookup_key())).cloned().collect();
     let (mail_from, content) = match &body.raw {
         Some(raw) => as_written(body, raw)?,
         None => {
@@ -314,6 +283,10 @@ fn list(name: &str, texts: &[String]) -> Result<Vec<Mailbox>, Wrong> {
         one_line(name, text)?;
         let read = header::mailboxes(text.as_bytes());
         found.extend(read.map_err(|error| wrong(format!("{name}: {text:?}: {error}"), remedy))?);
+        if found.len() > ADDRESSES_MAX {
+            let what = format!("{name} names more than {ADDRESSES_MAX} addresses");
+            return Err(wrong(what, "send it in several messages"));
+        }
     }
     Ok(found)
 }
@@ -451,6 +424,30 @@ mod tests {
         assert_eq!(refused(r#"{"from": "a@home.test", "to": "b@far.test"}"#), "the message has no content");
         assert_eq!(refused(r#"{"from": "a@b.test, c@d.test", "text": "t"}"#), "from is not one mailbox");
         refused(r#"{"from": "a@home.test", "to": "b@far.test", "raw": "x", "text": "t"}"#);
+    }
+
+    /// Each was compared with each before the number was looked at: a hundred thousand kept a core busy for minutes.
+    #[test]
+    fn a_list_costs_no_more_than_a_message_may_have_of_it() {
+        let listed = |key: &str, count: usize| {
+            let all: Vec<String> = (0..count).map(|n| format!("\"a{n}@far.test\"")).collect();
+            format!(r#"{{"from": "a@home.test", "{key}": [{}], "text": "x"}}"#, all.join(","))
+        };
+        for key in ["to", "cc", "bcc", "reply_to"] {
+            assert_eq!(refused(&listed(key, 100_000)), format!("{key} names more than 1000 addresses"));
+            composed(&listed(key, 1000));
+        }
+        let in_one = vec!["a@far.test"; 700].join(",");
+        let lists = format!(r#"{{"from": "a@home.test", "to": ["{in_one}", "{in_one}"], "text": "x"}}"#);
+        assert_eq!(refused(&lists), "to names more than 1000 addresses");
+        let fields: Vec<String> = (0..100_000).map(|n| format!("\"X-{n}\": \"y\"")).collect();
+        let fields = format!(r#"{{"from": "a@home.test", "text": "x", "headers": {{{}}}}}"#, fields.join(","));
+        assert_eq!(body(&fields).headers.len(), FIELDS_MAX + 1);
+        assert_eq!(refused(&fields), "there are more than 100 headers");
+        let files = vec![r#"{"content": ""}"#; 100_000].join(",");
+        let files = format!(r#"{{"from": "a@home.test", "text": "x", "attachments": [{files}]}}"#);
+        assert_eq!(body(&files).attachments.len(), ATTACHMENTS_MAX + 1);
+        assert_eq!(refused(&files), "there are more than 100 attachments");
     }
 
     #[test]

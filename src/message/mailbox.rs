@@ -12,6 +12,8 @@ use super::header::HeaderError;
 const COMMENT_DEPTH_MAX: usize = 16;
 /// Mailboxes in one field.
 const MAILBOXES_MAX: usize = 10_000;
+/// Words and signs in one field: more than so many mailboxes have with their names. Each is kept until the field is read.
+const TOKENS_MAX: usize = 32 * MAILBOXES_MAX;
 
 /// A name for eyes, and an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +158,9 @@ fn tokenise(text: &str) -> Result<Vec<Token<'_>>, HeaderError> {
     let mut tokens = Tokens { rest: text };
     let mut all = Vec::new();
     while let Some(token) = tokens.next()? {
+        if all.len() == TOKENS_MAX {
+            return Err(HeaderError::TooManyMailboxes);
+        }
         all.push(token);
     }
     Ok(all)
@@ -397,5 +402,7 @@ mod tests {
         assert_eq!(mailboxes(deep.as_bytes()), Err(HeaderError::TooDeep));
         let many = "a@b.example,".repeat(MAILBOXES_MAX + 1);
         assert_eq!(mailboxes(many.as_bytes()), Err(HeaderError::TooManyMailboxes));
+        // Nor is more kept of what is no mailbox at all.
+        assert_eq!(mailboxes("a:".repeat(TOKENS_MAX).as_bytes()), Err(HeaderError::TooManyMailboxes));
     }
 }

@@ -4,7 +4,7 @@
 //! says what it is, or that more is needed, in which case everything so far belongs to the header. So a
 //! reader takes from the socket what the header has, and not a byte of what the client itself says.
 //!
-//! Left out: what version 2 adds behind the addresses (TLVs) is skipped; a client's TLS session with the
+//! Left out: what version 2 adds behind the addresses (TLVs) is counted and skipped; a client's TLS session with the
 //! proxy is not ours.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -56,6 +56,8 @@ pub enum Malformed {
     Command,
     #[error("the PROXY header (version 2) is too short for its addresses")]
     Short,
+    #[error("something behind the addresses of the PROXY header (version 2) is longer than the header")]
+    Vector,
     #[error("the PROXY header is of a datagram")]
     Datagram,
     #[error("the address in the PROXY header is no client's")]
@@ -165,15 +167,29 @@ fn v2_source(family: u8, body: &[u8]) -> Result<Source, Malformed> {
     match (family >> 4, family & 0x0f) {
         // From, to, two ports.
         (1, 1) => {
-            let from = body.get(..12).and_then(|body| body.first_chunk::<4>()).ok_or(Malformed::Short)?;
+            let (addresses, more) = body.split_at_checked(12).ok_or(Malformed::Short)?;
+            let from = addresses.first_chunk::<4>().ok_or(Malformed::Short)?;
+            vectors(more)?;
             client(Ipv4Addr::from(*from).into())
         }
         (2, 1) => {
-            let from = body.get(..36).and_then(|body| body.first_chunk::<16>()).ok_or(Malformed::Short)?;
+            let (addresses, more) = body.split_at_checked(36).ok_or(Malformed::Short)?;
+            let from = addresses.first_chunk::<16>().ok_or(Malformed::Short)?;
+            vectors(more)?;
             client(Ipv6Addr::from(*from).into())
         }
         _ => Ok(Source::Proxy),
     }
+}
+
+/// Type, length, value, and the next: whoever wrote a header whose parts do not add up to it means something else than
+/// what is read here, and where the client's own words begin is then in doubt.
+fn vectors(mut rest: &[u8]) -> Result<(), Malformed> {
+    while !rest.is_empty() {
+        let &[_, high, low] = rest.first_chunk::<3>().ok_or(Malformed::Vector)?;
+        rest = rest.get(3 + usize::from(u16::from_be_bytes([high, low]))..).ok_or(Malformed::Vector)?;
+    }
+    Ok(())
 }
 
 /// An address that one client can have.
@@ -205,6 +221,10 @@ mod tests {
         }
     }
 
+    fn vector(value: &[u8]) -> Vec<u8> {
+        [&[4], &(value.len() as u16).to_be_bytes()[..], value].concat()
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
@@ -212,7 +232,8 @@ mod tests {
     #[test]
     fn a_header_says_whose_connection_it_is() {
         let client = |text: &str| Source::Client(ip(text));
-        let table: [(&[u8], Source); 12] = [
+        let many: Vec<u8> = [4, 0, 0].repeat(1_000);
+        let table: [(&[u8], Source); 13] = [
             (b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 25\r\n", client("192.0.2.7")),
             (b"PROXY TCP4 255.255.255.254 255.255.255.255 65535 65535\r\n", client("255.255.255.254")),
             (b"PROXY TCP6 2001:db8::7 2001:db8::1 0 25\r\n", client("2001:db8::7")),
@@ -222,6 +243,7 @@ mod tests {
             (&v2_of(ip("192.0.2.7"), b""), client("192.0.2.7")),
             (&v2_of(ip("2001:db8::7"), &[3, 0, 4, 1, 2, 3, 4]), client("2001:db8::7")),
             (&v2_of(ip("::ffff:192.0.2.7"), b""), client("192.0.2.7")),
+            (&v2_of(ip("192.0.2.7"), &many), client("192.0.2.7")),
             (&v2(0x20, 0x00, b""), Source::Proxy),
             (&v2(0x20, 0x11, b"whatever"), Source::Proxy),
             (&v2(0x21, 0x31, &[0; 216]), Source::Proxy),
@@ -236,7 +258,10 @@ mod tests {
     #[test]
     fn what_is_no_header_is_named() {
         let long_v1 = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 100], b"\r\n"].concat();
-        let table: [(&[u8], Malformed); 29] = [
+        let table: [(&[u8], Malformed); 32] = [
+            (&v2_of(ip("192.0.2.7"), &[0x20, 0, 2, 0]), Malformed::Vector),
+            (&v2_of(ip("2001:db8::7"), &[0x20, 0, 1, 0, 0x20, 0xff, 0xff]), Malformed::Vector),
+            (&v2_of(ip("192.0.2.7"), &[0x20, 0]), Malformed::Vector),
             (b"EHLO client.test\r\n", Malformed::Other),
             (b"\x16\x03\x01\x02\x00", Malformed::Other),
             (b"PROXX TCP4", Malformed::Other),
@@ -297,11 +322,14 @@ mod tests {
             .prop_map(|(command, family, body)| v2(command, family, &body));
         let good_2 = (any::<u128>(), proptest::collection::vec(any::<u8>(), 0..300))
             .prop_map(|(ip, more)| v2_of(Ipv6Addr::from(ip).into(), &more));
+        let good_3 = (any::<u32>(), proptest::collection::vec(any::<u8>(), 0..300))
+            .prop_map(|(ip, more)| v2_of(Ipv4Addr::from(ip).into(), &vector(&more)));
         prop_oneof![
             v1.prop_map(String::into_bytes),
             good,
             version_2,
             good_2,
+            good_3,
             proptest::collection::vec(any::<u8>(), 0..200)
         ]
     }
@@ -328,7 +356,7 @@ mod tests {
                 let wanted = client(ip);
                 let line = format!("PROXY {family} {ip} {other} 1 25\r\n");
                 prop_assert_eq!(read(line.as_bytes()), wanted.map(|source| Header::Whole(source, line.len())));
-                let binary = v2_of(ip, &more);
+                let binary = v2_of(ip, &vector(&more));
                 prop_assert_eq!(read(&binary), wanted.map(|source| Header::Whole(source, binary.len())));
             }
         }

@@ -232,7 +232,8 @@ fn strangers(id: &str) -> Vec<String> {
             ])),
             fresh("C: PROXY TCP4 127.0.0.1 127.0.0.1 1 25\nS: 500"),
         ],
-        // Length 65535; TLVs; a UNIX socket; cut off. Nobody is late with a header that nobody waits for.
+        // Length 65535; TLVs; a UNIX socket; cut off. Nobody is late with a header that nobody waits for: that, and all of it
+        // where it is waited for, is in `proxied`.
         "d052" => vec![
             v2("\\x21\\x11\\xff\\xff"),
             v2("\\x21\\x11\\0\\x10\\x7f\\0\\0\\x01\\x7f\\0\\0\\x01\\0\\x01\\0\\x19\\x20\\0\\x01\\0"),

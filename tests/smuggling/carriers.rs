@@ -13,11 +13,14 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::forms::{Content, cuts, pieces};
+use crate::forms::{Content, cuts, pieces, tail};
 use crate::support::server::HOSTNAME;
 
-/// PROXY v2, TCP over IPv4, from 192.0.2.7 to 127.0.0.1.
-const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\0\x19";
+/// The beginning of a PROXY v2 header: TCP over IPv4; and its addresses, from 192.0.2.7 to 127.0.0.1.
+const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11";
+const PROXIED: &[u8] = b"\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\0\x19";
+/// PP2_TYPE_NOOP: a value that means nothing.
+const NOOP: u8 = 4;
 /// A file that lies about longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,12 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Doors {
     pub submission: SocketAddr,
     pub implicit: SocketAddr,
+    /// Behind a proxy.
+    pub proxied: SocketAddr,
     pub data_dir: Arc<Path>,
     pub tls: TlsConnector,
 }
 
 impl Doors {
-    pub fn new(submission: SocketAddr, implicit: SocketAddr, data_dir: &Path) -> Doors {
+    pub fn new([submission, implicit, proxied]: [SocketAddr; 3], data_dir: &Path) -> Doors {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(data_dir.join("tls/self-signed.crt")).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -39,7 +44,8 @@ impl Doors {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Doors { submission, implicit, data_dir: data_dir.into(), tls: TlsConnector::from(Arc::new(config)) }
+        let tls = TlsConnector::from(Arc::new(config));
+        Doors { submission, implicit, proxied, data_dir: data_dir.into(), tls }
     }
 }
 
@@ -79,16 +85,30 @@ pub async fn carry(doors: &Doors, probe: &Probe) -> usize {
             let cuts = cuts("every-byte-own-segment", &probe.content).remove(0);
             by_bdat(connect(doors.submission).await, probe, &cuts).await
         }
-        // This listener takes no PROXY header: to it these are lines that end in a bare LF.
         "after-PROXY-v2-header" => {
-            let mut stream = connect(doors.submission).await;
-            stream.write_all(PROXY_V2).await.unwrap();
+            let mut stream = connect(doors.proxied).await;
+            let header = header(probe);
+            let octets = ["every-byte-own-segment", "tls-record-per-byte"].contains(&probe.split.as_str());
+            let pieces = if octets { header.chunks(1) } else { header.chunks(header.len()) };
+            for piece in pieces {
+                stream.write_all(piece).await.unwrap();
+            }
             by_data(stream, probe).await
         }
         "pickup-file" => by_file(&doors.data_dir.join("in"), probe).await,
         "http-api" => by_http(&doors.data_dir.join("admin.sock"), probe).await,
         other => panic!("what is {other}?"),
     }
+}
+
+/// Says for whom the proxy speaks, and has the form and a whole message in it: whoever miscounts the header reads them as
+/// the client's own words.
+fn header(probe: &Probe) -> Vec<u8> {
+    let form = &probe.content.bytes[probe.content.at..probe.content.at + probe.content.form_len];
+    let hidden = [form, b"\r\n", &tail(&probe.recipient.replacen('p', "v", 1))].concat();
+    let vector = [&[NOOP], &(hidden.len() as u16).to_be_bytes()[..], &hidden].concat();
+    let length = ((PROXIED.len() + vector.len()) as u16).to_be_bytes();
+    [PROXY_V2, &length, PROXIED, &vector].concat()
 }
 
 /// Reads until this has come; false if the server closes before.

@@ -158,7 +158,7 @@ async fn who_talks_before_the_greeting_gains_nothing() {
 async fn nothing_is_read_in_clear_after_tls_has_ended_in_a_chunk() {
     let folder = tempfile::tempdir().unwrap();
     let server = TestServer::start(folder.path(), CONF).await;
-    let doors = Doors::new(server.mx, server.mx, folder.path());
+    let doors = Doors::new([server.mx; 3], folder.path());
     for (begin, clear) in [
         ("BDAT 1000 LAST\r\n", "x".repeat(900)),
         ("BDAT 1000 LAST\r\n", "x".to_owned()),

@@ -48,6 +48,8 @@ pub struct Desk {
     pub crashed: Notify,
     /// Done once, at the next write: between the look at a file and its new name.
     pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Done once, when the next message is queued: before its file is gone.
+    pub when_queued: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,9 @@ impl Door for Desk {
             self.store.write(&[extra], false).unwrap();
             let mut accepted = self.accepted.lock().unwrap();
             accepted.push(draft);
+            if let Some(when_queued) = self.when_queued.lock().unwrap().take() {
+                when_queued();
+            }
             Ok(MessageId::from_u64(accepted.len() as u64))
         })
         .await
@@ -141,6 +146,7 @@ impl Yard {
             crash_at: Mutex::default(),
             crashed: Notify::new(),
             meanwhile: Mutex::default(),
+            when_queued: Mutex::default(),
         };
         Yard { base, folder, desk: Arc::new(desk), clock: Clock::manual(NOW) }
     }
