@@ -394,7 +394,8 @@ async fn a_message_is_read_and_deleted_on_the_command_line() {
     assert_eq!(house.command(&["captured", "delete", "--to", "nobody@far.test"], 0).await, "0 messages deleted.\n");
     assert_eq!(house.command(&["captured", "delete", &id], 0).await, "1 message deleted.\n");
     assert!(house.command(&["captured", "delete", &id], 1).await.contains("no captured message has the id"));
-    assert!(house.command(&["captured", "show", &id], 1).await.contains("no captured message has the id"));
+    let gone = house.command(&["captured", "show", &id], 1).await;
+    assert!(gone.contains("no captured message has the id") && gone.contains("`postrider captured list`"), "{gone}");
     assert_eq!(house.command(&["captured", "delete", "--all", "--json"], 0).await, "{\"messages\":1}\n");
     assert!(house.server.queue().await.is_empty());
     assert!(house.command(&["log", &other], 0).await.contains("cancelled"));

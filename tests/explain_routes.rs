@@ -131,6 +131,19 @@ fn mail_of_an_account_is_followed_to_its_way_out() {
 }
 
 #[test]
+fn the_limits_of_an_alias_count_and_not_those_of_all() {
+    let own = "[aliases.limits]\n\"Sales@home.test\" = { limit = 50, period = \"2h\", automatic = \"hold\" }\n";
+    let files = Files::new(&format!("[loops]\nlimit = 7\n{own}"));
+    let answer = files.ask("--from x@far.test --to sales@home.test");
+    let (limit, key) =
+        ("At most 50 messages from one sender to sales@home.test in 120 min", "aliases.limits.\"sales@home.test\"");
+    has(&answer, "loops", "note", limit, key);
+    has(&answer, "loops", "note", "Mail that a machine wrote is held", key);
+    let answer = files.ask("--from x@far.test --to team@home.test");
+    has(&answer, "loops", "note", "At most 7 messages from one sender to team@home.test", "loops.limit");
+}
+
+#[test]
 fn mail_from_outside_is_followed_through_its_aliases() {
     let files = Files::new("[loops]\nlimit = 7\n[checks]\ndnsbl = [\"bl.test\"]\n");
     let answer = files.ask("--from x@far.test --to Sales+x@home.test");

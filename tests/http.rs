@@ -281,6 +281,7 @@ async fn one_key_makes_one_message_also_across_a_restart() {
     let refused = post(house.http, &shop, &[key], &other).await;
     assert_eq!(refused.status, 422);
     assert!(refused.error().contains("used for another message"));
+    assert!(refused.body["remedy"].as_str().unwrap().contains("a key of its own"), "{}", refused.body);
     assert_ne!(post(house.http, &basic("crm", "pencil"), &[key], &message()).await.id(), id, "a key is its owner's");
     assert_ne!(post(house.http, &bearer(), &[key], &message()).await.id(), id);
     for bad in ["Idempotency-Key: ", &format!("Idempotency-Key: {}", "x".repeat(257))] {

@@ -46,6 +46,7 @@ use tokio::sync::Semaphore;
 use super::filter::{PAGE_MESSAGES_DEFAULT, PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
 use super::{Action, Backend, Filter, Listed, Page, Selection, Trouble};
 use crate::current::Current;
+use crate::intake::idempotency;
 use crate::message::address::{AddressError, parse_reverse_path};
 use crate::message::{Address, MessageId, ReversePath};
 use crate::smtp::reply::{Refusal, Severity};
@@ -146,6 +147,10 @@ impl From<Trouble> for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> ApiError {
         let (status, remedy) = match refusal.reply.severity() {
+            Severity::Permanent if refusal.reason.ends_with(idempotency::USED) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "give each message a key of its own; the same key only with the same message",
+            ),
             Severity::Permanent => (StatusCode::UNPROCESSABLE_ENTITY, "change the message or its addresses"),
             Severity::Transient | Severity::Positive => (StatusCode::SERVICE_UNAVAILABLE, "try again later"),
         };

@@ -132,7 +132,7 @@ pub(super) fn since(text: &str, now: Millis) -> Result<Millis, ApiError> {
     let given = view::time::parse(text).map_or_else(|| parse_duration(text).map(ago), Ok);
     given.map_err(|_| {
         let what = format!("since is {text:?}, which is neither a time nor a duration");
-        ApiError::bad(what, "since=2h, or since=2026-11-22T08:00:00Z")
+        ApiError::bad(what, "such as 2h, 3d or 2026-11-22T08:00:00Z")
     })
 }
 

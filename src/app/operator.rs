@@ -407,13 +407,16 @@ impl Operator {
         let intake = self.intake.load();
         let config = intake.config();
         let known = |names: Vec<&str>| format!("there are: {}", names.join(", "));
+        let gates = self.queue.gates();
+        let is_suspended =
+            || gates.suspended().iter().any(|(known, _)| known == what) || gates.lifting().contains(what);
         match what {
-            _ if !on => Ok(()),
+            _ if !on && is_suspended() => Ok(()),
             Suspension::Stream(name) if !config.streams.contains_key(name) => {
                 let names = config.streams.keys().map(String::as_str).collect();
                 Err(Complaint::new(format!("there is no stream named {name:?}"), known(names)))
             }
-            Suspension::Stream(name) if self.queue.gates().is_exempt(name) => Err(Complaint::new(
+            Suspension::Stream(name) if on && gates.is_exempt(name) => Err(Complaint::new(
                 format!("the stream {name} is exempt from suspension"),
                 format!("set streams.{name}.exempt_from_suspend = false to be able to suspend it"),
             )),

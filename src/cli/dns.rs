@@ -30,7 +30,11 @@ const LOOK_TIME_MAX: Duration = Duration::from_secs(45);
 
 /// Prints the records of `domain`, or why there are none.
 pub async fn run(config: Config, domain: &str, json: bool, offline: bool) -> ExitCode {
-    match answer(Arc::new(config), domain, json, offline).await {
+    let Some(known) = Domain::parse(domain).ok().filter(|domain| config.is_own(domain)) else {
+        eprintln!("postrider: {}", not_ours(&config, domain));
+        return ExitCode::from(2);
+    };
+    match answer(Arc::new(config), known, json, offline).await {
         Ok(text) => {
             // A reader that has seen enough (`| head`) is no failure, and no panic.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -43,9 +47,7 @@ pub async fn run(config: Config, domain: &str, json: bool, offline: bool) -> Exi
     }
 }
 
-async fn answer(config: Arc<Config>, domain: &str, json: bool, offline: bool) -> Result<String, String> {
-    let known = Domain::parse(domain).ok().filter(|domain| config.is_own(domain));
-    let Some(domain) = known else { return Err(not_ours(&config, domain)) };
+async fn answer(config: Arc<Config>, domain: Domain, json: bool, offline: bool) -> Result<String, String> {
     let folder = config.data_dir.display();
     // As the server does at its first start, whichever of the two comes first.
     std::fs::create_dir_all(&config.data_dir).map_err(|error| {

@@ -134,7 +134,7 @@ async fn run_one(config: &Path, name: String, dry_run: bool, json: bool) -> Resu
     match ran.error {
         None => Ok(()),
         Some(error) => Err(Failure::new(format!("{name}: {}", clean(&error)))
-            .remedy("look into the server's log and at [fetch] in the configuration, then try again")),
+            .remedy(format!("`postrider fetch test {name}` says at which step it ends, and what to do"))),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Failure, client, print_json, text};
 use crate::admin::Readiness;
+use crate::admin::text::size;
 
 /// Prints how it stands; an error where mail cannot be taken.
 pub(super) async fn run(config: &Path, json: bool) -> Result<(), Failure> {
@@ -34,7 +35,7 @@ fn obstacles(readiness: &Readiness) -> Vec<String> {
     if disk.is_short_of_files() {
         found.push("the disk takes hardly any more files (inodes)".to_owned());
     } else if !disk.accepting {
-        found.push(format!("{} bytes of disk are free, queue.min_free is {}", disk.free, disk.min_free));
+        found.push(format!("{} of disk are free, queue.min_free is {}", size(disk.free), size(disk.min_free)));
     }
     if readiness.memory.used >= readiness.memory.limit {
         found.push("queue.memory is used up".to_owned());
@@ -77,6 +78,6 @@ mod tests {
         let texts = obstacles(&bad);
         assert_eq!(texts.len(), 3);
         assert!(texts.first().unwrap().contains("no space left"));
-        assert!(texts.get(1).unwrap().contains("3 bytes"));
+        assert!(texts.get(1).unwrap().contains("3 B of disk are free, queue.min_free is 5 B"));
     }
 }

@@ -120,8 +120,10 @@ fn find(config: &Config, wanted: &Path) -> Result<Folder, Failure> {
 
 fn lines(folder: &Folder, told: &Inspected) -> Vec<String> {
     let name = if told.folder.is_empty() { String::new() } else { format!("{}: ", clean(&told.folder)) };
-    let account = folder.account.as_deref().map_or_else(String::new, |name| format!(", account {name}"));
-    let mut lines = vec![format!("{name}{} ({}{account})", clean(&told.path), told.rights)];
+    let account = folder.account.as_deref().map(|name| format!("account {name}"));
+    let about: Vec<String> = [told.rights.clone()].into_iter().chain(account).filter(|one| !one.is_empty()).collect();
+    let about = if about.is_empty() { String::new() } else { format!(" ({})", about.join(", ")) };
+    let mut lines = vec![format!("{name}{}{about}", clean(&told.path))];
     lines.extend(told.problems.iter().map(|problem| format!("  problem: {}", clean(problem))));
     lines.extend(told.remarks.iter().map(|remark| format!("  note: {}", clean(remark))));
     for file in &told.files {
@@ -176,4 +178,21 @@ fn tell(folders: &[Report], json: bool) -> Result<(), Failure> {
     }
     let is_good = folders.iter().all(|report| report.trouble.is_none() && report.bad.is_empty());
     if is_good { Ok(()) } else { Err(Failure { status: 1, message: String::new(), remedy: None }) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named_with_what_to_do() {
+        let text = "hostname = \"mail.example.com\"\ndata_dir = \"/nowhere\"\n[accounts.shop]\npassword = \"secret\"\n\
+                    [pickup.main]\npath = \"/absent/pickup\"\naccount = \"shop\"\n";
+        let config = crate::config::parse("p.toml", text).unwrap();
+        let folder = Folder::of(&config, "main").unwrap();
+        let said = lines(&folder, &inspect(&folder, Clock::System.now(), "unique"));
+        assert_eq!(said.first().unwrap(), "main: /absent/pickup (account shop)");
+        assert!(said.get(1).unwrap().ends_with("; make it, writable for postrider's user"), "{said:?}");
+    }
 }

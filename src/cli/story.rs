@@ -21,23 +21,26 @@ pub(super) fn lines(entries: &[Entry], paint: Paint) -> Vec<String> {
     lines
 }
 
-/// An event by itself, with its day and the id of its message.
+/// An event by itself, with when it was and the id of its message; lines sort by time.
 pub(super) fn alone(id: MessageId, entry: &Entry, paint: Paint) -> String {
-    format!("{} {id} {}", day(entry.at), line(entry, paint))
+    format!("{} {} {id} {}", day(entry.at), time_of_day(entry.at), told(entry, paint))
 }
 
 /// `22:30:01 delivered to bob@example.net: …`
 fn line(entry: &Entry, paint: Paint) -> String {
+    format!("{} {}", time_of_day(entry.at), told(entry, paint))
+}
+
+fn told(entry: &Entry, paint: Paint) -> String {
     let sentence = clean(&sentence(&entry.event));
-    let sentence = match entry.event {
+    match entry.event {
         Event::Delivered { .. } | Event::Captured { .. } => paint.green(&sentence),
         Event::Failed { .. } | Event::Expired { .. } | Event::Bounced { .. } | Event::Complained { .. } => {
             paint.red(&sentence)
         }
         Event::Deferred { .. } | Event::Held { .. } | Event::Suppressed { .. } => paint.yellow(&sentence),
         _ => sentence,
-    };
-    format!("{} {sentence}", time_of_day(entry.at))
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +99,8 @@ mod tests {
                 },
             ),
         ];
+        let line = alone("0b1c2d3e4f5g6".parse().unwrap(), story.last().unwrap(), Paint::none());
+        assert!(line.starts_with("2026-11-23 02:13:37 0b1c2d3e4f5g6 delivered for bob"), "{line}");
         assert_eq!(
             lines(&story, Paint::none()),
             [

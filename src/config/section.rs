@@ -338,6 +338,10 @@ pub(super) fn read_address(text: &str) -> Result<Address, Wrong> {
 }
 
 pub(super) fn read_address_or_domain(text: &str) -> Result<AddressOrDomain, Wrong> {
+    if let Some(domain) = text.strip_prefix('@').filter(|domain| read_domain(domain).is_ok()) {
+        let what = format!("{text:?} is neither an address nor a domain");
+        return Err(Wrong::value(what, format!("For a whole domain write it without the @: {domain:?}.")));
+    }
     if text.contains('@') {
         return read_address(text).map(AddressOrDomain::Address);
     }

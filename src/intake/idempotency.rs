@@ -17,6 +17,8 @@ pub const KEPT: Millis = 24 * 3600 * 1000;
 /// Bytes of a key.
 pub const KEY_BYTES_MAX: usize = 256;
 const DIGEST_BYTES: usize = 32;
+/// Why a key is refused.
+pub const USED: &str = "the idempotency key was used for another message within the last 24 hours";
 
 /// A client's key, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -258,10 +258,7 @@ impl Intake {
                 Ok(Once { id: accepted.id, is_repeated: false })
             }
             Known::Made(id) => Ok(Once { id, is_repeated: true }),
-            Known::Other => {
-                let text = "the idempotency key was used for another message within the last 24 hours";
-                Err(Refusal::plain(Reply::new(550, (6, 0), text)))
-            }
+            Known::Other => Err(Refusal::plain(Reply::new(550, (6, 0), idempotency::USED))),
         }
     }
 

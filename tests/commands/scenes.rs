@@ -165,6 +165,7 @@ fn doors(say: &mut Protocol, house: &House) {
         "suspend",
         "resume --json",
         "resume --stream bulk",
+        "resume --stream blk",
         "resume",
     ] {
         say.say(config, words);

@@ -110,7 +110,7 @@ fn unknown(id: MessageId) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         format!("no captured message has the id {id}"),
-        "/api/v1/captured lists those that are kept; what was released or deleted has its story in /api/v1/queue",
+        "`postrider captured list` (/api/v1/captured) shows those that are kept; what became of others, `postrider log ID`",
     )
 }
 

@@ -61,7 +61,9 @@ pub fn inspect(folder: &Folder, now: Millis, unique: &str) -> Inspected {
     let dir = match Dir::open(&folder.path) {
         Ok(dir) => Arc::new(dir),
         Err(error) => {
-            told.problems.push(format!("the folder cannot be read: {error}"));
+            let remedy =
+                if error.kind() == io::ErrorKind::NotFound { "; make it, writable for postrider's user" } else { "" };
+            told.problems.push(format!("the folder cannot be read: {error}{remedy}"));
             return told;
         }
     };

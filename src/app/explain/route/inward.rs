@@ -3,7 +3,7 @@
 
 use super::{At, Entrance, Question, Steps, Topic, Verdict};
 use crate::app::explain::way;
-use crate::config::{CheckMode, DmarcMode, LoopKey, OnAutomatic, OnLimit, Role, Senders};
+use crate::config::{AliasLimits, CheckMode, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit, Role, Senders};
 use crate::message::ReversePath;
 use crate::routing::inbound::{Link, Resolution, links, resolve};
 
@@ -103,40 +103,49 @@ pub(super) fn guards(entrance: &Entrance<'_>, question: &Question, steps: &mut S
     let is_trusted = question.from.address().is_some_and(|from| loops.trusted.iter().any(|entry| entry.matches(from)))
         || entrance.account.as_ref().is_some_and(|account| loops.trusted_accounts.contains(account));
     let counted = deliveries.first().map_or("", |delivery| delivery.counted_as.as_str());
+    let limits = deliveries.first().map(|delivery| delivery.limits).unwrap_or_default();
     if is_trusted {
         steps.note(Topic::Loops, "Limits do not count this sender", "loops.trusted");
     } else if !counted.is_empty() {
-        let who = match loops.key {
-            LoopKey::SenderAndAlias => "from one sender ",
-            LoopKey::Alias => "",
-        };
-        let then = match loops.on_limit {
-            OnLimit::Reject => "refused",
-            OnLimit::Hold => "held",
-            OnLimit::Discard => "swallowed",
-            OnLimit::Defer => "put off",
-        };
-        let seconds = loops.period.as_secs();
-        let what = match loops.limit {
-            0 => format!("{counted} takes answers only; what is over that is {then}"),
-            limit => format!(
-                "At most {limit} messages {who}to {counted} in {} min; what is over that is {then}",
-                seconds / 60
-            ),
-        };
-        steps.note(Topic::Loops, what, "loops.limit");
+        loop_limit(loops, counted, limits, steps);
     }
-    let automatic = match loops.automatic {
+    let automatic = match limits.automatic.unwrap_or(loops.automatic) {
         OnAutomatic::Accept => None,
         OnAutomatic::Hold => Some("held"),
         OnAutomatic::Discard => Some("swallowed"),
         OnAutomatic::Reject => Some("refused"),
     };
     if let Some(then) = automatic {
-        steps.note(Topic::Loops, format!("Mail that a machine wrote is {then}"), "loops.automatic");
+        let key = own_key(counted, limits.automatic.is_some()).unwrap_or("loops.automatic".to_owned());
+        steps.note(Topic::Loops, format!("Mail that a machine wrote is {then}"), &key);
     }
     let hops = format!("More than {} Received fields are a loop: 554 5.4.6", loops.max_hops);
     steps.note(Topic::Loops, hops, "loops.max_hops");
+}
+
+/// `own`: what is not as in `[loops]` for this alias.
+fn loop_limit(loops: &Loops, counted: &str, own: AliasLimits, steps: &mut Steps<'_>) {
+    let who = match loops.key {
+        LoopKey::SenderAndAlias => "from one sender ",
+        LoopKey::Alias => "",
+    };
+    let then = match loops.on_limit {
+        OnLimit::Reject => "refused",
+        OnLimit::Hold => "held",
+        OnLimit::Discard => "swallowed",
+        OnLimit::Defer => "put off",
+    };
+    let minutes = own.period.unwrap_or(loops.period).as_secs() / 60;
+    let what = match own.limit.unwrap_or(loops.limit) {
+        0 => format!("{counted} takes answers only; what is over that is {then}"),
+        limit => format!("At most {limit} messages {who}to {counted} in {minutes} min; what is over that is {then}"),
+    };
+    let is_own = own.limit.is_some() || own.period.is_some();
+    steps.note(Topic::Loops, what, &own_key(counted, is_own).unwrap_or("loops.limit".to_owned()));
+}
+
+fn own_key(counted: &str, is_own: bool) -> Option<String> {
+    is_own.then(|| format!("aliases.limits.\"{counted}\""))
 }
 
 fn checks(entrance: &Entrance<'_>, steps: &mut Steps<'_>) {
