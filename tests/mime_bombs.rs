@@ -138,6 +138,15 @@ async fn every_bomb_is_cheap_through_every_door() {
     let mut doors = Doors::new(&world.server, world.folder.path());
     let cases = flow::maps(SET);
     assert_eq!(cases.len(), 20);
+    // What a server sets up at its first large message (the store's tables, arenas, threads) is no bomb's doing.
+    let harmless = with("", &"just a line\r\n".repeat(size_max() / 13));
+    for door in DOORS {
+        world.endpoint.will(&answer("200 OK", "", ""));
+        doors.through(door, &harmless).await;
+        settled(pid).await;
+    }
+    world.endpoint.take();
+    empty(&world.folder.path().join("data/box/new"));
     let (mut bombs, mut faults) = (0, Vec::new());
     let (mut most_cpu, mut most_memory) = ((Duration::ZERO, String::new()), (0, String::new()));
     for case in &cases {

@@ -128,12 +128,13 @@ async fn a_clock_that_jumps_loses_nothing_and_starts_no_storm() {
     budget.tell(&mut report, "jumps", done, jumps.len());
     report.add("waiting over them", WAITING);
     report.add("tries of a jump at most", tries_of_a_jump);
-    report.add("notices", far.notices());
+    report.add("notices of a delay", far.notices());
     verdict.tell(&mut report);
     report.finish();
     verdict.check();
     assert!(missing.is_empty(), "{missing:?}");
     assert!((1..=2 * WAITING).contains(&tries_of_a_jump), "no jump was noticed, or a storm");
-    assert_eq!(far.notices(), 0, "something was given up");
+    // None was given up, or it would not have arrived; who sent it hears once at most that it is late.
+    assert!(far.notices() <= WAITING, "{} notices about {WAITING} messages", far.notices());
     states::look(&house.store()).check_empty();
 }

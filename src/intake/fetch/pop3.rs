@@ -20,6 +20,8 @@ use crate::trail::Leg;
 
 /// Bytes of an answer's line; RFC 2449 4 allows 512.
 const LINE_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a UIDL; RFC 1939 7 allows 70. Of a longer one there is the hash.
+const ID_BYTES_MAX: usize = 255;
 /// Messages in a mailbox.
 const MESSAGES_MAX: usize = 200_000;
 /// Bytes of a message's header section, where it takes the place of a UIDL.
@@ -220,7 +222,7 @@ impl Pop3 {
             while sizes.next_if(|listed| listed.number < number).is_some() {}
             let size = sizes.next_if(|listed| listed.number == number).and_then(|listed| listed.size);
             match known.len() < MESSAGES_MAX {
-                true => known.push(Known { listed: Listed { number, size }, id: Bytes::copy_from_slice(id) }),
+                true => known.push(Known { listed: Listed { number, size }, id: short(id) }),
                 false => is_complete = false,
             }
         }
@@ -338,6 +340,14 @@ fn parse<T: std::str::FromStr>(word: &[u8]) -> Option<T> {
     std::str::from_utf8(word).ok()?.parse().ok()
 }
 
+/// All are kept while the mailbox is read, and in the store for as long as their messages are there.
+fn short(id: &[u8]) -> Bytes {
+    match id.len() > ID_BYTES_MAX {
+        true => Bytes::copy_from_slice(&hashed(&[id])),
+        false => Bytes::copy_from_slice(id),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
@@ -362,6 +372,15 @@ mod tests {
         // Only CRLF ends a line: this is one message, not two.
         assert_eq!(fed(&[b"a\n.\nb\r\n.\r\n"]).0, b"a\n.\nb\r\n");
         assert!(!fed(&[b"a\r\n.\n"]).2);
+    }
+
+    /// A mailbox may have 200,000 of them.
+    #[test]
+    fn a_long_id_is_kept_as_its_hash() {
+        let [one, two] = [b'a', b'b'].map(|last| [&[b'x'; 8000][..], &[last]].concat());
+        assert_eq!(short(&one).len(), 32);
+        assert_ne!(short(&one), short(&two));
+        assert_eq!(short(&one[..ID_BYTES_MAX]), one[..ID_BYTES_MAX]);
     }
 
     #[test]

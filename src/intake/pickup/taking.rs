@@ -50,6 +50,11 @@ pub enum Fate {
     Unsettled,
     /// Trouble that may pass, with its reason.
     PutOff(String),
+    /// It could be given neither its own name back nor that of a bad one: it has ours until that works.
+    Stuck {
+        key: Vec<u8>,
+        claim: Claim,
+    },
 }
 
 /// What reading a claimed file gave.
@@ -273,9 +278,9 @@ impl<D: Door> Shared<D> {
     async fn unclaim(&self, claimed: &Claimed<'_>, renamed: io::Result<()>, fate: Fate) -> Fate {
         let (folder, file) = (&self.folder.name, &claimed.found.path);
         if let Err(error) = renamed {
-            // The claim stays open: the next start puts the file back.
+            // The claim stays open: the next look puts the file back, or the next start.
             tracing::error!(folder, ?file, %error, "a claimed file cannot be renamed");
-            return Fate::PutOff(error.to_string());
+            return Fate::Stuck { key: claimed.key.clone(), claim: claimed.claim.clone() };
         }
         let mut batch = Batch::new();
         batch.delete(Table::Pickup, claimed.key.as_slice());

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct Watcher<D> {
     told: HashSet<OsString>,
     /// Files that are queued but could not be removed.
     leftovers: Vec<Keyed>,
+    /// Files that are claimed, not queued, and could not be given their names back.
+    stuck: Vec<Keyed>,
     /// Sub-folders of the last look.
     subs: Vec<String>,
     /// The minute that began then, and the files taken in it.
@@ -82,6 +85,7 @@ impl<D: Door> Watcher<D> {
             aside: HashMap::new(),
             told: HashSet::new(),
             leftovers: Vec::new(),
+            stuck: Vec::new(),
             subs: Vec::new(),
             minute: (0, 0),
             has_more: false,
@@ -129,7 +133,11 @@ impl<D: Door> Watcher<D> {
             reason: format!("it has to lie unchanged for {} s, or waits for its turn", settle.as_secs_f32()),
         });
         let aside = self.aside.iter().map(|(path, aside)| Said { file: shown(path), reason: aside.why.clone() });
-        report.waiting = unsettled.chain(aside).take(REPORT_FILES_MAX).collect();
+        let stuck = self.stuck.iter().map(|(_, claim)| Said {
+            file: shown(&OsString::from_vec(claim.name.clone())),
+            reason: "it was claimed, and cannot be given its name back now (a full disk?)".to_owned(),
+        });
+        report.waiting = unsettled.chain(aside).chain(stuck).take(REPORT_FILES_MAX).collect();
         report.waiting.sort_by(|a, b| a.file.cmp(&b.file));
         report
     }
@@ -171,6 +179,7 @@ impl<D: Door> Watcher<D> {
     pub async fn round(&mut self, shutdown: &CancellationToken) -> bool {
         let now = self.shared.clock.now();
         self.retry_leftovers().await;
+        self.retry_stuck().await;
         self.forget_old(now);
         let Some(mut listing) = self.look(now).await else { return false };
         self.tell_odd(&listing);
@@ -299,6 +308,10 @@ impl<D: Door> Watcher<D> {
             Fate::Bad(_) | Fate::Unsettled => {
                 self.aside.remove(&path);
             }
+            Fate::Stuck { key, claim } => {
+                round.put_off += 1;
+                self.stuck.push((key, claim));
+            }
             Fate::PutOff(reason) => {
                 round.put_off += 1;
                 let wait = match self.aside.get(&path) {
@@ -338,6 +351,29 @@ impl<D: Door> Watcher<D> {
         if !leftovers.is_empty() {
             self.leftovers = self.remove(leftovers).await;
         }
+    }
+
+    async fn retry_stuck(&mut self) {
+        if self.stuck.is_empty() {
+            return;
+        }
+        let (shared, folder) = (Arc::clone(&self.shared), self.shared.folder.name.clone());
+        let stuck = std::mem::take(&mut self.stuck);
+        let again = stuck.clone();
+        let ended = spawn_blocking(move || {
+            let mut free = Batch::new();
+            let still = again.into_iter().filter(|(key, claim)| {
+                let ended = shared.end(claim::path(&folder, key), claim);
+                if ended.is_ok() {
+                    free.delete(Table::Pickup, key.as_slice());
+                }
+                ended.is_err()
+            });
+            (still.collect(), free)
+        });
+        let (still, free) = ended.await.unwrap_or((stuck, Batch::new()));
+        self.stuck = still;
+        self.drop_claims(free).await;
     }
 
     /// Gives those that are still there.

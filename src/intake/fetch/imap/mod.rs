@@ -33,6 +33,8 @@ pub const AT_ONCE: usize = 200;
 const UIDS_MAX: usize = 2_000_000;
 /// Answers to one command.
 const ANSWERS_MAX: usize = 100_000;
+/// Bytes of the answers to one command, as far as they are kept.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of a literal that is no message: a folder's name, a text.
 const SMALL_LITERAL_MAX: u64 = 64 * 1024;
 /// Bytes beyond the largest message that are read to no purpose, so that the connection stays good.
@@ -43,6 +45,8 @@ pub struct Imap {
     wire: Wire,
     framing: Framing,
     commands: u32,
+    /// Bytes of the answers to the last command.
+    heard: usize,
     capabilities: Vec<String>,
 }
 
@@ -71,7 +75,7 @@ impl Imap {
         tls: PopTls,
         credential: &Credential,
     ) -> Result<Imap, Trouble> {
-        let mut imap = Imap { wire, framing: Framing::default(), commands: 0, capabilities: Vec::new() };
+        let mut imap = Imap { wire, framing: Framing::default(), commands: 0, heard: 0, capabilities: Vec::new() };
         let since = Instant::now();
         let greeting = imap.answer(&mut None).await?;
         if let Answer::Told { text, .. } = &greeting {
@@ -218,7 +222,8 @@ impl Imap {
             if found.len() > UIDS_MAX {
                 return Ok((found, false));
             }
-            from = to.saturating_add(1);
+            let Some(next) = to.checked_add(1) else { break };
+            from = next;
         }
         found.sort_unstable();
         found.dedup();
@@ -334,6 +339,7 @@ impl Imap {
 
     async fn say(&mut self, command: &str) -> Result<String, Trouble> {
         self.commands += 1;
+        self.heard = 0;
         let tag = format!("p{}", self.commands);
         self.wire.send(format!("{tag} {command}\r\n").as_bytes()).await?;
         Ok(tag)
@@ -376,6 +382,10 @@ impl Imap {
             whole.extend_from_slice(&text);
             if whole.len() > frame::LINE_BYTES_MAX {
                 return Err(Trouble::protocol("an answer is too long"));
+            }
+            self.heard = self.heard.saturating_add(text.len());
+            if self.heard > ANSWER_BYTES_MAX {
+                return Err(Trouble::protocol(format!("more than {ANSWER_BYTES_MAX} bytes of answers to one command")));
             }
             let Some(bytes) = literal else { return Ok(Answer::read(&whole)) };
             if answer::announces_body(&whole) {
