@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::time::{Interval, MissedTickBehavior};
+
 use super::far::{Far, Gate};
 use super::house::{House, Settings, domains};
 use super::ledger::{Answer, Ledger, Talk};
@@ -12,9 +14,13 @@ use super::report::{Budget, Report, count, count_or, is_full};
 use super::states;
 
 const CLIENTS: usize = 8;
-/// Of each client: 250 messages a second in all, which is a million in little more than an hour. A storm without a
-/// pause would measure how the processors are shared between the server and those who send to it.
-const PACE: Duration = Duration::from_millis(32);
+/// Of all clients together, which take turns: 250 messages a second, a million in little more than an hour. A storm
+/// without a pause would measure how the processors are shared between the server and those who send to it, and one
+/// whose clients send in the same instant would be eight messages at once and then none.
+const PACE: Duration = Duration::from_millis(4);
+/// From one good message to the next, before the storm as in it: a measure of the storm, not of its first seconds. No
+/// multiple of the other, so that they do not always come at the same distance from one of the storm.
+const GOOD_PACE: Duration = Duration::from_millis(19);
 /// The storm is not further ahead of its far end than this.
 const AHEAD_MAX: usize = 5_000;
 /// Demanded: of a hundred good messages 99 take less than so many times what they took before the storm.
@@ -22,10 +28,19 @@ const SLOWER_MAX: f64 = 2.0;
 /// Of the domain of good mail, which has servers of its own: at those of the storm it would have to wait its turn.
 const GOOD_SERVER: &str = "127.0.0.2";
 
+/// A late one does not make the next ones hurry.
+fn every(pace: Duration, first: Duration) -> Interval {
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + first, pace);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
 /// Sent and arrived, one after the other; how long each took.
 async fn good_mail(ledger: &Ledger, far: &Far, talk: &mut Talk) -> Vec<Duration> {
     let mut took = Vec::new();
+    let mut pace = every(GOOD_PACE, GOOD_PACE);
     for _ in 0..count(100, 1_000) {
+        pace.tick().await;
         let since = Instant::now();
         let (number, answer) = ledger.send(talk, &["you@good.test".to_owned()], 3_000).await;
         assert_eq!(answer, Answer::Taken);
@@ -68,8 +83,7 @@ async fn a_storm_of_undeliverable_mail_makes_one_notice_for_each_sender() {
         tokio::spawn(async move {
             let mut talk = Talk::connect(door).await.unwrap();
             let mut sent = Vec::new();
-            let mut pace = tokio::time::interval(PACE);
-            pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut pace = every(PACE * CLIENTS as u32, PACE * first as u32);
             for number in (first..storm).step_by(CLIENTS) {
                 pace.tick().await;
                 while number > far.turned_away() + AHEAD_MAX && !budget.is_over() {
