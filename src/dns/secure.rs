@@ -2,10 +2,12 @@
 //!
 //! We validate ourselves, from the root's keys down (RFC 7672 2.1: an AD bit of somebody else is worth only
 //! as much as the way to him). That wants name servers that hand signatures through, so it is tried out
-//! first, with the root's own SOA record; where it does not work, nothing is called signed and DANE is off.
+//! first, with the root's own SOA record; where it does not work, nothing is called signed and DANE is off. Where
+//! it has worked it stays on for a day without: whoever cuts us off from signatures shall not have mail in clear
+//! for it (RFC 7672 2.1.3), it waits.
 //! Only these look-ups validate: a name server that drops signatures must not keep other mail from going.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
@@ -14,14 +16,16 @@ use hickory_resolver::net::{DnsError as Negative, NetError};
 use hickory_resolver::proto::dnssec::Proof;
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use tokio::sync::Mutex;
 
 use super::{DnsError, MxAnswer, RECORDS_MAX, Resolver, fqdn, mx_answer, trouble};
 use crate::message::Domain;
 
-/// How long the result of the try-out counts.
+/// How long the result of the try-out counts: a good one, and a bad one the first time; each further one twice as long.
 const WORKS_FOR: Duration = Duration::from_secs(3600);
-const FAILS_FOR: Duration = Duration::from_secs(300);
+const FAILS_FOR: Duration = Duration::from_secs(30);
+const FAILS_FOR_MAX: Duration = Duration::from_secs(300);
+/// After it has last worked.
+const STAYS_ON_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// One TLSA record (RFC 6698 2.1).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,12 +46,50 @@ impl std::fmt::Display for Tlsa {
 /// The resolver that validates, and what came of trying it out.
 pub(super) struct Validating {
     pub resolver: TokioResolver,
-    tried: Mutex<Option<(bool, Instant)>>,
+    tried: Mutex<Option<Tried>>,
+    /// Held by whoever tries it out: the others go by what is known.
+    trying: tokio::sync::Mutex<()>,
 }
 
 impl Validating {
     pub fn new(resolver: TokioResolver) -> Arc<Validating> {
-        Arc::new(Validating { resolver, tried: Mutex::new(None) })
+        Arc::new(Validating { resolver, tried: Mutex::new(None), trying: tokio::sync::Mutex::new(()) })
+    }
+
+    fn known(&self) -> Option<Tried> {
+        *self.tried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What came of trying it out, the last time and before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Tried {
+    is_on: bool,
+    worked_at: Option<Instant>,
+    counts_for: Duration,
+    at: Instant,
+}
+
+impl Tried {
+    fn after(before: Option<Tried>, works: bool, now: Instant) -> Tried {
+        if works {
+            return Tried { is_on: true, worked_at: Some(now), counts_for: WORKS_FOR, at: now };
+        }
+        let worked_at = before.and_then(|before| before.worked_at);
+        let counts_for = match before {
+            Some(before) if before.worked_at != Some(before.at) => (before.counts_for * 2).min(FAILS_FOR_MAX),
+            _ => FAILS_FOR,
+        };
+        let is_on = worked_at.is_some_and(|at| now.duration_since(at) < STAYS_ON_FOR);
+        Tried { is_on, worked_at, counts_for, at: now }
+    }
+
+    fn counts(&self, now: Instant) -> bool {
+        now.duration_since(self.at) < self.counts_for
+    }
+
+    fn works(&self) -> bool {
+        self.worked_at == Some(self.at)
     }
 }
 
@@ -61,27 +103,41 @@ impl Resolver {
     /// Do the name servers give answers that we can validate? Tried out now and then; what comes of it is
     /// told in the log when it changes.
     pub async fn validates(&self) -> bool {
-        let mut tried = self.secure.tried.lock().await;
-        let before = *tried;
-        if let Some((works, at)) = before
-            && at.elapsed() < if works { WORKS_FOR } else { FAILS_FOR }
-        {
-            return works;
+        let known = self.secure.known();
+        if let Some(tried) = known.filter(|tried| tried.counts(Instant::now())) {
+            return tried.is_on;
+        }
+        let _trying = match (known, self.secure.trying.try_lock()) {
+            (_, Ok(trying)) => trying,
+            (Some(tried), Err(_)) => return tried.is_on,
+            (None, Err(_)) => self.secure.trying.lock().await,
+        };
+        let before = self.secure.known();
+        if let Some(tried) = before.filter(|tried| tried.counts(Instant::now())) {
+            return tried.is_on;
         }
         let answer = self.secure.resolver.lookup(Name::root(), RecordType::SOA).await;
         let works = answer.as_ref().is_ok_and(|lookup| is_signed(lookup, RecordType::SOA));
-        *tried = Some((works, Instant::now()));
-        if before.map(|(works, _)| works) != Some(works) {
-            match works {
-                true => tracing::info!("DANE is on: the answers of the name servers can be validated (DNSSEC)"),
-                false => tracing::info!(
-                    why = answer.err().map(|error| error.to_string()).unwrap_or_else(|| "not signed".to_owned()),
-                    "DANE is off: the name servers give no answers that can be validated (DNSSEC); name others in \
-                     [dns] nameservers, or set delivery.tls.dane = false"
-                ),
+        let tried = Tried::after(before, works, Instant::now());
+        *self.secure.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(tried);
+        let why = || answer.as_ref().err().map_or_else(|| "not signed".to_owned(), ToString::to_string);
+        match (before.map(|before| (before.is_on, before.works())), (tried.is_on, works)) {
+            (before, now) if before == Some(now) => {}
+            (_, (true, true)) => {
+                tracing::info!("DANE is on: the answers of the name servers can be validated (DNSSEC)");
             }
+            (_, (true, false)) => tracing::warn!(
+                why = why(),
+                "the answers of the name servers could be validated (DNSSEC) and cannot be now: mail waits until they can, \
+                 for a day at most; a restart, or delivery.tls.dane = false, would have it go without DANE"
+            ),
+            (_, (false, _)) => tracing::info!(
+                why = why(),
+                "DANE is off: the name servers give no answers that can be validated (DNSSEC); name others in \
+                 [dns] nameservers, or set delivery.tls.dane = false"
+            ),
         }
-        works
+        tried.is_on
     }
 
     /// As [`Resolver::mx`], with whether the answer is signed. What ought to be signed and is not right is
@@ -158,4 +214,39 @@ fn is_signed(lookup: &Lookup, kind: RecordType) -> bool {
     let mut on_the_way =
         lookup.answers().iter().filter(|record| [kind, RecordType::CNAME].contains(&record.record_type())).peekable();
     on_the_way.peek().is_some() && on_the_way.all(|record| record.proof.is_secure())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_worked_stays_on_for_a_day_without() {
+        let start = Instant::now();
+        let at = |hours: u64| start + Duration::from_secs(hours * 3600);
+        let worked = Tried::after(None, true, at(0));
+        assert!(worked.counts(at(0)) && !worked.counts(at(1)));
+        let failed = Tried::after(Some(worked), false, at(1));
+        assert!(failed.is_on && !failed.works());
+        let still = Tried::after(Some(failed), false, at(23));
+        assert!(still.is_on);
+        assert!(!Tried::after(Some(still), false, at(24)).is_on);
+        let again = Tried::after(Some(still), true, at(23));
+        assert!(Tried::after(Some(again), false, at(46)).is_on, "counted from the last time it worked");
+    }
+
+    #[test]
+    fn what_has_never_worked_is_off_and_soon_tried_again() {
+        let now = Instant::now();
+        let mut tried = Tried::after(None, false, now);
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            assert!(!tried.is_on);
+            waits.push(tried.counts_for.as_secs());
+            tried = Tried::after(Some(tried), false, now);
+        }
+        assert_eq!(waits, [30, 60, 120, 240, 300, 300]);
+        let worked = Tried::after(Some(tried), true, now);
+        assert_eq!(Tried::after(Some(worked), false, now + WORKS_FOR).counts_for, FAILS_FOR);
+    }
 }
