@@ -13,6 +13,8 @@
 //! (4000 logins), `SERVER` (another binary than the one built with this).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "floods/group.rs"]
+mod group;
 #[path = "floods/little.rs"]
 mod little;
 mod support;

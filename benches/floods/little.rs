@@ -2,10 +2,11 @@
 //! bring a mail of 50 MB. All of those are taken and delivered, and the server's memory stays within 256 MiB: it would
 //! not have been ended in a cgroup of that size.
 //!
-//! It is measured and not enforced: a limit of a cgroup needs rights that a machine gives or not, and those of a process
-//! (RLIMIT_AS, RLIMIT_DATA) count what is reserved and never used. What must stay within is the memory that the kernel
-//! cannot give back (`RssAnon` in /proc, looked at all the time); with the pages of the program file (`VmHWM`, the
-//! highest that there was), which it could, it is a goal.
+//! Where the machine lets us make a control group, that is what is done: the kernel gives the server so much, pages of
+//! files included, and ends it if it needs more. Where not, it is measured and not enforced (the limits of a process,
+//! RLIMIT_AS and RLIMIT_DATA, count what is reserved and never used): what must stay within is the memory that the
+//! kernel cannot give back (`RssAnon` in /proc, looked at all the time); with the pages of the program file (`VmHWM`,
+//! the highest that there was), which it could, it is a goal.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
+use super::group::Group;
 use super::support::{process, say, setting};
 use super::{Bench, PATIENCE, Server, Talk, client, expect, idle};
 
@@ -86,7 +88,9 @@ impl Bench {
     /// 5,000 idle clients and mails of 50 MB at a server that may have 256 MB.
     pub(super) fn little(&mut self) {
         let idle_count = setting("LITTLE_IDLE", 5_000) as u32;
-        let mut server = Server::start(self.dns, &[], CONFIGURATION);
+        let group = Group::of_memory(MEMORY_MIB << 20);
+        let wrapper = group.as_ref().map(Group::wrapper).unwrap_or_default();
+        let mut server = Server::start(self.dns, &wrapper, CONFIGURATION);
         let (id, mx) = (server.id(), server.mx);
         let delivered = server.folder.path().join("box/new");
         let stop = Arc::new(AtomicBool::new(false));
@@ -113,7 +117,17 @@ impl Bench {
         self.must("256 MiB: the server still runs", u64::from(server.process.is_running()), 1);
         self.book.note("256 MiB: highest memory, MiB", (highest >> 20).to_string());
         self.must("256 MiB: it stayed within", u64::from(highest > 0 && highest <= MEMORY_MIB << 20), 1);
+        match &group {
+            Ok(group) => {
+                self.must("256 MiB: ended by the kernel for want of memory", group.ended(), 0);
+                self.book.note("256 MiB: highest of its control group, MiB", (group.peak() >> 20).to_string());
+                self.book.note("256 MiB: times the kernel had to find room", group.hits().to_string());
+            }
+            Err(reason) => self.book.note("256 MiB: no control group, so only measured", reason.clone()),
+        }
         let goal = "256 MiB: highest memory, with the pages of the program, MiB";
         self.book.at_most(goal, MEMORY_MIB as f64, Some((peak >> 20) as f64));
+        // Before its group, which has to be empty to go.
+        drop(server);
     }
 }
