@@ -1,6 +1,6 @@
 //! DKIM keys on disk, and the records that `postrider dns` prints for them.
 
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
 #[path = "support/plain.rs"]
 mod plain;
@@ -68,6 +68,60 @@ fn keys_from_elsewhere_are_used_and_others_refused() {
         let dkim = &mut config.domains.get_mut(&own).unwrap().dkim;
         dkim.selectors = vec!["pr-rsa".to_owned(), "pr-ed".to_owned(), selector.to_owned()];
         assert_eq!(load(&config).is_ok(), fits, "{selector}");
+    }
+}
+
+/// The text of a configuration with this below the domain's `[….dkim]`.
+fn with_dkim(folder: &std::path::Path, lines: &str) -> postrider::config::Config {
+    let text =
+        format!("hostname = \"mail.own.test\"\ndata_dir = {folder:?}\n[domains.\"{}\".dkim]\n{lines}", plain::DOMAIN);
+    postrider::config::parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn the_key_of_a_selector_that_is_named_may_lie_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = domain(plain::DOMAIN);
+    let first = Signer::load(&plain::config(folder.path())).unwrap().records(&own);
+    let elsewhere = folder.path().join("s1.pem");
+    fs::rename(folder.path().join("dkim/own.test/pr-rsa.pem"), &elsewhere).unwrap();
+    fs::remove_dir_all(folder.path().join("dkim")).unwrap();
+    let file = format!("key_files = {{ \"s1\" = {elsewhere:?} }}\n");
+    let records = |lines: &str| {
+        let config = with_dkim(folder.path(), lines);
+        let signer = Signer::load(&config).unwrap();
+        let signed = signer.sign(&own, b"From: a@own.test\r\n\r\nx\r\n").unwrap();
+        let names: Vec<String> = signed.into_iter().map(|signature| signature.name).collect();
+        let records = signer.records(&own);
+        assert_eq!(names, records.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
+        assert_eq!(records[0], ("s1._domainkey.own.test".to_owned(), first[0].1.clone()));
+        names
+    };
+    assert_eq!(records(&format!("selectors = [\"s1\"]\n{file}")), ["s1._domainkey.own.test"]);
+    // As the guides had it.
+    assert_eq!(records(&format!("selectors = []\n{file}")), ["s1._domainkey.own.test"]);
+    // Who brings a key and names no others wants no others.
+    assert_eq!(records(&file), ["s1._domainkey.own.test"]);
+    assert!(!folder.path().join("dkim").exists(), "no key was made that nobody has asked for");
+    let both = records(&format!("selectors = [\"s1\", \"s2-ed\"]\n{file}"));
+    assert_eq!(both, ["s1._domainkey.own.test", "s2-ed._domainkey.own.test"]);
+}
+
+#[test]
+fn a_key_is_made_as_its_name_says_else_by_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = domain(plain::DOMAIN);
+    for (selectors, kinds) in [
+        (["a", "b"], ["rsa", "ed25519"]),
+        (["x-ed", "x-rsa"], ["ed25519", "rsa"]),
+        (["y-rsa", "z-rsa"], ["rsa", "rsa"]),
+    ] {
+        let config = with_dkim(folder.path(), &format!("selectors = {selectors:?}\n"));
+        let records = Signer::load(&config).unwrap().records(&own);
+        for ((name, record), (selector, kind)) in records.iter().zip(selectors.iter().zip(kinds)) {
+            assert_eq!(*name, format!("{selector}._domainkey.own.test"));
+            assert!(record.starts_with(&format!("v=DKIM1; k={kind}; ")), "{name}: {record}");
+        }
     }
 }
 

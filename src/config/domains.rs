@@ -15,6 +15,8 @@ use crate::message::{Address, Domain};
 /// sensors may do with less, but below this a limit is a slip of the pen.
 pub(super) const MESSAGE_BYTES_MIN: u64 = 4 * 1024;
 
+/// Where neither selectors nor key files are named.
+const DEFAULT_SELECTORS: [&str; 2] = ["pr-rsa", "pr-ed"];
 /// One RSA-2048 and one Ed25519 key for each domain.
 const GENERATED_SELECTORS_MAX: usize = 2;
 
@@ -123,8 +125,7 @@ fn read_separator(text: &str) -> Result<Option<char>, Wrong> {
 }
 
 fn dkim(section: &Section<'_>) -> Dkim {
-    let default = || vec!["pr-rsa".to_owned(), "pr-ed".to_owned()];
-    let selectors = section.list("selectors", SELECTORS_FORM, read_selector).unwrap_or_else(default);
+    let written = section.list("selectors", SELECTORS_FORM, read_selector);
     let mut key_files = BTreeMap::new();
     if section.item("key_files").is_some() {
         let files = section.section("key_files");
@@ -138,14 +139,21 @@ fn dkim(section: &Section<'_>) -> Dkim {
             key_files.insert(selector.to_owned(), item.readable_file().unwrap_or_else(PathBuf::new));
         }
     }
+    // Who brings keys along and names no others wants no others.
+    let default = || match key_files.is_empty() {
+        true => DEFAULT_SELECTORS.map(str::to_owned).to_vec(),
+        false => Vec::new(),
+    };
+    let selectors = written.unwrap_or_else(default);
     check_selectors(section, &selectors, &key_files);
     Dkim { selectors, key_files }
 }
 
 fn check_selectors(section: &Section<'_>, selectors: &[String], key_files: &BTreeMap<String, PathBuf>) {
     let Some(item) = section.item("selectors") else { return };
-    if selectors.len() > GENERATED_SELECTORS_MAX {
-        let what = format!("{} selectors, but keys are made for {GENERATED_SELECTORS_MAX} only", selectors.len());
+    let made = selectors.iter().filter(|selector| !key_files.contains_key(*selector)).count();
+    if made > GENERATED_SELECTORS_MAX {
+        let what = format!("{made} selectors without a key file, but keys are made for {GENERATED_SELECTORS_MAX} only");
         item.problem(
             ProblemKind::BadValue,
             what,
@@ -154,7 +162,7 @@ fn check_selectors(section: &Section<'_>, selectors: &[String], key_files: &BTre
     }
     let mut seen = BTreeSet::new();
     for selector in selectors {
-        if !seen.insert(selector) || key_files.contains_key(selector) {
+        if !seen.insert(selector) {
             item.problem(ProblemKind::Duplicate, format!("selector {selector:?} is named twice"), "Name it once.");
         }
     }

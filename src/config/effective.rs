@@ -12,6 +12,7 @@ use super::reference::{self, Key, Said, Standard};
 use super::report::Report;
 use super::tree::{Node, Table, Value, join};
 use super::{Config, ListenerTls, Problems, load};
+use crate::message::Domain;
 
 /// In place of a secret.
 const MASK: &str = "***";
@@ -182,6 +183,9 @@ fn default(config: &Config, key: &Key, path: &[String], name: &str) -> Option<(S
     if key.path == "listeners.*.tls" {
         return config.listeners.get(name).map(|listener| (format!("\"{}\"", tls_name(listener.tls)), true));
     }
+    if let Some(value) = following(config, key.path, path) {
+        return Some((value, true));
+    }
     let said = said_of(config, key, path, name)?;
     let is_of_this_section = said.name.as_deref() == Some(name);
     // The three listeners that are there without being written.
@@ -197,6 +201,18 @@ fn default(config: &Config, key: &Key, path: &[String], name: &str) -> Option<(S
             None if matches!(words.as_str(), "true" | "false") => Some((words.clone(), true)),
             None => Some((words.clone(), false)),
         },
+    }
+}
+
+/// A default that follows from what another key says.
+fn following(config: &Config, pattern: &str, path: &[String]) -> Option<String> {
+    match pattern {
+        "domains.*.dkim.selectors" => {
+            let own = config.domains.get(&Domain::parse(path.get(1)?).ok()?)?;
+            let quoted: Vec<String> = own.dkim.selectors.iter().map(|selector| format!("{selector:?}")).collect();
+            Some(format!("[{}]", quoted.join(", ")))
+        }
+        _ => None,
     }
 }
 

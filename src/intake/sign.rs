@@ -400,9 +400,11 @@ fn key_path(data_dir: &Path, domain: &Domain, selector: &str) -> PathBuf {
     folder_of(data_dir, domain).join(format!("{selector}.pem"))
 }
 
-/// The first is RSA, the second Ed25519; from the third on the name tells.
+/// What the end of the name says; else the first is RSA, the second Ed25519.
 fn kind(position: usize, selector: &str) -> Option<Kind> {
     match position {
+        _ if selector.ends_with("-rsa") => Some(Kind::Rsa),
+        _ if selector.ends_with("-ed") || selector.ends_with("-ed25519") => Some(Kind::Ed25519),
         0 => Some(Kind::Rsa),
         1 => Some(Kind::Ed25519),
         _ if selector.ends_with("rsa") => Some(Kind::Rsa),

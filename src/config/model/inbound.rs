@@ -23,10 +23,10 @@ pub struct OwnDomain {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dkim {
-    /// Selectors whose keys live under `data_dir/dkim/<domain>/`: the first RSA-2048, the second
-    /// Ed25519, made at first start.
+    /// Selectors whose keys live under `data_dir/dkim/<domain>/`, unless `key_files` says where: the first
+    /// RSA-2048, the second Ed25519, or what the name says, made at first start.
     pub selectors: Vec<String>,
-    /// Selectors whose keys lie elsewhere.
+    /// Where keys lie that are not made here. Their selectors sign, whether `selectors` names them or not.
     pub key_files: BTreeMap<String, PathBuf>,
 }
 
