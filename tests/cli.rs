@@ -607,6 +607,37 @@ fn check_finds_a_certificate_that_is_none() {
     assert_eq!((&json["key"], &json["kind"]), (&"tls".into(), &"bad_value".into()), "{json}");
 }
 
+#[test]
+fn check_finds_a_dkim_key_that_is_none_where_the_server_would_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("postrider.toml");
+    let pem = folder.path().join("junk.pem");
+    std::fs::write(&pem, "junk\n").unwrap();
+    let pem = toml::Value::String(pem.display().to_string());
+    let keys = format!("[domains.\"Home.test\".dkim]\nkey_files = {{ s1 = {pem}, s2 = {pem} }}\n");
+    std::fs::write(&file, server_config(&folder.path().join("data"), "127.0.0.1:0") + &keys).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = postrider().args(arguments).arg("--config").arg(&file).output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    let (code, text) = run(&["check"]);
+    assert_eq!(code, Some(2), "{text}");
+    for selector in ["s1", "s2"] {
+        let place = format!("postrider.toml:10: domains.\"home.test\".dkim.key_files.{selector}: ");
+        let line = text.lines().find(|line| line.contains(&place)).unwrap_or_else(|| panic!("no {place}: {text}"));
+        assert!(line.contains("junk.pem: is not a private key in PEM form. Name a file with an RSA"), "{text}");
+    }
+    assert!(text.ends_with("2 problems\n"), "{text}");
+    assert!(!folder.path().join("data").exists(), "nothing is made");
+    let (code, json) = run(&["check", "--json"]);
+    let first: Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!((code, &first["line"], &first["kind"]), (Some(2), &10.into(), &"bad_value".into()), "{json}");
+    // The server says the same of it.
+    let (code, text) = run(&["serve"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("postrider.toml:10: domains.\"home.test\".dkim.key_files.s1: "), "{text}");
+}
+
 /// A `postrider serve` of its own, and what it has logged. Killed when dropped.
 struct Served {
     child: std::process::Child,

@@ -26,7 +26,7 @@ use crate::dns::Resolver;
 use crate::events::journal::Journal;
 use crate::events::server::ServerEvent;
 use crate::intake::Intake;
-use crate::intake::sign::Signer;
+use crate::intake::sign::{SignError, Signer};
 use crate::queue::Queue;
 use crate::server::outside::Shared;
 use crate::server::tls::TlsError;
@@ -255,6 +255,11 @@ fn problem_of(error: &Error, config: &Config) -> Problem {
     const REMEDY: &str = "Nothing was changed.";
     if let Error::Tls(TlsError::Written { written, error }) = error {
         let (file, line, key) = (written.file.clone(), written.line, written.section.to_owned());
+        let (what, remedy) = (error.to_string(), REMEDY.to_owned());
+        return Problem { file, line, column: 0, key, what, remedy, kind: ProblemKind::Unusable };
+    }
+    if let Error::Sign(SignError::Written { file, line, key, error }) = error {
+        let (file, line, key) = (file.clone(), *line, key.clone());
         let (what, remedy) = (error.to_string(), REMEDY.to_owned());
         return Problem { file, line, column: 0, key, what, remedy, kind: ProblemKind::Unusable };
     }

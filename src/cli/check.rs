@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::config::{self, Config, ListenerTls, OutboundTls, Problem, ProblemKind, Problems, Role, WayOut};
+use crate::intake::sign::{self, SignError};
 use crate::server;
 use crate::server::tls::TlsError;
 
@@ -22,7 +23,7 @@ pub mod world;
 const STATUS_PROBLEMS: u8 = 2;
 
 pub fn run(path: &Path, json: bool, explain_retry: bool) -> ExitCode {
-    match config::load(path).and_then(|config| certificate(path, config)) {
+    match config::load(path).and_then(|config| files(path, config)) {
         Ok(config) => {
             let text = match (explain_retry, json) {
                 (true, true) => retry::lines_json(&config.delivery.retry),
@@ -42,21 +43,39 @@ pub fn run(path: &Path, json: bool, explain_retry: bool) -> ExitCode {
 
 /// Reading the configuration only finds out that these files can be read; a server that will not start
 /// with them must not be called good.
-fn certificate(path: &Path, mut config: Config) -> Result<Config, Problems> {
-    let error = match server::tls::check(&config) {
-        Ok(warnings) => {
-            config.warnings.extend(warnings);
-            return Ok(config);
-        }
-        Err(error) => error,
+fn files(path: &Path, mut config: Config) -> Result<Config, Problems> {
+    let mut problems: Vec<Problem> = sign::check::key_files(&config).into_iter().map(|e| of_key(path, e)).collect();
+    match server::tls::check(&config) {
+        Ok(warnings) => config.warnings.extend(warnings),
+        Err(error) => problems.push(of_certificate(path, error)),
+    }
+    if problems.is_empty() { Ok(config) } else { Err(Problems::new(problems)) }
+}
+
+fn of_key(path: &Path, error: SignError) -> Problem {
+    let (file, line, key, error) = match error {
+        SignError::Written { file, line, key, error } => (file, line, key, *error),
+        error => (path.display().to_string(), 0, "domains".to_owned(), error),
     };
+    let (kind, remedy) = match error {
+        SignError::Read { .. } => (ProblemKind::Unreadable, "Let postrider's user read the file."),
+        SignError::BadSelector { .. } => (ProblemKind::BadValue, "Take keys out that nobody needs any more."),
+        _ => (
+            ProblemKind::BadValue,
+            "Name a file with an RSA or Ed25519 private key in PEM form (PKCS#8, or PKCS#1 for RSA).",
+        ),
+    };
+    Problem { file, line, column: 0, key, what: error.to_string(), remedy: remedy.to_owned(), kind }
+}
+
+fn of_certificate(path: &Path, error: TlsError) -> Problem {
     let (file, line, key, error) = match error {
         TlsError::Written { written, error } => (written.file, written.line, written.section, *error),
         error => (path.display().to_string(), 0, "tls", error),
     };
     let text = error.to_string();
     let (what, remedy) = text.split_once("; ").unwrap_or((text.as_str(), ""));
-    let problem = Problem {
+    Problem {
         file,
         line,
         column: 0,
@@ -64,8 +83,7 @@ fn certificate(path: &Path, mut config: Config) -> Result<Config, Problems> {
         what: what.to_owned(),
         remedy: if remedy.is_empty() { String::new() } else { format!("{}.", capitalized(remedy)) },
         kind: ProblemKind::BadValue,
-    };
-    Err(Problems::new(vec![problem]))
+    }
 }
 
 fn capitalized(text: &str) -> String {

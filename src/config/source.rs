@@ -107,10 +107,17 @@ impl Source {
         Source { file, files, folders: found.folders, values, secrets: found.secrets }
     }
 
+    /// A key as it is written here, of the names on the way to it.
+    pub fn key<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+        names.into_iter().fold(String::new(), |path, name| join(&path, name))
+    }
+
     /// File and line of a key, or of the first one below it.
     pub fn place(&self, key: &str) -> (String, u32) {
         let below = format!("{key}.");
-        let own = self.values.get(key);
+        // The name of a domain may stand there in capitals.
+        let other_case = || self.values.iter().find(|(path, _)| path.eq_ignore_ascii_case(key)).map(|(_, value)| value);
+        let own = self.values.get(key).or_else(other_case);
         let own = own.or_else(|| self.values.iter().find(|(path, _)| path.starts_with(&below)).map(|(_, value)| value));
         own.map_or_else(|| (self.file.display().to_string(), 0), |written| (written.file.clone(), written.line))
     }

@@ -32,6 +32,7 @@ use crate::message::body::{Hash, relaxed_hash};
 use crate::message::canonical::{self, Form};
 use crate::message::header::{Field, Headers};
 
+pub mod check;
 pub mod life;
 pub mod sealing;
 
@@ -43,6 +44,7 @@ const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 const RSA_BITS_MIN: usize = 1024;
 /// Keys, and so signatures, of one domain.
 const KEYS_PER_DOMAIN_MAX: usize = 8;
+const TOO_MANY: &str = "a domain can have 8 keys at most";
 
 /// Signed in every message, once more than they occur, so that nobody can add one (RFC 6376 8.15).
 const OVERSIGNED: [&str; 8] = ["From", "To", "Cc", "Subject", "Date", "Reply-To", "List-Unsubscribe", "Content-Type"];
@@ -90,6 +92,9 @@ pub enum SignError {
     NoNewKey { domain: Domain, why: String },
     #[error("DKIM selector {selector:?} of {domain}: {why}")]
     BadSelector { domain: Domain, selector: String, why: &'static str },
+    /// Of a key that the configuration names.
+    #[error("{file}:{line}: {key}: {error}")]
+    Written { file: String, line: u32, key: String, error: Box<SignError> },
     #[error("{0} is not one of our domains, so there is no DKIM key for it")]
     NotOurs(Domain),
     #[error("the message has no From field to sign")]
@@ -296,6 +301,14 @@ impl Pair {
         })
     }
 
+    /// With the text for DNS.
+    fn with_record(path: &Path, pem: &[u8]) -> Result<(Pair, String), SignError> {
+        let pair = Pair::from_pem(path, pem)?;
+        let record = pair.record();
+        let record = record.ok_or_else(|| SignError::BadKey { path: path.to_owned(), why: "has no public key" })?;
+        Ok((pair, record))
+    }
+
     /// From PEM: PKCS#8, or PKCS#1 for RSA.
     fn from_pem(path: &Path, pem: &[u8]) -> Result<Pair, SignError> {
         let bad = |why| SignError::BadKey { path: path.to_owned(), why };
@@ -332,22 +345,23 @@ pub(super) fn signed_fields<'h, 'a>(headers: &'h Headers<'a>) -> (Vec<String>, V
 }
 
 fn load_all(config: &Config) -> Result<Keys, SignError> {
-    let load = |(domain, own): (&Domain, &OwnDomain)| Ok((domain.clone(), load_domain(&config.data_dir, domain, own)?));
+    let load = |(domain, own): (&Domain, &OwnDomain)| Ok((domain.clone(), load_domain(config, domain, own)?));
     config.domains.iter().map(load).collect()
 }
 
 /// The keys of the configuration, then those that were made besides.
-fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<DomainKeys, SignError> {
-    let dkim = &own.dkim;
+fn load_domain(config: &Config, domain: &Domain, own: &OwnDomain) -> Result<DomainKeys, SignError> {
+    let (data_dir, dkim) = (config.data_dir.as_path(), &own.dkim);
     let lives = life::lives(data_dir, domain)?;
     let extra = dkim.key_files.keys().filter(|selector| !dkim.selectors.contains(selector));
     let configured: Vec<&String> = dkim.selectors.iter().chain(extra).collect();
     let made = lives.selectors().filter(|selector| !configured.contains(selector));
     let (mut keys, mut done) = (Vec::new(), Vec::new());
     for (position, selector) in configured.iter().copied().chain(made).enumerate() {
-        let bad = |why| SignError::BadSelector { domain: domain.clone(), selector: selector.clone(), why };
+        let placed = |error| check::placed(config, domain, selector, error);
+        let bad = |why| placed(SignError::BadSelector { domain: domain.clone(), selector: selector.clone(), why });
         if keys.len() >= KEYS_PER_DOMAIN_MAX {
-            return Err(bad("a domain can have 8 keys at most"));
+            return Err(bad(TOO_MANY));
         }
         let name = Domain::parse(&format!("{selector}._domainkey.{domain}"))
             .map_err(|_| bad("is not a name in DNS (letters, digits, hyphens, dots)"))?;
@@ -357,7 +371,7 @@ fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<Doma
             continue;
         }
         let (path, pem) = match dkim.key_files.get(selector) {
-            Some(path) => (path.clone(), read(path)?),
+            Some(path) => (path.clone(), read(path).map_err(placed)?),
             None if !configured.contains(&selector) => {
                 let path = key_path(data_dir, domain, selector);
                 (path.clone(), read(&path)?)
@@ -372,24 +386,10 @@ fn load_domain(data_dir: &Path, domain: &Domain, own: &OwnDomain) -> Result<Doma
                 (path, pem)
             }
         };
-        let pair = Pair::from_pem(&path, &pem)?;
-        let record = pair.record().ok_or(SignError::BadKey { path, why: "has no public key" })?;
+        let (pair, record) = Pair::with_record(&path, &pem).map_err(placed)?;
         keys.push(Key { selector: selector.to_ascii_lowercase(), name: name.to_string(), record, state, pair });
     }
     Ok(DomainKeys { lives, keys, done })
-}
-
-/// Files of keys that the configuration wants and that are still to be made, which [`Signer::load`] does.
-pub fn missing_keys(config: &Config) -> Vec<PathBuf> {
-    let mut missing = Vec::new();
-    for (domain, own) in &config.domains {
-        let ours = own.dkim.selectors.iter().filter(|selector| !own.dkim.key_files.contains_key(*selector));
-        let lives = life::lives(&config.data_dir, domain).unwrap_or_default();
-        let wanted = ours.filter(|selector| lives.state(selector) != State::Done);
-        let paths = wanted.map(|selector| key_path(&config.data_dir, domain, selector));
-        missing.extend(paths.filter(|path| matches!(path.try_exists(), Ok(false))));
-    }
-    missing
 }
 
 fn folder_of(data_dir: &Path, domain: &Domain) -> PathBuf {

@@ -25,12 +25,19 @@ async fn whatever_is_wrong_is_refused_with_file_line_and_remedy_and_nothing_chan
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(house.path("drop"), mode).unwrap();
 
+    std::fs::write(house.path("s1.pem"), "junk\n").unwrap();
+
     let pair = "[tls]\ncertificate = \"DATA_DIR/cert.pem\"\nprivate_key = \"DATA_DIR/other.key\"\n";
     let cases: Vec<(String, String, &str)> = vec![
         (format!("{good}[limit]\n"), format!("{file}:{last}: limit: "), "limits"),
         (format!("{good}\"b@home.test\" = \"nowhere\"\n"), format!("{file}:{last}: aliases"), "nowhere"),
         (format!("{good}x = \n"), format!("{file}:{last}"), "."),
         (format!("{good}{pair}"), format!("{file}:{}: tls: ", last + 1), "does not belong to the first certificate"),
+        (
+            format!("{good}[domains.\"Other.test\".dkim]\nkey_files = {{ \"s1\" = \"DATA_DIR/s1.pem\" }}\n"),
+            format!("{file}:{}: domains.\"other.test\".dkim.key_files.s1: ", last + 1),
+            "is not a private key in PEM form",
+        ),
         (
             format!("{good}[listeners.new]\nrole = \"mx\"\nbind = [\"127.0.0.1:{port}\"]\n"),
             format!("{file}:{}: listeners.new.bind: ", last + 2),

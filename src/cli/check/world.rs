@@ -9,19 +9,20 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::{STATUS_PROBLEMS, certificate, complaint, print};
+use super::{STATUS_PROBLEMS, complaint, files, print};
 use crate::app::world::{Finding, Level, Topic, World};
 use crate::cli::progress::Progress;
 use crate::cli::text::{Paint, clean, count};
 use crate::config::{self, Config};
 use crate::dns::Resolver;
-use crate::intake::sign::{Signer, missing_keys};
+use crate::intake::sign::Signer;
+use crate::intake::sign::check::missing_keys;
 
 /// Widest name of a check.
 const NAME_CHARS: usize = 13;
 
 pub async fn run(path: &Path, json: bool) -> ExitCode {
-    let config = match config::load(path).and_then(|config| certificate(path, config)) {
+    let config = match config::load(path).and_then(|config| files(path, config)) {
         Ok(config) => Arc::new(config),
         Err(problems) => {
             print(&mut std::io::stderr().lock(), &complaint(&problems, json));
