@@ -119,6 +119,35 @@ fn one_no_such_user_is_enough_where_that_is_wanted() {
     assert!(!met(&at_once, &one, None));
 }
 
+#[test]
+fn one_bounce_is_enough_where_suppress_after_is_one() {
+    let one = Bounces { suppress_after: 1, ..rule(30) };
+    let weighed = weigh(&one, &hard(&[0.0]), None, START + 1);
+    assert!(weighed.met);
+    assert_eq!(weighed.why, "1 bounce within 30 days, and 1 is enough");
+    assert!(met(&one, &hard(&[0.0, 0.1]), None), "nor do more of them");
+    let none = weigh(&one, &[], None, START);
+    assert_eq!((none.met, none.why.as_str()), (false, "0 of 1 bounce within 30 days"));
+    assert!(!met(&one, &[bounce(0.0, Class::Policy)], None), "it has to be one that counts");
+}
+
+#[test]
+fn a_spread_of_nothing_is_no_condition() {
+    let at_once = Bounces { suppress_after: 2, spread: Duration::ZERO, within: Duration::from_secs(60), ..rule(30) };
+    let mut two = hard(&[0.0]);
+    assert!(!met(&at_once, &two, None));
+    two.push(Event { message: MessageId::first_at(START + 1), ..two[0].clone() });
+    let weighed = weigh(&at_once, &two, None, START);
+    assert!(weighed.met, "both at the same time");
+    assert_eq!(weighed.why, "2 bounces within 1 minute, and 2 are enough");
+    let close = weigh(&rule(30), &hard(&[0.0, 0.1, 0.2, 0.3, 0.25]), None, START + DAY);
+    assert!(!close.met);
+    assert_eq!(
+        close.why,
+        "5 bounces within 30 days, which is enough, but over 7.2 hours only, and it has to be more than 7 days"
+    );
+}
+
 proptest::proptest! {
     /// In whatever order they are read; more bounces never take an address off.
     #[test]

@@ -274,31 +274,52 @@ pub fn weigh(rule: &Bounces, events: &[Event], alive: Option<Millis>, now: Milli
     };
     let sure = rule.hard_at_once && counted.iter().any(Event::is_sure);
     let enough = counted.len() >= rule.suppress_after as usize;
-    let met = sure || (enough && spread > millis(rule.spread));
+    let met = sure || (enough && is_wide_enough(rule, spread));
     let why = explain(rule, &counted, spread, sure, alive);
     Weighed { met, counted, why }
 }
 
+/// One bounce is not apart from any other, and "0s" asks for nothing.
+fn is_wide_enough(rule: &Bounces, spread: Millis) -> bool {
+    asks_for_spread(rule).is_none_or(|wanted| spread > wanted)
+}
+
+/// None: it does not matter how far apart the bounces are.
+fn asks_for_spread(rule: &Bounces) -> Option<Millis> {
+    Some(millis(rule.spread)).filter(|wanted| *wanted > 0 && rule.suppress_after > 1)
+}
+
 fn explain(rule: &Bounces, counted: &[Event], spread: Millis, sure: bool, alive: Option<Millis>) -> String {
     let (wanted, found) = (rule.suppress_after, counted.len());
-    let (within, wide) = (days(millis(rule.within)), days(millis(rule.spread)));
+    let within = time(millis(rule.within));
     let since = alive.map_or(String::new(), |alive| format!(", counted since {}", rfc3339(alive)));
-    match (found < wanted as usize, spread > millis(rule.spread)) {
-        _ if sure => "its server has said to us that there is no such user (bounces.hard_at_once)".to_owned(),
-        (true, _) => format!("{found} of {wanted} bounces within {within}{since}"),
-        (false, true) => format!("{found} bounces within {within}, over {}: more than {wide}{since}", days(spread)),
-        (false, false) => format!(
-            "{found} bounces within {within}, which is enough, but over {} only, and it has to be more than {wide}{since}",
-            days(spread)
+    let bounces = |count: usize| if count == 1 { "bounce" } else { "bounces" };
+    if sure {
+        return "its server has said to us that there is no such user (bounces.hard_at_once)".to_owned();
+    }
+    if found < wanted as usize {
+        return format!("{found} of {wanted} {} within {within}{since}", bounces(wanted as usize));
+    }
+    let enough = format!("{found} {} within {within}", bounces(found));
+    match asks_for_spread(rule) {
+        None => format!("{enough}, and {wanted} {} enough{since}", if wanted == 1 { "is" } else { "are" }),
+        Some(wide) if spread > wide => format!("{enough}, over {}: more than {}{since}", time(spread), time(wide)),
+        Some(wide) => format!(
+            "{enough}, which is enough, but over {} only, and it has to be more than {}{since}",
+            time(spread),
+            time(wide)
         ),
     }
 }
 
-fn days(millis: Millis) -> String {
-    match (millis / DAY, millis % DAY) {
-        (1, 0) => "1 day".to_owned(),
-        (days, 0) => format!("{days} days"),
-        (_, _) => format!("{:.1} days", millis as f64 / DAY as f64),
+/// In the unit that fits: whole days, else tenths of days; shorter times in hours, minutes or seconds.
+fn time(millis: Millis) -> String {
+    let units = [(DAY, "day"), (3_600_000, "hour"), (60_000, "minute"), (1000, "second")];
+    let (unit, name) = units.into_iter().find(|(unit, _)| millis >= *unit).unwrap_or((1000, "second"));
+    match (millis / unit, millis % unit) {
+        (1, 0) => format!("1 {name}"),
+        (whole, 0) => format!("{whole} {name}s"),
+        (_, _) => format!("{:.1} {name}s", millis as f64 / unit as f64),
     }
 }
 
