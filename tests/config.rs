@@ -6,6 +6,8 @@
 
 #[path = "config/bad.rs"]
 mod bad;
+#[path = "config/bounds.rs"]
+mod bounds;
 #[path = "config/meaning.rs"]
 mod meaning;
 #[path = "config/reference.rs"]

@@ -134,12 +134,13 @@ fn a_default_that_follows_from_another_key_is_shown_as_it_is() {
     let key = folder.path().join("s1.pem");
     std::fs::write(&key, "a key").unwrap();
     let dkim = format!("[domains.\"home.test\".dkim]\nkey_files = {{ s1 = {key:?} }}\n[domains.\"other.test\"]\n");
-    std::fs::write(&file, format!("{CONF}{dkim}")).unwrap();
+    std::fs::write(&file, format!("{CONF}{dkim}[bounces]\nwithin = \"7d\"\n")).unwrap();
     let line =
         |section: &str| said(&file, &[section]).lines().find(|line| line.starts_with("selectors")).map(str::to_owned);
     let shown = |section: &str| line(section).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(shown("domains.\"home.test\".dkim"), "selectors = [] # default");
     assert_eq!(shown("domains.\"other.test\".dkim"), "selectors = [\"pr-rsa\", \"pr-ed\"] # default");
+    assert!(said(&file, &["bounces"]).lines().any(|line| line.starts_with("spread") && line.contains("\"84h\"")));
 }
 
 /// The log and the report of a reload do not show it either. Whoever asks for help shows this to others.

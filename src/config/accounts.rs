@@ -63,7 +63,7 @@ fn account(section: &Section<'_>, names: &[String]) -> Option<Account> {
     let more_streams = section.list("streams", form, read_stream).unwrap_or_default();
     let force_from = section.item("force_from").and_then(|item| item.read("a mailbox", read_mailbox)).flatten();
     let daily_limit = section.item("daily_limit").and_then(|item| item.count(1..=DAILY_LIMIT_MAX));
-    let rate_limit = section.item("rate_limit").and_then(|item| item.rate());
+    let rate_limit = section.item("rate_limit").and_then(|item| item.optional_rate());
     let max_attachments = section.item("max_attachments").and_then(|item| item.size(0));
     let notify = section.item("notify").and_then(|item| item.read("an address", read_optional_address)).flatten();
     let hold = section.boolean("hold", false);

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 
 use super::destinations::{Names, destinations};
 use super::problem::ProblemKind;
-use super::section::{Section, Wrong, read_domain};
+use super::section::{Item, Section, Wrong, read_domain};
 use super::sender::CATCHALL_LOCAL;
 use super::tree::join;
+use super::value::render_size;
 use super::{Aliases, Dkim, OwnDomain, Sender};
 use crate::message::{Address, Domain};
 
-/// Smallest limit for a message, in bytes. RFC 5321 4.5.3.1.7 wants 64 KiB of a public server; a gateway for
-/// sensors may do with less, but below this a limit is a slip of the pen.
-pub(super) const MESSAGE_BYTES_MIN: u64 = 4 * 1024;
+/// RFC 5321 4.5.3.1.7 wants 64 KiB of a public server. A gateway for sensors may do with less, but below this, in
+/// bytes, a limit probably is a slip of the pen.
+const MESSAGE_BYTES_USUAL: u64 = 4 * 1024;
 
 /// Where neither selectors nor key files are named.
 const DEFAULT_SELECTORS: [&str; 2] = ["pr-rsa", "pr-ed"];
@@ -53,10 +54,23 @@ fn own_domain(section: &Section<'_>, domain: Option<&Domain>, names: &Names) -> 
         None => Some('+'),
         Some(item) => item.read("a character", read_separator).flatten(),
     };
-    let max_size = section.item("max_size").and_then(|item| item.size(MESSAGE_BYTES_MIN));
+    let max_size = section.item("max_size").and_then(|item| message_size(&item));
     let dkim = dkim(&section.section("dkim"));
     let bounce = bounce.unwrap_or_else(|| "bounce".to_owned());
     OwnDomain { catchall, bounce, previous_names, subaddress, max_size, dkim }
+}
+
+/// A limit for messages.
+pub(super) fn message_size(item: &Item<'_>) -> Option<u64> {
+    let size = item.size(1)?;
+    if (1..MESSAGE_BYTES_USUAL).contains(&size) {
+        item.report.warn(format!(
+            "{} is {}: the header of a message alone often is larger",
+            item.path,
+            render_size(size)
+        ));
+    }
+    Some(size)
 }
 
 /// An address has one meaning: what comes back to it as a bounce is nothing else's.

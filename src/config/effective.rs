@@ -11,6 +11,7 @@ use super::keys::lists;
 use super::reference::{self, Key, Said, Standard};
 use super::report::Report;
 use super::tree::{Node, Table, Value, join};
+use super::value::render_duration;
 use super::{Config, ListenerTls, Problems, load};
 use crate::message::Domain;
 
@@ -212,6 +213,7 @@ fn following(config: &Config, pattern: &str, path: &[String]) -> Option<String> 
             let quoted: Vec<String> = own.dkim.selectors.iter().map(|selector| format!("{selector:?}")).collect();
             Some(format!("[{}]", quoted.join(", ")))
         }
+        "bounces.spread" => Some(format!("\"{}\"", render_duration(config.bounces.spread))),
         _ => None,
     }
 }

@@ -8,12 +8,14 @@ use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Section, Wrong};
 use super::targets::{is_loopback, read_url, webhook_secret};
+use super::value::{SECOND_UP, render_duration};
 use crate::events::kind::Kind;
 
 const KEEP_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
-const KEEP_MIN: Duration = Duration::from_secs(3600);
+/// Bounces come later than this, and people look later.
+const KEEP_SHORT: Duration = Duration::from_secs(3600);
 /// Stories lie in the store beside the queue: more than a year of them belongs elsewhere.
-const KEEP_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+const KEEP_LONG: Duration = Duration::from_secs(400 * 24 * 3600);
 /// Characters of a webhook's name; it is a label of metrics and part of keys.
 const NAME_CHARS_MAX: usize = 64;
 /// Webhooks for events; each has a queue and a task of its own.
@@ -54,10 +56,24 @@ pub(super) fn events(root: &Section<'_>) -> Events {
     let section = root.section("events");
     let levels = [("off", EventLog::Off), ("failed", EventLog::Failed), ("all", EventLog::All)];
     Events {
-        keep: section.duration("keep", KEEP_MIN..=KEEP_MAX, KEEP_DEFAULT),
+        keep: keep(&section),
         log: section.choice("log", &levels, EventLog::All),
         webhooks: webhooks(&section.section("webhooks")),
     }
+}
+
+fn keep(section: &Section<'_>) -> Duration {
+    let keep = section.duration("keep", SECOND_UP, KEEP_DEFAULT);
+    let shown = render_duration(keep);
+    if keep < KEEP_SHORT {
+        section.report.warn(format!(
+            "events.keep is {shown}: what became of a message, and what was captured, is gone soon after it; and bounces \
+             that come later cannot be told from mail of others"
+        ));
+    } else if keep > KEEP_LONG {
+        section.report.warn(format!("events.keep is {shown}: the stories of all that time lie beside the queue"));
+    }
+    keep
 }
 
 fn webhooks(section: &Section<'_>) -> BTreeMap<String, EventWebhook> {

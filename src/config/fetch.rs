@@ -10,6 +10,7 @@ use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address};
 use super::smart_hosts::{is_loopback, read_host, read_username};
 use super::tree::Value;
+use super::value::{SECOND_UP, render_duration};
 use super::{After, Destination, Fetch, FetchProtocol, Login, PopAccount, PopTls, Secret};
 use crate::message::Address;
 
@@ -18,8 +19,8 @@ const POP3_PORTS: (u16, u16) = (110, 995);
 const IMAP_PORTS: (u16, u16) = (143, 993);
 
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
-const INTERVAL_MIN: Duration = Duration::from_secs(10);
-const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Servers shut those out who log in more often.
+const INTERVAL_USUAL: Duration = Duration::from_secs(10);
 const NAME_CHARS_MAX: usize = 64;
 const FOLDER_BYTES_MAX: usize = 512;
 const FOLDER: &str = "INBOX";
@@ -59,7 +60,11 @@ fn account(name: &str, section: &Section<'_>) -> Option<Fetch> {
     };
     let host = section.required("host", "Add the server's name, such as host = \"imap.example.net\".");
     let host = host.and_then(|item| item.read("a host name", read_host));
-    let interval = section.duration("interval", INTERVAL_MIN..=INTERVAL_MAX, INTERVAL);
+    let interval = section.duration("interval", SECOND_UP, INTERVAL);
+    if interval < INTERVAL_USUAL {
+        let shown = render_duration(interval);
+        section.report.warn(format!("fetch.{name}.interval is {shown}: many servers shut out who logs in so often"));
+    }
     let folder = folder(section, protocol);
     let after = after(section, protocol);
     let deliver_to = section.item("deliver_to").and_then(|item| item.read("an address", read_address));

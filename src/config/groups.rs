@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Rate;
 use super::problem::ProblemKind;
 use super::section::{Section, read_domain};
-use super::value::{RATE_FORM, parse_rate};
+use super::value::{ZERO_UP, render_duration};
 use crate::message::Domain;
 
 const DEFAULT: &str = "default";
@@ -20,7 +20,7 @@ const MESSAGES_MAX: i64 = 1_000_000;
 /// RFC 5321 4.5.3.1.8 promises 100; some servers take many more.
 const RECIPIENTS_MAX: i64 = 10_000;
 /// Servers close what is idle after five minutes (RFC 5321 4.5.3.2.7) or long before.
-const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+const IDLE_USEFUL: Duration = Duration::from_secs(5 * 60);
 
 /// What one group of mail exchangers may be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,14 @@ pub(super) fn destinations(root: &Section<'_>) -> Destinations {
 }
 
 fn limits(section: &Section<'_>, default: GroupLimits) -> GroupLimits {
+    let idle_timeout = section.duration("idle_timeout", ZERO_UP, default.idle_timeout);
+    if section.item("idle_timeout").is_some() && idle_timeout > IDLE_USEFUL {
+        section.report.warn(format!(
+            "{}.idle_timeout is {}: servers close connections that are idle for 5m, or earlier",
+            section.path,
+            render_duration(idle_timeout)
+        ));
+    }
     GroupLimits {
         connections: section.count("connections", 1..=CONNECTIONS_MAX, default.connections),
         messages_per_connection: section.count(
@@ -163,20 +171,13 @@ fn limits(section: &Section<'_>, default: GroupLimits) -> GroupLimits {
             default.recipients_per_message,
         ),
         rate: rate(section, default.rate),
-        idle_timeout: section.duration("idle_timeout", Duration::ZERO..=IDLE_MAX, default.idle_timeout),
+        idle_timeout,
     }
 }
 
 /// Empty: no limit.
 fn rate(section: &Section<'_>, default: Option<Rate>) -> Option<Rate> {
-    let Some(item) = section.item("rate") else { return default };
-    let text = item.string("a rate")?;
-    let rate = parse_rate(text);
-    if rate.is_none() && !text.is_empty() {
-        let remedy = format!("{RATE_FORM} \"\" is no limit.");
-        item.problem(ProblemKind::BadValue, format!("{text:?} is not a rate"), remedy);
-    }
-    rate
+    section.item("rate").map_or(default, |item| item.optional_rate())
 }
 
 #[cfg(test)]

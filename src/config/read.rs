@@ -110,7 +110,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         chains::check(&map, &origins, root.report);
     }
     warn_of_sizes(&domains, limits.max_size, root.report);
-    room_for_one(root, queue.memory, limits.max_size);
+    warn_of_memory(queue.memory, limits.max_size, root.report);
     Some(Config {
         hostname: hostname?,
         data_dir: data_dir?,
@@ -184,17 +184,13 @@ fn catchalls<'a>(root: &Section<'a>, names: &Names) -> Vec<Origin<'a>> {
     items.map(origin).collect()
 }
 
-/// A message that can never find room would be refused with 452, and tried again, for ever.
-fn room_for_one(root: &Section<'_>, memory: u64, max_size: u64) {
-    if memory >= max_size {
-        return;
-    }
-    let items = [root.section("queue").item("memory"), root.section("limits").item("max_size")];
-    if let Some(item) = items.into_iter().flatten().next() {
+/// A large message comes in and leaves in pieces, but not by every door and to every target.
+fn warn_of_memory(memory: u64, max_size: u64, report: &Report) {
+    if memory < max_size {
         let (memory, max_size) = (render_size(memory), render_size(max_size));
-        item.wrong(Wrong::value(
-            format!("queue.memory is {memory}, and one message of limits.max_size ({max_size}) does not fit into it"),
-            "Raise queue.memory, best to ten times limits.max_size or more, or lower limits.max_size.",
+        report.warn(format!(
+            "queue.memory is {memory}, less than one message of limits.max_size ({max_size}): a large message may need \
+             all of it, and others wait, or get 452, meanwhile; ten times limits.max_size leaves room"
         ));
     }
 }

@@ -4,18 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::accounts::RECIPIENTS_MAX;
-use super::domains::MESSAGE_BYTES_MIN;
+use super::domains::message_size;
 use super::section::{Section, Wrong};
+use super::value::{SECOND_UP, render_size};
 use super::{Admin, Dns, Durability, Limits, Log, LogFormat, Queue, Rate};
 
 const MIB: u64 = 1 << 20;
-/// Enough for a few chunks of bodies.
+/// Enough for a few chunks of bodies, which is what one message takes, however large.
 const MEMORY_BYTES_MIN: u64 = MIB;
 const CONNECTIONS_MAX: i64 = 1_000_000;
 const ERRORS_MAX: i64 = 1_000_000;
-const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
-
-const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=TIMEOUT_MAX;
 
 pub(super) fn queue(root: &Section<'_>) -> Queue {
     let section = root.section("queue");
@@ -26,26 +24,33 @@ pub(super) fn queue(root: &Section<'_>) -> Queue {
             .report
             .warn("queue.durability is \"relaxed\": mail that was acknowledged can be lost when the power fails");
     }
-    Queue {
-        durability,
-        min_free: section.size("min_free", 0, 1024 * MIB),
-        memory: section.size("memory", MEMORY_BYTES_MIN, 512 * MIB),
+    Queue { durability, min_free: section.size("min_free", 0, 1024 * MIB), memory: memory(&section) }
+}
+
+fn memory(section: &Section<'_>) -> u64 {
+    let memory = section.size("memory", 1, 512 * MIB);
+    if memory < MEMORY_BYTES_MIN {
+        let (memory, least) = (render_size(memory), render_size(MEMORY_BYTES_MIN));
+        section
+            .report
+            .warn(format!("queue.memory is {memory}; {least} is used, because no large message gets by on less"));
     }
+    memory.max(MEMORY_BYTES_MIN)
 }
 
 pub(super) fn limits(root: &Section<'_>) -> Limits {
     let section = root.section("limits");
     let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
     Limits {
-        max_size: section.size("max_size", MESSAGE_BYTES_MIN, 35 * MIB),
+        max_size: section.item("max_size").and_then(|item| message_size(&item)).unwrap_or(35 * MIB),
         max_recipients: section.count("max_recipients", 1..=RECIPIENTS_MAX, 100),
         connections: section.count("connections", 1..=CONNECTIONS_MAX, 10_000),
         connections_per_ip: section.count("connections_per_ip", 1..=CONNECTIONS_MAX, 50),
         connection_rate: section.rate("connection_rate", Rate { count: 60, per: minutes(1) }),
         errors_per_session: section.count("errors_per_session", 1..=ERRORS_MAX, 10),
         auth_failures: section.rate("auth_failures", Rate { count: 10, per: minutes(15) }),
-        command_timeout: section.duration("command_timeout", TIMEOUTS, minutes(5)),
-        data_timeout: section.duration("data_timeout", TIMEOUTS, minutes(10)),
+        command_timeout: section.duration("command_timeout", SECOND_UP, minutes(5)),
+        data_timeout: section.duration("data_timeout", SECOND_UP, minutes(10)),
     }
 }
 
@@ -54,7 +59,7 @@ pub(super) fn dns(root: &Section<'_>) -> Dns {
     let form = "a list of name servers such as [\"127.0.0.1:53\"]";
     Dns {
         nameservers: section.list("nameservers", form, read_nameserver).unwrap_or_default(),
-        timeout: section.duration("timeout", TIMEOUTS, Duration::from_secs(5)),
+        timeout: section.duration("timeout", SECOND_UP, Duration::from_secs(5)),
     }
 }
 

@@ -243,6 +243,17 @@ impl<'a> Item<'a> {
         rate
     }
 
+    /// Empty: no limit.
+    pub fn optional_rate(&self) -> Option<Rate> {
+        let text = self.string("a rate")?;
+        let rate = parse_rate(text);
+        if rate.is_none() && !text.is_empty() {
+            let remedy = format!("{RATE_FORM} \"\" is no limit.");
+            self.problem(ProblemKind::BadValue, format!("{text:?} is not a rate"), remedy);
+        }
+        rate
+    }
+
     /// One of the given words. `later`: words that are documented but not supported yet.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)], later: &[&str]) -> Option<T> {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::domains::MESSAGE_BYTES_MIN;
+use super::domains::message_size;
 use super::fetch::{self, Mailbox};
 use super::oauth;
 use super::problem::ProblemKind;
@@ -169,7 +169,7 @@ fn check_secrecy(name: &str, section: &Section<'_>, tls: SmartHostTls) {
 /// "auto" (none): what the server says after EHLO.
 fn max_size(item: &Item<'_>) -> Option<u64> {
     let text = item.string("a size or \"auto\"")?;
-    if text == "auto" { None } else { item.size(MESSAGE_BYTES_MIN) }
+    if text == "auto" { None } else { message_size(item) }
 }
 
 /// A filter that is there and empty would match nothing in one reading and everything in another.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong};
+use super::value::SECOND_UP;
 use super::{Block, SmartHost, Stream};
 use crate::message::stream::{self, BUILT_IN, NAME_CHARS_MAX, STREAMS_MAX};
 
@@ -16,8 +17,6 @@ use crate::message::stream::{self, BUILT_IN, NAME_CHARS_MAX, STREAMS_MAX};
 const CONCURRENCY_MAX: i64 = 100_000;
 const BLOCK_SIZE_MAX: i64 = 1_000_000;
 const BLOCK_PAUSE: Duration = Duration::from_secs(120);
-const BLOCK_PAUSE_MIN: Duration = Duration::from_secs(1);
-const BLOCK_PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most recipients a day that `daily_limit` may name, of a stream or an account.
 pub(super) const DAILY_LIMIT_MAX: i64 = 1_000_000_000;
 
@@ -62,14 +61,16 @@ fn read(name: &str, section: &Section<'_>, hosts: &[SmartHost], host_names: &[&s
 }
 
 fn block(section: &Section<'_>) -> Option<Block> {
-    let pause = section.duration("block_pause", BLOCK_PAUSE_MIN..=BLOCK_PAUSE_MAX, BLOCK_PAUSE);
-    let Some(size) = section.item("block_size") else {
+    let pause = section.duration("block_pause", SECOND_UP, BLOCK_PAUSE);
+    // 0: as if it were not there.
+    let size = section.item("block_size").map_or(Some(0), |item| item.count(0..=BLOCK_SIZE_MAX))?;
+    if size == 0 {
         if section.item("block_pause").is_some() {
             section.report.warn(format!("{}.block_pause has no effect without block_size", section.path));
         }
         return None;
-    };
-    Some(Block { size: size.count(1..=BLOCK_SIZE_MAX)?, pause })
+    }
+    Some(Block { size, pause })
 }
 
 /// Empty: as if it were not there. A name counts as known even if its section has problems.

@@ -13,6 +13,7 @@ pub use super::command::{LooksLikeOption, PipeCommand, Word};
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong};
 use super::smart_hosts::{is_loopback as is_loopback_host, read_host};
+use super::value::SECOND_UP;
 use super::{FilePath, Secret, SmartHostTls};
 use crate::message::ip::{Refused, is_plainly_own, refused};
 
@@ -20,7 +21,6 @@ use crate::message::ip::{Refused, is_plainly_own, refused};
 const NAME_CHARS_MAX: usize = 64;
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(15);
 const PIPE_TIMEOUT: Duration = Duration::from_secs(30);
-const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 /// Bytes of the path of a unix socket (`sun_path` of Linux, with its NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Where SMTP servers listen; LMTP must not be spoken there (RFC 2033 5).
@@ -170,7 +170,7 @@ fn check_kind_keys(section: &Section<'_>, kind: Kind) {
 
 fn webhook(name: &str, section: &Section<'_>) -> Option<Target> {
     let secret = section.item("secret").map(|item| webhook_secret(&item)).unwrap_or_default();
-    let timeout = section.duration("timeout", TIMEOUTS, WEBHOOK_TIMEOUT);
+    let timeout = section.duration("timeout", SECOND_UP, WEBHOOK_TIMEOUT);
     let formats = [("json", WebhookFormat::Json), ("raw", WebhookFormat::Raw)];
     let format = section.choice("format", &formats, WebhookFormat::Json);
     let item =
@@ -296,7 +296,7 @@ fn read_lmtp(text: &str) -> Result<LmtpAddress, Wrong> {
 }
 
 fn pipe(section: &Section<'_>) -> Option<Target> {
-    let timeout = section.duration("timeout", TIMEOUTS, PIPE_TIMEOUT);
+    let timeout = section.duration("timeout", SECOND_UP, PIPE_TIMEOUT);
     let remedy = "Add the program and its arguments, such as command = [\"/usr/local/bin/on-mail\", \"{recipient}\"].";
     let command = PipeCommand::read(&section.required("command", remedy)?)?;
     Some(Target::Pipe { command, timeout })

@@ -1,7 +1,6 @@
 //! Reads whom to believe: checks of inbound mail, loop limits, pickup folders.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::destinations::{self, Names};
@@ -10,6 +9,7 @@ use super::nearest::nearest;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
 use super::tree::Value;
+use super::value::{SECOND_UP, ZERO_UP};
 use super::{
     Account, AddressOrDomain, AliasLimits, ArcMode, CheckMode, Checks, DmarcMode, LoopKey, Loops, OnAutomatic, OnLimit,
     Pickup, PickupDone, PickupFormat,
@@ -20,8 +20,6 @@ const DNSBL_MAX: usize = 10;
 const LOOP_LIMIT_MAX: i64 = 1_000_000;
 const HOPS_MAX: i64 = 1000;
 const LOOP_PERIOD: Duration = Duration::from_secs(60 * 60);
-const LOOP_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
-const LOOP_PERIODS: RangeInclusive<Duration> = Duration::from_secs(1)..=LOOP_PERIOD_MAX;
 const ON_AUTOMATIC: [(&str, OnAutomatic); 4] = [
     ("accept", OnAutomatic::Accept),
     ("hold", OnAutomatic::Hold),
@@ -29,7 +27,6 @@ const ON_AUTOMATIC: [(&str, OnAutomatic); 4] = [
     ("reject", OnAutomatic::Reject),
 ];
 const SETTLE: Duration = Duration::from_secs(2);
-const SETTLE_MAX: Duration = Duration::from_secs(86_400);
 
 const DNSBL_FORM: &str = "a list of names such as [\"zen.spamhaus.org\"]";
 const SEALERS_FORM: &str = "a list of domains such as [\"gmail.com\"]";
@@ -103,7 +100,7 @@ pub(super) fn loops(root: &Section<'_>, names: &Names) -> Loops {
     let trusted = section.list("trusted", TRUSTED_FORM, |text| read_trusted(text, names)).unwrap_or_default();
     let (trusted, trusted_accounts) = split(trusted);
     Loops {
-        period: section.duration("period", LOOP_PERIODS, LOOP_PERIOD),
+        period: section.duration("period", SECOND_UP, LOOP_PERIOD),
         limit: section.count("limit", 0..=LOOP_LIMIT_MAX, 5),
         replies: section.count("replies", 1..=LOOP_LIMIT_MAX, 90),
         key: section.choice("key", &keys, LoopKey::SenderAndAlias),
@@ -133,7 +130,7 @@ pub(super) fn alias_limits(root: &Section<'_>) -> BTreeMap<String, AliasLimits> 
         }
         let exception = AliasLimits {
             limit: section.item("limit").and_then(|item| item.count(0..=LOOP_LIMIT_MAX)),
-            period: section.item("period").and_then(|item| item.duration(LOOP_PERIODS)),
+            period: section.item("period").and_then(|item| item.duration(SECOND_UP)),
             automatic: section.item("automatic").and_then(|item| item.choice(&ON_AUTOMATIC, &[])),
         };
         if limits.insert(key, exception).is_some() {
@@ -203,7 +200,7 @@ pub(super) fn pickup(
         if !section.exists() {
             continue;
         }
-        let settle = section.duration("settle", Duration::ZERO..=SETTLE_MAX, SETTLE);
+        let settle = section.duration("settle", ZERO_UP, SETTLE);
         let format = section.choice("format", &FORMATS, PickupFormat::Auto);
         let done = section.choice("done", &DONE, PickupDone::Delete);
         let max_per_minute = section.count("max_per_minute", 0..=FILES_PER_MINUTE_MAX, 0);

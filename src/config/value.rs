@@ -3,6 +3,7 @@
 //! Each has one form with its unit written out, so that no number is ever misread. `render_*` gives
 //! the shortest text that reads back as the same value.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Rate;
@@ -17,6 +18,11 @@ pub(super) const RATE_FORM: &str =
 
 /// Longest duration taken: a hundred years, so that no sum of two overflows.
 pub const DURATION_SECONDS_MAX: u64 = 100 * 365 * 86_400;
+/// What a time may be where none at all makes no sense.
+pub(super) const SECOND_UP: RangeInclusive<Duration> = Duration::from_secs(1)..=DURATION_MAX;
+/// … and where it does.
+pub(super) const ZERO_UP: RangeInclusive<Duration> = Duration::ZERO..=DURATION_MAX;
+const DURATION_MAX: Duration = Duration::from_secs(DURATION_SECONDS_MAX);
 /// Largest size taken, in bytes: an exbibyte.
 pub const SIZE_BYTES_MAX: u64 = 1 << 60;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address, read_address_or_domain, read_domain};
-use super::value::{DURATION_FORM, DURATION_SECONDS_MAX, parse_duration};
+use super::value::{DURATION_FORM, SECOND_UP, parse_duration};
 use super::{AddressOrDomain, Archive, ArchivePer, Delivery, FilePath, OutboundTls, Retry, WayOut};
 use crate::message::{Address, Domain};
 
@@ -25,8 +25,6 @@ const ARCHIVE_FORM: &str = "sections with the header [[archive]]";
 const ALLOW_FORM: &str = "a list of addresses and domains such as [\"example.com\"]";
 const SOURCE_FORM: &str = "a list of IP addresses such as [\"192.0.2.1\", \"2001:db8::1\"]";
 const SCHEDULE_FORM: &str = "a list of durations such as [\"1m\", \"5m\", \"1h\"]";
-
-const ANY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(DURATION_SECONDS_MAX);
 
 pub(super) fn delivery(root: &Section<'_>, hostname: Option<&Domain>) -> Option<Delivery> {
     let section = root.section("delivery");
@@ -135,7 +133,7 @@ fn retry(section: &Section<'_>) -> Retry {
     };
     Retry {
         schedule: schedule.unwrap_or_else(|| SCHEDULE.into_iter().map(Duration::from_secs).collect()),
-        expire: section.duration("expire", ANY, Duration::from_secs(5 * DAY)),
+        expire: section.duration("expire", SECOND_UP, Duration::from_secs(5 * DAY)),
         delay_notice,
         max_attempts: section.count("max_attempts", 0..=ATTEMPTS_MAX, 0),
     }
@@ -148,7 +146,7 @@ fn schedule(item: &Item<'_>) -> Option<Vec<Duration>> {
         item.problem(ProblemKind::BadValue, what, format!("Write {SCHEDULE_FORM}."));
         return None;
     }
-    Some(elements.iter().filter_map(|element| element.duration(ANY)).collect())
+    Some(elements.iter().filter_map(|element| element.duration(SECOND_UP)).collect())
 }
 
 fn delay_notice(item: &Item<'_>) -> Option<Duration> {
@@ -161,5 +159,5 @@ fn delay_notice(item: &Item<'_>) -> Option<Duration> {
         item.problem(ProblemKind::BadValue, format!("{text:?} is neither a duration nor \"never\""), remedy);
         return None;
     }
-    item.duration(ANY)
+    item.duration(SECOND_UP)
 }

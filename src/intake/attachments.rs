@@ -60,7 +60,7 @@ impl Intake {
     /// Bytes of all attachments together, decoded.
     async fn attached(&self, draft: &Draft) -> Result<u64, Refusal> {
         let Some(rest) = draft.content.rest() else { return Ok(sum(draft.content.head())) };
-        let held = timeout(ROOM_WAIT, self.queue.memory().take(memory::steps_of(draft.content.len()))).await;
+        let held = timeout(ROOM_WAIT, self.queue.memory().take_beside(memory::steps_of(draft.content.len()))).await;
         let _held = held.ok().flatten().ok_or_else(|| Refusal {
             reply: Reply::new(452, (3, 1), "no room for the message right now, try again later"),
             reason: "no room in queue.memory to look at the attachments".to_owned(),

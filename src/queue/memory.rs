@@ -118,6 +118,12 @@ impl Memory {
         Some(self.noted(held))
     }
 
+    /// As [`Memory::take`], for who holds the beginning of a large message already, and must not wait for what
+    /// that holds: at most half of all that there is.
+    pub async fn take_beside(&self, steps: u32) -> Option<Held> {
+        self.take(steps.min(self.0.common_steps / 2)).await
+    }
+
     /// For a body that is read back. Waits for other deliveries only. A body larger than what
     /// deliveries have to themselves gets all of that, and is then the only one.
     pub async fn take_for_delivery(&self, bytes: u64) -> Option<Held> {

@@ -124,19 +124,6 @@ fn what_weakens_the_server_is_a_warning() {
 }
 
 #[test]
-fn a_short_token_is_a_warning_and_an_empty_one_a_problem() {
-    let admin = |token: &str| with(&format!("[admin]\nbind = \"127.0.0.1:8025\"\ntoken = \"{token}\"\n"));
-    let config = load(&admin("secret"));
-    assert_eq!(config.admin.unwrap().token.0, "secret");
-    let warning = config.warnings.iter().find(|warning| warning.starts_with("admin.token ")).unwrap();
-    assert!(warning.contains("can be guessed") && warning.contains("`openssl rand -hex 32`"), "{warning}");
-    let config = load(&admin("0123456789abcdef"));
-    assert!(!config.warnings.iter().any(|warning| warning.contains("admin.token")), "{:?}", config.warnings);
-    let problems = refused(&admin(""));
-    assert!(problems[0].contains("admin.token: the secret is empty"), "{problems:?}");
-}
-
-#[test]
 fn accounts_have_rights() {
     let text = "[domains.\"example.com\"]\ncatchall = \"discard\"\n[accounts.shop]\npassword = \"secret\"\n\
                 [accounts.ceo]\npassword = \"secret\"\nsenders = [\"ceo@example.org\", \"Example.NET\"]\n";
