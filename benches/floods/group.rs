@@ -23,12 +23,8 @@ const FIRST: Names = Names {
     ended: "memory.oom_control",
     peak: "memory.max_usage_in_bytes",
 };
-const SECOND: Names = Names {
-    limit: "memory.max",
-    swap: ("memory.swap.max", |_| 0),
-    ended: "memory.events",
-    peak: "memory.peak",
-};
+const SECOND: Names =
+    Names { limit: "memory.max", swap: ("memory.swap.max", |_| 0), ended: "memory.events", peak: "memory.peak" };
 
 pub struct Group {
     folder: PathBuf,
