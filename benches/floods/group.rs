@@ -15,8 +15,6 @@ struct Names {
     /// Holds a line `oom_kill N`.
     ended: &'static str,
     peak: &'static str,
-    /// How often the limit was run into.
-    hits: &'static str,
 }
 
 const FIRST: Names = Names {
@@ -24,15 +22,9 @@ const FIRST: Names = Names {
     swap: ("memory.memsw.limit_in_bytes", |limit| limit),
     ended: "memory.oom_control",
     peak: "memory.max_usage_in_bytes",
-    hits: "memory.failcnt",
 };
-const SECOND: Names = Names {
-    limit: "memory.max",
-    swap: ("memory.swap.max", |_| 0),
-    ended: "memory.events",
-    peak: "memory.peak",
-    hits: "memory.events",
-};
+const SECOND: Names =
+    Names { limit: "memory.max", swap: ("memory.swap.max", |_| 0), ended: "memory.events", peak: "memory.peak" };
 
 pub struct Group {
     folder: PathBuf,
@@ -67,10 +59,6 @@ impl Group {
 
     pub fn peak(&self) -> u64 {
         self.counter(self.names.peak, "")
-    }
-
-    pub fn hits(&self) -> u64 {
-        self.counter(self.names.hits, if self.names.hits == SECOND.hits { "max " } else { "" })
     }
 
     fn counter(&self, file: &str, before: &str) -> u64 {

@@ -121,7 +121,6 @@ impl Bench {
             Ok(group) => {
                 self.must("256 MiB: ended by the kernel for want of memory", group.ended(), 0);
                 self.book.note("256 MiB: highest of its control group, MiB", (group.peak() >> 20).to_string());
-                self.book.note("256 MiB: times the kernel had to find room", group.hits().to_string());
             }
             Err(reason) => self.book.note("256 MiB: no control group, so only measured", reason.clone()),
         }
