@@ -10,6 +10,9 @@ const HOME: &str = "[domains.\"example.com\"]\ncatchall = \"discard\"\n";
 const BOX: &str = "[fetch.box]\nprotocol = \"imap\"\nhost = \"imap.example.net\"\nusername = \"box\"\npassword = \"x\"\n\
                    deliver_to = \"box@example.com\"\n";
 
+/// Is the value the one that was written?
+type Holds<'t> = &'t dyn Fn(&Config) -> bool;
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -28,7 +31,7 @@ fn what_is_small_is_taken_with_one_warning_that_names_it() {
     let host = "[smart_hosts.far]\nhost = \"far.example\"\nmax_size = \"100B\"\n";
     let interval = format!("{BOX}interval = \"1s\"\n");
     let own = postrider::message::Domain::parse("example.org").unwrap();
-    let cases: [(&str, &str, &dyn Fn(&Config) -> bool); 9] = [
+    let cases: [(&str, &str, Holds<'_>); 9] = [
         ("[limits]\nmax_size = \"1KiB\"\n", "limits.max_size is 1KiB: ", &|config| config.limits.max_size == 1024),
         (domain, "domains.\"example.org\".max_size is 1B: ", &|config| config.domains[&own].max_size == Some(1)),
         (host, "smart_hosts.far.max_size is 100B: ", &|config| config.smart_hosts[0].max_size == Some(100)),
