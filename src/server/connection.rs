@@ -420,7 +420,7 @@ mod tests {
             Ok(())
         }
 
-        fn recipient(&self, _: Role, _: Option<&str>, _: &ReversePath, _: &Address) -> Result<(), Refusal> {
+        fn recipient(&self, _: Role, _: Option<&str>, _: &ReversePath, _: (usize, &Address)) -> Result<(), Refusal> {
             Ok(())
         }
 
