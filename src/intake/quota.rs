@@ -158,12 +158,9 @@ impl Quota {
     /// A message that is taken as a whole or not at all may have more recipients than any day has.
     fn ever_allows(&self, account: &str, recipients: u64) -> Result<(), Refusal> {
         let Some(limit) = self.daily.filter(|limit| recipients > *limit) else { return Ok(()) };
-        let text = format!(
-            "the message has {recipients} recipients and can never be sent: the daily limit is {limit}; \
-             send it in several messages"
-        );
-        let reason =
-            format!("accounts.{account}.daily_limit: a message to {recipients} recipients, and a day has {limit}");
+        let why = format!("the message has {recipients} recipients and can never be sent: the daily limit is {limit}");
+        let reason = format!("accounts.{account}.daily_limit: {why}");
+        let text = format!("{why}; send it in several messages");
         Err(Refusal { reply: Reply::new(550, (7, 1), text), reason })
     }
 
@@ -203,7 +200,7 @@ impl Quota {
             let secs = wait.min(period).div_ceil(1_000_000_000);
             let (count, per) = (rate.count, rate.per.as_secs());
             let text = format!("more than {count} recipients in {per} s, try again in {secs} s");
-            let reason = format!("accounts.{account}.rate_limit");
+            let reason = format!("accounts.{account}.rate_limit: {text}");
             return Err(Refusal { reply: Reply::new(450, (7, 1), text), reason });
         }
         *used = after;
