@@ -288,6 +288,25 @@ async fn sizes_and_numbers_have_limits_on_the_wire() {
     server.stop().await;
 }
 
+/// `limits.max_recipients` is for mail from outside; who may submit without an account has what an account has that
+/// says nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_recipients_of_a_submission_are_not_limited_as_those_of_mail_from_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let trusted = "max_recipients = 3\n[networks]\ntrusted = [\"127.0.0.0/8\"]";
+    let (server, _) = serve(folder.path(), trusted).await;
+    for (door, most) in [(server.mx, 3), (server.submission, 1000)] {
+        let mut client = Client::connect(door).await.unwrap();
+        client.command("MAIL FROM:<a@home.test>", "250").await.unwrap();
+        for number in 0..most {
+            client.command(&format!("RCPT TO:<b{number}@home.test>"), "250").await.unwrap();
+        }
+        let told = format!("452 4.5.3 too many recipients: at most {most} in a message");
+        client.command("RCPT TO:<more@home.test>", &told).await.unwrap();
+    }
+    server.stop().await;
+}
+
 /// Thirteen names twice, over connections of their own, from this machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_guesses_from_loopback_is_locked_out_after_ten_whatever_the_names() {
