@@ -29,6 +29,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use crate::config;
 use crate::message::Domain;
 
+mod loopback;
 mod records;
 mod secure;
 
@@ -96,6 +97,7 @@ pub struct MxHost {
 pub struct Resolver {
     inner: Arc<MessageAuthenticator>,
     secure: Arc<secure::Validating>,
+    loopback: loopback::Loopback,
     asked: Arc<Asked>,
     /// None: the name servers.
     zone: Option<Arc<dyn Zone>>,
@@ -134,8 +136,10 @@ impl Resolver {
             given => given.iter().copied().map(name_server).collect(),
         };
         let resolver = build(servers.clone(), config.timeout, None)?;
+        let loopback = loopback::Loopback::new(servers.clone(), resolver.options().clone())?;
         let secure = secure::Validating::new(build(servers, config.timeout, Some(anchors))?);
-        Ok(Resolver { inner: Arc::new(MessageAuthenticator(resolver)), secure, asked: Arc::default(), zone: None })
+        let inner = Arc::new(MessageAuthenticator(resolver));
+        Ok(Resolver { inner, secure, loopback, asked: Arc::default(), zone: None })
     }
 
     /// Asks this zone for all that mail is sent by. What is signed, and what checks ask, is not asked of it.
@@ -202,14 +206,21 @@ impl Resolver {
 
     /// The names that an address says it has; empty if none. Not checked against their addresses.
     pub async fn ptr(&self, ip: IpAddr) -> Result<Vec<Domain>, DnsError> {
-        let name = Name::from(ip).to_ascii();
-        let lookup = match self.lookup(&name, RecordType::PTR).await {
-            Ok(Some(lookup)) => lookup,
+        let name = Name::from(ip);
+        let asked = match ip.is_loopback() && self.zone.is_none() {
+            true => {
+                let answer = self.loopback.ptr(name.clone()).await;
+                self.heard(&name, RecordType::PTR, answer)
+            }
+            false => self.ask(name, RecordType::PTR).await.map(|found| found.map(|found| found.answers().to_vec())),
+        };
+        let records = match asked {
+            Ok(records) => records.unwrap_or_default(),
             // For a PTR "no such name" and "no record" are the same thing to say.
-            Ok(None) | Err(DnsError::NoSuchDomain) => return Ok(Vec::new()),
+            Err(DnsError::NoSuchDomain) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let names = lookup.answers().iter().filter_map(|record| match &record.data {
+        let names = records.iter().filter_map(|record| match &record.data {
             RData::PTR(name) => Domain::parse(&name.to_ascii()).ok(),
             _ => None,
         });
@@ -244,6 +255,10 @@ impl Resolver {
             return Ok(found.map(|all| Lookup::new_with_max_ttl(query, all.into_iter().map(record))));
         }
         let answer = self.inner.0.lookup(name.clone(), kind).await;
+        self.heard(&name, kind, answer)
+    }
+
+    fn heard<T>(&self, name: &Name, kind: RecordType, answer: Result<T, NetError>) -> Result<Option<T>, DnsError> {
         if let Ok(_) | Err(NetError::Dns(Negative::NoRecordsFound(_))) = &answer {
             self.asked.answered.fetch_add(1, Ordering::Relaxed);
             self.asked.unanswered.store(0, Ordering::Relaxed);
@@ -251,7 +266,7 @@ impl Resolver {
             self.asked.unanswered.fetch_add(1, Ordering::Relaxed);
         }
         match answer {
-            Ok(lookup) => Ok(Some(lookup)),
+            Ok(found) => Ok(Some(found)),
             Err(NetError::Dns(Negative::NoRecordsFound(negative))) => match negative.response_code {
                 ResponseCode::NXDomain => Err(DnsError::NoSuchDomain),
                 _ => Ok(None),

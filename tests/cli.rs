@@ -130,6 +130,38 @@ fn a_wrong_configuration_ends_with_2_whatever_the_command() {
 }
 
 #[test]
+fn a_file_that_is_not_there_ends_with_2_whatever_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, none) = (folder.path().join("postrider.toml"), folder.path().join("none.json"));
+    let text = format!(
+        "hostname = \"mail.example.com\"\ndata_dir = {:?}\n[accounts.shop]\npassword = \"x\"\n",
+        folder.path().join("data")
+    );
+    std::fs::write(&file, text).unwrap();
+    let none = none.to_str().unwrap();
+    for command in [
+        &["check", "--config", none][..],
+        &["check", "--dns", "--config", none],
+        &["serve", "--config", none],
+        &["reload", "--config", none],
+        &["config", "show", "--config", none],
+        &["account", "list", "--config", none],
+        &["store", "check", "--config", none],
+        &["send", "--from", "a@example.com", "--to", "b@example.com", "--file", none],
+        &["account", "test", "shop", "--password-file", none],
+        &["suppress", "import", none],
+        &["queue", "import", none],
+        &["pickup", "check", none],
+        &["store", "restore", none],
+    ] {
+        let given = if command.contains(&"--config") { vec![] } else { vec!["--config", file.to_str().unwrap()] };
+        let output = postrider().args(command).args(given).output().unwrap();
+        assert!(stderr(&output).contains(none), "{command:?}: {}", stderr(&output));
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_password_from_standard_input_becomes_a_hash() {
     let hash = |password: &str, arguments: &[&str]| {
         let mut command = postrider();

@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+#[path = "support/client.rs"]
+mod client;
 #[path = "support/plain.rs"]
 mod plain;
+#[path = "support/server.rs"]
+mod server;
 #[path = "support/zone.rs"]
 mod zone;
 
@@ -118,10 +122,52 @@ async fn a_client_without_a_name_may_be_turned_away() {
         ("192.0.2.2", "550 5.7.25 [192.0.2.2] has no name in DNS that leads back to it"),
         ("192.0.2.5", "550 5.7.25 [192.0.2.5] has no name in DNS that leads back to it"),
         ("192.0.2.6", "451 4.7.25 reverse DNS of [192.0.2.6] could not be looked up right now, please try again"),
-        // Of ourselves nothing is asked.
-        ("127.0.0.1", ""),
     ] {
         assert_eq!(refusal(&world.check(client).await), expected);
+    }
+}
+
+/// Only who is trusted is passed over, and this machine is not trusted unless `networks.trusted` says so.
+#[tokio::test]
+async fn loopback_is_asked_about_like_any_other_client() {
+    let zone = Zone::new()
+        .a("1.0.0.127.bl.test", "127.0.0.2")
+        .a("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.bl.test", "127.0.0.2")
+        .ptr("127.0.0.2", "here.test")
+        .a("here.test", "127.0.0.2");
+    let mut world = World::new(zone, CheckMode::Reject, &["bl.test"]).await;
+    for (client, expected) in [
+        ("127.0.0.1", "554 5.7.1 [127.0.0.1] is listed by bl.test"),
+        ("::1", "554 5.7.1 [::1] is listed by bl.test"),
+        ("127.0.0.2", ""),
+        ("127.0.0.3", "550 5.7.25 [127.0.0.3] has no name in DNS that leads back to it"),
+    ] {
+        assert_eq!(refusal(&world.check(client).await), expected);
+    }
+    assert!(results(&world.check("127.0.0.2").await).starts_with("iprev=pass (here.test) policy.iprev=127.0.0.2"));
+    world.config.networks.trusted = vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+    let before = world.server.queries();
+    for client in ["127.0.0.1", "::1", "127.0.0.3"] {
+        assert_eq!(refusal(&world.check(client).await), "");
+    }
+    assert_eq!(world.server.queries(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_on_this_machine_that_is_on_a_list_gets_554_unless_it_is_trusted() {
+    let zone = Zone::new().a("1.0.0.127.bl.test", "127.0.0.2").serve().await;
+    for (networks, expected) in [("", "554 5.7.1 [127.0.0.1] is listed by bl.test"), ("[\"127.0.0.0/8\"]", "250 ")] {
+        let folder = tempfile::tempdir().unwrap();
+        let trusted = if networks.is_empty() { String::new() } else { format!("[networks]\ntrusted = {networks}\n") };
+        let more = format!(
+            "[dns]\nnameservers = {:?}\n[checks]\ndnsbl = [\"bl.test\"]\n{trusted}[domains.\"home.test\"]\ncatchall = \"discard\"\n",
+            zone.config().nameservers.iter().map(ToString::to_string).collect::<Vec<_>>()
+        );
+        let server = server::TestServer::start(folder.path(), &more).await;
+        let mut client = client::Client::connect(server.mx).await.unwrap();
+        let reply = client.send("a@far.test", &["b@home.test"], "From: <a@far.test>\r\n\r\nHello.\r\n").await.unwrap();
+        assert!(reply.starts_with(expected), "{reply}");
+        server.stop().await;
     }
 }
 
@@ -190,7 +236,7 @@ async fn who_is_trusted_is_not_asked_about() {
     let before = world.server.queries();
     assert_eq!(refusal(&world.check_of("192.0.2.9", Some("shop")).await), "");
     world.config.networks.trusted = vec!["192.0.2.0/24".parse().unwrap()];
-    for client in ["192.0.2.1", "::ffff:192.0.2.9", "127.0.0.1", "::1"] {
+    for client in ["192.0.2.1", "::ffff:192.0.2.9"] {
         let checked = world.check(client).await;
         assert_eq!((refusal(&checked), checked.authentication_results.as_str()), (String::new(), ""), "{client}");
     }

@@ -216,9 +216,42 @@ async fn wrong_passwords_are_counted_together_with_those_over_smtp() {
     let answer = post(house.http, &basic("shop", "pencil"), &[], &message()).await;
     assert_eq!(answer.status, 429, "{}", answer.body);
     answer.error();
-    // One machine is not kept from its own server.
+    // Who guesses without a name has not guessed at the token, and one machine is not kept from its own server.
+    for _ in 0..3 {
+        post(house.http, &basic("", "wrong"), &[], &message()).await;
+    }
     post(house.http, &bearer(), &[], &message()).await.id();
     house.server.stop().await;
+}
+
+/// Here there is no RCPT: a message is taken for all of its recipients or not at all, and who sent it is told when it
+/// can go, or that it never can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_goes_over_the_limit_of_a_day_or_a_rate_is_refused_as_a_whole() {
+    let to = |count: usize| {
+        let all: Vec<String> = (0..count).map(|number| format!("you{number}@far.test")).collect();
+        let mut body = message();
+        body["to"] = all.into();
+        body
+    };
+    let shop = basic("shop", "pencil");
+    let day = house("daily_limit = 2\nrate_limit = \"2/m\"\n").await;
+    let answer = post(day.http, &shop, &[], &to(3)).await;
+    assert_eq!(answer.status, 422, "{}", answer.body);
+    assert!(answer.body.to_string().contains("can never be sent: the daily limit is 2"), "{}", answer.body);
+    post(day.http, &shop, &[], &to(1)).await.id();
+    let answer = post(day.http, &shop, &[], &to(2)).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.to_string().contains("T00:00:00.000Z"), "{}", answer.body);
+    post(day.http, &shop, &[], &to(1)).await.id();
+    day.server.stop().await;
+
+    let rate = house("rate_limit = \"2/m\"\n").await;
+    post(rate.http, &shop, &[], &to(3)).await.id();
+    let answer = post(rate.http, &shop, &[], &to(1)).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.to_string().contains("more than 2 recipients in 60 s"), "{}", answer.body);
+    rate.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,9 +182,12 @@ fn failed_logins_lock_an_address_or_an_account_until_the_window_is_over() {
         (outside, Some("shop"), other, "shop", true),
         (outside, Some("nobody"), other, "nobody", true),
         (outside, Some("shop"), other, "office", false),
-        // A trusted network, and this machine, stand for many users: a mistake of one does not lock the others out.
+        // A trusted network stands for many users: a mistake of one does not lock the others out. This machine is not
+        // trusted unless `networks.trusted` says so.
         (trusted, None, trusted, "shop", false),
-        (own, None, own, "shop", false),
+        (own, None, own, "shop", true),
+        ("::1", None, "::1", "shop", true),
+        (own, None, other, "shop", false),
         ("2001:db8:aaaa::1", None, "2001:db8:aaaa::1", "shop", false),
     ] {
         let door = Door::new("");
@@ -285,11 +288,50 @@ async fn sizes_and_numbers_have_limits_on_the_wire() {
     server.stop().await;
 }
 
-/// Across connections, from this machine, which as an address is never locked.
+/// `limits.max_recipients` is for mail from outside; who may submit without an account has what an account has that
+/// says nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_recipients_of_a_submission_are_not_limited_as_those_of_mail_from_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let trusted = "max_recipients = 3\n[networks]\ntrusted = [\"127.0.0.0/8\"]";
+    let (server, _) = serve(folder.path(), trusted).await;
+    for (door, most) in [(server.mx, 3), (server.submission, 1000)] {
+        let mut client = Client::connect(door).await.unwrap();
+        client.command("MAIL FROM:<a@home.test>", "250").await.unwrap();
+        for number in 0..most {
+            client.command(&format!("RCPT TO:<b{number}@home.test>"), "250").await.unwrap();
+        }
+        let told = format!("452 4.5.3 too many recipients: at most {most} in a message");
+        client.command("RCPT TO:<more@home.test>", &told).await.unwrap();
+    }
+    server.stop().await;
+}
+
+/// Thirteen names twice, over connections of their own, from this machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_guesses_from_loopback_is_locked_out_after_ten_whatever_the_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, clock) = serve(folder.path(), "auth_failures = \"10/15m\"").await;
+    let login = |name: &str, password: &str| format!("AUTH PLAIN {}", STANDARD.encode(format!("\0{name}\0{password}")));
+    for number in 0..26 {
+        let mut client = Client::connect(server.submission).await.unwrap();
+        let wanted = if number < 10 { "535" } else { "421" };
+        client.command(&login(&format!("name{}", number % 13), "wrong"), wanted).await.unwrap();
+    }
+    for (minutes, wanted) in [(0, "421"), (15, "235")] {
+        clock.advance(minutes * MINUTE);
+        let mut client = Client::connect(server.submission).await.unwrap();
+        client.command(&login("shop", "secret"), wanted).await.unwrap();
+    }
+    server.stop().await;
+}
+
+/// Across connections, from addresses that do not count.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_that_is_guessed_at_is_locked_for_the_window_and_not_longer() {
     let folder = tempfile::tempdir().unwrap();
-    let (server, clock) = serve(folder.path(), "auth_failures = \"3/15m\"").await;
+    let (server, clock) =
+        serve(folder.path(), "auth_failures = \"3/15m\"\n[networks]\ntrusted = [\"127.0.0.0/8\"]").await;
     let login = |password: &str| format!("AUTH PLAIN {}", STANDARD.encode(format!("\0shop\0{password}")));
     for wanted in ["535", "535", "535", "421"] {
         let mut client = Client::connect(server.submission).await.unwrap();

@@ -51,7 +51,13 @@ impl Outside for House {
         Ok(())
     }
 
-    fn recipient(&self, _: Role, account: Option<&str>, _: &ReversePath, recipient: &Address) -> Result<(), Refusal> {
+    fn recipient(
+        &self,
+        _: Role,
+        account: Option<&str>,
+        _: &ReversePath,
+        (_, recipient): (usize, &Address),
+    ) -> Result<(), Refusal> {
         match recipient.domain().as_str() == "example.test" || account.is_some() {
             true => Ok(()),
             false => Err(Refusal::plain(Reply::new(550, (7, 1), "relaying denied"))),

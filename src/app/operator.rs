@@ -60,8 +60,16 @@ const DAMAGED_MAX: usize = 1000;
 /// Why something is held that a person has asked to hold.
 pub(super) const BY_OPERATOR: &str = "by the operator";
 
-/// No account is called so: wrong tokens count against the client alone.
-const TOKEN: &str = "";
+/// Nobody can log in as this, which has what neither SASL (NUL) nor HTTP (a colon) lets through in a name: wrong
+/// tokens count against the client alone.
+const TOKEN: &str = "\0:";
+
+/// Whom a wrong password over HTTP counts against. On loopback a proxy may stand before us, and HTTP says nothing
+/// of who is behind it that could be believed: one who guesses must not shut out all others, the operator among
+/// them.
+fn culprit(peer: IpAddr) -> Option<IpAddr> {
+    Some(peer.to_canonical()).filter(|peer| !peer.is_loopback())
+}
 
 /// The operator's hands.
 #[derive(Debug)]
@@ -135,12 +143,12 @@ impl Backend for Operator {
     async fn log_in(&self, peer: IpAddr, name: String, password: Secret) -> Result<Caller, Refusal> {
         let shared = self.shared.load();
         let Shared { config, accounts, limits, .. } = &*shared;
-        limits.may_log_in(config, peer, &name, self.clock.now())?;
+        limits.may_log_in(config, culprit(peer), &name, self.clock.now())?;
         match accounts.verify(Login { account: name.clone(), password }).await {
             Ok(Verified { name, max_recipients }) => Ok(Caller::Account { name, max_recipients }),
             Err(refusal) => {
                 if refusal.reply.severity() == Severity::Permanent {
-                    limits.login_failed(config, peer, Some(&name), self.clock.now());
+                    limits.login_failed(config, culprit(peer), Some(&name), self.clock.now());
                     tokio::time::sleep(AUTH_FAILURE_DELAY).await;
                 }
                 Err(refusal)
@@ -151,13 +159,13 @@ impl Backend for Operator {
     fn may_log_in(&self, peer: IpAddr) -> Result<(), Refusal> {
         let shared = self.shared.load();
         let Shared { config, limits, .. } = &*shared;
-        limits.may_log_in(config, peer, TOKEN, self.clock.now())
+        limits.may_log_in(config, culprit(peer), TOKEN, self.clock.now())
     }
 
     async fn login_failed(&self, peer: IpAddr) {
         let shared = self.shared.load();
         let Shared { config, limits, .. } = &*shared;
-        limits.login_failed(config, peer, None, self.clock.now());
+        limits.login_failed(config, culprit(peer), None, self.clock.now());
         tokio::time::sleep(AUTH_FAILURE_DELAY).await;
     }
 

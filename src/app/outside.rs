@@ -39,7 +39,7 @@ impl Outside for Behind {
         role: Role,
         account: Option<&str>,
         sender: &ReversePath,
-        recipient: &Address,
+        recipient: (usize, &Address),
     ) -> Result<(), Refusal> {
         self.counted(At::Rcpt, self.intake.recipient(role, account, sender, recipient))
     }

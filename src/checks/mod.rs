@@ -88,11 +88,11 @@ pub async fn check_at(resolver: &Resolver, config: &Config, draft: &Draft, now: 
     evaluate(resolver, config, draft, now, Instant::now() + DEADLINE).await
 }
 
-/// The client, unless it is of a network that is trusted, or of this machine, or has logged in: what
-/// DNS says of those is no news.
+/// The client, unless it is of a network that is trusted, or has logged in: what DNS says of those is no
+/// news. Whether it is on this machine does not count.
 fn stranger(config: &Config, draft: &Draft) -> Option<IpAddr> {
     let ip = draft.origin.peer.as_ref()?.ip.to_canonical();
-    let known = ip.is_loopback() || config.networks.trusted.iter().any(|network| network.contains(&ip));
+    let known = config.networks.trusted.iter().any(|network| network.contains(&ip));
     (!known && draft.origin.account.is_none()).then_some(ip)
 }
 

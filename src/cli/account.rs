@@ -135,7 +135,7 @@ async fn test(config: Config, args: TestArgs) -> Result<(), Failure> {
             Failure::usage(format!("{variable}: {error}")).remedy("put the password into that environment variable")
         })?,
         (None, Some(file)) => {
-            let failed = |error| Failure::new(format!("cannot read {}: {error}", file.display()));
+            let failed = |error| Failure::unreadable(file, &error).remedy("check the name and the rights");
             first_line(BufReader::new(File::open(file).map_err(failed)?))?
         }
         (None, None) if io::stdin().is_terminal() => ask_once(&format!("Password of {}: ", args.name))?,

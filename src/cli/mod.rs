@@ -341,6 +341,11 @@ impl Failure {
         Failure { status: 2, message: message.into(), remedy: None }
     }
 
+    /// What the command names to be read is not there, or cannot be read: exit status 2, as for the configuration.
+    fn unreadable(path: &Path, error: &io::Error) -> Failure {
+        Failure::usage(format!("{}: {error}", path.display()))
+    }
+
     fn remedy(mut self, remedy: impl Into<String>) -> Failure {
         self.remedy = Some(remedy.into());
         self

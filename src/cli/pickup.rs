@@ -8,7 +8,7 @@ use super::text::{clean, count, print, size};
 use super::{Failure, client, load, print_json};
 use crate::admin::pickup::{PickupAnswer, PickupBody};
 use crate::clock::Clock;
-use crate::config::{Config, PickupDone, PickupFormat};
+use crate::config::{Config, PickupDone, PickupFormat, SUBMITTED_RECIPIENTS};
 use crate::intake::pickup::inspect::{FILES_MAX, Inspected, Prospect, inspect};
 use crate::intake::pickup::{Folder, Report, Said};
 
@@ -108,7 +108,7 @@ fn find(config: &Config, wanted: &Path) -> Result<Folder, Failure> {
         done: PickupDone::Delete,
         max_per_minute: 0,
         streams: config.streams.keys().cloned().collect(),
-        max_recipients: config.limits.max_recipients,
+        max_recipients: SUBMITTED_RECIPIENTS,
         max_size: config.limits.max_size,
     };
     by_name.or_else(by_path).or_else(|| wanted.is_dir().then(unnamed)).ok_or_else(|| {

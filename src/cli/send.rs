@@ -82,7 +82,7 @@ fn read(file: &Path) -> Result<Bytes, Failure> {
             ))
         }
         Ok(_) => Ok(raw.into()),
-        Err(error) => Err(Failure::new(format!("{}: {error}", file.display())).remedy("check the name and the rights")),
+        Err(error) => Err(Failure::unreadable(file, &error).remedy("check the name and the rights")),
     }
 }
 

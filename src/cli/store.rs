@@ -278,6 +278,9 @@ async fn backup(config: &Config, client: &Client, to: &Path, json: bool) -> Resu
 }
 
 async fn restore(config: &Config, client: &Client, from: &Path, force: bool, json: bool) -> Result<(), Failure> {
+    std::fs::read_dir(from).map_err(|error| {
+        Failure::unreadable(from, &error).remedy("name a folder that `postrider store backup` has made")
+    })?;
     match client.reach().await {
         Reached::Nobody => {}
         Reached::Server => {

@@ -383,9 +383,8 @@ fn not_imported(messages: usize) -> Result<(), Failure> {
 fn find_files(from: &[PathBuf]) -> Result<BTreeMap<PathBuf, Vec<String>>, Failure> {
     let mut files: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
     for path in from {
-        let failed = |error: io::Error| {
-            Failure::usage(format!("{}: {error}", path.display())).remedy("name a folder of an export, or its files")
-        };
+        let failed =
+            |error: io::Error| Failure::unreadable(path, &error).remedy("name a folder of an export, or its files");
         if std::fs::metadata(path).map_err(failed)?.is_dir() {
             let names = files.entry(path.clone()).or_default();
             for entry in std::fs::read_dir(path).map_err(failed)? {

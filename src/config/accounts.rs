@@ -13,6 +13,8 @@ use crate::message::{Address, header, stream};
 
 /// Longest login name, in characters.
 const NAME_CHARS_MAX: usize = 64;
+/// Recipients that one message may have where the account says nothing else, or the submission has no account.
+pub const SUBMITTED_RECIPIENTS: usize = 1000;
 /// Most recipients that `max_recipients` may allow in one message.
 pub(super) const RECIPIENTS_MAX: i64 = 100_000;
 
@@ -54,7 +56,7 @@ fn account(section: &Section<'_>, names: &[String]) -> Option<Account> {
     let senders = section.list("senders", form, read_address_or_domain);
     let label = section.text("label", "");
     let active = section.boolean("active", true);
-    let max_recipients = section.count("max_recipients", 1..=RECIPIENTS_MAX, 1000);
+    let max_recipients = section.count("max_recipients", 1..=RECIPIENTS_MAX, SUBMITTED_RECIPIENTS);
     let senders = senders.map_or(Senders::OwnDomains, Senders::Only);
     let read_stream = |text: &str| streams::read_name(text, names);
     let stream = section.item("stream").and_then(|item| item.read("the name of a stream", read_stream));

@@ -57,6 +57,7 @@ use ipnet::IpNet;
 
 use crate::message::{Address, Domain};
 
+pub use accounts::SUBMITTED_RECIPIENTS;
 pub use domains::is_selector;
 pub use events::{EventLog, EventWebhook, Events};
 pub use file_path::FilePath;

@@ -235,13 +235,15 @@ impl Intake {
         }
     }
 
-    /// What SMTP asks at MAIL and RCPT.
+    /// What SMTP asks at MAIL and RCPT, of all recipients together.
     fn may_submit(&self, draft: &Draft) -> Result<(), Refusal> {
         let account = draft.origin.account.as_deref();
-        self.sender(account, &draft.envelope.mail_from, Some(draft.content.len()))?;
-        let mut recipients = draft.envelope.recipients.iter();
         let sender = &draft.envelope.mail_from;
-        recipients.try_for_each(|recipient| self.recipient(Role::Submission, account, sender, &recipient.address))
+        self.sender(account, sender, Some(draft.content.len()))?;
+        let recipients = &draft.envelope.recipients;
+        recipients.iter().try_for_each(|recipient| self.takes(Role::Submission, sender, &recipient.address))?;
+        let count = recipients.len() as u64;
+        account.map_or(Ok(()), |account| self.quotas.recipients(account, count, self.clock.now()))
     }
 
     /// As [`Intake::submit`], once for each key: asked again, it says which message the key has made.
@@ -390,7 +392,7 @@ impl Intake {
     ) -> Result<Option<quota::Counted<'_>>, Refusal> {
         let Some(name) = draft.origin.account.as_deref() else { return Ok(None) };
         let recipients = draft.envelope.recipients.len() as u64;
-        // Where there is RCPT they have counted there.
+        // Where there is RCPT, or `may_submit` in its place, they have counted there.
         if matches!(draft.origin.door, Door::Pickup { .. }) {
             self.quotas.recipients(name, recipients, now)?;
         }

@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Intake;
 use crate::clock::Clock;
-use crate::config::{Config, PickupDone, PickupFormat, Role};
+use crate::config::{Config, PickupDone, PickupFormat, Role, SUBMITTED_RECIPIENTS};
 use crate::current::Current;
 use crate::message::{Address, Draft, MessageId};
 use crate::smtp::reply::Refusal;
@@ -150,7 +150,7 @@ impl Folder {
             done: pickup.done,
             max_per_minute: pickup.max_per_minute,
             streams: config.streams.keys().filter(may_use).cloned().collect(),
-            max_recipients: account.map_or(config.limits.max_recipients, |account| account.max_recipients),
+            max_recipients: account.map_or(SUBMITTED_RECIPIENTS, |account| account.max_recipients),
             max_size: config.limits.max_size,
         })
     }
@@ -167,7 +167,7 @@ impl Folder {
             done: PickupDone::Delete,
             max_per_minute: 0,
             streams: Vec::new(),
-            max_recipients: config.limits.max_recipients,
+            max_recipients: SUBMITTED_RECIPIENTS,
             max_size: config.limits.max_size,
         })
     }

@@ -95,19 +95,24 @@ impl Quotas {
         Ok(Quotas { quotas, counters: self.counters.clone() })
     }
 
-    /// At RCPT: may this account send to one more? Counts against its rate, not yet against its day.
-    pub fn recipient(&self, account: &str, now: Millis) -> Result<(), Refusal> {
+    /// At RCPT: may this account send to one more, after those that the message has already? Counts against
+    /// its rate, not yet against its day.
+    pub fn recipient(&self, account: &str, before: u64, now: Millis) -> Result<(), Refusal> {
         let Some(quota) = self.quotas.get(account) else { return Ok(()) };
-        quota.day_allows(account, 1, now)?;
+        quota.day_allows(account, (before, 1), now)?;
         quota.rate_allows(account, 1, now)
     }
 
-    /// For messages that come in without RCPT.
+    /// For messages that come in without RCPT: all of them or none. Counts as [`Quotas::recipient`] does.
     pub fn recipients(&self, account: &str, count: u64, now: Millis) -> Result<(), Refusal> {
-        self.quotas.get(account).map_or(Ok(()), |quota| quota.rate_allows(account, count, now))
+        let Some(quota) = self.quotas.get(account) else { return Ok(()) };
+        quota.ever_allows(account, count)?;
+        quota.day_allows(account, (0, count), now)?;
+        quota.rate_allows(account, count, now)
     }
 
-    /// Counts a message's recipients against the day, in `batch`. To be told whether that was written.
+    /// Counts a message's recipients against the day, in `batch`. To be told whether that was written. The last
+    /// word: others of the account may have been faster since RCPT.
     pub async fn count<'q>(
         &'q self,
         account: &str,
@@ -120,7 +125,7 @@ impl Quotas {
         {
             let mut total = lock(&quota.counted.total);
             let sent = total.on(day);
-            quota.check_day(account, sent, recipients, now)?;
+            quota.check_day(account, sent, (0, recipients), now)?;
             *total = Count { day, sent: sent + recipients };
         }
         let counted = quota.counted.next_stripe(recipients, day).await;
@@ -150,24 +155,33 @@ impl Counter {
 }
 
 impl Quota {
-    fn day_allows(&self, account: &str, recipients: u64, now: Millis) -> Result<(), Refusal> {
+    /// A message that is taken as a whole or not at all may have more recipients than any day has.
+    fn ever_allows(&self, account: &str, recipients: u64) -> Result<(), Refusal> {
+        let Some(limit) = self.daily.filter(|limit| recipients > *limit) else { return Ok(()) };
+        let why = format!("the message has {recipients} recipients and can never be sent: the daily limit is {limit}");
+        let reason = format!("accounts.{account}.daily_limit: {why}");
+        let text = format!("{why}; send it in several messages");
+        Err(Refusal { reply: Reply::new(550, (7, 1), text), reason })
+    }
+
+    fn day_allows(&self, account: &str, recipients: (u64, u64), now: Millis) -> Result<(), Refusal> {
         let sent = lock(&self.counted.total).on(day_of(now));
         self.check_day(account, sent, recipients, now)
     }
 
-    fn check_day(&self, account: &str, sent: u64, recipients: u64, now: Millis) -> Result<(), Refusal> {
+    /// So many more recipients of a message that has so many already.
+    fn check_day(&self, account: &str, sent: u64, (before, more): (u64, u64), now: Millis) -> Result<(), Refusal> {
         let Some(limit) = self.daily else { return Ok(()) };
-        if sent.saturating_add(recipients) <= limit {
+        if sent.saturating_add(before).saturating_add(more) <= limit {
             return Ok(());
         }
-        let reason = format!("accounts.{account}.daily_limit: {sent} of {limit} recipients were sent to today");
-        if recipients > limit {
-            let text =
-                format!("a message may have {limit} recipients, which is the daily limit; this one has {recipients}");
-            return Err(Refusal { reply: Reply::new(550, (7, 1), text), reason });
-        }
         let resets = rfc3339(next_day(now));
-        let text = format!("daily limit of {limit} recipients reached ({sent} sent), resets at {resets}");
+        let of_this = if before > 0 { format!(", {before} in this message") } else { String::new() };
+        let text = format!("daily limit of {limit} recipients reached ({sent} sent{of_this}), resets at {resets}");
+        let reason = format!(
+            "accounts.{account}.daily_limit: {sent} of {limit} recipients were sent to today{of_this}; \
+             it resets at {resets}"
+        );
         Err(Refusal { reply: Reply::new(450, (7, 1), text), reason })
     }
 
@@ -186,7 +200,7 @@ impl Quota {
             let secs = wait.min(period).div_ceil(1_000_000_000);
             let (count, per) = (rate.count, rate.per.as_secs());
             let text = format!("more than {count} recipients in {per} s, try again in {secs} s");
-            let reason = format!("accounts.{account}.rate_limit");
+            let reason = format!("accounts.{account}.rate_limit: {text}");
             return Err(Refusal { reply: Reply::new(450, (7, 1), text), reason });
         }
         *used = after;
@@ -281,11 +295,11 @@ mod tests {
             if sent % 50 == 0 {
                 shop = quotas(limit, &store, NOON);
             }
-            shop.recipient("shop", NOON).unwrap();
+            shop.recipient("shop", 0, NOON).unwrap();
             send(&shop, &store, 1, NOON).await.unwrap();
         }
         for shop in [&shop, &quotas(limit, &store, NOON)] {
-            let refusal = shop.recipient("shop", NOON).unwrap_err();
+            let refusal = shop.recipient("shop", 0, NOON).unwrap_err();
             let text = refusal.reply.to_string();
             assert!(text.starts_with("450 4.7.1 daily limit of 200"), "{text}");
             assert!(text.contains(&rfc3339(next_day(NOON))), "{text}");
@@ -294,7 +308,7 @@ mod tests {
         send(&shop, &store, 200, next_day(NOON)).await.unwrap();
         let refusal = send(&shop, &store, 1, next_day(NOON)).await.unwrap_err();
         assert!(refusal.reply.to_string().starts_with("450 4.7.1"));
-        assert!(quotas(limit, &store, next_day(NOON)).recipient("shop", next_day(NOON)).is_err());
+        assert!(quotas(limit, &store, next_day(NOON)).recipient("shop", 0, next_day(NOON)).is_err());
     }
 
     #[tokio::test]
@@ -310,9 +324,43 @@ mod tests {
         assert!(shop.count("shop", 2, NOON, &mut Batch::new()).await.is_err());
         held.drain(..).for_each(Counted::give_back);
         send(&shop, &store, 10, NOON).await.unwrap();
-        assert!(shop.recipient("shop", NOON).is_err());
-        let text = send(&shop, &store, 11, NOON).await.unwrap_err().reply.to_string();
+        assert!(shop.recipient("shop", 0, NOON).is_err());
+        let text = shop.recipients("shop", 11, NOON).unwrap_err().reply.to_string();
         assert!(text.starts_with("550 5.7.1"), "it can never pass: {text}");
+    }
+
+    #[tokio::test]
+    async fn the_recipients_of_a_message_under_way_count_and_what_is_too_much_is_told_with_the_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let shop = quotas("daily_limit = 2\n", &store, NOON);
+        let told =
+            |refused: Result<(), Refusal>| refused.map_err(|refusal| refusal.reply.to_string().trim_end().to_owned());
+        let resets = rfc3339(next_day(NOON));
+        let over =
+            |sent: &str| Err(format!("450 4.7.1 daily limit of 2 recipients reached ({sent}), resets at {resets}"));
+        assert_eq!([0, 1].map(|before| told(shop.recipient("shop", before, NOON))), [Ok(()), Ok(())]);
+        assert_eq!(told(shop.recipient("shop", 2, NOON)), over("0 sent, 2 in this message"));
+        // Two at once were each told that they may: who is second keeps its message.
+        send(&shop, &store, 2, NOON).await.unwrap();
+        assert_eq!(told(send(&shop, &store, 2, NOON).await), over("2 sent"));
+        assert_eq!(told(send(&shop, &store, 3, NOON).await), over("2 sent"), "RCPT would have let two of them pass");
+        // Without RCPT: tomorrow, or never.
+        assert_eq!(told(shop.recipients("shop", 2, NOON)), over("2 sent"));
+        assert!(
+            told(shop.recipients("shop", 3, NOON)).unwrap_err().starts_with("550 5.7.1 the message has 3 recipients")
+        );
+        assert_eq!(told(shop.recipients("shop", 2, next_day(NOON))), Ok(()));
+    }
+
+    /// Or a client that keeps its message for tomorrow would have used up today's rate for it.
+    #[test]
+    fn what_the_day_refuses_does_not_count_against_the_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let shop = quotas("daily_limit = 2\nrate_limit = \"2/m\"\n", &store, NOON);
+        assert!(shop.recipients("shop", 3, NOON).is_err() && shop.recipient("shop", 2, NOON).is_err());
+        assert!(shop.recipients("shop", 2, NOON).is_ok());
     }
 
     #[test]
@@ -320,15 +368,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let shop = quotas("rate_limit = \"60/m\"\n", &store, NOON);
-        let passed = |now| (0..100).take_while(|_| shop.recipient("shop", now).is_ok()).count();
+        let passed = |now| (0..100).take_while(|_| shop.recipient("shop", 0, now).is_ok()).count();
         assert_eq!(passed(NOON), 60);
-        let text = shop.recipient("shop", NOON).unwrap_err().reply.to_string();
+        let text = shop.recipient("shop", 0, NOON).unwrap_err().reply.to_string();
         assert_eq!(text, "450 4.7.1 more than 60 recipients in 60 s, try again in 1 s");
         assert_eq!((passed(NOON + 999), passed(NOON + 1000), passed(NOON + 11_000)), (0, 1, 10));
         assert!(shop.recipients("shop", 100, NOON + 12_000).is_err());
         assert!(shop.recipients("shop", 100, NOON + 200_000).is_ok(), "nothing is used up");
         assert_eq!(passed(NOON + 201_000), 0);
         assert_eq!(passed(NOON), 0, "the clock was set back");
-        assert!(shop.recipient("other", NOON).is_ok());
+        assert!(shop.recipient("other", 0, NOON).is_ok());
     }
 }

@@ -23,18 +23,24 @@ impl Intake {
         envelope_sender(&self.config, account, sender)
     }
 
-    /// At RCPT: is this recipient taken, and may the account send to one more?
+    /// At RCPT: is this recipient taken, and may the account send to one more, after so many that the message has
+    /// already?
     pub fn recipient(
         &self,
         role: Role,
         account: Option<&str>,
         sender: &ReversePath,
-        recipient: &Address,
+        (before, recipient): (usize, &Address),
     ) -> Result<(), Refusal> {
-        if returned(&self.config, &self.marks, sender, recipient, self.clock.now())?.is_none() {
-            takes(&self.config, &self.marks, role, recipient)?;
+        self.takes(role, sender, recipient)?;
+        account.map_or(Ok(()), |account| self.quotas.recipient(account, before as u64, self.clock.now()))
+    }
+
+    pub(super) fn takes(&self, role: Role, sender: &ReversePath, recipient: &Address) -> Result<(), Refusal> {
+        match returned(&self.config, &self.marks, sender, recipient, self.clock.now())? {
+            Some(_) => Ok(()),
+            None => takes(&self.config, &self.marks, role, recipient),
         }
-        account.map_or(Ok(()), |account| self.quotas.recipient(account, self.clock.now()))
     }
 }
 

@@ -31,7 +31,7 @@ use super::limits::{self, ConnectionGuard};
 use super::outside::{Outside, Shared};
 use super::session::Session;
 use super::step::{Policy, Step};
-use crate::config::{ListenerTls, Role};
+use crate::config::{ListenerTls, Role, SUBMITTED_RECIPIENTS};
 use crate::current::Current;
 use crate::smtp::Reply;
 use crate::smtp::wire::{ChunkDecoder, LINE_END_BYTES, LineCutter};
@@ -154,7 +154,10 @@ fn policy<O: Outside>(shared: &Shared<O>, arrival: &Arrival) -> Policy {
         loopback: arrival.may_vouch() && arrival.peer.is_loopback(),
         scram: shared.accounts.offers_scram(),
         max_size: config.limits.max_size,
-        max_recipients: config.limits.max_recipients,
+        max_recipients: match arrival.role {
+            Role::Mx => config.limits.max_recipients,
+            Role::Submission => SUBMITTED_RECIPIENTS,
+        },
         errors_max: config.limits.errors_per_session,
     }
 }
@@ -420,7 +423,7 @@ mod tests {
             Ok(())
         }
 
-        fn recipient(&self, _: Role, _: Option<&str>, _: &ReversePath, _: &Address) -> Result<(), Refusal> {
+        fn recipient(&self, _: Role, _: Option<&str>, _: &ReversePath, _: (usize, &Address)) -> Result<(), Refusal> {
             Ok(())
         }
 

@@ -163,14 +163,23 @@ impl Limits {
         Ok(ConnectionGuard { limits: self.clone(), client: None })
     }
 
-    /// May this client try a login as this account? Asked before the password is looked at.
-    pub fn may_log_in(&self, config: &Config, peer: IpAddr, account: &str, now: Millis) -> Result<(), Refusal> {
+    /// May this client try a login as this account? Asked before the password is looked at. `peer` is none where
+    /// nobody can tell the client's address; its failures count for the account alone.
+    pub fn may_log_in(
+        &self,
+        config: &Config,
+        peer: impl Into<Option<IpAddr>>,
+        account: &str,
+        now: Millis,
+    ) -> Result<(), Refusal> {
         let rate = config.limits.auth_failures;
         let account = counted_name(account);
         let mut state = self.lock();
-        let reason = if !is_exempt(config, peer)
-            && state.failures_by_client.get(&Client::of(peer)).is_some_and(|window| window.is_full(rate, now))
-        {
+        let client = peer.into().filter(|peer| !is_exempt(config, *peer));
+        let is_full = |peer: &IpAddr| {
+            state.failures_by_client.get(&Client::of(*peer)).is_some_and(|window| window.is_full(rate, now))
+        };
+        let reason = if let Some(peer) = client.filter(is_full) {
             format!("{peer} has used up limits.auth_failures = {}", rate_text(rate))
         } else if state.by_name(config, account).get(account).is_some_and(|window| window.is_full(rate, now)) {
             format!("logins as {account:?} have used up limits.auth_failures = {}", rate_text(rate))
@@ -181,10 +190,10 @@ impl Limits {
     }
 
     /// A login failed. `account` is none where it did not get as far as a name.
-    pub fn login_failed(&self, config: &Config, peer: IpAddr, account: Option<&str>, now: Millis) {
+    pub fn login_failed(&self, config: &Config, peer: impl Into<Option<IpAddr>>, account: Option<&str>, now: Millis) {
         let rate = config.limits.auth_failures;
         let mut state = self.lock();
-        if !is_exempt(config, peer) {
+        if let Some(peer) = peer.into().filter(|peer| !is_exempt(config, *peer)) {
             state.failures_by_client.entry(Client::of(peer), AUTH_CLIENTS_MAX, now).add(rate, now);
         }
         if let Some(account) = account.map(counted_name) {
@@ -237,11 +246,10 @@ pub(crate) fn contains(networks: &[ipnet::IpNet], peer: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&peer))
 }
 
-/// Loopback and trusted networks often stand for many users behind one address: a mistake of one
-/// must not lock the others out.
+/// Trusted networks often stand for many users behind one address: a mistake of one must not lock the
+/// others out. Loopback is one of them only where `networks.trusted` says so.
 pub(super) fn is_exempt(config: &Config, peer: IpAddr) -> bool {
-    let peer = peer.to_canonical();
-    peer.is_loopback() || contains(&config.networks.trusted, peer)
+    contains(&config.networks.trusted, peer.to_canonical())
 }
 
 fn counted_name(account: &str) -> &str {
@@ -483,19 +491,35 @@ mod tests {
     }
 
     #[test]
+    fn loopback_is_locked_like_any_other_address_unless_it_is_trusted() {
+        let mut config = config();
+        config.limits.auth_failures = rate(3, 900);
+        config.networks.trusted = vec!["127.0.0.2/32".parse().unwrap()];
+        let limits = Limits::new();
+        for address in ["127.0.0.1", "::1", "127.0.0.2"] {
+            for name in ["a", "b", "c"] {
+                assert!(limits.may_log_in(&config, ip(address), &format!("{name}{address}"), 0).is_ok(), "{address}");
+                limits.login_failed(&config, ip(address), Some(&format!("{name}{address}")), 0);
+            }
+        }
+        for address in ["127.0.0.1", "::ffff:127.0.0.1", "::1"] {
+            assert_eq!(limits.may_log_in(&config, ip(address), "d", 1).unwrap_err().reply.code, 421, "{address}");
+        }
+        assert!(limits.may_log_in(&config, ip("127.0.0.2"), "d", 1).is_ok());
+    }
+
+    #[test]
     fn failed_logins_lock_the_account_from_everywhere() {
         let mut config = config();
         config.limits.auth_failures = rate(2, 900);
         config.networks.trusted = vec!["10.0.0.0/8".parse().unwrap()];
         config.accounts.insert("shop".into(), testing::account(Credential::Password(Secret("x".into()))));
         let limits = Limits::new();
-        // Trusted and loopback addresses are not locked, however often they fail.
+        // Trusted addresses are not locked, however often they fail.
         for name in ["p", "q", "r", "s"] {
             limits.login_failed(&config, ip("10.1.2.3"), Some(name), 0);
-            limits.login_failed(&config, ip("::1"), Some(name), 0);
         }
         assert!(limits.may_log_in(&config, ip("10.1.2.3"), "shop", 1).is_ok());
-        assert!(limits.may_log_in(&config, ip("::1"), "shop", 1).is_ok());
         for (address, name) in
             [("192.0.2.1", "shop"), ("192.0.2.2", "shop"), ("192.0.2.3", "none"), ("192.0.2.4", "none")]
         {

@@ -24,13 +24,13 @@ pub trait Outside: Send + Sync + 'static {
     /// message of this declared size?
     fn sender(&self, account: Option<&str>, sender: &ReversePath, size: Option<u64>) -> Result<(), Refusal>;
 
-    /// Is mail for this recipient taken?
+    /// Is mail for this recipient taken, after so many recipients that the message has already?
     fn recipient(
         &self,
         role: Role,
         account: Option<&str>,
         sender: &ReversePath,
-        recipient: &Address,
+        recipient: (usize, &Address),
     ) -> Result<(), Refusal>;
 
     /// Is there disk for so many bytes more of a message that comes in?

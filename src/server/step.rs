@@ -29,7 +29,7 @@ pub struct Policy {
     pub scram: bool,
     /// Bytes; offered with SIZE.
     pub max_size: u64,
-    /// Recipients a message on `mx` listeners and from trusted networks; accounts have their own.
+    /// Recipients of a message on this listener; accounts have their own.
     pub max_recipients: usize,
     pub errors_max: u32,
 }
@@ -73,8 +73,8 @@ pub enum Question {
     /// May the session's account (or trusted network) use this sender, and is there room for a
     /// message of this declared size? → [`Answer::Ok`] or [`Answer::Refused`].
     Sender { account: Option<String>, sender: ReversePath, size: Option<u64> },
-    /// Is this recipient taken? → [`Answer::Ok`] or [`Answer::Refused`].
-    Recipient { account: Option<String>, sender: ReversePath, recipient: Address },
+    /// Is this recipient taken, after so many of the same message? → [`Answer::Ok`] or [`Answer::Refused`].
+    Recipient { account: Option<String>, sender: ReversePath, before: usize, recipient: Address },
     /// Queue it. → [`Answer::Ok`] with the 250, or [`Answer::Refused`].
     Accept(Box<Draft>),
 }

@@ -46,7 +46,7 @@ impl Outside for House {
         role: Role,
         account: Option<&str>,
         _: &ReversePath,
-        recipient: &Address,
+        (_, recipient): (usize, &Address),
     ) -> Result<(), Refusal> {
         let domain = recipient.domain().as_str();
         let is_ours = domain == HOSTNAME || self.setting.domains.iter().any(|own| own == domain);

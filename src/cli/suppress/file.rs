@@ -46,7 +46,7 @@ pub(super) fn content(file: &Path) -> Result<String, Failure> {
         Some("-") => std::io::stdin().lock().take(FILE_BYTES_MAX).read_to_string(&mut text),
         _ => std::fs::File::open(file).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text)),
     };
-    read.map_err(|error| Failure::usage(format!("{}: {error}", file.display())).remedy("name a file of text"))?;
+    read.map_err(|error| Failure::unreadable(file, &error).remedy("name a file of text"))?;
     Ok(text)
 }
 

@@ -118,7 +118,7 @@ where
         Ok(DataEnd::Partial)
     }
 
-    /// Loopback and trusted networks stand for many users and are our own: all of the memory is theirs.
+    /// Trusted networks stand for many users and are our own: all of the memory is theirs.
     fn share(&self) -> Share {
         let shared = &self.shared;
         match limits::is_exempt(&shared.config, self.arrival.peer) {

@@ -46,9 +46,9 @@ where
                 let asked = self.shared.outside.sender(account.as_deref(), &sender, size);
                 asked.map(|()| Answer::Ok(Reply::new(250, (1, 0), "sender ok")))
             }
-            Question::Recipient { account, sender, recipient } => {
+            Question::Recipient { account, sender, before, recipient } => {
                 let role = self.arrival.role;
-                let asked = self.shared.outside.recipient(role, account.as_deref(), &sender, &recipient);
+                let asked = self.shared.outside.recipient(role, account.as_deref(), &sender, (before, &recipient));
                 asked.map(|()| Answer::Ok(Reply::new(250, (1, 5), "recipient ok")))
             }
             Question::Accept(draft) => {

@@ -67,9 +67,9 @@ impl Session {
             let reply = if is_named { replies::same_recipient() } else { replies::too_many_recipients(max) };
             return self.say(state, reply);
         }
-        let sender = sender.from.clone();
+        let (sender, before) = (sender.from.clone(), recipients.len());
         let account = self.account().map(str::to_owned);
-        let question = Question::Recipient { account, sender, recipient: to.clone() };
+        let question = Question::Recipient { account, sender, before, recipient: to.clone() };
         let recipient = Recipient { address: to, notify: params.notify, original: params.original };
         self.ask(Asked::Recipient { before: Box::new(state), recipient }, question)
     }
