@@ -462,6 +462,11 @@ fn set_up_all(
                 {
                     Arc::new(TargetTransport::Webhook(Box::new(webhook.with_config(config.clone()))))
                 }
+                TargetTransport::Pipe(pipe)
+                    if before.config.domains != config.domains || before.config.aliases != config.aliases =>
+                {
+                    Arc::new(TargetTransport::Pipe(pipe.with_config(config.clone())))
+                }
                 TargetTransport::Maildir(_) if before.config.hostname != config.hostname => {
                     Arc::new(set_up(config, name, target, clock)?)
                 }
@@ -496,7 +501,9 @@ pub(super) fn set_up(
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
         Target::Lmtp { address } => TargetTransport::Lmtp(address.clone()),
-        Target::Pipe { command, timeout } => TargetTransport::Pipe(Pipe::new(name, command, *timeout)),
+        Target::Pipe { command, timeout } => {
+            TargetTransport::Pipe(Pipe::new(name, command, *timeout).with_aliases(config.clone()))
+        }
         Target::File { path } => TargetTransport::File(Files::target(name, path)),
         Target::Smtp { host, port, tls } => TargetTransport::Smtp(Box::new(HostTarget {
             host: host.clone(),
