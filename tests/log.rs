@@ -114,7 +114,7 @@ async fn the_log_is_found_by_id_message_id_address_and_trouble() {
     ] {
         let data_dir = folder.path().to_owned();
         let output = tokio::task::spawn_blocking(move || run(&data_dir, &wrong)).await.unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
         assert!(stderr(&output).contains(complaint), "{}", stderr(&output));
     }
     server.stop().await;

@@ -34,7 +34,8 @@ pub(super) fn routes<B: Backend>() -> Router<Arc<Api<B>>> {
 
 impl From<Complaint> for ApiError {
     fn from(complaint: Complaint) -> ApiError {
-        ApiError::new(StatusCode::CONFLICT, complaint.what, complaint.remedy)
+        let status = if complaint.of_wish { StatusCode::BAD_REQUEST } else { StatusCode::CONFLICT };
+        ApiError::new(status, complaint.what, complaint.remedy)
     }
 }
 

@@ -112,7 +112,8 @@ enum StoreCommand {
 
 impl From<Complaint> for Failure {
     fn from(complaint: Complaint) -> Failure {
-        Failure::new(complaint.what).remedy(complaint.remedy)
+        let of = if complaint.of_wish { Failure::usage } else { Failure::new };
+        of(complaint.what).remedy(complaint.remedy)
     }
 }
 
