@@ -323,3 +323,17 @@ fn the_processing_log_has_three_levels() {
     assert_eq!(found("failed"), [false, false, true]);
     assert_eq!(found("off"), [false, false, false]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_null_sender_can_be_sent_from_and_the_postmaster_is_the_author() {
+    let folder = tempfile::tempdir().unwrap();
+    write_config(folder.path());
+    let server = TestServer::start(folder.path(), CONF).await;
+    let id = told(folder.path(), &["send", "--from", "<>", "--to", "you@far.test"], 0).await;
+    let id: MessageId = id.trim().parse().unwrap();
+    server.wait_for(id, |event| matches!(event, Event::Captured { .. })).await;
+    let (_, captured) = get(folder.path(), &format!("/api/v1/captured/{id}")).await;
+    assert_eq!(captured["envelope"]["from"], "");
+    assert!(captured["from"][0]["address"].as_str().unwrap().starts_with("postmaster@"), "{captured}");
+    server.stop().await;
+}
