@@ -2,7 +2,7 @@
 //!
 //! Start: store, keys, certificate, then the doors, so that nothing is accepted before it can be
 //! kept. Stop, on a signal: doors close and sessions end, attempts under way get
-//! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once; the queue
+//! [`DRAIN_TIME`], then the committer writes what it has. A second signal stops at once ([`HURRY_TIME`] at most); the queue
 //! on disk is what it was (see the table in `queue::record`).
 
 pub mod account_test;
@@ -74,6 +74,8 @@ use watch::Watch;
 
 /// How long attempts under way may go on after the first signal.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// How long a stop at once waits for what is written down of tries whose end nobody will know.
+const HURRY_TIME: Duration = Duration::from_secs(1);
 /// How often old stories and counters are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// While mail is turned away for want of space: how often the store is asked for what it can give back.
@@ -339,13 +341,15 @@ impl App {
             self.transports.load().close().await;
         };
         const REPEATED: &str = "what is not finished is repeated at the next start";
-        tokio::select! {
-            () = drained => tracing::info!("stopped"),
-            () = tokio::time::sleep(DRAIN_TIME) => {
-                tracing::warn!("stopped after {} s of waiting; {REPEATED}", DRAIN_TIME.as_secs());
-            }
-            () = hurry => tracing::warn!("stopped at once; {REPEATED}"),
-        }
+        let why = tokio::select! {
+            () = drained => return tracing::info!("stopped"),
+            () = tokio::time::sleep(DRAIN_TIME) => format!("after {} s of waiting", DRAIN_TIME.as_secs()),
+            () = hurry => "at once".to_owned(),
+        };
+        // What a server has and has not answered for may have arrived: that is written down.
+        self.transports.load().hurry();
+        let _ = tokio::time::timeout(HURRY_TIME, self.attempts.wait()).await;
+        tracing::warn!("stopped {why}; {REPEATED}");
     }
 }
 

@@ -204,6 +204,22 @@ async fn who_asks_has_to_be_known_and_accounts_may_only_submit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_not_taken_for_an_object_without_fields() {
+    let House { server, http, .. } = &house("").await;
+    for path in ["suspend", "resume", "queue/cancel", "suppressions", "pickup/once", "fetch/run"] {
+        for (body, status) in [("[]", 400), (" [[], {}, true]", 400), ("null", 400), ("{", 400), ("{\"x\": 1}", 422)] {
+            let answer = ask(*http, &format!("POST /api/v1/{path}"), &[&bearer(), JSON], body).await;
+            assert_eq!(answer.status, status, "{path} {body}: {}", answer.error());
+        }
+        let answer = ask(*http, &format!("POST /api/v1/{path}"), &[&bearer(), "Content-Type: text/plain"], "{}").await;
+        assert_eq!(answer.status, 415, "{path}: {}", answer.error());
+    }
+    let ready = ask(*http, "GET /readyz", &[], "").await;
+    assert_eq!(ready.body["suspended"], json!([]));
+    let _ = server;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_passwords_are_counted_together_with_those_over_smtp() {
     let house = house_with("", "auth_failures = \"2/15m\"", Clock::System).await;
     let wrong = basic("shop", "wrong");

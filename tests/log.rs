@@ -114,7 +114,7 @@ async fn the_log_is_found_by_id_message_id_address_and_trouble() {
     ] {
         let data_dir = folder.path().to_owned();
         let output = tokio::task::spawn_blocking(move || run(&data_dir, &wrong)).await.unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
         assert!(stderr(&output).contains(complaint), "{}", stderr(&output));
     }
     server.stop().await;
@@ -322,4 +322,18 @@ fn the_processing_log_has_three_levels() {
     assert_eq!(found("all"), [true, true, true]);
     assert_eq!(found("failed"), [false, false, true]);
     assert_eq!(found("off"), [false, false, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_null_sender_can_be_sent_from_and_the_postmaster_is_the_author() {
+    let folder = tempfile::tempdir().unwrap();
+    write_config(folder.path());
+    let server = TestServer::start(folder.path(), CONF).await;
+    let id = told(folder.path(), &["send", "--from", "<>", "--to", "you@far.test"], 0).await;
+    let id: MessageId = id.trim().parse().unwrap();
+    server.wait_for(id, |event| matches!(event, Event::Captured { .. })).await;
+    let (_, captured) = get(folder.path(), &format!("/api/v1/captured/{id}")).await;
+    assert_eq!(captured["envelope"]["from"], "");
+    assert!(captured["from"][0]["address"].as_str().unwrap().starts_with("postmaster@"), "{captured}");
+    server.stop().await;
 }

@@ -136,7 +136,7 @@ async fn once_takes_what_is_ready_and_says_so() {
     assert_eq!(queue.len(), 1, "{told}");
     assert!(fs::read_dir(&folder).unwrap().next().is_none());
     let output = postrider(&file, &["pickup", "once", "other"]).await;
-    assert!(output.status.code() == Some(1) && text(&output).contains("no pickup folder"), "{}", text(&output));
+    assert!(output.status.code() == Some(2) && text(&output).contains("no pickup folder"), "{}", text(&output));
     server.stop().await;
     let output = postrider(&file, &["pickup", "once"]).await;
     assert!(output.status.code() == Some(1) && text(&output).contains("no server is running"), "{}", text(&output));

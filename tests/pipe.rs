@@ -348,6 +348,48 @@ async fn a_server_that_stops_ends_its_programs_and_the_next_one_tries_again() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_groups_of_a_pattern_found_reaches_the_program_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let script = out.path().join("script");
+    // The first run does not end.
+    let text = "echo \"$1 $2 $POSTRIDER_GROUP_ID $POSTRIDER_GROUP_KIND_OF ${POSTRIDER_GROUP_REST-none}\" >> OUT/seen\n\
+                [ \"$(wc -l < OUT/seen)\" -gt 1 ] || exec sleep 1000\n";
+    fs::write(&script, text.replace("OUT", out.path().to_str().unwrap())).unwrap();
+    let conf = format!(
+        "hostname = \"mail.home.test\"\ndata_dir = \"DATA_DIR\"\n[listeners.mx]\nrole = \"mx\"\n\
+         bind = [\"127.0.0.1:0\"]\n[queue]\nmin_free = \"1MiB\"\n[domains.\"home.test\"]\n[aliases]\n\
+         '/^(?P<kind_of>ticket|order)-(?P<id>[-0-9]+)(?P<rest>x)?@home\\.test$/' = \"script\"\n\
+         [targets.script]\nkind = \"pipe\"\n\
+         command = [\"/bin/sh\", \"{}\", \"--ticket={{group.id}}\", \"{{group.kind_of}}\"]\n\
+         timeout = \"5m\"\n[checks]\nspf = \"off\"\ndkim = \"off\"\ndmarc = \"off\"\n",
+        script.display()
+    );
+    let seen = async |count: usize| {
+        loop {
+            let lines = lines(&out.path().join("seen"));
+            if lines.len() == count {
+                return lines;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let server = Served::start(folder.path(), &conf, 1).await;
+    let mut client = Client::connect(server.door("mx")).await.unwrap();
+    let reply = client
+        .send("ann@known.test", &["Ticket--42@home.test"], "From: ann@known.test\r\nSubject: x\r\n\r\ntext\r\n")
+        .await
+        .unwrap();
+    assert!(reply.starts_with("250"), "{reply}");
+    let wanted = "--ticket=-42 ticket -42 ticket none";
+    assert_eq!(seen(1).await, [wanted]);
+    server.stop_at_once().await;
+    let server = Served::start(folder.path(), &conf, 1).await;
+    assert_eq!(seen(2).await, [wanted, wanted]);
+    server.stop_at_once().await;
+}
+
 /// Whole ones.
 fn lines(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();

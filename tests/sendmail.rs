@@ -289,6 +289,23 @@ fn subject(text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn spoken_smtp_that_meets_only_doors_with_tls_says_why() {
+    let base = tempfile::tempdir().unwrap();
+    symlink(BINARY, base.path().join("sendmail")).unwrap();
+    let conf = base.path().join("postrider.toml");
+    let text = format!(
+        "hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n[listeners.strict]\nrole = \"submission\"\n\
+         bind = [\"127.0.0.1:1\"]\ntls = \"required\"\n",
+        base.path().join("data").display()
+    );
+    std::fs::write(&conf, text).unwrap();
+    let output = run(Command::new(base.path().join("sendmail")).arg("--config").arg(&conf).arg("-bs"), b"").await;
+    assert_eq!(output.status.code(), Some(TEMPFAIL), "{}", show(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("sendmail: listeners.strict, at 127.0.0.1:1, wants TLS before any mail"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_exit_status_says_what_is_wrong() {
     let mut post = Post::new(TRUSTED).await;
     let letter = b"Subject: x\n\nhi\n";

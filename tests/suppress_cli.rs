@@ -89,7 +89,7 @@ async fn what_cannot_be_done_is_said_with_a_remedy() {
     let server = server(data_dir).await;
     for (arguments, status, words) in [
         (&["suppress", "add", "nobody"][..], 2, "neither an address nor @ and a domain"),
-        (&["suppress", "add", "a@b.example", "--stream", "bluk"], 1, "no stream named"),
+        (&["suppress", "add", "a@b.example", "--stream", "bluk"], 2, "no stream named"),
         (
             &["suppress", "add", "a@b.example", "--stream", "transactional"],
             1,
@@ -109,6 +109,43 @@ async fn what_cannot_be_done_is_said_with_a_remedy() {
     server.stop().await;
     let said = say(data_dir, &["suppress", "list"], 1).await;
     assert!(said.contains("no server is running"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_fails_prints_nothing_and_an_empty_list_its_header() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path();
+    let server = server(data_dir).await;
+    assert_eq!(say(data_dir, &["suppress", "export"], 0).await, "address,scope,reason,since,expires\n");
+    server.stop().await;
+    let output = in_background(data_dir, &["suppress", "export"]).await;
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(1), ""));
+    assert!(stderr(&output).contains("no server is running"), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_not_there_is_a_wrong_command_and_those_there_are_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path();
+    let server = server(data_dir).await;
+    for (arguments, words) in [
+        (&["suspend", "--stream", "nope"][..], "there are: bulk, news, security, transactional"),
+        (&["resume", "--stream", "nope"], "there are: bulk, news, security, transactional"),
+        (&["suspend", "--smart-host", "nope"], "there is no smart host named \"nope\"\n  → there is none\n"),
+        (&["resume", "--smart-host", "nope"], "there is none\n"),
+        (&["log", "--since", "yesterday"], "neither a time nor a duration"),
+        (&["log", "not an id"], "neither a queue id nor"),
+        (&["log", "--follow", "not an id"], "neither a queue id nor"),
+        (&["log", "--smart-host", "nope"], "there is none\n"),
+        (&["fetch", "run", "nope"], "there is none\n"),
+        (&["pickup", "once", "nope"], "there is none\n"),
+    ] {
+        let said = say(data_dir, arguments, 2).await;
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    }
+    // The command is right, and yet nothing comes of it.
+    say(data_dir, &["suspend", "--stream", "security"], 1).await;
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,11 +35,13 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get, post};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -169,9 +171,36 @@ impl From<QueryRejection> for ApiError {
 
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> ApiError {
-        ApiError::new(rejection.status(), rejection.body_text(), "send a JSON object, content-type application/json")
+        ApiError::new(rejection.status(), rejection.body_text(), SHAPE)
     }
 }
+
+/// A body that is one JSON object. A list would be taken for its fields in their order, and an empty one for an object
+/// without any: of what to suspend or to cancel that must not be read.
+pub(super) struct Sent<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Sent<T>, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            let error = "the content type is not application/json";
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, SHAPE));
+        }
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text(), SHAPE))?;
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::bad("the body is not a JSON object", SHAPE));
+        }
+        let Json(body) = Json::from_bytes(&bytes)?;
+        Ok(Sent(body))
+    }
+}
+
+/// What is wanted.
+const SHAPE: &str = "send a JSON object, content-type application/json";
 
 pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -249,9 +278,9 @@ pub(crate) struct ChangeAnswer {
 async fn change<B: Backend>(
     action: Action,
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<SelectionBody>, JsonRejection>,
+    body: Result<Sent<SelectionBody>, ApiError>,
 ) -> Answer<ChangeAnswer> {
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let selection = Selection::try_from(body)
         .map_err(|error| ApiError::bad(error.to_string(), r#"{"ids": [...]}, {"filter": {...}} or {"all": true}"#))?;
     let dry_run = selection.dry_run;

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::routing::{Router, get, post};
 use serde::{Deserialize, Serialize};
 
-use super::api::{Answer, Api, to_its_end};
+use super::api::{Answer, Api, ApiError, Sent, to_its_end};
 use super::{Backend, view};
 use crate::clock::Millis;
 use crate::intake::fetch::{Ran, Status};
@@ -79,7 +78,7 @@ async fn list<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<FetchAnswer> {
     Json(FetchAnswer { accounts: api.backend.fetch_list().await })
 }
 
-async fn run<B: Backend>(State(api): State<Arc<Api<B>>>, body: Result<Json<FetchBody>, JsonRejection>) -> Answer<Ran> {
-    let (Json(body), backend) = (body?, api.backend.clone());
+async fn run<B: Backend>(State(api): State<Arc<Api<B>>>, body: Result<Sent<FetchBody>, ApiError>) -> Answer<Ran> {
+    let (Sent(body), backend) = (body?, api.backend.clone());
     Ok(Json(to_its_end(async move { backend.fetch_run(body.account, body.dry_run).await }).await??))
 }

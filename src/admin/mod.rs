@@ -372,11 +372,21 @@ impl Trouble {
 pub struct Complaint {
     pub what: String,
     pub remedy: String,
+    /// What was asked for is wrong, whatever the state of the server: it names what is not there.
+    pub of_wish: bool,
 }
 
 impl Complaint {
     pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Complaint {
-        Complaint { what: what.into(), remedy: remedy.into() }
+        Complaint { what: what.into(), remedy: remedy.into(), of_wish: false }
+    }
+
+    /// What was asked for names what is not there; `known` are the names that there are.
+    pub fn unknown<'a>(what: impl Into<String>, known: impl IntoIterator<Item = &'a str>) -> Complaint {
+        let known: Vec<&str> = known.into_iter().collect();
+        let remedy =
+            if known.is_empty() { "there is none".to_owned() } else { format!("there are: {}", known.join(", ")) };
+        Complaint { of_wish: true, ..Complaint::new(what, remedy) }
     }
 }
 

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::routing::{Router, post};
 use serde::{Deserialize, Serialize};
 
 use super::Backend;
-use super::api::{Answer, Api, to_its_end};
+use super::api::{Answer, Api, ApiError, Sent, to_its_end};
 use crate::intake::pickup::Report;
 
 pub(super) fn routes<B: Backend>() -> Router<Arc<Api<B>>> {
@@ -32,9 +31,9 @@ pub(crate) struct PickupAnswer {
 
 async fn once<B: Backend>(
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<PickupBody>, JsonRejection>,
+    body: Result<Sent<PickupBody>, ApiError>,
 ) -> Answer<PickupAnswer> {
-    let (Json(body), backend) = (body?, api.backend.clone());
+    let (Sent(body), backend) = (body?, api.backend.clone());
     let folders = to_its_end(async move { backend.pick_up(body.name).await }).await??;
     Ok(Json(PickupAnswer { folders }))
 }

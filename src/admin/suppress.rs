@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::routing::{Router, get, post};
 use serde::{Deserialize, Serialize};
 
-use super::api::{Answer, Api, ApiError, to_its_end};
+use super::api::{Answer, Api, ApiError, Sent, to_its_end};
 use super::{Backend, view};
 use crate::bounce::suppression::{Event, Listed, Reason, Who};
 use crate::clock::Millis;
@@ -164,9 +164,9 @@ pub(crate) struct ChangeAnswer {
 
 async fn add<B: Backend>(
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<AddBody>, JsonRejection>,
+    body: Result<Sent<AddBody>, ApiError>,
 ) -> Answer<ChangeAnswer> {
-    let Json(body) = body?;
+    let Sent(body) = body?;
     few(body.suppressions.len())?;
     let entries = body.suppressions.into_iter().map(new_entry).collect::<Result<Vec<_>, _>>()?;
     let backend = api.backend.clone();
@@ -193,9 +193,9 @@ pub(crate) struct RemoveBody {
 
 async fn remove<B: Backend>(
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<RemoveBody>, JsonRejection>,
+    body: Result<Sent<RemoveBody>, ApiError>,
 ) -> Answer<ChangeAnswer> {
-    let Json(RemoveBody { addresses, scope, force }) = body?;
+    let Sent(RemoveBody { addresses, scope, force }) = body?;
     few(addresses.len())?;
     let whom = addresses.iter().map(|address| who(address)).collect::<Result<Vec<_>, _>>()?;
     let backend = api.backend.clone();

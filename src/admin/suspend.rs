@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::routing::{Router, post};
 use serde::{Deserialize, Serialize};
 
-use super::api::{Answer, Api, ApiError, to_its_end};
+use super::api::{Answer, Api, ApiError, Sent, to_its_end};
 use super::{Backend, SuspendAnswer};
 use crate::delivery::host_test::{Report, Wish};
 use crate::queue::suspend::Suspension;
@@ -49,14 +48,14 @@ impl SuspendBody {
 async fn change<B: Backend>(
     on: bool,
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<SuspendBody>, JsonRejection>,
+    body: Result<Sent<SuspendBody>, ApiError>,
 ) -> Answer<SuspendAnswer> {
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let (what, backend) = (body.what()?, api.backend.clone());
     Ok(Json(to_its_end(async move { backend.suspend(what, on).await }).await??))
 }
 
-async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, body: Result<Json<Wish>, JsonRejection>) -> Answer<Report> {
-    let (Json(wish), backend) = (body?, api.backend.clone());
+async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, body: Result<Sent<Wish>, ApiError>) -> Answer<Report> {
+    let (Sent(wish), backend) = (body?, api.backend.clone());
     Ok(Json(to_its_end(async move { backend.test_host(wish).await }).await??))
 }

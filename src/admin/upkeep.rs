@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,7 +12,7 @@ use axum::routing::{Router, get, post};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::api::{Answer, Api, ApiError, parse_id, to_its_end, unknown};
+use super::api::{Answer, Api, ApiError, Sent, parse_id, to_its_end, unknown};
 use super::caller::Stranger;
 use super::submit::read;
 use super::transfer::{self, Imported};
@@ -34,7 +34,8 @@ pub(super) fn routes<B: Backend>() -> Router<Arc<Api<B>>> {
 
 impl From<Complaint> for ApiError {
     fn from(complaint: Complaint) -> ApiError {
-        ApiError::new(StatusCode::CONFLICT, complaint.what, complaint.remedy)
+        let status = if complaint.of_wish { StatusCode::BAD_REQUEST } else { StatusCode::CONFLICT };
+        ApiError::new(status, complaint.what, complaint.remedy)
     }
 }
 
@@ -87,9 +88,9 @@ pub(crate) struct ImportedBody {
 
 async fn imported<B: Backend>(
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<ImportedBody>, JsonRejection>,
+    body: Result<Sent<ImportedBody>, ApiError>,
 ) -> Answer<serde_json::Value> {
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let backend = api.backend.clone();
     to_its_end(async move { backend.forget_imports(body.keys).await }).await??;
     Ok(Json(serde_json::json!({})))
@@ -104,9 +105,9 @@ pub(crate) struct BackupBody {
 
 async fn back_up<B: Backend>(
     State(api): State<Arc<Api<B>>>,
-    body: Result<Json<BackupBody>, JsonRejection>,
+    body: Result<Sent<BackupBody>, ApiError>,
 ) -> Answer<BackedUp> {
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let backend = api.backend.clone();
     Ok(Json(to_its_end(async move { backend.back_up(body.to).await }).await??))
 }

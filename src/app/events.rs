@@ -81,9 +81,8 @@ impl Operator {
             None => None,
             Some(name) => Some(hosts.iter().find(|host| host.name == *name).map_or_else(
                 || {
-                    let names: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
                     let what = format!("there is no smart host named {name:?}");
-                    Err(Complaint::new(what, format!("there are: {}", names.join(", "))))
+                    Err(Complaint::unknown(what, hosts.iter().map(|host| host.name.as_str())))
                 },
                 |host| Ok(host_names(host)),
             )?),

@@ -239,9 +239,8 @@ impl Backend for Operator {
         let pickups = self.pickups.load();
         let handles: Vec<_> = pickups.iter().filter(wanted).collect();
         if let (Some(name), []) = (&folder, handles.as_slice()) {
-            let known: Vec<_> = pickups.iter().map(|handle| handle.name.as_str()).collect();
             let what = format!("the running server has no pickup folder {name:?}");
-            return Err(Complaint::new(what, format!("name one of: {}", known.join(", "))));
+            return Err(Complaint::unknown(what, pickups.iter().map(|handle| handle.name.as_str())));
         }
         let mut reports = Vec::new();
         for handle in handles {
@@ -301,16 +300,15 @@ impl Backend for Operator {
 
     async fn fetch_run(&self, name: String, dry_run: bool) -> Result<Ran, Complaint> {
         let ran = self.fetcher.run_now(&name, dry_run).await;
-        ran.map_err(|not_run| {
-            let remedy = match &not_run {
-                NotRun::Unknown(_) => match self.fetcher.names().is_empty() {
-                    true => "there is none; add [fetch.NAME] to the configuration".to_owned(),
-                    false => format!("there are: {}", self.fetcher.names().join(", ")),
-                },
-                NotRun::UnderWay(_) => "see `postrider fetch list`, and try again when it is done".to_owned(),
-                NotRun::Suspended => "`postrider resume --fetch` lets it go on".to_owned(),
-            };
-            Complaint::new(not_run.to_string(), remedy)
+        ran.map_err(|not_run| match &not_run {
+            NotRun::Unknown(_) => {
+                let names = self.fetcher.names();
+                Complaint::unknown(not_run.to_string(), names.iter().map(|name| &**name))
+            }
+            NotRun::UnderWay(_) => {
+                Complaint::new(not_run.to_string(), "see `postrider fetch list`, and try again when it is done")
+            }
+            NotRun::Suspended => Complaint::new(not_run.to_string(), "`postrider resume --fetch` lets it go on"),
         })
     }
 
@@ -414,23 +412,22 @@ impl Operator {
     fn check_suspension(&self, what: &Suspension, on: bool) -> Result<(), Complaint> {
         let intake = self.intake.load();
         let config = intake.config();
-        let known = |names: Vec<&str>| format!("there are: {}", names.join(", "));
         let gates = self.queue.gates();
         let is_suspended =
             || gates.suspended().iter().any(|(known, _)| known == what) || gates.lifting().contains(what);
         match what {
             _ if !on && is_suspended() => Ok(()),
             Suspension::Stream(name) if !config.streams.contains_key(name) => {
-                let names = config.streams.keys().map(String::as_str).collect();
-                Err(Complaint::new(format!("there is no stream named {name:?}"), known(names)))
+                let known = config.streams.keys().map(String::as_str);
+                Err(Complaint::unknown(format!("there is no stream named {name:?}"), known))
             }
             Suspension::Stream(name) if on && gates.is_exempt(name) => Err(Complaint::new(
                 format!("the stream {name} is exempt from suspension"),
                 format!("set streams.{name}.exempt_from_suspend = false to be able to suspend it"),
             )),
             Suspension::SmartHost(name) if config.smart_hosts.iter().all(|host| host.name != *name) => {
-                let names = config.smart_hosts.iter().map(|host| host.name.as_str()).collect();
-                Err(Complaint::new(format!("there is no smart host named {name:?}"), known(names)))
+                let known = config.smart_hosts.iter().map(|host| host.name.as_str());
+                Err(Complaint::unknown(format!("there is no smart host named {name:?}"), known))
             }
             _ => Ok(()),
         }
@@ -597,7 +594,8 @@ fn unsuppressable(error: SuppressError) -> Complaint {
         }
         SuppressError::Store(_) => "try again; the server's log says more".to_owned(),
     };
-    Complaint::new(error.to_string(), remedy)
+    let of_wish = matches!(error, SuppressError::NoScope(_));
+    Complaint { of_wish, ..Complaint::new(error.to_string(), remedy) }
 }
 
 /// Why nothing goes to a target, if that is so.

@@ -378,6 +378,8 @@ impl Client {
 
     fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {
         match serde_json::from_slice::<ErrorAnswer>(body) {
+            // It does not understand what was asked for: that is wrong in the command.
+            Ok(answer) if status == StatusCode::BAD_REQUEST => Failure::usage(answer.error).remedy(answer.remedy),
             Ok(answer) => Failure::new(answer.error).remedy(answer.remedy),
             Err(_) => self.broken(&format!("the server answered {status}")),
         }

@@ -7,9 +7,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
-use super::{Failure, client, print_json, text};
+use super::client::Client;
+use super::{Failure, load, print_json, text};
 use crate::clock::{Clock, Millis, rfc5322};
-use crate::message::Address;
+use crate::message::address::{AddressError, parse_reverse_path};
+use crate::message::{Address, ReversePath};
 
 /// Bytes read from a file or standard input at most; the server has its own, smaller limit.
 const INPUT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -23,6 +25,7 @@ Examples:
   postrider send --from a@example.com --to b@example.net             a short test message
   postrider send --from a@example.com --to b@example.net --subject Hello --body 'How are you?'
   postrider send --from a@example.com --to b@example.net --to c@example.net --file message.eml
+  postrider send --from '<>' --to b@example.net                      as a bounce; From is the postmaster
   generate-report | postrider send --from a@example.com --to b@example.net --file - --json
 
 --from and --to are the envelope. A file must be a whole message, header included. The message is
@@ -31,9 +34,9 @@ queued under its id once the id is printed; `postrider queue show ID` tells what
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Sender
-    #[arg(long, value_name = "ADDRESS")]
-    from: Address,
+    /// Sender; '<>' is the null sender
+    #[arg(long, value_name = "ADDRESS", value_parser = sender)]
+    from: ReversePath,
     /// Recipient; may be given several times
     #[arg(long, value_name = "ADDRESS", required = true)]
     to: Vec<Address>,
@@ -52,17 +55,25 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
-    let client = client(config)?;
+    let config = load(config)?;
+    // A message has an author all the same.
+    let author = args.from.address().unwrap_or(&config.postmaster);
     let raw = match &args.file {
         Some(file) => read(file)?,
-        None => compose(&args.from, &args.to, &args.subject, &args.body, Clock::System.now())?.into(),
+        None => compose(author, &args.to, &args.subject, &args.body, Clock::System.now())?.into(),
     };
     let to: Vec<String> = args.to.iter().map(Address::to_string).collect();
-    let id = client.submit(&args.from.to_string(), &to, raw).await?;
+    let from = args.from.address().map_or_else(|| "<>".to_owned(), Address::to_string);
+    let id = Client::new(&config.data_dir).submit(&from, &to, raw).await?;
     if args.json {
         return print_json(&serde_json::json!({ "id": id }));
     }
     Ok(text::print(&id.to_string())?)
+}
+
+/// An address with or without brackets, or `<>`.
+fn sender(text: &str) -> Result<ReversePath, AddressError> {
+    parse_reverse_path(text).or_else(|_| Address::parse(text).map(ReversePath::Address))
 }
 
 fn read(file: &Path) -> Result<Bytes, Failure> {

@@ -112,7 +112,8 @@ enum StoreCommand {
 
 impl From<Complaint> for Failure {
     fn from(complaint: Complaint) -> Failure {
-        Failure::new(complaint.what).remedy(complaint.remedy)
+        let of = if complaint.of_wish { Failure::usage } else { Failure::new };
+        of(complaint.what).remedy(complaint.remedy)
     }
 }
 
@@ -328,11 +329,39 @@ async fn compact(config: &Config, client: &Client, json: bool) -> Result<(), Fai
     if json {
         return print_json(&done);
     }
-    Ok(print(&format!("{} before, {} after.", size(done.before), size(done.after)))?)
+    Ok(print(&compacted(done))?)
+}
+
+/// A small store may take more room than before: what was in the log alone is in a table then, too.
+fn compacted(Compacted { before, after }: Compacted) -> String {
+    match after < before {
+        true => format!("{} before, {} after.", size(before), size(after)),
+        false => {
+            format!("Nothing to gain: the store has {}, and nothing that was deleted takes space in it.", size(after))
+        }
+    }
 }
 
 /// Keeps the progress bar moving meanwhile.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Failure::new(format!("the work was broken off: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compaction_that_gains_nothing_says_so() {
+        let said = |before, after| compacted(Compacted { before, after });
+        assert_eq!(said(3 << 20, 1 << 20), "3.0 MiB before, 1.0 MiB after.");
+        for before in [1 << 20, 1 << 19] {
+            assert!(
+                said(before, 1 << 20).starts_with("Nothing to gain: the store has 1.0 MiB,"),
+                "{}",
+                said(before, 1 << 20)
+            );
+        }
+    }
 }

@@ -310,20 +310,25 @@ async fn list(client: &Client, fits: impl Fn(&Suppressed) -> bool, json: bool) -
 }
 
 async fn export(client: &Client, json: bool) -> Result<(), Failure> {
-    if !json {
-        print(&COLUMNS.join(","))?;
-    }
+    // With the first answer: a list that could not be had is not an empty one.
+    let mut is_headed = json;
+    let head = |is_headed: &mut bool| match std::mem::replace(is_headed, true) {
+        true => Ok(()),
+        false => print(&COLUMNS.join(",")),
+    };
     each(client, |entry| {
         if json {
             return print_json(entry);
         }
+        head(&mut is_headed)?;
         let time = |at: Option<Millis>| at.map(rfc3339).unwrap_or_default();
         let scope = entry.scope.clone().unwrap_or_default();
         let columns =
             [entry.address.clone(), scope, entry.reason.name().to_owned(), time(entry.since), time(entry.expires)];
         Ok(print(&columns.map(|text| csv(&text)).join(","))?)
     })
-    .await
+    .await?;
+    Ok(head(&mut is_headed)?)
 }
 
 fn explain(explained: &Explained) -> Vec<String> {

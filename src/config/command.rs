@@ -17,8 +17,11 @@ const ARGUMENT_BYTES_MAX: usize = 4096;
 
 const FORM: &str = "a list of strings such as [\"/usr/local/bin/on-mail\", \"--to\", \"{recipient}\"]";
 
+/// Begins the placeholder of a named group of the pattern that took the address.
+const GROUP: &str = "group.";
+
 /// What can be filled in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word {
     Id,
     /// Of the envelope; empty for the null sender.
@@ -29,9 +32,12 @@ pub enum Word {
     Domain,
     /// The address that was written in RCPT.
     Alias,
+    /// What the group of this name has found in it; empty where no pattern took it, or that has no such group.
+    Group(String),
 }
 
 impl Word {
+    /// Those that there are always.
     pub const ALL: [(&'static str, Word); 6] = [
         ("id", Word::Id),
         ("sender", Word::Sender),
@@ -41,8 +47,11 @@ impl Word {
         ("alias", Word::Alias),
     ];
 
-    pub fn name(self) -> &'static str {
-        Word::ALL.iter().find(|(_, word)| *word == self).map_or("", |(name, _)| name)
+    pub fn name(&self) -> String {
+        match self {
+            Word::Group(name) => format!("{GROUP}{name}"),
+            _ => Word::ALL.iter().find(|(_, word)| word == self).map_or("", |(name, _)| name).to_owned(),
+        }
     }
 }
 
@@ -67,7 +76,7 @@ pub struct PipeCommand {
 }
 
 /// A value would have become an option.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LooksLikeOption(pub Word);
 
 impl PipeCommand {
@@ -76,7 +85,7 @@ impl PipeCommand {
     }
 
     /// The arguments behind the program.
-    pub fn arguments(&self, value: impl Fn(Word) -> String) -> Result<Vec<String>, LooksLikeOption> {
+    pub fn arguments(&self, value: impl Fn(&Word) -> String) -> Result<Vec<String>, LooksLikeOption> {
         self.arguments.iter().map(|argument| fill(argument, &value)).collect()
     }
 
@@ -143,25 +152,31 @@ fn parts(written: &str) -> Result<Vec<Part>, Wrong> {
 }
 
 fn word_of(text: &str) -> Result<Word, Wrong> {
-    let found = Word::ALL.iter().find(|(name, _)| *name == text);
-    found.map(|(_, word)| *word).ok_or_else(|| {
+    if let Some(name) = text.strip_prefix(GROUP).filter(|name| !name.is_empty()) {
+        return Ok(Word::Group(name.to_owned()));
+    }
+    let found = Word::ALL.into_iter().find(|(name, _)| *name == text);
+    found.map(|(_, word)| word).ok_or_else(|| {
         let names = Word::ALL.map(|(name, _)| name);
-        let form = format!("Use {}, each in braces, or write {{{{ for a brace.", one_of(&names));
+        let form = format!(
+            "Use {} or group.NAME for a named group of a pattern, each in braces, or write {{{{ for a brace.",
+            one_of(&names)
+        );
         let guess = nearest(text, names).map_or(String::new(), |guess| format!(" Did you mean {{{guess}}}?"));
         Wrong::value(format!("{{{text}}} is not a placeholder"), format!("{form}{guess}"))
     })
 }
 
-fn fill(argument: &Argument, value: &impl Fn(Word) -> String) -> Result<String, LooksLikeOption> {
+fn fill(argument: &Argument, value: &impl Fn(&Word) -> String) -> Result<String, LooksLikeOption> {
     let mut filled = String::new();
     for part in &argument.parts {
         match part {
             Part::Text(text) => filled.push_str(text),
             Part::Value(word) => {
-                let value = value(*word);
+                let value = value(word);
                 // What was written before decides what the argument is.
                 if filled.is_empty() && value.starts_with('-') && !argument.is_plain {
-                    return Err(LooksLikeOption(*word));
+                    return Err(LooksLikeOption(word.clone()));
                 }
                 filled.extend(value.chars().map(|c| if c.is_control() { '_' } else { c }));
             }
@@ -201,8 +216,21 @@ mod tests {
         assert_eq!(filled(&["/bin/x", "-f", "--", "{sender}"], "-x").unwrap(), ["-f", "--", "-x"]);
         // Nothing in front of it but what was empty.
         let two = command(&["/bin/x", "{sender}{id}"]).unwrap();
-        let value = |word| if word == Word::Id { "-x".to_owned() } else { String::new() };
+        let value = |word: &Word| if *word == Word::Id { "-x".to_owned() } else { String::new() };
         assert_eq!(two.arguments(value), Err(LooksLikeOption(Word::Id)));
+    }
+
+    #[test]
+    fn a_group_is_filled_in_as_any_other_value() {
+        let group = || Word::Group("id".to_owned());
+        let command = command(&["/bin/x", "--ticket={group.id}", "{group.id}"]).unwrap();
+        let value = |found: &'static str| {
+            move |word: &Word| if *word == group() { found.to_owned() } else { unreachable!("{word:?}") }
+        };
+        assert_eq!(command.arguments(value("42")).unwrap(), ["--ticket=42", "42"]);
+        assert_eq!(command.arguments(value("")).unwrap(), ["--ticket=", ""]);
+        assert_eq!(command.arguments(value("-x")), Err(LooksLikeOption(group())));
+        assert_eq!(group().name(), "group.id");
     }
 
     #[test]
@@ -212,6 +240,7 @@ mod tests {
             (&["on-mail"], "whole path"),
             (&["/bin/{id}"], "whole path"),
             (&["/bin/x", "{recipent}"], "{recipent} is not a placeholder"),
+            (&["/bin/x", "{group.}"], "{group.} is not a placeholder"),
             (&["/bin/x", "{id"], "without a }"),
             (&["/bin/x", "a\0b"], "NUL"),
             (&["/bin/x"; 65], "more than 64 arguments"),

@@ -7,13 +7,18 @@
 //! ended by a signal may have done its work: it is tried again, and that is told as unsure. What cannot
 //! be started is tried again.
 //!
+//! What the named groups of a pattern alias have found is filled in as any other value, and stands in the
+//! environment. It is found anew for each try, by the aliases as they are then.
+//!
 //! The message begins with Return-Path, X-Original-To (where an alias led here) and Delivered-To, and its
 //! lines end in LF, as in a Maildir. A program need not read it. Left out: other users than our own,
 //! and what a program leaves running when it ends by itself.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -24,9 +29,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::http::one_line;
 use super::local_form::{LineEnds, head};
 use super::{Body, Delivered, Job, Outcome};
+use crate::config::Config;
 use crate::config::targets::{LooksLikeOption, PipeCommand, Word};
 use crate::message::Address;
 use crate::queue::record::{Failure, Message, Recipient};
+use crate::routing::inbound;
 use crate::store::StoreError;
 
 /// Bytes of what the program says that are kept, each of standard output and standard error.
@@ -50,6 +57,16 @@ pub struct Pipe {
     name: String,
     command: PipeCommand,
     timeout: Duration,
+    /// For the groups of pattern aliases.
+    config: Option<Arc<Config>>,
+}
+
+/// What is known of one recipient.
+struct Known<'a> {
+    message: &'a Message,
+    recipient: &'a Recipient,
+    /// By name.
+    groups: BTreeMap<String, String>,
 }
 
 /// How a run ended.
@@ -64,7 +81,17 @@ enum End {
 
 impl Pipe {
     pub fn new(name: &str, command: &PipeCommand, timeout: Duration) -> Pipe {
-        Pipe { name: name.to_owned(), command: command.clone(), timeout }
+        Pipe { name: name.to_owned(), command: command.clone(), timeout, config: None }
+    }
+
+    /// Tells the program what the groups of pattern aliases have found.
+    pub fn with_aliases(self, config: Arc<Config>) -> Pipe {
+        Pipe { config: Some(config), ..self }
+    }
+
+    /// The same after the configuration was read anew, in which its own section is what it was.
+    pub fn with_config(&self, config: Arc<Config>) -> Pipe {
+        self.clone().with_aliases(config)
     }
 
     /// Runs the program once for each recipient of the job.
@@ -88,17 +115,19 @@ impl Pipe {
     }
 
     async fn run(&self, job: &Job, recipient: &Recipient) -> Outcome {
-        let value = |word| value(word, &job.message, recipient);
-        let arguments = match self.command.arguments(value) {
+        let own = recipient.alias.as_ref().unwrap_or(&recipient.address);
+        let groups = self.config.as_ref().map(|config| inbound::groups(config, own)).unwrap_or_default();
+        let known = Known { message: &job.message, recipient, groups };
+        let arguments = match self.command.arguments(|word| known.value(word)) {
             Ok(arguments) => arguments,
-            Err(LooksLikeOption(word)) => return Outcome::Fail(self.looks_like_option(word, &value(word))),
+            Err(LooksLikeOption(word)) => return Outcome::Fail(self.looks_like_option(&word, &known.value(&word))),
         };
         let program = self.command.program();
         let mut command = Command::new(program);
         command
             .args(&arguments)
             .env_clear()
-            .envs(environment(&self.name, &job.message, recipient))
+            .envs(known.environment(&self.name))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -196,8 +225,8 @@ impl Pipe {
         }
     }
 
-    fn looks_like_option(&self, word: Word, value: &str) -> Failure {
-        let status = if word == Word::Sender { "5.1.7" } else { "5.1.3" };
+    fn looks_like_option(&self, word: &Word, value: &str) -> Failure {
+        let status = if *word == Word::Sender { "5.1.7" } else { "5.1.3" };
         let name = word.name();
         let reason = format!(
             "{{{name}}} is {value:?} and would be an option for {}; write \"--\" in front of it in targets.{}.command, \
@@ -231,29 +260,39 @@ fn status_of(code: i32) -> &'static str {
     }
 }
 
-fn value(word: Word, message: &Message, recipient: &Recipient) -> String {
-    let address: &Address = &recipient.address;
-    match word {
-        Word::Id => message.id.to_string(),
-        Word::Sender => message.mail_from.to_string(),
-        Word::Recipient => address.to_string(),
-        Word::Local => address.local().to_owned(),
-        Word::Domain => address.domain().to_string(),
-        Word::Alias => recipient.alias.as_ref().unwrap_or(address).to_string(),
+impl Known<'_> {
+    fn value(&self, word: &Word) -> String {
+        let address: &Address = &self.recipient.address;
+        match word {
+            Word::Id => self.message.id.to_string(),
+            Word::Sender => self.message.mail_from.to_string(),
+            Word::Recipient => address.to_string(),
+            Word::Local => address.local().to_owned(),
+            Word::Domain => address.domain().to_string(),
+            Word::Alias => self.recipient.alias.as_ref().unwrap_or(address).to_string(),
+            Word::Group(name) => self.groups.get(name).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The whole environment of the program of this target.
+    fn environment(&self, target: &str) -> Vec<(String, String)> {
+        let mut all = vec![("PATH".to_owned(), PATH.to_owned()), ("LANG".to_owned(), "C.UTF-8".to_owned())];
+        let mut add = |name: &str, value: &str| all.push((format!("POSTRIDER_{}", variable(name)), clean(value)));
+        for (name, word) in Word::ALL {
+            add(name, &self.value(&word));
+        }
+        for (name, value) in &self.groups {
+            add(&format!("group_{name}"), value);
+        }
+        add("target", target);
+        add("size", &self.message.size.to_string());
+        all
     }
 }
 
-/// The whole environment of the program.
-fn environment(name: &str, message: &Message, recipient: &Recipient) -> Vec<(String, String)> {
-    let mut all = vec![("PATH".to_owned(), PATH.to_owned()), ("LANG".to_owned(), "C.UTF-8".to_owned())];
-    let mut add =
-        |name: &str, value: &str| all.push((format!("POSTRIDER_{}", name.to_ascii_uppercase()), clean(value)));
-    for (word_name, word) in Word::ALL {
-        add(word_name, &value(word, message, recipient));
-    }
-    add("target", name);
-    add("size", &message.size.to_string());
-    all
+/// A name that every shell can read: of A to Z, digits and underscores.
+fn variable(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
 
 /// One line, and nothing that an old shell takes for a function (CVE-2014-6271).
@@ -327,6 +366,14 @@ impl Drop for GroupGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_the_environment_are_capitals_digits_and_underscores() {
+        assert_eq!(
+            ["group_id", "group_Order.no[1]", "group_größe"].map(variable),
+            ["GROUP_ID", "GROUP_ORDER_NO_1_", "GROUP_GR__E"]
+        );
+    }
 
     #[test]
     fn values_of_the_environment_are_one_line_and_no_function() {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::clock::{Clock, Millis};
 use crate::config::targets::LmtpAddress;
 use crate::config::{Config, SmartHostTls, Target, WayOut};
@@ -62,6 +64,8 @@ pub struct Transports {
     tls: TlsKnowledge,
     targets: BTreeMap<String, Arc<TargetTransport>>,
     pauses: Pauses,
+    /// The process is about to end: whoever waits for the verdict on a message gives it up, so that it is noted.
+    hurry: CancellationToken,
 }
 
 /// What is known of TLS at other servers.
@@ -117,7 +121,8 @@ impl Transports {
     ) -> Result<Transports, SetUpError> {
         let targets = set_up_all(config, clock, None)?;
         let tls = TlsKnowledge::new(config, resolver.clone(), clock, queue);
-        let smtp = Arc::new(smtp(config, &resolver, &tls, None)?);
+        let hurry = CancellationToken::new();
+        let smtp = Arc::new(smtp(config, &resolver, &tls, None)?.hurried_by(hurry.clone()));
         let files = Files::new(&config.delivery.file_path);
         let tokens = Arc::new(Tokens::new(config, queue.clone(), clock.clone())?);
         let graph = Graph::new(config, tokens.clone(), clock.clone())?;
@@ -127,7 +132,25 @@ impl Transports {
         let pauses = Pauses::new(config.clone(), queue.clone());
         let (config, clock) = (config.clone(), clock.clone());
         let timeouts = None;
-        Ok(Transports { config, clock, marks, resolver, smtp, timeouts, smart_hosts, files, tls, targets, pauses })
+        Ok(Transports {
+            config,
+            clock,
+            marks,
+            resolver,
+            smtp,
+            timeouts,
+            smart_hosts,
+            files,
+            tls,
+            targets,
+            pauses,
+            hurry,
+        })
+    }
+
+    /// Nobody waits any longer for what a server says of a message that it has: those tries end as unsure.
+    pub fn hurry(&self) {
+        self.hurry.cancel();
     }
 
     /// Those of another configuration. What has the same settings as here stays what it is, with its connections
@@ -147,7 +170,7 @@ impl Transports {
             is_same_way && before.hostname == config.hostname && before.destinations == config.destinations;
         let smtp = match is_same_smtp {
             true => self.smtp.clone(),
-            false => Arc::new(smtp(config, &resolver, &tls, self.timeouts)?),
+            false => Arc::new(smtp(config, &resolver, &tls, self.timeouts)?.hurried_by(self.hurry.clone())),
         };
         // They keep the tokens for mailboxes, too.
         let is_same_login = before.smart_hosts == config.smart_hosts && before.fetch == config.fetch;
@@ -167,6 +190,7 @@ impl Transports {
             tls,
             targets,
             pauses: self.pauses.next(config.clone()),
+            hurry: self.hurry.clone(),
         })
     }
 
@@ -184,7 +208,10 @@ impl Transports {
     /// Other time-outs of SMTP than those of RFC 5321.
     pub fn with_timeouts(self, timeouts: Timeouts) -> Transports {
         match smtp(&self.config, &self.resolver, &self.tls, Some(timeouts)) {
-            Ok(smtp) => Transports { smtp: Arc::new(smtp), timeouts: Some(timeouts), ..self },
+            Ok(smtp) => {
+                let smtp = Arc::new(smtp.hurried_by(self.hurry.clone()));
+                Transports { smtp, timeouts: Some(timeouts), ..self }
+            }
             Err(_) => self,
         }
     }
@@ -462,6 +489,11 @@ fn set_up_all(
                 {
                     Arc::new(TargetTransport::Webhook(Box::new(webhook.with_config(config.clone()))))
                 }
+                TargetTransport::Pipe(pipe)
+                    if before.config.domains != config.domains || before.config.aliases != config.aliases =>
+                {
+                    Arc::new(TargetTransport::Pipe(pipe.with_config(config.clone())))
+                }
                 TargetTransport::Maildir(_) if before.config.hostname != config.hostname => {
                     Arc::new(set_up(config, name, target, clock)?)
                 }
@@ -496,7 +528,9 @@ pub(super) fn set_up(
         }
         Target::Maildir { path } => TargetTransport::Maildir(Maildir::new(name, path, &config.hostname)),
         Target::Lmtp { address } => TargetTransport::Lmtp(address.clone()),
-        Target::Pipe { command, timeout } => TargetTransport::Pipe(Pipe::new(name, command, *timeout)),
+        Target::Pipe { command, timeout } => {
+            TargetTransport::Pipe(Pipe::new(name, command, *timeout).with_aliases(config.clone()))
+        }
         Target::File { path } => TargetTransport::File(Files::target(name, path)),
         Target::Smtp { host, port, tls } => TargetTransport::Smtp(Box::new(HostTarget {
             host: host.clone(),

@@ -83,7 +83,8 @@ impl From<Trouble> for Sorry {
 
 impl From<Complaint> for Sorry {
     fn from(complaint: Complaint) -> Sorry {
-        Sorry::new(StatusCode::CONFLICT, complaint.what, complaint.remedy)
+        let status = if complaint.of_wish { StatusCode::BAD_REQUEST } else { StatusCode::CONFLICT };
+        Sorry::new(status, complaint.what, complaint.remedy)
     }
 }
 

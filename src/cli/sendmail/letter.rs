@@ -233,6 +233,7 @@ mod tests {
 
     fn place() -> Place {
         Place {
+            obstacle: None,
             server: String::new(),
             maildrop: "/nonexistent".into(),
             domain: Domain::parse("my.test").unwrap(),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::options::Options;
 use super::{EX_CONFIG, Trouble};
 use crate::cli::CONFIG_DEFAULT;
-use crate::config::{self, Config, ListenerTls, Role};
+use crate::config::{self, Config, Listener, ListenerTls, Role};
 use crate::intake::pickup::MAILDROP;
 use crate::message::Domain;
 
@@ -23,6 +23,8 @@ const DATA_DIR_DEFAULT: &str = "/var/lib/postrider";
 pub(super) struct Place {
     /// `host:port`
     pub server: String,
+    /// Why who speaks plain SMTP to it will not get far.
+    pub obstacle: Option<String>,
     pub maildrop: PathBuf,
     /// For addresses without one.
     pub domain: Domain,
@@ -42,7 +44,11 @@ impl Place {
     pub(super) fn find(options: &Options) -> Result<Place, Trouble> {
         let config = read_config(options)?;
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let server = variable(SERVER_VARIABLE).or_else(|| config.as_ref().and_then(listener));
+        let door = config.as_ref().map(Door::find).unwrap_or_default();
+        let (server, obstacle) = match variable(SERVER_VARIABLE) {
+            Some(server) => (Some(server), None),
+            None => (door.address, door.obstacle),
+        };
         let data_dir = config.as_ref().map_or_else(|| DATA_DIR_DEFAULT.into(), |config| config.data_dir.clone());
         let domain = match &config {
             Some(config) => Some(domain_of(config)),
@@ -51,6 +57,7 @@ impl Place {
         let domain = domain.or_else(|| Domain::parse("localhost").ok());
         Ok(Place {
             server: server.unwrap_or_else(|| SERVER_DEFAULT.to_owned()),
+            obstacle,
             maildrop: variable(MAILDROP_VARIABLE).map_or_else(|| data_dir.join(MAILDROP), PathBuf::from),
             domain: domain.ok_or_else(|| Trouble::new(EX_CONFIG, "this machine has no name"))?,
             is_trusted: config.as_ref().map(Config::trusts_loopback),
@@ -77,17 +84,48 @@ fn read_config(options: &Options) -> Result<Option<Config>, Trouble> {
     }
 }
 
-/// The first door for submission that can be entered without TLS.
-fn listener(config: &Config) -> Option<String> {
-    let submission = config.listeners.values().filter(|listener| listener.role == Role::Submission);
-    let plain = submission.filter(|listener| listener.tls != ListenerTls::Implicit);
-    let address = plain.flat_map(|listener| &listener.bind).find(|address| address.port() != 0)?;
+/// The door for submission to knock at, by the configuration.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Door {
+    address: Option<String>,
+    obstacle: Option<String>,
+}
+
+impl Door {
+    /// The first that wants no TLS, else the first where it comes with STARTTLS: nobody is let in there without it,
+    /// but the folder for messages is left.
+    fn find(config: &Config) -> Door {
+        let submission = || config.listeners.iter().filter(|(_, listener)| listener.role == Role::Submission);
+        let address = |listener: &Listener| listener.bind.iter().find(|address| address.port() != 0).map(reachable);
+        let first = |is_meant: fn(ListenerTls) -> bool| {
+            let mut meant = submission().filter(|(_, listener)| is_meant(listener.tls));
+            meant.find_map(|(name, listener)| Some((name, address(listener)?)))
+        };
+        if let Some((_, address)) = first(|tls| matches!(tls, ListenerTls::Off | ListenerTls::Opportunistic)) {
+            return Door { address: Some(address), obstacle: None };
+        }
+        let how = "and sendmail speaks plain SMTP; add a listener of role \"submission\" with tls = \"opportunistic\"";
+        if let Some((name, address)) = first(|tls| tls == ListenerTls::Required) {
+            let obstacle =
+                format!("listeners.{name}, at {address}, wants TLS before any mail (tls = \"required\"), {how}");
+            return Door { address: Some(address), obstacle: Some(obstacle) };
+        }
+        let implicit = first(|tls| tls == ListenerTls::Implicit);
+        let obstacle = implicit.map(|(name, address)| {
+            format!("listeners.{name}, at {address}, is for TLS alone (tls = \"implicit\"), {how}")
+        });
+        Door { address: None, obstacle }
+    }
+}
+
+/// How this machine reaches a listener.
+fn reachable(address: &SocketAddr) -> String {
     let ip = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
-    Some(SocketAddr::new(ip, address.port()).to_string())
+    SocketAddr::new(ip, address.port()).to_string()
 }
 
 /// The server's name, or the domain of ours that it is a host of.
@@ -138,11 +176,37 @@ mod tests {
         let listeners = "[listeners.a]\nrole = \"submission\"\nbind = [\"0.0.0.0:465\"]\ntls = \"implicit\"\n\
                          [listeners.b]\nrole = \"submission\"\nbind = [\"[::]:1587\"]\n";
         let config = conf(&format!("hostname = \"mail.my.test\"\n[domains.\"my.test\"]\n{listeners}"));
-        assert_eq!(listener(&config).as_deref(), Some("[::1]:1587"));
+        assert_eq!(Door::find(&config).address.as_deref(), Some("[::1]:1587"));
         assert_eq!(domain_of(&config).as_str(), "my.test");
         let config = conf("hostname = \"mail.my.test\"\n[domains.\"mail.my.test\"]\n[domains.\"my.test\"]\n");
         assert_eq!(domain_of(&config).as_str(), "mail.my.test");
         assert_eq!(domain_of(&conf("hostname = \"mail.my.test\"\n")).as_str(), "mail.my.test");
+    }
+
+    #[test]
+    fn a_listener_that_wants_tls_is_the_last_one_knocked_at() {
+        let listener = |name: &str, port: u16, tls: &str| {
+            format!("[listeners.{name}]\nrole = \"submission\"\nbind = [\"127.0.0.1:{port}\"]\ntls = \"{tls}\"\n")
+        };
+        let door = |listeners: &[String]| {
+            let Door { address, obstacle } =
+                Door::find(&conf(&format!("hostname = \"mail.my.test\"\n{}", listeners.concat())));
+            (address.unwrap_or_default(), obstacle.unwrap_or_default())
+        };
+        let (required, implicit) = (listener("a", 587, "required"), listener("b", 465, "implicit"));
+        for plain in ["opportunistic", "off"] {
+            let (address, obstacle) = door(&[required.clone(), implicit.clone(), listener("z", 2525, plain)]);
+            assert_eq!((address.as_str(), obstacle.as_str()), ("127.0.0.1:2525", ""));
+        }
+        let (address, obstacle) = door(&[required, implicit.clone()]);
+        assert!(
+            address == "127.0.0.1:587" && obstacle.starts_with("listeners.a, at 127.0.0.1:587, wants"),
+            "{obstacle}"
+        );
+        let (address, obstacle) = door(&[implicit]);
+        assert!(address.is_empty() && obstacle.starts_with("listeners.b, at 127.0.0.1:465, is for TLS"), "{obstacle}");
+        // The one that is there if nothing is said.
+        assert!(door(&[]).1.starts_with("listeners.submission, at [::1]:587, wants"), "{:?}", door(&[]));
     }
 
     #[test]

@@ -180,6 +180,9 @@ impl Talk {
 
 /// -bs: every octet goes to the server as it comes, and back.
 pub(super) fn relay(place: &Place) -> Result<(), Trouble> {
+    if let Some(obstacle) = &place.obstacle {
+        let _ = writeln!(io::stderr(), "sendmail: {obstacle}");
+    }
     let stream = match connect(place) {
         Ok(stream) => stream,
         Err(Failed::Away(why) | Failed::Refused { text: why, .. }) => {

@@ -283,7 +283,7 @@ impl<'a> Attempt<'a> {
                 transport.tell(policy, host, address.ip(), flaw.clone()).await;
             }
         }
-        opened
+        opened.map(|connection| connection.hurried_by(transport.hurry.clone()))
     }
 
     /// From one of our addresses, and remembers whether addresses of this family can be connected to.

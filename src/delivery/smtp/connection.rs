@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::commands::Mail;
@@ -29,6 +30,8 @@ use crate::trail::Leg;
 const READ_BYTES: usize = 4096;
 /// A TLS handshake takes no longer. RFC 5321 has no number for it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the verdict on a message is still waited for when there is a hurry.
+const HURRY_GRACE: Duration = Duration::from_millis(300);
 
 mod content;
 
@@ -54,6 +57,7 @@ pub struct Connection {
     messages: usize,
     /// What is wrong with its certificate, where nothing hangs on that.
     fault: Option<Fault>,
+    hurry: CancellationToken,
 }
 
 impl std::fmt::Debug for Connection {
@@ -81,7 +85,8 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Connection, Trouble> {
         let replies = ReplyReader::default();
-        let mut connection = Connection { stream, client, replies, messages: 0, fault: None };
+        let mut connection =
+            Connection { stream, client, replies, messages: 0, fault: None, hurry: CancellationToken::new() };
         let first = connection.client.start();
         let mut step = connection.run(first, None, deadline).await;
         if step == Step::StartTls {
@@ -91,7 +96,7 @@ impl Connection {
                 let why = "the server went on in clear after its reply to STARTTLS";
                 return Err(connection.client.handshake_failed(why));
             }
-            let Connection { stream, mut client, replies, messages, .. } = connection;
+            let Connection { stream, mut client, replies, messages, hurry, .. } = connection;
             let since = std::time::Instant::now();
             let handshake = connector.connect(name.clone(), stream);
             let (stream, hello, fault) = match timeout_at(limit(HANDSHAKE_TIMEOUT, deadline), handshake).await {
@@ -111,13 +116,18 @@ impl Connection {
                 Ok(Err(error)) => return Err(client.handshake_failed(&error.to_string())),
                 Err(_) => return Err(client.handshake_failed("it took too long")),
             };
-            connection = Connection { stream: Box::new(stream), client, replies, messages, fault };
+            connection = Connection { stream: Box::new(stream), client, replies, messages, fault, hurry };
             step = connection.run(hello, None, deadline).await;
         }
         match step {
             Step::Ready => Ok(connection),
             other => Err(trouble_in(other, &mut connection.client)),
         }
+    }
+
+    /// From when on nobody waits for the verdict on a message.
+    pub fn hurried_by(self, hurry: CancellationToken) -> Connection {
+        Connection { hurry, ..self }
     }
 
     /// As [`Connection::send`] up to the recipients, and nothing is sent.
@@ -183,7 +193,13 @@ impl Connection {
                 (Step::Talk { send, timeout, secret }, _) => {
                     self.log_said(&send, secret, content);
                     let since = std::time::Instant::now();
-                    match self.talk(&send, limit(timeout, deadline)).await {
+                    let hurry = if self.client.has_sent_all() { self.hurry.clone() } else { CancellationToken::new() };
+                    let talked = tokio::select! {
+                        biased;
+                        talked = self.talk(&send, limit(timeout, deadline)) => talked,
+                        () = hurried(hurry) => Err(Loss::Hurried),
+                    };
+                    match talked {
                         Ok(reply) => {
                             self.log_heard(&reply);
                             self.mark(since, &reply);
@@ -314,6 +330,12 @@ async fn write_unless_heard(stream: &mut Box<dyn Io>, block: &[u8]) -> std::io::
         }
     })
     .await
+}
+
+/// Ends a little later than there is a hurry: a verdict that is on its way is still heard.
+async fn hurried(hurry: CancellationToken) {
+    hurry.cancelled().await;
+    tokio::time::sleep(HURRY_GRACE).await;
 }
 
 fn limit(timeout: Duration, deadline: Instant) -> Instant {

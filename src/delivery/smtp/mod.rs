@@ -45,6 +45,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_util::sync::CancellationToken;
 
 use super::https::Https;
 use super::shelf::Shelf;
@@ -112,6 +113,8 @@ pub struct SmtpTransport {
     /// None: TCP.
     network: Option<Arc<dyn Network>>,
     pool: pool::Pool,
+    /// Nobody waits any longer for the verdict on a message.
+    hurry: CancellationToken,
 }
 
 impl SmtpTransport {
@@ -139,6 +142,7 @@ impl SmtpTransport {
             dice: Mutex::new(Dice::new(u64::from_le_bytes(seed))),
             network: None,
             pool: pool::Pool::new(config.delivery.concurrency),
+            hurry: CancellationToken::new(),
         })
     }
 
@@ -155,6 +159,11 @@ impl SmtpTransport {
     /// Other time-outs than those of RFC 5321.
     pub fn with_timeouts(self, timeouts: Timeouts) -> SmtpTransport {
         SmtpTransport { timeouts, ..self }
+    }
+
+    /// From when on nobody waits for the verdict on a message: its fate is unsure then.
+    pub fn hurried_by(self, hurry: CancellationToken) -> SmtpTransport {
+        SmtpTransport { hurry, ..self }
     }
 
     /// Policies that are kept between starts.

@@ -95,6 +95,8 @@ pub enum Loss {
     Closed,
     Broken(String),
     TimedOut,
+    /// This server is about to end, and waits no longer.
+    Hurried,
     Garbage(ReplyError),
     /// More replies than commands: what they answer cannot be known.
     Desync,

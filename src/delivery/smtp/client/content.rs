@@ -71,6 +71,11 @@ impl Client {
         }
     }
 
+    /// Is what is waited for now the verdict on a message that the server has?
+    pub fn has_sent_all(&self) -> bool {
+        matches!(self.state, State::End(_))
+    }
+
     pub(super) fn on_end(&mut self, mut transaction: Transaction, reply: Reply) -> Step {
         let is_counted = transaction.framing == Framing::Counted;
         match reply.code {

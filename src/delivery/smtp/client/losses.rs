@@ -30,6 +30,7 @@ impl Client {
         };
         failure.reason = format!("{} {what} {when}", self.peer);
         match state {
+            State::End(transaction) if loss == Loss::Hurried => self.unsure(transaction, &what),
             State::End(transaction) => self.unsure(transaction, &format!("{what} {when}")),
             State::Content(transaction) => self.lost_in_content(transaction, &loss, failure),
             State::Envelope(transaction) | State::EmptyDot(transaction) => self.abandon(transaction, failure),
@@ -45,6 +46,7 @@ impl Client {
             Loss::Closed => lost("closed the connection"),
             Loss::Broken(error) => lost(&format!("was cut off ({error})")),
             Loss::TimedOut => lost("said nothing in time"),
+            Loss::Hurried => lost("had not answered the message when this server was made to stop at once"),
             Loss::Garbage(error) => (format!("sent {error}"), self.local("4.5.0", "")),
             Loss::Desync => ("sent more replies than it was given commands".into(), self.local("4.5.0", "")),
             Loss::Interrupted(None) => ("interrupted".into(), self.local("4.5.0", "")),
