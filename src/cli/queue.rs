@@ -345,9 +345,15 @@ async fn change(client: &Client, action: Action, args: ChangeArgs) -> Result<(),
     let answer = Progress::new("changing the queue", 0).during(client.change(action, &body)).await?;
     if args.json {
         let recipients = answer.recipients;
-        print_json(&serde_json::json!({ "action": action.name(), "recipients": recipients, "dry_run": body.dry_run }))?;
+        let mut done =
+            serde_json::json!({ "action": action.name(), "recipients": recipients, "dry_run": body.dry_run });
+        if let (Some(done), false) = (done.as_object_mut(), answer.waiting.is_empty()) {
+            done.insert("waiting".to_owned(), serde_json::json!(answer.waiting));
+        }
+        print_json(&done)?;
     } else {
         print(&changed_text(action, answer.recipients, body.dry_run))?;
+        answer.waiting.iter().try_for_each(|waiting| print(&clean(&format!("{waiting}."))))?;
     }
     if named > 0 && answer.recipients == 0 {
         return Err(Failure::new(format!("nothing was there to {}", action.name())).remedy(

@@ -314,9 +314,13 @@ pub(super) async fn change<B: Backend>(
         Action::Release => "released",
         Action::Cancel => "cancelled",
     };
-    Ok(match changed {
+    let waiting: String = changed.waiting.iter().map(|waiting| format!(" {waiting}.")).collect();
+    Ok(match changed.recipients {
         0 => act.done(&dashboard, format!("Nothing to {}: none of it is in a state for that.", action.name()), false),
-        _ => act.done(&dashboard, format!("{} {done}.", count(changed, "recipient is", "recipients are")), true),
+        changed => {
+            let number = count(changed, "recipient is", "recipients are");
+            act.done(&dashboard, format!("{number} {done}.{waiting}"), true)
+        }
     })
 }
 
