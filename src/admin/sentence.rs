@@ -18,7 +18,7 @@ pub(crate) fn sentence(event: &Event) -> String {
                 format!("from {from} for {}", count(*recipients as usize, "recipient", "recipients")),
             ];
             if !subject.is_empty() {
-                parts.push(format!("subject {subject:?}"));
+                parts.push(format!("subject {:?}", text::subject(subject)));
             }
             if !message_id.is_empty() {
                 parts.push(format!("Message-ID <{message_id}>"));

@@ -20,7 +20,7 @@ use super::words::{ago, button, link, number, said, sender, status, subject};
 use super::{Dashboard, overview};
 use crate::admin::api::to_its_end;
 use crate::admin::filter::parse_duration;
-use crate::admin::text::{clean, count, size};
+use crate::admin::text::{self, clean, count, size};
 use crate::admin::view::{Recipient, Status};
 use crate::admin::{Action, Backend, Damaged, Filter, Listed, Page, Part, Pick, Selection, Ways};
 use crate::clock::Millis;
@@ -212,7 +212,7 @@ fn row(listed: &Listed, now: Millis) -> Markup {
         tr data-row {
             td.select { input type="checkbox" name="id" value=(listed.id) aria-label=(name); }
             td.main {
-                a href={ "/messages/" (listed.id) } { (subject(&listed.subject)) }
+                a href={ "/messages/" (listed.id) } { (subject(&text::subject(&listed.subject))) }
                 div.muted { span.id { (listed.id) } " · " (size(listed.size)) " · " (listed.stream) }
             }
             td data-label="From" { (sender(&listed.from)) }
