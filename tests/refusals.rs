@@ -181,3 +181,25 @@ async fn what_a_client_says_neither_makes_a_second_line_nor_shows_a_password() {
     assert!(!text.contains("hunter2") && !text.contains("odW50ZXIy") && !text.contains("aHVudGVy"), "{text}");
     server.stop().await;
 }
+
+/// What the guides quote is what the server says, with all checks off.
+#[tokio::test]
+async fn the_guides_quote_the_replies_to_lf_alone_and_to_a_missing_or_second_from() {
+    let (server, _folder, _log, _guard) = watched("").await;
+    let guide = |name: &str| std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for (content, guide, quoted) in [
+        (
+            "From: <me@far.test>\n\nhello\n",
+            guide("submission.md"),
+            "554 5.6.0 a line ends with a bare CR or LF; lines must end with CRLF",
+        ),
+        ("Subject: hi\r\n\r\n", guide("inbound.md"), "550 5.7.1 the message has no From field"),
+        ("From: a@b.test\r\nFrom: c@d.test\r\n\r\n", guide("inbound.md"), "has more than one From field"),
+    ] {
+        let mut client = Client::connect(server.mx).await.unwrap();
+        let reply = client.send_bytes("me@far.test", "ann@home.test", content.as_bytes()).await.unwrap();
+        assert!(reply.contains(quoted), "{reply}");
+        assert!(guide.contains(quoted), "no guide says {quoted:?}");
+    }
+    server.stop().await;
+}
