@@ -264,7 +264,7 @@ async fn an_account_on_hold_queues_until_it_is_released() {
         assert!(recipient.held_because.as_ref().unwrap().contains("accounts.shop.hold"), "{recipient:?}");
     }
     let selection = Selection { pick: Pick::Ids(vec![id], Filter::default()), dry_run: false };
-    assert_eq!(server.app.operator().change(Action::Release, selection).await.unwrap(), 2);
+    assert_eq!(server.app.operator().change(Action::Release, selection).await.unwrap().recipients, 2);
     server.wait_done(id).await;
     let recipients: Vec<String> = sink.taken().into_iter().flat_map(|taken| taken.recipients).collect();
     assert_eq!(recipients.len(), 2, "{recipients:?}");

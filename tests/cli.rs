@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use postrider::admin::view::{Recipient, Status};
 use postrider::admin::{
-    Action, AdminSocket, Backend, Filter, Listed, ListenerStatus, Page, Pick, Selection, ServerStatus, Story, Trouble,
+    Action, AdminSocket, Backend, Changed, Filter, Listed, ListenerStatus, Page, Pick, Selection, ServerStatus, Story,
+    Trouble,
 };
 use postrider::clock::{Millis, rfc3339};
 use postrider::events::{Entry, Event};
@@ -265,7 +266,7 @@ impl Backend for Fake {
         }))
     }
 
-    async fn change(&self, action: Action, selection: Selection) -> Result<usize, Trouble> {
+    async fn change(&self, action: Action, selection: Selection) -> Result<Changed, Trouble> {
         let mut selected = self.selected(&selection);
         selected.retain(|(_, _, status)| action.fits(*status));
         let count = selected.len();
@@ -287,7 +288,7 @@ impl Backend for Fake {
                 }
             }
         }
-        Ok(count)
+        Ok(Changed { recipients: count, waiting: Vec::new() })
     }
 
     fn now(&self) -> Millis {

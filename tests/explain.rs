@@ -319,3 +319,40 @@ async fn the_command_names_the_line_of_the_setting() {
     house.server.stop().await;
     house.clock.advance(1);
 }
+
+/// That they are due is not the whole truth.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_says_until_when_the_stream_waits() {
+    let sink = Sink::start().await;
+    let house = House::new(sink.address.port(), "[streams.bulk]\ndaily_limit = 1\n").await;
+    house.server.wait_done(house.submit("news", "you@far.test").await).await;
+    let second = house.submit("news", "you@far.test").await;
+    house.wait_for(second, Cause::DailyLimit).await;
+    let file = house.folder.path().join("p.toml");
+    let text = format!("hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n", house.folder.path().display());
+    std::fs::write(&file, text).unwrap();
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
+        command.args(["queue", "retry", "--config"]).arg(&file).args(arguments).stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || String::from_utf8(command.output().unwrap().stdout).unwrap())
+    };
+    let why = "the stream bulk has had the 1 recipients of a day (streams.bulk.daily_limit); it goes on at 2027-01-15T00:00:00";
+    let dry = ask(&["--stream", "bulk", "--dry-run"]).await.unwrap();
+    let lines: Vec<&str> = dry.lines().collect();
+    assert_eq!(lines[0], "1 recipient would be due now; nothing was changed.");
+    assert!(lines[1].starts_with(&format!("1 of them waits all the same: {why}")), "{dry}");
+    let said = ask(&["--stream", "bulk"]).await.unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (2, "1 recipient due now."), "{said}");
+    assert!(lines[1].starts_with(&format!("1 of them waits all the same: {why}")), "{said}");
+    let json: serde_json::Value = serde_json::from_str(&ask(&["--all", "--json"]).await.unwrap()).unwrap();
+    assert_eq!((&json["recipients"], &json["waiting"][0]["recipients"]), (&1.into(), &1.into()), "{json}");
+    assert!(json["waiting"][0]["why"].as_str().unwrap().starts_with(why), "{json}");
+
+    // What a person has suspended is told as well; where nothing holds it there is nothing to tell.
+    house.suspend(Suspension::All, true).await;
+    let said = ask(&["--all"]).await.unwrap();
+    assert!(said.contains("1 of them waits all the same: ") && said.contains("postrider resume"), "{said}");
+    house.suspend(Suspension::All, false).await;
+    house.server.stop().await;
+}

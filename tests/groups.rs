@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use postrider::admin::Listed;
 use postrider::clock::Clock;
+use postrider::delivery::standing::tries_until;
 use postrider::events::Event;
 use postrider::message::MessageId;
 use support::client::Client;
@@ -259,6 +260,36 @@ async fn a_rate_holds_up_its_own_mail_only() {
     server.stop().await;
 }
 
+/// There is nothing against its servers: it is not given up before it has been tried, and waiting is no try.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_rate_keeps_back_is_tried_when_its_turn_comes_also_after_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (far, zone, clock) = (Far::start().await, zone().serve().await, Clock::manual(1_800_000_000_000));
+    let conf = conf(&far, &zone, "[destinations.\"far.test\"]\nrate = \"1/h\"\n")
+        .replace("schedule = [\"1h\"]", "schedule = [\"1h\"]\nexpire = \"10m\"\ndelay_notice = \"5m\"");
+    let server = TestServer::start_at(folder.path(), &conf, clock.clone()).await;
+    server.wait_done(send(&server, &["x@a.test"]).await).await;
+    let second = send(&server, &["y@a.test"]).await;
+    let due = wait_untried(&server, second).await.recipients[0].due.unwrap();
+    assert_eq!(due, clock.now() + 600_000, "the sender is told then");
+
+    clock.advance(600_000);
+    server.wait_done(send(&server, &["x@other.test"]).await).await;
+    let story = server.wait_for(second, |event| matches!(event, Event::NoticeSent { .. })).await;
+    let put_off = story.entries.iter().map(|entry| &entry.event).find(|event| matches!(event, Event::Deferred { .. }));
+    assert!(matches!(put_off, Some(Event::Deferred { attempt: 0, .. })), "{story:#?}");
+    let waiting = wait_untried(&server, second).await;
+    let due = waiting.recipients[0].due.unwrap();
+    assert!(due > clock.now() + 600_000, "{waiting:#?}");
+
+    clock.advance(due - clock.now());
+    server.wait_done(send(&server, &["x@other.test"]).await).await;
+    let story = server.wait_done(second).await;
+    let is_first = |event: &Event| matches!(event, Event::Delivered { attempt: 1, .. });
+    assert!(story.entries.iter().any(|entry| is_first(&entry.event)), "{story:#?}");
+    server.stop().await;
+}
+
 /// So many messages, an hour's retry each, each after the pause that the one before has made.
 async fn complain(server: &TestServer, clock: &Clock, count: usize) {
     for _ in 0..count {
@@ -345,7 +376,9 @@ async fn mail_that_is_not_tried_expires_all_the_same() {
     clock.advance(60_000);
     send(&server, &["y@b.test"]).await;
     let story = server.wait_done(untried).await;
-    assert!(story.entries.iter().any(|entry| matches!(entry.event, Event::Expired { .. })), "{story:#?}");
+    let expired = story.entries.iter().map(|entry| &entry.event).find(|event| matches!(event, Event::Expired { .. }));
+    let Some(Event::Expired { attempt: 0, why, .. }) = expired else { panic!("no try was made: {story:#?}") };
+    assert_eq!(tries_until(0, why).0, "without a try");
     assert!(story.entries.iter().any(|entry| matches!(entry.event, Event::NoticeSent { .. })), "{story:#?}");
     assert_eq!(far.seen(|seen| seen.peers.len()), tries, "nobody was asked");
     server.stop().await;

@@ -64,12 +64,16 @@ impl Outside for House {
         }
     }
 
-    async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {
+    async fn accept(&self, draft: &Draft) -> Result<Reply, Refusal> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let _pass = self.gate.acquire().await.map_err(|_| Refusal::inner("closed"))?;
         // What is kept here must not be paid for by the server.
         let content = draft.content.head().to_vec().into();
-        self.drafts.lock().unwrap().push(Draft { content, ..draft });
+        self.drafts.lock().unwrap().push(Draft {
+            content,
+            envelope: draft.envelope.clone(),
+            origin: draft.origin.clone(),
+        });
         Ok(Reply::new(250, (0, 0), "queued"))
     }
 }

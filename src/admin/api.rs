@@ -46,7 +46,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::filter::{PAGE_MESSAGES_DEFAULT, PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
-use super::{Action, Backend, Filter, Listed, Page, Selection, Trouble};
+use super::{Action, Backend, Changed, Filter, Listed, Page, Selection, Trouble, Waiting};
 use crate::current::Current;
 use crate::intake::idempotency;
 use crate::message::address::{AddressError, parse_reverse_path};
@@ -273,6 +273,8 @@ pub(super) fn unknown(id: MessageId) -> ApiError {
 pub(crate) struct ChangeAnswer {
     pub recipients: usize,
     pub dry_run: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
 }
 
 async fn change<B: Backend>(
@@ -284,12 +286,12 @@ async fn change<B: Backend>(
     let selection = Selection::try_from(body)
         .map_err(|error| ApiError::bad(error.to_string(), r#"{"ids": [...]}, {"filter": {...}} or {"all": true}"#))?;
     let dry_run = selection.dry_run;
-    let recipients = to_its_end({
+    let Changed { recipients, waiting } = to_its_end({
         let backend = api.backend.clone();
         async move { backend.change(action, selection).await }
     })
     .await??;
-    Ok(Json(ChangeAnswer { recipients, dry_run }))
+    Ok(Json(ChangeAnswer { recipients, dry_run, waiting }))
 }
 
 async fn status<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<super::ServerStatus> {

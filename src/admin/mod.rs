@@ -81,9 +81,9 @@ pub trait Backend: Send + Sync + 'static {
     /// All that happened to a message, also after it is done. None: no such id is known (any more).
     fn story(&self, id: MessageId) -> impl Future<Output = Result<Option<Story>, Trouble>> + Send;
 
-    /// Does something to every recipient that is selected and in a state which allows it; gives
-    /// their number. With `selection.dry_run` it only counts.
-    fn change(&self, action: Action, selection: Selection) -> impl Future<Output = Result<usize, Trouble>> + Send;
+    /// Does something to every recipient that is selected and in a state which allows it. With
+    /// `selection.dry_run` it only counts.
+    fn change(&self, action: Action, selection: Selection) -> impl Future<Output = Result<Changed, Trouble>> + Send;
 
     /// Queues a message, with a key once; the id is given when it is safely on disk.
     fn submit(&self, draft: Draft, key: Option<Key>) -> impl Future<Output = Result<Once, Refusal>> + Send;
@@ -352,6 +352,28 @@ impl Action {
             Action::Release => matches!(status, Held),
             Action::Cancel => matches!(status, Waiting | Held | Captured),
         }
+    }
+}
+
+/// What an action did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    pub recipients: usize,
+    /// Of those that are due now, the ones that wait all the same.
+    pub waiting: Vec<Waiting>,
+}
+
+/// So many recipients wait, though they are due: the reason lasts, and may say until when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    pub recipients: usize,
+    pub why: String,
+}
+
+impl Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let wait = if self.recipients == 1 { "waits" } else { "wait" };
+        write!(f, "{} of them {wait} all the same: {}", self.recipients, self.why)
     }
 }
 

@@ -2,6 +2,7 @@
 //! has written is in it as it came; who shows it makes it harmless.
 
 use super::text::{self, count, moment};
+use crate::delivery::standing::{tries_until, was_put_off};
 use crate::events::Event;
 use crate::message::{Door, Origin};
 use crate::queue::record::Failure;
@@ -17,7 +18,7 @@ pub(crate) fn sentence(event: &Event) -> String {
                 format!("from {from} for {}", count(*recipients as usize, "recipient", "recipients")),
             ];
             if !subject.is_empty() {
-                parts.push(format!("subject {subject:?}"));
+                parts.push(format!("subject {:?}", text::subject(subject)));
             }
             if !message_id.is_empty() {
                 parts.push(format!("Message-ID <{message_id}>"));
@@ -49,6 +50,9 @@ pub(crate) fn sentence(event: &Event) -> String {
         Event::Captured { recipient } => {
             format!("delivered for {recipient} to the capture store (delivery.default = \"capture\": nothing leaves)")
         }
+        Event::Deferred { recipient, why, next, .. } if was_put_off(why) => {
+            format!("put off for {recipient}: {}; again {}", failure(why), moment(*next))
+        }
         Event::Deferred { recipient, why, attempt, next } => {
             format!("try {attempt} for {recipient} failed: {}; next try {}", failure(why), moment(*next))
         }
@@ -66,8 +70,8 @@ pub(crate) fn sentence(event: &Event) -> String {
             format!("no copy yet of what went to {recipient}: {}; {next}", failure(why))
         }
         Event::Expired { recipient, why, attempt } => {
-            let tries = count(*attempt as usize, "try", "tries");
-            format!("given up for {recipient} after {tries} (delivery.retry); the last one: {}", failure(why))
+            let (tries, since) = tries_until(*attempt, why);
+            format!("given up for {recipient} {tries} (delivery.retry); {since}{}", failure(why))
         }
         Event::Held { recipient, reason } => {
             format!("held for {recipient}: {reason}; `postrider queue release` lets it go")

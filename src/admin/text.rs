@@ -1,6 +1,9 @@
 //! How sizes, numbers and times read, on the command line and in the dashboard.
 
+use std::borrow::Cow;
+
 use crate::clock::{Millis, rfc3339};
+use crate::message::mime;
 use crate::message::text::steers;
 
 /// Control characters out, white space joined: one harmless line.
@@ -13,6 +16,11 @@ pub(crate) fn clean(text: &str) -> String {
         out.extend(word.chars().map(|c| if steers(c) { '?' } else { c }));
     }
     out
+}
+
+/// A subject as it was written, for people: encoded words decoded (RFC 2047). It is not harmless yet.
+pub(crate) fn subject(raw: &str) -> Cow<'_, str> {
+    if raw.contains("=?") { Cow::Owned(mime::decode_words(raw.as_bytes())) } else { Cow::Borrowed(raw) }
 }
 
 /// `512 B`, `2.1 KiB`, `35.0 MiB`.
@@ -77,6 +85,15 @@ mod tests {
     #[test]
     fn a_subject_cannot_steer_the_terminal() {
         assert_eq!(clean("hi\u{1b}[2J\r\n\tthere\u{202e}"), "hi?[2J there?");
+    }
+
+    #[test]
+    fn a_subject_is_shown_decoded() {
+        assert_eq!(subject("=?utf-8?B?anPDtm4=?= =?iso-8859-1?Q?_gr=FC=DFt?="), "jsön grüßt");
+        assert_eq!(subject("1 =? 2\u{1b}"), "1 =? 2");
+        assert_eq!(subject("plain\u{1b}"), "plain\u{1b}", "that is for others");
+        let hidden = clean(&subject("=?utf-8?Q?=1B[2Jhi=0D=0A=E2=80=AEthere?="));
+        assert!(!hidden.contains(['\u{1b}', '\r', '\n', '\u{202e}']) && hidden.contains("hi"), "{hidden:?}");
     }
 
     #[test]

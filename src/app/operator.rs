@@ -1,6 +1,6 @@
 //! What people can do to the running server over the admin socket.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::admin::history::History;
 use crate::admin::reload::ReloadAnswer;
 use crate::admin::suppress::{Bounced, Explained, Suppressed};
 use crate::admin::{
-    Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Compacted, Complaint, Damaged,
-    EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed, ListenerStatus, Page,
-    Part, Pick, Readiness, Selection, ServerStatus, Story, StreamWay, SuspendAnswer, Suspended, Trouble, Ways,
-    transfer, view,
+    Action, BackedUp, Backend, Caller, CapturedFilter, CapturedPage, CapturedWish, Changed, Compacted, Complaint,
+    Damaged, EventsPage, EventsWish, Explanation, Exported, FetchStatus, Filter, Imported, Kept, Listed,
+    ListenerStatus, Page, Part, Pick, Readiness, Selection, ServerStatus, Story, StreamWay, SuspendAnswer, Suspended,
+    Trouble, Waiting, Ways, transfer, view,
 };
 use crate::bounce::suppression::{self, Who};
 use crate::clock::{Clock, Millis};
@@ -35,6 +35,7 @@ use crate::intake::{Intake, Once, pickup};
 use crate::message::{Address, Draft, HeldBy, Hold, MessageId, ReversePath, stream};
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
+use crate::queue::gate::Closed;
 use crate::queue::record::{Message, Recipient, Route, Status};
 use crate::queue::suspend::Suspension;
 use crate::server::accounts::Verified;
@@ -69,6 +70,14 @@ const TOKEN: &str = "\0:";
 /// them.
 fn culprit(peer: IpAddr) -> Option<IpAddr> {
     Some(peer.to_canonical()).filter(|peer| !peer.is_loopback())
+}
+
+/// What has been changed so far.
+#[derive(Debug, Default)]
+struct Done {
+    recipients: usize,
+    /// By stream, and whether they have been tried: the limits of a stream are for what has not.
+    by_stream: BTreeMap<(String, u32), usize>,
 }
 
 /// The operator's hands.
@@ -126,14 +135,16 @@ impl Backend for Operator {
         .await
     }
 
-    async fn change(&self, action: Action, selection: Selection) -> Result<usize, Trouble> {
+    async fn change(&self, action: Action, selection: Selection) -> Result<Changed, Trouble> {
         let mut resumed = BTreeSet::new();
-        let changed = self.change_selected(action, selection, &mut resumed).await;
+        let mut done = Done::default();
+        let changed = self.change_selected(action, selection, &mut resumed, &mut done).await;
         for what in resumed {
             tracing::info!("{what} is tried again, and what was held for it is released");
             self.release_for(&what).await?;
         }
-        changed
+        changed?;
+        Ok(Changed { recipients: done.recipients, waiting: self.waiting(action, done) })
     }
 
     async fn submit(&self, draft: Draft, key: Option<Key>) -> Result<Once, Refusal> {
@@ -445,7 +456,7 @@ impl Operator {
             for listed in &mut slice {
                 listed.recipients.retain(|recipient| recipient.held_by.as_ref() == Some(&hold.by));
             }
-            self.change_all(Action::Release, slice, false).await?;
+            self.change_all(Action::Release, slice, false, &mut Done::default()).await?;
         }
         self.queue.lifted(what).await.map_err(Trouble::new)
     }
@@ -455,10 +466,10 @@ impl Operator {
         action: Action,
         selection: Selection,
         resumed: &mut BTreeSet<Suspension>,
-    ) -> Result<usize, Trouble> {
+        done: &mut Done,
+    ) -> Result<(), Trouble> {
         match selection.pick {
             Pick::Ids(ids, filter) => {
-                let mut changed = 0;
                 for id in ids {
                     let before = MessageId::from_u64(id.as_u64().saturating_sub(1));
                     let page = Page { limit: 1, after: Some(before) };
@@ -467,21 +478,40 @@ impl Operator {
                     let chosen: Vec<Listed> =
                         found.into_iter().filter_map(|listed| filter.apply(listed, self.clock.now())).collect();
                     self.resume_targets(action, &chosen, selection.dry_run, resumed).await?;
-                    changed += self.change_all(action, chosen, selection.dry_run).await?;
+                    self.change_all(action, chosen, selection.dry_run, done).await?;
                 }
-                Ok(changed)
+                Ok(())
             }
             Pick::Matching(filter) => {
-                let (mut changed, mut after) = (0, None);
+                let mut after = None;
                 loop {
                     let slice = self.list_of(filter.clone(), Page { limit: SLICE_MESSAGES, after }).await?;
-                    let Some(last) = slice.last() else { return Ok(changed) };
+                    let Some(last) = slice.last() else { return Ok(()) };
                     after = Some(last.id);
                     self.resume_targets(action, &slice, selection.dry_run, resumed).await?;
-                    changed += self.change_all(action, slice, selection.dry_run).await?;
+                    self.change_all(action, slice, selection.dry_run, done).await?;
                 }
             }
         }
+    }
+
+    /// What keeps those back that are due now: their stream may not go on, or is suspended. What only has to wait
+    /// for its turn is no matter.
+    fn waiting(&self, action: Action, done: Done) -> Vec<Waiting> {
+        if !matches!(action, Action::Retry | Action::Release) {
+            return Vec::new();
+        }
+        let (gates, now) = (self.queue.gates(), self.clock.now());
+        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        for ((stream, attempts), recipients) in done.by_stream {
+            let closed = gates.closed(&stream, attempts, now);
+            let lasting =
+                closed.filter(|closed| matches!(closed, Closed::Suspended { .. }) || closed.until().is_some());
+            if let Some(closed) = lasting {
+                *reasons.entry(closed.to_string()).or_default() += recipients;
+            }
+        }
+        reasons.into_iter().map(|(why, recipients)| Waiting { recipients, why }).collect()
     }
 
     /// Who releases a message that waits for a paused target wants the target to be tried again. What else
@@ -511,16 +541,22 @@ impl Operator {
         self.list(filter, page).await
     }
 
-    async fn change_all(&self, action: Action, chosen: Vec<Listed>, dry_run: bool) -> Result<usize, Trouble> {
-        let mut changed = 0;
+    async fn change_all(
+        &self,
+        action: Action,
+        chosen: Vec<Listed>,
+        dry_run: bool,
+        done: &mut Done,
+    ) -> Result<(), Trouble> {
         for listed in chosen {
             for recipient in listed.recipients.iter().filter(|recipient| action.fits(recipient.status)) {
                 if dry_run || self.change_one(action, listed.id, recipient).await? {
-                    changed += 1;
+                    done.recipients += 1;
+                    *done.by_stream.entry((listed.stream.clone(), recipient.attempts.min(1))).or_default() += 1;
                 }
             }
         }
-        Ok(changed)
+        Ok(())
     }
 
     async fn change_one(&self, action: Action, id: MessageId, listed: &view::Recipient) -> Result<bool, Trouble> {

@@ -56,8 +56,8 @@ impl Outside for Behind {
         Some(self.intake.queue().memory().clone())
     }
 
-    async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {
-        let accepted = self.intake.accept(draft).await;
+    async fn accept(&self, draft: &Draft) -> Result<Reply, Refusal> {
+        let accepted = self.intake.accept_kept(draft).await;
         self.counted(At::Data, accepted).map(|accepted| accepted.reply)
     }
 }

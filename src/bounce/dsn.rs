@@ -234,7 +234,7 @@ fn text_part(notice: &Notice<'_>) -> Vec<u8> {
         0,
         match action {
             Action::Failed => "Your message could not be delivered to:",
-            Action::Expired => "We have tried and given up now. Your message could not be delivered to:",
+            Action::Expired => "The time for it is up, and we have given up. Your message could not be delivered to:",
             Action::Delayed { .. } => "Your message has not been delivered yet to:",
             Action::Delivered => "Your message has been delivered, as you asked to be told, to:",
             Action::Relayed => {

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::client::Client;
 use super::progress::Progress;
-use super::text::{Paint, clean, count, moment, print, relative, shortened, size, table};
+use super::text::{Paint, clean, count, moment, print, relative, shortened, size, subject, table};
 use super::{Failure, client, print_json, story, transfer};
 use crate::admin::filter::{PAGE_MESSAGES_MAX, SelectionBody, parse_duration};
 use crate::admin::view::{Recipient, Status};
@@ -269,7 +269,7 @@ fn head_cells(message: &Listed, now: Millis) -> Vec<String> {
         format!("{} UTC ({})", moment(message.received_at), relative(message.received_at, now)),
         size(message.size),
         clean(&from),
-        shortened(&clean(&message.subject), SUBJECT_CHARS_MAX),
+        shortened(&clean(&subject(&message.subject)), SUBJECT_CHARS_MAX),
     ]
 }
 
@@ -345,9 +345,15 @@ async fn change(client: &Client, action: Action, args: ChangeArgs) -> Result<(),
     let answer = Progress::new("changing the queue", 0).during(client.change(action, &body)).await?;
     if args.json {
         let recipients = answer.recipients;
-        print_json(&serde_json::json!({ "action": action.name(), "recipients": recipients, "dry_run": body.dry_run }))?;
+        let mut done =
+            serde_json::json!({ "action": action.name(), "recipients": recipients, "dry_run": body.dry_run });
+        if let (Some(done), false) = (done.as_object_mut(), answer.waiting.is_empty()) {
+            done.insert("waiting".to_owned(), serde_json::json!(answer.waiting));
+        }
+        print_json(&done)?;
     } else {
         print(&changed_text(action, answer.recipients, body.dry_run))?;
+        answer.waiting.iter().try_for_each(|waiting| print(&clean(&format!("{waiting}."))))?;
     }
     if named > 0 && answer.recipients == 0 {
         return Err(Failure::new(format!("nothing was there to {}", action.name())).remedy(
@@ -404,7 +410,7 @@ mod tests {
             received_at: 1_795_300_017_000,
             from: ReversePath::Null,
             size: 99,
-            subject: "Hi\nthere".into(),
+            subject: "Hi\tthere =?utf-8?B?anPDtm4=?=".into(),
             message_id: String::new(),
             stream: "bulk".into(),
             recipients: vec![waiting, paused, held],
@@ -412,7 +418,7 @@ mod tests {
         assert_eq!(
             list_lines(&[message], 1_795_300_137_000, Paint::none()),
             [
-                "0000000000001  2026-11-21 22:26:57 UTC (2 min ago)  99 B  <>  Hi there",
+                "0000000000001  2026-11-21 22:26:57 UTC (2 min ago)  99 B  <>  Hi there jsön",
                 "  → bob@example.net          waiting, next try in 3 min (2026-11-21 22:31:57), 1 try; \
                  mx.example.net: no answer (4.4.1)",
                 "  → c@example.net            waiting: the stream bulk is suspended",

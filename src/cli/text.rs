@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 
-pub(super) use crate::admin::text::{clean, count, day, moment, relative, size, time_of_day};
+pub(super) use crate::admin::text::{clean, count, day, moment, relative, size, subject, time_of_day};
 
 /// At most so many characters, with an ellipsis where something was cut.
 pub(super) fn shortened(text: &str, chars_max: usize) -> String {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Millis;
 use crate::message::{Address, Domain, Hold};
 use crate::queue::record::{Failure, Message, Recipient, Route};
 use crate::smtp::Reply;
@@ -77,6 +78,11 @@ pub enum Outcome {
     Defer {
         why: Failure,
         not_before_secs: Option<u64>,
+    },
+    /// There was no try, because of what is known of the destination; it is due again then. That counts for nothing.
+    NotTried {
+        why: Failure,
+        until: Millis,
     },
     /// Never try again; the sender is told.
     Fail(Failure),

@@ -28,7 +28,8 @@ use crate::smtp::Reply;
 use crate::smtp::reply::Severity;
 use crate::store::{Batch, StoreError};
 
-use super::{Delivered, Hop, Job, Outcome};
+use super::standing::tries_until;
+use super::{Delivered, Hop, Job, Outcome, put_off};
 
 /// Wait between tries to write a result down. Until it is written the claim stays, so nothing is
 /// delivered twice because the disk was full.
@@ -245,17 +246,14 @@ impl Settler {
                 let added = places.into_iter().map(copy).collect();
                 Decided { added, ..untold(Event::Routed { alias: address, to }, None) }
             }
+            Outcome::NotTried { why, until } => self.not_tried(message, recipient, why, until),
             Outcome::Defer { why, not_before_secs } => {
                 let retry = &self.config.delivery.retry;
                 let not_before = not_before_secs.map(|secs| now + secs.saturating_mul(1000));
                 let counted = if recipient.by_hand.is_some() { recipient.attempts.max(1) } else { attempt };
                 let began = recipient.tried_from(message);
                 match schedule::next(retry, began, counted, now, not_before, (message.id, number)) {
-                    Next::GiveUp if is_target(recipient) => dead_letter(recipient, why, attempt),
-                    Next::GiveUp => {
-                        let event = Event::Expired { recipient: address, why: why.clone(), attempt };
-                        Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
-                    }
+                    Next::GiveUp => given_up(recipient, why, attempt),
                     Next::TryAt(next) => {
                         // A try by hand leaves the next one where it was.
                         let planned = recipient.by_hand.filter(|planned| *planned > now);
@@ -265,6 +263,18 @@ impl Settler {
                 }
             }
         }
+    }
+
+    /// The sender is told that it is late, or that its time is up; a try it is not.
+    fn not_tried(&self, message: &Message, recipient: &Recipient, why: Failure, until: Millis) -> Decided {
+        let expires = put_off::expires(&self.config.delivery.retry, message, recipient, &why);
+        let tries = recipient.attempts;
+        if self.clock.now() >= expires {
+            return given_up(recipient, why, tries);
+        }
+        let decided = self.deferred(message, recipient, why, (tries, tries), until.min(expires));
+        let after = decided.after.map(|after| Recipient { by_hand: recipient.by_hand, ..after });
+        Decided { after, ..decided }
     }
 
     /// `counted`: tries that have failed, without those by hand.
@@ -371,13 +381,17 @@ impl Settler {
         Ok(guards)
     }
 
-    fn action(&self, job: &Job, tell: Tell) -> Option<Action> {
+    fn action(&self, job: &Job, tell: Tell, group: &Group) -> Option<Action> {
         let retry_for = u64::try_from(self.config.delivery.retry.expire.as_millis()).unwrap_or(u64::MAX);
         Some(match tell {
             Tell::Nothing => return None,
             Tell::Failed => Action::Failed,
             Tell::Expired => Action::Expired,
-            Tell::Delayed => Action::Delayed { until: job.message.tried_from().saturating_add(retry_for) },
+            Tell::Delayed => {
+                // What waits for its turn may be due later than that.
+                let due = group.steps.iter().filter_map(|step| due(step.after.as_ref()?)).max().unwrap_or(0);
+                Action::Delayed { until: job.message.tried_from().saturating_add(retry_for).max(due) }
+            }
             Tell::Delivered => Action::Delivered,
             Tell::Relayed => Action::Relayed,
         })
@@ -385,7 +399,7 @@ impl Settler {
 
     /// The line of the story where the sender would be told, and may not be who wrote.
     fn withheld(&self, job: &Job, tell: Tell, group: &Group) -> Option<Event> {
-        let action = self.action(job, tell)?;
+        let action = self.action(job, tell, group)?;
         let wanted = group.about.iter().filter(|(recipient, _)| dsn::wanted(&job.message, recipient, action));
         let names: Vec<String> = wanted.map(|(recipient, _)| recipient.address.to_string()).collect();
         let sender = job.message.mail_from.address().filter(|_| !names.is_empty())?.clone();
@@ -396,7 +410,7 @@ impl Settler {
     /// Of whom in the group the sender may be told: within the budget, where it is an outsider. One who is not told
     /// at all (`withheld`) uses nothing up.
     async fn leave(&self, job: &Job, tell: Tell, group: &Group) -> Result<Leave<'_>, StoreError> {
-        let Some(action) = self.action(job, tell) else { return Ok(Leave::none()) };
+        let Some(action) = self.action(job, tell, group) else { return Ok(Leave::none()) };
         let wanted = group.about.iter().map(|(recipient, _)| recipient);
         let wanted: Vec<&Recipient> = wanted.filter(|one| dsn::wanted(&job.message, one, action)).collect();
         if wanted.is_empty() || backscatter::refusal(&job.message).is_some() {
@@ -416,7 +430,7 @@ impl Settler {
     ) -> Option<(Draft, Event)> {
         let message = &job.message;
         let ReversePath::Address(sender) = &message.mail_from else { return None };
-        let action = self.action(job, tell)?;
+        let action = self.action(job, tell, group)?;
         let mut wanted: Vec<(&Recipient, &Failure)> = group
             .about
             .iter()
@@ -522,11 +536,20 @@ fn is_target(recipient: &Recipient) -> bool {
     matches!(recipient.route, Route::Target(_)) && !recipient.route.is_archive()
 }
 
+/// There are no more tries.
+fn given_up(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
+    if is_target(recipient) {
+        return dead_letter(recipient, why, attempt);
+    }
+    let event = Event::Expired { recipient: recipient.address.clone(), why: why.clone(), attempt };
+    Decided { tell: Tell::Expired, why: Some(why), ..untold(event, None) }
+}
+
 /// What a target of ours has not taken in time is nobody's fault but ours: it is kept for a person, who lets it
 /// be tried again (`postrider queue retry`) when the target is well, and the sender is not told that it is lost.
 fn dead_letter(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
-    let tries = if attempt == 1 { "1 try".to_owned() } else { format!("{attempt} tries") };
-    let reason = format!("{DEAD_LETTER}: given up after {tries} (delivery.retry); the last one: {}", why.reason);
+    let (tries, since) = tries_until(attempt, &why);
+    let reason = format!("{DEAD_LETTER}: given up {tries} (delivery.retry); {since}{}", why.reason);
     let status = Status::Held(Hold::new(HeldBy::DeadLetter, reason.clone()));
     let event = Event::Held { recipient: recipient.address.clone(), reason };
     let after = Recipient { status, attempts: attempt, last_failure: Some(why), by_hand: None, ..recipient.clone() };
@@ -537,6 +560,10 @@ fn dead_letter(recipient: &Recipient, why: Failure, attempt: u32) -> Decided {
 fn captured(recipient: &Recipient, attempt: u32, now: Millis) -> Recipient {
     let status = Status::Captured { at: now };
     Recipient { status, attempts: attempt, by_hand: None, ..recipient.clone() }
+}
+
+fn due(recipient: &Recipient) -> Option<Millis> {
+    if let Status::Waiting { due } = recipient.status { Some(due) } else { None }
 }
 
 fn waits_for_a_way(step: &Step) -> bool {

@@ -127,3 +127,19 @@ pub fn complaint_in(why: &Failure) -> Option<&str> {
 pub fn is_rate(why: &Failure) -> bool {
     why.reason == USED_UP
 }
+
+/// Was there no try, for either reason?
+pub fn was_put_off(why: &Failure) -> bool {
+    is_rate(why) || complaint_in(why).is_some()
+}
+
+/// How often it was tried until it was given up, for the reason: what comes before it, and between the two.
+pub fn tries_until(attempt: u32, why: &Failure) -> (String, &'static str) {
+    match (attempt, was_put_off(why)) {
+        (0, _) => ("without a try".to_owned(), ""),
+        (1, false) => ("after 1 try".to_owned(), "the last one: "),
+        (tries, false) => (format!("after {tries} tries"), "the last one: "),
+        (1, true) => ("after 1 try".to_owned(), "since then: "),
+        (tries, true) => (format!("after {tries} tries"), "since then: "),
+    }
+}

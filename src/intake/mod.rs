@@ -220,7 +220,13 @@ impl Intake {
     /// As [`Intake::accept`]; `extra` is written in the same batch (a pickup claim, the end of the
     /// attempt that a bounce tells of).
     pub async fn accept_with(&self, draft: Draft, extra: Batch) -> Result<Accepted, Refusal> {
-        self.take(draft, extra, None).await
+        let draft = self.paid(draft).await?;
+        self.take(&draft, extra, None).await
+    }
+
+    /// As [`Intake::accept`], for SMTP, which has paid for the bytes and tells of whom a refused draft was.
+    pub async fn accept_kept(&self, draft: &Draft) -> Result<Accepted, Refusal> {
+        self.take(draft, Batch::new(), None).await
     }
 
     /// As [`Intake::accept`], for a door that has asked nothing yet; with a key, once.
@@ -256,7 +262,8 @@ impl Intake {
         match key.find(self.queue.store(), self.clock.now()).map_err(|error| store_trouble(&error))? {
             Known::New => {
                 self.may_submit(&draft)?;
-                let accepted = self.take(draft, Batch::new(), Some(key)).await?;
+                let draft = self.paid(draft).await?;
+                let accepted = self.take(&draft, Batch::new(), Some(key)).await?;
                 Ok(Once { id: accepted.id, is_repeated: false })
             }
             Known::Made(id) => Ok(Once { id, is_repeated: true }),
@@ -264,24 +271,23 @@ impl Intake {
         }
     }
 
-    async fn take(&self, draft: Draft, extra: Batch, key: Option<&Key>) -> Result<Accepted, Refusal> {
-        let draft = self.paid(draft).await?;
+    async fn take(&self, draft: &Draft, extra: Batch, key: Option<&Key>) -> Result<Accepted, Refusal> {
         let now = self.clock.now();
         let id = self.queue.id_for(&draft.content);
         let headers = Headers::parse(draft.content.head());
         headers.within_limits().map_err(|error| Refusal::plain(Reply::new(552, (3, 4), error.to_string())))?;
         let mut reservation = None;
         if let Some(refusal) = loops::refuse_hops(&headers, self.config.loops.max_hops) {
-            reservation = Some(held_instead(&draft, refusal)?);
+            reservation = Some(held_instead(draft, refusal)?);
         }
-        let checked = self.check(&draft, &headers).await?;
-        let stream = rights::stream(&self.config, &draft, &headers)?;
-        self.check_attachments(&draft, &headers, id).await?;
+        let checked = self.check(draft, &headers).await?;
+        let stream = rights::stream(&self.config, draft, &headers)?;
+        self.check_attachments(draft, &headers, id).await?;
         let begin = draft.envelope.not_before.map_or(now, |wanted| wanted.max(now));
-        let mut plan = Plan::make(&self.config, &self.marks, &draft, &headers, begin)?;
-        let passed = self.ask_milters(&draft, &headers, &checked, id).await?;
+        let mut plan = Plan::make(&self.config, &self.marks, draft, &headers, begin)?;
+        let passed = self.ask_milters(draft, &headers, &checked, id).await?;
         // From here on others with the same counters wait, so nothing slow may follow.
-        let returned = self.returned(&draft, &headers, &checked.findings, id).await?;
+        let returned = self.returned(draft, &headers, &checked.findings, id).await?;
         plan.leave_out(&self.config, &returned.taken);
         let headers = match &passed.header {
             Some(section) => Headers::apart(section, headers.body()),
@@ -291,42 +297,36 @@ impl Intake {
         if let Some(hold) = reservation {
             plan.hold_all(&hold);
         }
-        self.hold_for_account(&mut plan, &draft);
-        let (ruling, locks) = self.guard_loops(&mut plan, &draft, &headers, now).await?;
+        self.hold_for_account(&mut plan, draft);
+        let (ruling, locks) = self.guard_loops(&mut plan, draft, &headers, now).await?;
 
-        let suppressed = self.skip_suppressed(&mut plan, &draft, &stream)?;
+        let suppressed = self.skip_suppressed(&mut plan, draft, &stream)?;
 
-        let author = Author::of(&self.config, &draft, &headers, plan.leaves().then_some(&stream));
+        let author = Author::of(&self.config, draft, &headers, plan.leaves().then_some(&stream));
         let is_filtered = passed.header.is_some();
-        let source = content::Source {
-            draft: &draft,
-            headers: &headers,
-            is_filtered,
-            checked: &checked,
-            plan: &plan,
-            author: &author,
-        };
+        let source =
+            content::Source { draft, headers: &headers, is_filtered, checked: &checked, plan: &plan, author: &author };
         let stored = content::assemble(self, &source, id, now)?;
         let mut extra = extra;
         let Ruling { writes, answers, .. } = ruling;
         for (key, value) in writes {
             extra.put(Table::Loops, key, value);
         }
-        let record = message_record(&draft, &headers, &stored, &plan, checked.findings, id, now);
+        let record = message_record(draft, &headers, &stored, &plan, checked.findings, id, now);
         let answers = answers.map(|sent| Answered { id: sent.id, account: sent.account });
         let message = Message { stream, header_from: author.shown().cloned(), answers, ..record };
         let mut telling = self.journal.begin();
-        tell_accepted(&mut telling, &message, &draft, &plan, stored.signed, checked.authentication_results);
+        tell_accepted(&mut telling, &message, draft, &plan, stored.signed, checked.authentication_results);
         extra.append(returned.tell(&mut telling, id));
         for (recipient, reason) in suppressed {
             telling.tell(id, Event::Suppressed { recipient, reason });
         }
         extra.append(telling.take_batch());
-        self.remember_sent(&message, &draft, &headers, &plan, &mut extra)?;
+        self.remember_sent(&message, draft, &headers, &plan, &mut extra)?;
         if let Some(key) = key {
             key.note(id, now, &mut extra);
         }
-        let counted = self.count(&draft, now, &mut extra).await?;
+        let counted = self.count(draft, now, &mut extra).await?;
 
         let recipients: Vec<_> = plan.deliveries.into_iter().map(|delivery| delivery.recipient).collect();
         let written = if recipients.is_empty() {

@@ -322,8 +322,11 @@ where
     }
 
     fn say(&mut self, reply: &Reply) {
-        if reply.code >= 400 {
-            debug!(reply = reply.to_string(), "not done");
+        let refused = self.session.take_refused();
+        match refused {
+            Some(refused) if reply.code >= 400 => self.log_refusal(reply, &refused),
+            None if reply.code >= 400 => debug!(reply = reply.to_string(), "not done"),
+            _ => {}
         }
         reply.write_to(&mut self.output);
     }
@@ -427,7 +430,7 @@ mod tests {
             Ok(())
         }
 
-        async fn accept(&self, _: Draft) -> Result<Reply, Refusal> {
+        async fn accept(&self, _: &Draft) -> Result<Reply, Refusal> {
             Err(Refusal::inner("nobody is there"))
         }
     }

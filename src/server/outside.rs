@@ -51,8 +51,9 @@ pub trait Outside: Send + Sync + 'static {
         None
     }
 
-    /// Queues the message; the reply is the 250 that takes responsibility for it.
-    fn accept(&self, draft: Draft) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+    /// Queues the message; the reply is the 250 that takes responsibility for it. The server keeps the draft, to
+    /// tell of whom it was if it is refused.
+    fn accept(&self, draft: &Draft) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 }
 
 /// What all connections of all listeners share, under one configuration. A session works with one from MAIL to the

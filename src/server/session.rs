@@ -19,8 +19,11 @@
 //! time-outs and connection limits (`connection`, `limits`).
 
 mod auth;
+mod refused;
 pub(crate) mod replies;
 mod transaction;
+
+pub use refused::Refused;
 
 use std::mem;
 
@@ -31,7 +34,7 @@ use crate::message::ReversePath;
 use crate::message::envelope::Recipient;
 use crate::smtp::Reply;
 use crate::smtp::command::{Command, CommandError, MailParams};
-use crate::smtp::reply::Severity;
+use crate::smtp::reply::{Refusal, Severity};
 use crate::smtp::wire::LineError;
 
 /// Commands that move no mail (NOOP, RSET, EHLO …) between two messages.
@@ -50,6 +53,8 @@ pub struct Session {
     /// Replies of the 5yz kind so far.
     errors: u32,
     idle_commands: u32,
+    /// What the log is to say with the next reply.
+    refused: Option<Box<Refused>>,
     state: State,
 }
 
@@ -167,6 +172,7 @@ impl Session {
             is_revoked: false,
             errors: 0,
             idle_commands: 0,
+            refused: None,
             state: State::Fresh,
         };
         (session, greeting)
@@ -214,6 +220,7 @@ impl Session {
 
     /// The framing cannot go on.
     pub fn bad_line(&mut self, error: LineError) -> Step {
+        self.note(self.state.refused());
         self.close(replies::bad_line(error))
     }
 
@@ -245,14 +252,35 @@ impl Session {
                 self.idle_commands = 0;
                 self.say(State::Greeted(hello), reply)
             }
-            (Asked::Accept(hello), Answer::Refused(refusal)) => self.refuse_message(hello, refusal.reply),
-            (
-                Asked::Login(hello) | Asked::ScramKeys(hello, _) | Asked::ScramResult(hello, _),
-                Answer::Refused(refusal),
-            ) => self.say(State::Greeted(hello), refusal.reply),
-            (Asked::Sender(sender), Answer::Refused(refusal)) => self.say(State::Greeted(sender.hello), refusal.reply),
-            (Asked::Recipient { before, .. }, Answer::Refused(refusal)) => self.say(*before, refusal.reply),
+            (asked, Answer::Refused(refusal)) => self.refused_outside(asked, refusal),
             _ => self.out_of_step(),
+        }
+    }
+
+    fn refused_outside(&mut self, asked: Asked, refusal: Refusal) -> Step {
+        let Refusal { reply, reason } = refusal;
+        // Of a draft, the pump has said whose it was.
+        let noted = self.refused.take().map(|noted| *noted);
+        match asked {
+            Asked::Accept(hello) => {
+                let state = State::Greeted(hello);
+                self.note(noted.unwrap_or_else(|| state.refused()).because(reason));
+                self.refuse_message(state, reply)
+            }
+            Asked::Login(hello) | Asked::ScramKeys(hello, _) | Asked::ScramResult(hello, _) => {
+                let state = State::Greeted(hello);
+                self.note(state.refused().because(reason));
+                self.say(state, reply)
+            }
+            Asked::Sender(sender) => {
+                let state = State::Greeted(sender.hello);
+                self.note(state.refused().with_from(&sender.from).because(reason));
+                self.say(state, reply)
+            }
+            Asked::Recipient { before, recipient } => {
+                self.note(before.refused().with_to(&recipient.address).because(reason));
+                self.say(*before, reply)
+            }
         }
     }
 
@@ -270,6 +298,9 @@ impl Session {
         if reply.severity() == Severity::Permanent {
             self.errors = self.errors.saturating_add(1);
             if self.errors > self.policy.errors_max {
+                if let Some(refused) = &mut self.refused {
+                    refused.reason.get_or_insert_with(|| reply.to_string());
+                }
                 return self.close(replies::too_many_errors());
             }
         }
@@ -311,8 +342,12 @@ impl Session {
         let command = match Command::parse(line, &self.policy.hostname) {
             Ok(command) => command,
             Err(error @ CommandError::OtherProtocol) => return self.close(error.reply()),
-            Err(error) if is_bdat(line) => return self.close(error.reply()),
-            Err(error) => return self.say(state, error.reply()),
+            Err(error) => {
+                if is_about_mail(line) {
+                    self.note(state.refused().with_line(line));
+                }
+                return if is_bdat(line) { self.close(error.reply()) } else { self.say(state, error.reply()) };
+            }
         };
         match command {
             Command::Ehlo(name) => self.hello(Hello { name, esmtp: true }),
@@ -376,5 +411,13 @@ impl Session {
 
 /// True if the line would have announced octets.
 fn is_bdat(line: &[u8]) -> bool {
-    line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"))
+    begins_with(line, b"BDAT")
+}
+
+fn is_about_mail(line: &[u8]) -> bool {
+    is_bdat(line) || [b"MAIL", b"RCPT", b"DATA"].iter().any(|verb| begins_with(line, verb))
+}
+
+fn begins_with(line: &[u8], verb: &[u8; 4]) -> bool {
+    line.get(..4).is_some_and(|begin| begin.eq_ignore_ascii_case(verb))
 }

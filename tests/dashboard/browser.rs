@@ -53,7 +53,7 @@ async fn a_person_with_a_browser_reads_retries_suspends_and_is_kept_safe() {
     let held = house.send("later@far.test", "Held by hand").await;
     house.server.wait_for(held, |event| matches!(event, Event::Deferred { .. })).await;
     let hold = Selection { pick: Pick::Ids(vec![held], Filter::default()), dry_run: false };
-    assert_eq!(house.server.app.operator().change(Action::Hold, hold).await.unwrap(), 1);
+    assert_eq!(house.server.app.operator().change(Action::Hold, hold).await.unwrap().recipients, 1);
     house.far.later_has_come();
 
     let (port, asked) = tracker().await;

@@ -41,7 +41,7 @@ async fn what_is_held_for_a_person_is_named_with_the_setting() {
     let id = house.submit("app", "box@far.test").await;
     house.wait_for(id, Cause::Suspended).await;
     let selection = Selection { pick: Pick::Ids(vec![id], Filter::default()), dry_run: false };
-    assert_eq!(house.server.app.operator().change(Action::Hold, selection).await.unwrap(), 1);
+    assert_eq!(house.server.app.operator().change(Action::Hold, selection).await.unwrap().recipients, 1);
     let explained = house.wait_for(id, Cause::Operator).await;
     assert!(explained.why.contains("a person has asked for it") && explained.key.is_none(), "{explained:#?}");
     house.server.stop().await;

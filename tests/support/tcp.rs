@@ -60,8 +60,8 @@ impl Outside for House {
         }
     }
 
-    async fn accept(&self, draft: Draft) -> Result<Reply, Refusal> {
-        self.drafts.lock().unwrap().push(draft);
+    async fn accept(&self, draft: &Draft) -> Result<Reply, Refusal> {
+        self.drafts.lock().unwrap().push(draft.clone());
         Ok(Reply::new(250, (0, 0), "queued"))
     }
 }

@@ -15,7 +15,7 @@ use super::words::{Tone, ago, event, pill, said, sender, status, subject, when};
 use super::{Dashboard, queue};
 use crate::admin::explain::{Condition, Explained};
 use crate::admin::sentence::{failure, sentence};
-use crate::admin::text::{clean, count, day, size, time_of_day};
+use crate::admin::text::{self, clean, count, day, size, time_of_day};
 use crate::admin::view::{Recipient, Status};
 use crate::admin::{Action, Backend, Explanation, Listed, Story};
 use crate::clock::{Millis, rfc3339};
@@ -99,7 +99,7 @@ fn head(visitor: &Visitor, story: &Story, now: Millis) -> Markup {
         |action: Action| listed.is_some_and(|listed| listed.recipients.iter().any(|one| action.fits(one.status)));
     html! {
         div.row {
-            h1.grow { (subject(about)) }
+            h1.grow { (subject(&text::subject(about))) }
             div.actions {
                 @if listed.is_some_and(|listed| listed.recipients.iter().any(|one| one.status == Status::Captured)) {
                     a.button href={ "/captured/" (story.id) } { "Read it" }

@@ -20,7 +20,7 @@ use super::words::{ago, button, link, number, said, sender, status, subject};
 use super::{Dashboard, overview};
 use crate::admin::api::to_its_end;
 use crate::admin::filter::parse_duration;
-use crate::admin::text::{clean, count, size};
+use crate::admin::text::{self, clean, count, size};
 use crate::admin::view::{Recipient, Status};
 use crate::admin::{Action, Backend, Damaged, Filter, Listed, Page, Part, Pick, Selection, Ways};
 use crate::clock::Millis;
@@ -212,7 +212,7 @@ fn row(listed: &Listed, now: Millis) -> Markup {
         tr data-row {
             td.select { input type="checkbox" name="id" value=(listed.id) aria-label=(name); }
             td.main {
-                a href={ "/messages/" (listed.id) } { (subject(&listed.subject)) }
+                a href={ "/messages/" (listed.id) } { (subject(&text::subject(&listed.subject))) }
                 div.muted { span.id { (listed.id) } " · " (size(listed.size)) " · " (listed.stream) }
             }
             td data-label="From" { (sender(&listed.from)) }
@@ -314,9 +314,13 @@ pub(super) async fn change<B: Backend>(
         Action::Release => "released",
         Action::Cancel => "cancelled",
     };
-    Ok(match changed {
+    let waiting: String = changed.waiting.iter().map(|waiting| format!(" {waiting}.")).collect();
+    Ok(match changed.recipients {
         0 => act.done(&dashboard, format!("Nothing to {}: none of it is in a state for that.", action.name()), false),
-        _ => act.done(&dashboard, format!("{} {done}.", count(changed, "recipient is", "recipients are")), true),
+        changed => {
+            let number = count(changed, "recipient is", "recipients are");
+            act.done(&dashboard, format!("{number} {done}.{waiting}"), true)
+        }
     })
 }
 

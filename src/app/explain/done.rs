@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::admin::explain::{Cause, Condition, Explained};
 use crate::clock::rfc3339;
+use crate::delivery::standing::tries_until;
 use crate::events::{Entry, Event};
 use crate::queue::record::Failure;
 
@@ -37,10 +38,8 @@ fn fate(entry: &Entry) -> Option<Explained> {
             (recipient, Cause::Failed, sentence, *attempt, Some(why))
         }
         Event::Expired { recipient, why, attempt } => {
-            let sentence = format!(
-                "It was given up at {at} after {attempt} tries, because its time was up; the last one: {}",
-                said(why)
-            );
+            let (tries, since) = tries_until(*attempt, why);
+            let sentence = format!("It was given up at {at} {tries}, because its time was up; {since}{}", said(why));
             (recipient, Cause::Expired, sentence, *attempt, Some(why))
         }
         Event::Cancelled { recipient } => {

@@ -9,6 +9,7 @@ use super::Connection;
 use super::memory::OwnPart;
 use crate::server::accounts::Verified;
 use crate::server::outside::Outside;
+use crate::server::session::Refused;
 use crate::server::step::{Answer, Question};
 use crate::smtp::Reply;
 use crate::smtp::reply::Refusal;
@@ -52,15 +53,27 @@ where
                 asked.map(|()| Answer::Ok(Reply::new(250, (1, 5), "recipient ok")))
             }
             Question::Accept(draft) => {
-                let accepted = Box::pin(self.shared.outside.accept(*draft)).await.map(Answer::Ok);
+                let accepted = Box::pin(self.shared.outside.accept(&draft)).await.map(Answer::Ok);
+                if accepted.is_err() {
+                    self.session.note_draft(&draft);
+                }
+                // What it held of the memory goes with it.
+                drop(draft);
                 self.held = OwnPart::default();
                 accepted
             }
         };
-        answer.unwrap_or_else(|refusal| {
-            log_refusal(&refusal);
-            Answer::Refused(refusal)
-        })
+        answer.unwrap_or_else(Answer::Refused)
+    }
+
+    /// One line for a reply, so that who misses a message finds out why: the span names the peer.
+    pub(super) fn log_refusal(&self, reply: &Reply, refused: &Refused) {
+        let reply = reply.to_string();
+        let Refused { helo, from, to, line, reason } = refused;
+        let (helo, from, to) = (helo.as_deref(), from.as_deref(), to.as_deref());
+        let account = self.session.account();
+        let reason = reason.as_deref().unwrap_or(&reply);
+        info!(helo, account, from, to, line = line.as_deref(), reply, reason, "refused");
     }
 
     fn may_log_in(&self, account: &str) -> Result<(), Refusal> {
@@ -86,8 +99,4 @@ where
             }
         }
     }
-}
-
-fn log_refusal(refusal: &Refusal) {
-    info!(reply = refusal.reply.to_string(), reason = refusal.reason, "refused");
 }

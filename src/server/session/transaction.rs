@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use super::{Asked, Hello, RECIPIENTS_OVER_MAX, Sender, Session, State, Transaction, replies};
+use super::{Asked, RECIPIENTS_OVER_MAX, Refused, Sender, Session, State, Transaction, replies};
 use crate::config::Role;
 use crate::message::draft::{Door, Origin, Peer};
 use crate::message::envelope::{BodyType, Envelope, Recipient};
@@ -15,16 +15,35 @@ use crate::smtp::wire::DRAIN_BYTES_MAX;
 
 impl Session {
     pub(super) fn mail(&mut self, state: State, from: ReversePath, params: MailParams) -> Step {
-        let hello = match state {
-            State::Greeted(hello) => hello,
-            State::Fresh => return self.say(State::Fresh, replies::hello_first()),
-            other => return self.say(other, replies::in_transaction()),
+        let refusal = match &state {
+            State::Greeted(_) => self.mail_refusal(&params),
+            State::Fresh => Some(replies::hello_first()),
+            _ => Some(replies::in_transaction()),
         };
-        if self.is_revoked {
-            return self.close(replies::log_in_again());
-        }
+        let hello = match (refusal, state) {
+            (None, State::Greeted(hello)) => hello,
+            (None, _) => return self.out_of_step(),
+            (Some(reply), state) => {
+                let known = Refused { to: None, ..state.refused().with_from(&from) };
+                let size = params.size.filter(|_| reply.code == 552);
+                self.note(match size {
+                    Some(size) => known.because(format!("{reply}; MAIL says SIZE={size}")),
+                    None => known,
+                });
+                return self.say(state, reply);
+            }
+        };
+        let account = self.account().map(str::to_owned);
+        let question = Question::Sender { account, sender: from.clone(), size: params.size };
+        self.ask(Asked::Sender(Sender { hello, from, params, over: 0 }), question)
+    }
+
+    /// Why no message may begin, as far as the session knows.
+    fn mail_refusal(&self, params: &MailParams) -> Option<Reply> {
         let may_submit = self.policy.role == Role::Mx || self.account.is_some() || self.policy.trusted;
-        let refusal = if self.needs_tls() {
+        if self.is_revoked {
+            Some(replies::log_in_again())
+        } else if self.needs_tls() {
             Some(replies::tls_first())
         } else if params.require_tls && self.tls.is_none() {
             Some(replies::requiretls_needs_tls())
@@ -34,13 +53,7 @@ impl Session {
             Some(replies::too_large(self.policy.max_size))
         } else {
             None
-        };
-        if let Some(reply) = refusal {
-            return self.say(State::Greeted(hello), reply);
         }
-        let account = self.account().map(str::to_owned);
-        let question = Question::Sender { account, sender: from.clone(), size: params.size };
-        self.ask(Asked::Sender(Sender { hello, from, params, over: 0 }), question)
     }
 
     fn max_recipients(&self) -> usize {
@@ -48,30 +61,45 @@ impl Session {
     }
 
     pub(super) fn rcpt(&mut self, mut state: State, to: Address, params: RcptParams, utf8: bool) -> Step {
-        let max = self.max_recipients();
-        let (sender, recipients): (&mut Sender, &[Recipient]) = match &mut state {
-            State::Sender(sender) => (sender, &[]),
-            State::Recipients(transaction) => (&mut transaction.sender, &transaction.recipients),
-            State::Chunks { .. } => return self.say(state, replies::in_chunks()),
-            _ => return self.say(state, replies::mail_first()),
-        };
-        if utf8 && !sender.params.smtputf8 {
-            return self.say(state, replies::needs_smtputf8());
-        }
-        let is_named = recipients.iter().any(|recipient| recipient.address == to);
-        if is_named || recipients.len() >= max {
-            sender.over += 1;
-            if sender.over > RECIPIENTS_OVER_MAX {
-                return self.close(replies::too_many_errors());
+        if let Some(reply) = self.rcpt_answer(&mut state, &to, utf8) {
+            if !reply.is_positive() {
+                self.note(state.refused().with_to(&to));
             }
-            let reply = if is_named { replies::same_recipient() } else { replies::too_many_recipients(max) };
             return self.say(state, reply);
         }
-        let (sender, before) = (sender.from.clone(), recipients.len());
+        let (sender, before) = match &state {
+            State::Sender(sender) => (sender.from.clone(), 0),
+            State::Recipients(transaction) => (transaction.sender.from.clone(), transaction.recipients.len()),
+            _ => return self.out_of_step(),
+        };
         let account = self.account().map(str::to_owned);
         let question = Question::Recipient { account, sender, before, recipient: to.clone() };
         let recipient = Recipient { address: to, notify: params.notify, original: params.original };
         self.ask(Asked::Recipient { before: Box::new(state), recipient }, question)
+    }
+
+    /// The reply to a RCPT that nobody else need be asked about.
+    fn rcpt_answer(&self, state: &mut State, to: &Address, utf8: bool) -> Option<Reply> {
+        let max = self.max_recipients();
+        let (sender, recipients): (&mut Sender, &[Recipient]) = match state {
+            State::Sender(sender) => (sender, &[]),
+            State::Recipients(transaction) => (&mut transaction.sender, &transaction.recipients),
+            State::Chunks { .. } => return Some(replies::in_chunks()),
+            _ => return Some(replies::mail_first()),
+        };
+        if utf8 && !sender.params.smtputf8 {
+            return Some(replies::needs_smtputf8());
+        }
+        let is_named = recipients.iter().any(|recipient| recipient.address == *to);
+        if !is_named && recipients.len() < max {
+            return None;
+        }
+        sender.over += 1;
+        Some(match is_named {
+            _ if sender.over > RECIPIENTS_OVER_MAX => replies::too_many_errors(),
+            true => replies::same_recipient(),
+            false => replies::too_many_recipients(max),
+        })
     }
 
     pub(super) fn recipient_taken(&mut self, before: State, recipient: Recipient, reply: Reply) -> Step {
@@ -94,6 +122,7 @@ impl Session {
             }
             other => {
                 let reply = no_message_reply(&other);
+                self.note(other.refused());
                 self.say_alone(other, reply)
             }
         }
@@ -104,7 +133,13 @@ impl Session {
         match mem::replace(&mut self.state, State::Closed) {
             // Where this message ends depends on who reads it. What follows may have been part of it for
             // the server before us, so nothing of it is read as a command.
-            State::Reading(_) if matches!(end, DataEnd::BareLineEnd) => self.close(replies::bare_line_end()),
+            State::Reading(transaction) if matches!(end, DataEnd::BareLineEnd) => {
+                let reply = replies::bare_line_end();
+                self.note(Refused::of(&transaction).because(format!(
+                    "{reply}; the connection is closed, because where the message ends depends on who reads it"
+                )));
+                self.close(reply)
+            }
             State::Reading(transaction) => self.message_read(transaction, end),
             _ => self.out_of_step(),
         }
@@ -117,19 +152,23 @@ impl Session {
             State::Chunks { transaction, received } => (transaction, Some(received)),
             other => {
                 let reply = no_message_reply(&other);
+                self.note(other.refused());
                 return self.drain(other, size, reply);
             }
         };
         let received = before.unwrap_or(0).saturating_add(size);
         if received > self.policy.max_size {
             let reply = replies::too_large(self.policy.max_size);
+            self.note(Refused::of(&transaction));
             return self.drain(State::Greeted(transaction.sender.hello), size, reply);
         }
         if received == 0 && last {
+            self.note(Refused::of(&transaction));
             return self.say(State::Greeted(transaction.sender.hello), replies::nothing_sent());
         }
         // One that holds nothing moves no mail.
         if size == 0 && !last && self.is_idle_too_long() {
+            self.note(Refused::of(&transaction));
             return self.close(replies::too_idle());
         }
         self.state = State::ReadingChunk { transaction, size, received, last };
@@ -174,21 +213,25 @@ impl Session {
             DataEnd::Nul => replies::nul(),
             DataEnd::NoRoom => replies::no_room(),
             DataEnd::Unstored => replies::not_stored(),
-            DataEnd::Endless => return self.close(replies::too_large(self.policy.max_size)),
+            DataEnd::Endless => {
+                self.note(Refused::of(&transaction));
+                return self.close(replies::too_large(self.policy.max_size));
+            }
             DataEnd::Partial => return self.out_of_step(),
         };
-        self.refuse_message(transaction.sender.hello, reply)
+        self.note(Refused::of(&transaction));
+        self.refuse_message(State::Greeted(transaction.sender.hello), reply)
     }
 
     /// The verdict on a message is always said, also when it is one error too many: a 421 in its place
     /// would have the client send the message again. The next error ends the session.
-    pub(super) fn refuse_message(&mut self, hello: Hello, reply: Reply) -> Step {
+    pub(super) fn refuse_message(&mut self, after: State, reply: Reply) -> Step {
         if reply.severity() == Severity::Permanent {
             self.errors = self.errors.saturating_add(1);
-            self.state = State::Greeted(hello);
+            self.state = after;
             return Step::Reply(reply);
         }
-        self.say(State::Greeted(hello), reply)
+        self.say(after, reply)
     }
 
     fn draft(&self, transaction: Transaction, content: Content) -> Draft {

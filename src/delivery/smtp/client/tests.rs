@@ -273,7 +273,7 @@ proptest! {
                     prop_assert!(why.status.starts_with("4."));
                     prop_assert!(!why.unsure || after_dot.is_some());
                 }
-                Outcome::Captured | Outcome::Complained | Outcome::Held(_) | Outcome::Suppressed(_) | Outcome::Rerouted(_) => {
+                Outcome::Captured | Outcome::Complained | Outcome::Held(_) | Outcome::Suppressed(_) | Outcome::NotTried { .. } | Outcome::Rerouted(_) => {
                     prop_assert!(false, "not by SMTP")
                 }
             }
