@@ -104,7 +104,7 @@ mod tests {
         #[test]
         fn due_keys_sort_as_they_read(a: (u8, u8, u64, u64, u32), b: (u8, u8, u64, u64, u32)) {
             let key = |(lane, part, due, id, number): (u8, u8, u64, u64, u32)| DueKey {
-                lane: Lane::from_byte(lane % 32 + 1).unwrap(),
+                lane: Lane::from_byte(lane % 64 + 1).unwrap(),
                 part,
                 at: Position { due, id: MessageId::from_u64(id), number },
             };
