@@ -390,8 +390,8 @@ impl Check<'_> {
             // A record that is none has been told of.
             let Ok(recipient) = keys::decode::<Recipient>(&value) else { return Ok(None) };
             let kind = rebuild::kind(self.store, id)?;
-            let right = due_time(&recipient)
-                .map(|due| rebuild::entry_of(streams, &kind, id, number, &recipient, due).0 == key);
+            let right =
+                due_time(&recipient).map(|due| rebuild::entry_of(streams, &kind, id, number, &recipient, due).0 == key);
             Ok((right != Some(true)).then_some("who does not wait there for that time"))
         };
         match read() {

@@ -501,8 +501,7 @@ mod tests {
     async fn what_keeps_no_pace_starts_whatever_the_pace_says_and_not_while_it_is_suspended() {
         let folder = tempfile::tempdir().unwrap();
         let block = Block { size: 2, pause: Duration::from_secs(120) };
-        let bulk =
-            Stream { concurrency: Some(1), daily_limit: Some(2), block: Some(block), ..Stream::named("bulk") };
+        let bulk = Stream { concurrency: Some(1), daily_limit: Some(2), block: Some(block), ..Stream::named("bulk") };
         let queue = open(folder.path(), &Clock::manual(START), bulk);
         let paced = queue.streams().lane("bulk", 0);
         let unpaced = paced.unpaced();
