@@ -97,6 +97,36 @@ async fn what_would_leave_becomes_files() {
     server.stop().await;
 }
 
+/// A file says what would have left: the return path and the From that it would have had on the way to an MX.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_have_the_return_path_and_the_from_that_would_have_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let delivery = "default = \"file\"\nfile_path = \"DATA_DIR/out/{id}.eml\"\n[sender]\nreturn_path = \"verp\"\n\
+                    default_from = \"shop@home.test\"\nfrom_filter = [\"shop@home.test\"]\n\
+                    [smart_hosts.relay]\nhost = \"127.0.0.1\"\n[streams.transactional]\nsmart_host = \"relay\"";
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, delivery)).await;
+    let id = send(&server, &["you@far.test", "other@else.test"]).await;
+    server.wait_done(id).await;
+    let written = files(&folder.path().join("out"));
+    assert_eq!(written.len(), 2);
+    let mut paths: Vec<&str> = written.iter().map(|text| text.lines().next().unwrap()).collect();
+    paths.dedup();
+    assert_eq!(paths.len(), 2, "each recipient's own: {paths:?}");
+    assert!(
+        paths.iter().all(|path| path.starts_with("X-Sender: <bounce+") && path.ends_with("@home.test>")),
+        "{paths:?}"
+    );
+    assert!(
+        written
+            .iter()
+            .all(|text| text.lines().any(|line| line.starts_with("From: ") && line.contains("<shop@home.test>"))),
+        "{written:?}"
+    );
+    assert_eq!(sink.count(), 0);
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recipient_elsewhere_becomes_one() {
     let folder = tempfile::tempdir().unwrap();

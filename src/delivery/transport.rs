@@ -317,7 +317,7 @@ impl Transports {
             Way::Direct { envelope: None } => self.smtp.deliver(job).await,
             Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
-            Way::File => self.files.deliver(job).await,
+            Way::File { envelope } => self.files.deliver_as(job, envelope.as_ref()).await,
             Way::Capture => all(job, &Outcome::Captured),
             Way::Nowhere => {
                 let reason = match self.config.pinned(&job.message.stream) {

@@ -147,9 +147,9 @@ fn way_out(config: &Config, question: &Question, rehearsed: &Rehearsed, choice: 
         }
     }
     let envelope = match &choice.way {
-        Way::Direct { envelope } => envelope.clone().unwrap_or(question.from.clone()),
+        Way::Direct { envelope } | Way::File { envelope } => envelope.clone().unwrap_or(question.from.clone()),
         Way::Hosts { hosts, .. } => hosts.first().map_or(question.from.clone(), |first| first.envelope.clone()),
-        Way::Capture | Way::File | Way::Nowhere => return,
+        Way::Capture | Way::Nowhere => return,
     };
     if envelope == question.from {
         let what = match &envelope {
