@@ -116,7 +116,7 @@ mod tests {
 
         #[test]
         fn what_is_no_key_is_damage(bytes in prop::collection::vec(any::<u8>(), 0..30)) {
-            let whole = bytes.len() == DUE_BYTES && (1..=32).contains(&bytes[0]);
+            let whole = bytes.len() == DUE_BYTES && (1..=64).contains(&bytes[0]);
             prop_assert_eq!(DueKey::read(&bytes).is_ok(), whole);
         }
     }
