@@ -36,7 +36,7 @@ pub use range::{Entry, Range};
 use witness::{Found, Statement, Witness};
 
 /// Raised when the meaning of a stored byte changes; see [`Store::open`].
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Above every key of every table: they begin with an id or a time, which stay below all ones, or
 /// with text.

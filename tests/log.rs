@@ -5,6 +5,7 @@ mod support {
     pub mod client;
     pub mod kept;
     pub mod server;
+    pub mod sink;
 }
 
 use std::io::{BufRead, BufReader};
@@ -23,6 +24,7 @@ use serde_json::Value;
 use support::client::Client;
 use support::kept::{lines, run, say, stderr, write_config};
 use support::server::{TestServer, queued_id};
+use support::sink::Sink;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -336,4 +338,46 @@ async fn the_null_sender_can_be_sent_from_and_the_postmaster_is_the_author() {
     assert_eq!(captured["envelope"]["from"], "");
     assert!(captured["from"][0]["address"].as_str().unwrap().starts_with("postmaster@"), "{captured}");
     server.stop().await;
+}
+
+/// Who asks for the dialogue with a host sees it, and nothing else that `log.level` leaves out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dialogue_that_is_asked_for_is_logged_at_every_level() {
+    let (folder, sink) = (tempfile::tempdir().unwrap(), Sink::start().await);
+    let config = folder.path().join("postrider.toml");
+    let text = format!(
+        "hostname = \"mail.home.test\"\ndata_dir = \"{}\"\n[queue]\nmin_free = \"1MiB\"\n[listeners.submission]\n\
+         role = \"submission\"\nbind = [\"127.0.0.1:0\"]\n[log]\nlevel = \"error\"\n[domains.\"home.test\"]\n\
+         [delivery]\ndefault = \"smart_hosts\"\nallow_private_addresses = true\n[smart_hosts.relay]\n\
+         host = \"127.0.0.1\"\nport = {}\ntls = \"off\"\ndebug = true\n",
+        folder.path().display(),
+        sink.address.port()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_postrider"))
+        .args(["serve", "--config"])
+        .arg(&config)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut err = tokio::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    // Nothing tells when it is ready, at this level.
+    loop {
+        let mut send = tokio::process::Command::new(env!("CARGO_BIN_EXE_postrider"));
+        send.args(["send", "--from", "me@home.test", "--to", "you@far.test", "--config"]).arg(&config);
+        if send.output().await.unwrap().status.success() {
+            break;
+        }
+        assert_eq!(child.try_wait().unwrap(), None, "the server has ended");
+    }
+    let mut log = Vec::new();
+    while !log.iter().any(|line: &String| line.contains("C: (the message)")) {
+        log.push(err.next_line().await.unwrap().expect("the dialogue"));
+    }
+    for said in ["C: EHLO ", "S: 250", "C: MAIL FROM:<me@home.test>", "C: RCPT TO:<you@far.test>"] {
+        assert!(log.iter().any(|line| line.contains(said)), "{said}: {log:#?}");
+    }
+    assert!(log.iter().all(|line| line.contains("C: ") || line.contains("S: ")), "{log:#?}");
+    child.kill().await.unwrap();
 }

@@ -14,6 +14,7 @@ use std::path::Path;
 use postrider::admin::{Action, Backend, Filter, Pick, Selection, Story};
 use postrider::events::Event;
 use postrider::message::MessageId;
+use postrider::queue::suspend::Suspension;
 use support::client::Client;
 use support::server::{TestServer, queued_id};
 use support::sink::Sink;
@@ -96,6 +97,36 @@ async fn what_would_leave_becomes_files() {
     server.stop().await;
 }
 
+/// A file says what would have left: the return path and the From that it would have had on the way to an MX.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_have_the_return_path_and_the_from_that_would_have_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let delivery = "default = \"file\"\nfile_path = \"DATA_DIR/out/{id}.eml\"\n[sender]\nreturn_path = \"verp\"\n\
+                    default_from = \"shop@home.test\"\nfrom_filter = [\"shop@home.test\"]\n\
+                    [smart_hosts.relay]\nhost = \"127.0.0.1\"\n[streams.transactional]\nsmart_host = \"relay\"";
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, delivery)).await;
+    let id = send(&server, &["you@far.test", "other@else.test"]).await;
+    server.wait_done(id).await;
+    let written = files(&folder.path().join("out"));
+    assert_eq!(written.len(), 2);
+    let mut paths: Vec<&str> = written.iter().map(|text| text.lines().next().unwrap()).collect();
+    paths.dedup();
+    assert_eq!(paths.len(), 2, "each recipient's own: {paths:?}");
+    assert!(
+        paths.iter().all(|path| path.starts_with("X-Sender: <bounce+") && path.ends_with("@home.test>")),
+        "{paths:?}"
+    );
+    assert!(
+        written
+            .iter()
+            .all(|text| text.lines().any(|line| line.starts_with("From: ") && line.contains("<shop@home.test>"))),
+        "{written:?}"
+    );
+    assert_eq!(sink.count(), 0);
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recipient_elsewhere_becomes_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -112,10 +143,86 @@ async fn every_recipient_elsewhere_becomes_one() {
             format!("you@far.test > {because}"),
             format!("other@else.test > {because}"),
             "sales@home.test > maildir box & forward to friend@else.test".to_owned(),
+            format!("sales@home.test > {because}"),
             format!("friend@else.test > {because}"),
         ]
     );
-    assert_eq!(files(&folder.path().join("box/new")).len(), 1, "a target of ours is left alone");
+    assert_eq!(files(&folder.path().join("box")).len(), 0, "a target of ours gets nothing");
+    server.stop().await;
+}
+
+/// From outside and from a client: whoever is behind an address of ours gets no test mail, but for the one.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_recipient_of_ours_becomes_the_one_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let delivery =
+        "redirect_all_to = \"qa@home.test\"\n[targets.customer]\nkind = \"maildir\"\npath = \"DATA_DIR/customer\"";
+    let aliases = "\"customer@home.test\" = \"customer\"\n\"both@home.test\" = [\"customer\", \"box\"]\n[targets.box]";
+    let conf = conf(&sink, &zone, delivery).replace("[targets.box]", aliases);
+    let server = TestServer::start(folder.path(), &conf).await;
+    let (ours, theirs) = (folder.path().join("box/new"), folder.path().join("customer"));
+    let id = send(&server, &["customer@home.test", "both@home.test", "qa@home.test", "you@far.test"]).await;
+    let story = server.wait_done(id).await;
+    assert_eq!(files(&ours).len(), 1, "one copy: {story:?}");
+    assert_eq!((files(&theirs).len(), sink.count()), (0, 0));
+
+    let mut outside = Client::connect(server.mx).await.unwrap();
+    let content = "From: <you@far.test>\r\nTo: <customer@home.test>\r\nSubject: x\r\n\r\nhello\r\n";
+    let to = ["customer@home.test", "postmaster@home.test"];
+    let reply = outside.send("you@far.test", &to, content).await.unwrap();
+    server.wait_done(queued_id(&reply)).await;
+    assert_eq!((files(&ours).len(), files(&theirs).len(), sink.count()), (2, 0, 0));
+    // Nobody is invented.
+    let mut outside = Client::connect(server.mx).await.unwrap();
+    outside.command("MAIL FROM:<you@far.test>", "250").await.unwrap();
+    outside.command("RCPT TO:<nobody@home.test>", "550 5.1.1").await.unwrap();
+    server.stop().await;
+}
+
+/// A bounce of our own mail is read, and goes into the story of that; it is nobody's mail.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bounce_is_read_although_all_mail_becomes_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let delivery = "redirect_all_to = \"qa@far.test\"\n[sender]\nreturn_path = \"verp\"";
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, delivery)).await;
+    let id = send(&server, &["you@far.test"]).await;
+    server.wait_done(id).await;
+    let path = sink.taken()[0].mail_from.clone();
+    assert!(path.starts_with("bounce+") && path.ends_with("@home.test"), "{path}");
+    let report = format!(
+        "From: <mailer-daemon@far.test>\r\nTo: <{path}>\r\nSubject: returned\r\nMIME-Version: 1.0\r\n\
+         Content-Type: multipart/report; report-type=delivery-status; boundary=\"b\"\r\n\r\n\
+         --b\r\nContent-Type: text/plain\r\n\r\nIt came back.\r\n\
+         --b\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.far.test\r\n\r\n\
+         Final-Recipient: rfc822; qa@far.test\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n--b--\r\n"
+    );
+    let mut outside = Client::connect(server.mx).await.unwrap();
+    let reply = outside.send("", &[&path], &report).await.unwrap();
+    assert!(reply.starts_with("250"), "{reply}");
+    server.wait_for(id, |event| matches!(event, Event::Bounced { .. })).await;
+    server.wait_done(queued_id(&reply)).await;
+    assert_eq!(sink.count(), 1, "it is not passed on");
+    server.stop().await;
+}
+
+/// A copy of the queue of a real system: what waits there for a webhook of a customer does not go there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_queued_for_a_target_before_is_redirected_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, "")).await;
+    let all = || Suspension::All;
+    server.app.operator().suspend(all(), true).await.unwrap();
+    let id = send(&server, &["qa@home.test"]).await;
+    server.stop().await;
+
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, "redirect_all_to = \"qa@far.test\"")).await;
+    server.app.operator().suspend(all(), false).await.unwrap();
+    server.wait_done(id).await;
+    assert_eq!(envelopes(&sink), [["qa@far.test"]]);
+    assert_eq!(files(&folder.path().join("box")).len(), 0);
     server.stop().await;
 }
 

@@ -10,6 +10,7 @@ mod support {
 }
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -369,6 +370,88 @@ async fn a_limit_of_a_day_puts_the_rest_off_until_midnight() {
     advance(&server, &clock, 1);
     until(&server, <[Listed]>::is_empty).await;
     assert_eq!(recipients(&sink), 4 + 1 + 3);
+    server.stop().await;
+}
+
+fn files(folder: &Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, |entries| entries.count())
+}
+
+/// Looks until a folder holds so many files. The bound only turns a hang into a failure.
+async fn wait_for_files(folder: &Path, wanted: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while files(folder) < wanted {
+        assert!(Instant::now() < deadline, "{} of {wanted} files in {}", files(folder), folder.display());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Each message makes a copy for the archive; a day of three recipients is three messages all the same, in
+/// blocks and one at a time too, and no copy waits for the next day.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_for_an_archive_neither_count_nor_wait_in_a_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let limits = "[streams.bulk]\ndaily_limit = 3\nconcurrency = 1\nblock_size = 3\nblock_pause = \"2m\"\n\
+                  [[archive]]\npath = \"DATA_DIR/kept/{id}.eml\"\n";
+    let conf = conf(&sink, &zone, &BUILT_IN, limits);
+    let clock = Clock::manual(START);
+    let server = TestServer::start_at(folder.path(), &conf, clock.clone()).await;
+    submit_many(&server, "bulk", "x", 4).await;
+    wait_for(&sink, "bulk", 3).await;
+    wait_for_files(&folder.path().join("kept"), 3).await;
+    until(&server, |queue| queue.len() == 1 && kept_back(queue, "streams.bulk.daily_limit") == 1).await;
+    assert_eq!(count(&sink, "bulk"), 3);
+
+    // A restart brings neither back.
+    server.stop().await;
+    let server = TestServer::start_at(folder.path(), &conf, clock.clone()).await;
+    barrier(&server, &sink, "barrier").await;
+    assert_eq!(count(&sink, "bulk"), 3);
+    advance(&server, &clock, (START / DAY + 1) * DAY - clock.now());
+    wait_for(&sink, "bulk", 4).await;
+    wait_for_files(&folder.path().join("kept"), 5).await;
+    until(&server, <[Listed]>::is_empty).await;
+    server.stop().await;
+}
+
+/// What strangers send to a Maildir of ours, or through an alias to somewhere else, uses up nothing of what an
+/// application may send on a day; and it is delivered when that is used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_cannot_use_up_the_day_of_a_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sink, zone) = far().await;
+    let limits = "[streams.transactional]\ndaily_limit = 2\nblock_size = 2\nblock_pause = \"2m\"\n\
+                  [loops]\nlimit = 100\n[aliases]\n\"box@home.test\" = \"box\"\n\"away@home.test\" = \"friend@far.test\"\n\
+                  [targets.box]\nkind = \"maildir\"\npath = \"DATA_DIR/box\"\n";
+    let server = TestServer::start(folder.path(), &conf(&sink, &zone, &BUILT_IN, limits)).await;
+    let arrived = folder.path().join("box/new");
+    let stranger = async |number: usize| {
+        let content = format!("From: <s{number}@else.test>\r\nSubject: stranger {number}\r\n\r\nhello\r\n");
+        let mut client = Client::connect(server.mx).await.unwrap();
+        let from = format!("s{number}@else.test");
+        let reply = client.send(&from, &["box@home.test", "away@home.test"], &content).await.unwrap();
+        assert!(reply.starts_with("250 2.0.0"), "{reply}");
+    };
+    for number in 0..3 {
+        stranger(number).await;
+    }
+    wait_for_files(&arrived, 3).await;
+    wait_for(&sink, "stranger", 3).await;
+
+    // An account's own mail: also to a target of ours, which does not leave.
+    submit(&mut log_in(&server, "transactional").await, "at home", &["box@home.test"]).await;
+    wait_for_files(&arrived, 4).await;
+    submit_many(&server, "transactional", "x", 3).await;
+    wait_for(&sink, "transactional", 2).await;
+    let held = |queue: &[Listed]| queue.len() == 1 && kept_back(queue, "streams.transactional.daily_limit") == 1;
+    until(&server, held).await;
+    assert_eq!(count(&sink, "transactional"), 2, "its own day is over");
+
+    stranger(3).await;
+    wait_for_files(&arrived, 5).await;
+    wait_for(&sink, "stranger", 4).await;
+    until(&server, held).await;
     server.stop().await;
 }
 

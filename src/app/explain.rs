@@ -236,7 +236,7 @@ impl Operator {
 
     fn closed(&self, message: &Message, recipient: &Recipient) -> Option<Closed> {
         let Status::Waiting { due } = recipient.status else { return None };
-        self.queue.gates().closed(&message.stream, recipient.attempts, due)
+        self.queue.gates().closed(message, recipient, due)
     }
 
     /// Smart hosts that are not to be used now, and why.

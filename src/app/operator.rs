@@ -611,9 +611,9 @@ fn look(queue: &Queue, filter: &Filter, page: Page, looked_at_max: usize, now: u
 /// A message as it is shown, with what keeps it from being tried.
 fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> Listed {
     let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
-    for recipient in &mut listed.recipients {
-        let why = |due| queue.gates().why(&message.stream, recipient.attempts, due);
-        recipient.kept_back = recipient.due.and_then(|due| why(due).or_else(|| paused(queue, &recipient.route)));
+    for (shown, (_, recipient)) in listed.recipients.iter_mut().zip(recipients) {
+        let why = |due| queue.gates().closed(message, recipient, due).map(|closed| closed.to_string());
+        shown.kept_back = shown.due.and_then(|due| why(due).or_else(|| paused(queue, &recipient.route)));
     }
     listed
 }

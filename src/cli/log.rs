@@ -22,6 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::Failure;
 use crate::app::reload::SetLog;
 use crate::config::{Log, LogFormat};
+use crate::delivery::smtp::dialogue;
 use crate::dns;
 use crate::message::text::steers;
 
@@ -37,7 +38,8 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// How the targets of our own lines begin.
 const OURS: &str = "postrider";
 
-/// Starts the log: ours at the configured level, libraries only from warnings up. What is logged
+/// Starts the log: ours at the configured level, but for dialogues that somebody has asked for; libraries only from
+/// warnings up. What is logged
 /// before the guard is dropped is written.
 pub(super) fn start(log: &Log) -> Result<Guard, Failure> {
     let level = level(log).map_err(|error| Failure::usage(error).remedy("use info"))?;
@@ -87,7 +89,8 @@ fn number(level: LevelFilter) -> usize {
 impl Ours {
     fn takes(&self, meta: &Metadata<'_>) -> bool {
         let level = LEVELS.get(self.0.load(Ordering::Relaxed)).copied().unwrap_or(LevelFilter::INFO);
-        !meta.target().starts_with(OURS) || *meta.level() <= level
+        let is_ours = meta.target().starts_with(OURS) && meta.target() != dialogue::TARGET;
+        !is_ours || *meta.level() <= level
     }
 
     fn set(&self, log: &Log) -> Result<(), String> {

@@ -15,7 +15,9 @@ Examples:
   postrider suspend --smart-host ses
 
 Mail is taken and queued, attempts under way may end, and none starts, until `postrider resume`; a
-restart changes nothing. Streams with exempt_from_suspend = true (by default \"security\") leave.";
+restart changes nothing. Streams with exempt_from_suspend = true (by default \"security\") leave.
+
+Mail that comes in waits too, also for a Maildir or a webhook: it goes by the stream \"transactional\".";
 
 pub(super) const RESUME_EXAMPLES: &str = "\
 Examples:

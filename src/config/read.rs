@@ -90,6 +90,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     sender::check_verp(root, &sender, &streams, &domains);
     if let Some(delivery) = &delivery {
         smart_hosts::check_default(root, delivery.default, &smart_hosts, &sender);
+        smart_hosts::warn_of_unused(root, delivery.default, &smart_hosts, &streams);
     }
     let archive = ways_out::archive(root);
     let checks = trust::checks(root);

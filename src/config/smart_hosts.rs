@@ -3,6 +3,7 @@
 //! A host's filter is typed here once, so that choosing never parses. Left out: which host a message
 //! goes by (`routing::outbound`).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::domains::message_size;
@@ -10,7 +11,8 @@ use super::fetch::{self, Mailbox};
 use super::oauth;
 use super::problem::ProblemKind;
 use super::section::{Item, Section, Wrong, read_address_or_domain, read_domain};
-use super::{AddressOrDomain, FromEntry, Login, Sender, SmartHost, SmartHostKind, SmartHostTls, WayOut};
+use super::tree::Place;
+use super::{AddressOrDomain, FromEntry, Login, Sender, SmartHost, SmartHostKind, SmartHostTls, Stream, WayOut};
 
 /// Longest name of a smart host, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -231,6 +233,45 @@ pub(super) fn check_default(root: &Section<'_>, default: WayOut, hosts: &[SmartH
         item.problem(ProblemKind::Reference, "there is no smart host", remedy);
     } else if !hosts.is_empty() {
         item.problem(ProblemKind::Reference, "no smart host is active", "Set active = true in one of them.");
+    }
+}
+
+/// What is set and has no effect on any mail. With "capture" all of it holds for what a person releases.
+pub(super) fn warn_of_unused(
+    root: &Section<'_>,
+    default: WayOut,
+    hosts: &[SmartHost],
+    streams: &BTreeMap<String, Stream>,
+) {
+    match default {
+        WayOut::File => warn_of_pins(root),
+        WayOut::Direct => {
+            let pins: Vec<&String> = streams.values().filter_map(|stream| stream.smart_host.as_ref()).collect();
+            let unused = |host: &&SmartHost| host.active && host.from_filter.is_empty() && !pins.contains(&&host.name);
+            for SmartHost { name, .. } in hosts.iter().filter(unused) {
+                let place = root.section("smart_hosts").section(name).place;
+                root.report.warn(format!(
+                    "smart_hosts.{name} ({}:{}) is never used: delivery.default is \"direct\", and it has no from_filter; \
+                     set delivery.default = \"smart_hosts\", give it a from_filter, or pin a stream to it \
+                     (streams.NAME.smart_host = \"{name}\")",
+                    place.file, place.line
+                ));
+            }
+        }
+        WayOut::SmartHosts | WayOut::Capture => {}
+    }
+}
+
+fn warn_of_pins(root: &Section<'_>) {
+    for (name, section) in root.section("streams").named() {
+        let Some(item) = section.item("smart_host") else { continue };
+        let Some(host) = item.string("the name of a smart host").filter(|host| !host.is_empty()) else { continue };
+        let Place { file, line, .. } = &item.node.place;
+        root.report.warn(format!(
+            "streams.{name}.smart_host ({file}:{line}) has no effect while delivery.default is \"file\": mail of this \
+             stream becomes files and does not go to {host}; set delivery.default to \"direct\" or \"smart_hosts\", \
+             or take this out"
+        ));
     }
 }
 

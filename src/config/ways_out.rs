@@ -95,7 +95,9 @@ fn staging(section: &Section<'_>) -> (Option<Address>, Vec<AddressOrDomain>) {
     let redirect = item.as_ref().and_then(|item| item.read("an address", read)).flatten();
     let allowed = section.list("allow_recipients", ALLOW_FORM, read_address_or_domain).unwrap_or_default();
     if let (Some(item), Some(address)) = (&item, &redirect) {
-        section.report.warn(format!("delivery.redirect_all_to: all mail that would leave goes to {address} instead"));
+        section.report.warn(format!(
+            "delivery.redirect_all_to: all mail goes to {address} instead, also what is for addresses of ours"
+        ));
         if !allowed.is_empty() && !allowed.iter().any(|allowed| allowed.matches(address)) {
             let what = format!("{address} is not among delivery.allow_recipients, so nothing would leave");
             item.problem(ProblemKind::BadValue, what, "Add it there, or take one of the two out.");

@@ -20,7 +20,7 @@ use super::{Job, Outcome};
 use crate::clock;
 use crate::config::FilePath;
 use crate::config::file_path::{NUMBER_MARK, Placeholder};
-use crate::message::mime;
+use crate::message::{ReversePath, mime};
 use crate::queue::record::{Failure, Message, Recipient};
 
 /// The way out into files, or a target, ready to be used from many tasks.
@@ -46,8 +46,14 @@ impl Files {
 
     /// Tries each recipient of the job once.
     pub async fn deliver(&self, job: &Job) -> Vec<(u32, Outcome)> {
+        self.deliver_as(job, None).await
+    }
+
+    /// As [`Files::deliver`], with another envelope sender. The path is made of the client's all the same.
+    pub async fn deliver_as(&self, job: &Job, mail_from: Option<&ReversePath>) -> Vec<(u32, Outcome)> {
         let (files, work, body) = (self.clone(), job.clone(), job.body.paid().await);
-        let written = tokio::task::spawn_blocking(move || files.deliver_all(&work, &body)).await;
+        let mail_from = mail_from.unwrap_or(&job.message.mail_from).clone();
+        let written = tokio::task::spawn_blocking(move || files.deliver_all(&work, &mail_from, &body)).await;
         written.unwrap_or_else(|_| {
             let why =
                 Failure::local("4.3.0", self.name.as_str(), "the delivery was broken off by an error in postrider");
@@ -56,8 +62,10 @@ impl Files {
         })
     }
 
-    fn deliver_all(&self, job: &Job, body: &PaidBody) -> Vec<(u32, Outcome)> {
-        let write = |number: u32, recipient: &Recipient| self.write(&job.message, number, recipient, body);
+    fn deliver_all(&self, job: &Job, mail_from: &ReversePath, body: &PaidBody) -> Vec<(u32, Outcome)> {
+        let write = |number: u32, recipient: &Recipient| {
+            self.write(&job.message, number, recipient, &head(mail_from, recipient), body)
+        };
         on_disk::deliver_each(job, write, |trouble| trouble.failure(&self.name, &self.key))
     }
 
@@ -66,6 +74,7 @@ impl Files {
         message: &Message,
         number: u32,
         recipient: &Recipient,
+        head: &str,
         body: &PaidBody,
     ) -> Result<PathBuf, Trouble> {
         let file = self.path.fill(|placeholder| value(placeholder, message, number, recipient));
@@ -74,7 +83,7 @@ impl Files {
         };
         on_disk::make_folders(self.path.root(), folder)?;
         let temporary = folder.join(format!(".{}.part", name.to_string_lossy()));
-        let written = write_file(&temporary, &head(message, recipient), body)
+        let written = write_file(&temporary, head, body)
             .map_err(Trouble::at("write", &temporary))
             .and_then(|()| fs::rename(&temporary, &file).map_err(Trouble::at("rename into", &file)));
         if let Err(trouble) = written {
@@ -107,6 +116,6 @@ pub(super) fn value(placeholder: Placeholder, message: &Message, number: u32, re
 }
 
 /// The envelope, as the pickup folders of others and our own read it.
-fn head(message: &Message, recipient: &Recipient) -> String {
-    format!("X-Sender: <{}>\r\nX-Receiver: <{}>\r\n", message.mail_from, recipient.address)
+fn head(mail_from: &ReversePath, recipient: &Recipient) -> String {
+    format!("X-Sender: <{mail_from}>\r\nX-Receiver: <{}>\r\n", recipient.address)
 }

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use super::http::{self, ClientError};
 use super::oauth::{Resource, Tokens};
 use super::smtp::LoginFault;
+use super::smtp::dialogue::TARGET;
 use super::{Delivered, Hop, HostFailure, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::{Config, Secret, SmartHost, SmartHostKind};
@@ -171,7 +172,7 @@ impl Graph {
         let sent = request.header(CONTENT_TYPE, "text/plain").body(message).send().await;
         if place.host.debug {
             let answer = sent.as_ref().map_or_else(http::innermost, |response| response.status().to_string());
-            tracing::info!(host = place.host.name, "POST {} (token and message not shown): {answer}", place.url);
+            tracing::info!(target: TARGET, host = place.host.name, "POST {} (token and message not shown): {answer}", place.url);
         }
         sent
     }

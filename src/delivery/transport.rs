@@ -15,7 +15,7 @@ use crate::message::{Address, Domain, TlsWish};
 use crate::queue::Queue;
 use crate::queue::record::{Failure, Recipient, Route};
 use crate::routing::capture::{self, Answer};
-use crate::routing::inbound::{Delivery, Resolution, resolve};
+use crate::routing::inbound::{self, Delivery, Resolution, resolve};
 use crate::routing::outbound::{self, Choice, Way};
 use crate::routing::srs;
 use crate::secret::Marks;
@@ -244,7 +244,14 @@ impl Transports {
                 outcomes.extend(if allowed.recipients.is_empty() { Vec::new() } else { self.send(&allowed).await });
                 outcomes
             }
-            Some(Route::Target(name)) => self.hand_over(name, job).await,
+            Some(route @ Route::Target(name)) => match self.redirect(route, job) {
+                None => self.hand_over(name, job).await,
+                Some((allowed, outcomes)) if allowed.recipients.is_empty() => outcomes,
+                Some((allowed, mut outcomes)) => {
+                    outcomes.extend(self.hand_over(name, &allowed).await);
+                    outcomes
+                }
+            },
         }
     }
 }
@@ -263,6 +270,26 @@ impl Transports {
             }
         }
         Some((Job { recipients: rest, ..job.clone() }, outcomes))
+    }
+
+    /// The job without the recipients that `redirect_all_to` keeps from their target, and what becomes of those:
+    /// they were queued before the key was set, or on another server. None: nobody is.
+    fn redirect(&self, route: &Route, job: &Job) -> Option<(Job, Vec<(u32, Outcome)>)> {
+        if route.is_archive() {
+            return None;
+        }
+        let places = inbound::only_places(&self.config)?;
+        if places.iter().any(|(_, place)| place == route) {
+            return None;
+        }
+        let is_left_alone = |recipient: &Recipient| {
+            let meant = recipient.alias.as_ref().unwrap_or(&recipient.address);
+            inbound::is_left_alone(&self.config, meant)
+        };
+        let (allowed, others): (Vec<_>, Vec<_>) =
+            job.recipients.iter().cloned().partition(|(_, recipient)| is_left_alone(recipient));
+        let outcomes = others.into_iter().map(|(number, _)| (number, Outcome::Rerouted(places.clone())));
+        Some((Job { recipients: allowed, ..job.clone() }, outcomes.collect()))
     }
 
     /// To a target.
@@ -317,7 +344,7 @@ impl Transports {
             Way::Direct { envelope: None } => self.smtp.deliver(job).await,
             Way::Direct { envelope: Some(envelope) } => self.smtp.deliver_as(job, &envelope).await,
             Way::Hosts { hosts, .. } => self.smart_hosts.deliver(&self.smtp, job, &hosts).await,
-            Way::File => self.files.deliver(job).await,
+            Way::File { envelope } => self.files.deliver_as(job, envelope.as_ref()).await,
             Way::Capture => all(job, &Outcome::Captured),
             Way::Nowhere => {
                 let reason = match self.config.pinned(&job.message.stream) {

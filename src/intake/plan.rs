@@ -1,8 +1,8 @@
 //! Who gets a draft: its recipients, led through aliases and catchall, with what the loop guard says
 //! about each. Becomes the recipient records. Bounces of what was forwarded go back to who wrote it.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use crate::checks::Verdict;
 use crate::checks::milter::Passed;
@@ -33,6 +33,8 @@ pub struct Plan {
     places: HashMap<(Route, String), usize>,
     /// Who wrote it, by lookup keys: it is not forwarded to them.
     senders: Vec<String>,
+    /// Of whom it is told that `redirect_all_to` leads elsewhere, by lookup keys.
+    redirected: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -145,9 +147,32 @@ impl Plan {
         }
     }
 
+    /// Where it goes is changed by `redirect_all_to` first.
+    fn push(&mut self, config: &Config, planned: Planned) {
+        let places = match inbound::only_places(config) {
+            Some(places) if is_redirected(config, &planned) => places,
+            _ => return self.put(config, planned),
+        };
+        let Planned { recipient, written } = planned;
+        let meant = match (&recipient.route, &recipient.alias) {
+            (Route::Target(_), Some(alias)) => alias.clone(),
+            _ => recipient.address.clone(),
+        };
+        if let Some(only) = &config.delivery.redirect_all_to
+            && self.redirected.insert(meant.lookup_key())
+        {
+            self.routed.push((meant.clone(), vec![format!("{only}, because of delivery.redirect_all_to")]));
+        }
+        let alias = recipient.alias.clone().or(Some(meant));
+        for (address, route) in places {
+            let recipient = Recipient { address, route, alias: alias.clone(), ..recipient.clone() };
+            self.put(config, Planned { recipient, written: written.clone() });
+        }
+    }
+
     /// One copy for one place, however many addresses lead there.
-    fn push(&mut self, config: &Config, mut planned: Planned) {
-        self.stage(config, &mut planned.recipient);
+    fn put(&mut self, config: &Config, mut planned: Planned) {
+        forbid(config, &mut planned.recipient);
         let place = (planned.recipient.route.clone(), planned.recipient.address.lookup_key());
         match self.places.entry(place) {
             Entry::Vacant(entry) => {
@@ -159,29 +184,6 @@ impl Plan {
                     known.join(planned);
                 }
             }
-        }
-    }
-
-    /// What `redirect_all_to` and `allow_recipients` make of a recipient elsewhere. Here, so that the
-    /// queue has it, whatever the configuration says later.
-    fn stage(&mut self, config: &Config, recipient: &mut Recipient) {
-        if recipient.route != Route::Remote || config.is_own(recipient.address.domain()) {
-            return;
-        }
-        if config.delivery.default == WayOut::Capture {
-            // It does not leave. If a person lets it go, it is looked at then.
-            return;
-        }
-        let delivery = &config.delivery;
-        if let Some(only) = &delivery.redirect_all_to
-            && only.lookup_key() != recipient.address.lookup_key()
-        {
-            let meant = std::mem::replace(&mut recipient.address, only.clone());
-            self.routed.push((meant.clone(), vec![format!("{only}, because of delivery.redirect_all_to")]));
-            recipient.alias.get_or_insert(meant);
-        }
-        if let (Status::Waiting { .. }, Some(hold)) = (&recipient.status, delivery.forbids(&recipient.address)) {
-            recipient.status = Status::Held(hold);
         }
     }
 
@@ -321,6 +323,30 @@ impl Planned {
         }
         true
     }
+}
+
+/// Does `redirect_all_to` hold for it? Here, so that the queue has it, whatever the configuration says later.
+fn is_redirected(config: &Config, planned: &Planned) -> bool {
+    let Planned { recipient, written } = planned;
+    if is_elsewhere(config, recipient) {
+        // What is captured does not leave. If a person lets it go, it is looked at then.
+        return config.delivery.default != WayOut::Capture && !inbound::is_only(config, &recipient.address);
+    }
+    !written.iter().any(|written| inbound::is_left_alone(config, written))
+}
+
+/// What `allow_recipients` makes of a recipient elsewhere.
+fn forbid(config: &Config, recipient: &mut Recipient) {
+    if !is_elsewhere(config, recipient) || config.delivery.default == WayOut::Capture {
+        return;
+    }
+    if let (Status::Waiting { .. }, Some(hold)) = (&recipient.status, config.delivery.forbids(&recipient.address)) {
+        recipient.status = Status::Held(hold);
+    }
+}
+
+fn is_elsewhere(config: &Config, recipient: &Recipient) -> bool {
+    recipient.route == Route::Remote && !config.is_own(recipient.address.domain())
 }
 
 fn waiting(written: &Written, address: Address, route: Route, now: Millis) -> Recipient {

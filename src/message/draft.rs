@@ -62,6 +62,12 @@ impl Door {
         matches!(self, Door::Mx { .. } | Door::Fetch { .. })
     }
 
+    /// True for what a client of ours gave us to send: not what anybody can send here, nor what this server
+    /// writes itself.
+    pub fn is_for_clients(&self) -> bool {
+        !self.is_outside() && *self != Door::Bounce
+    }
+
     /// One word or two for logs and Received.
     pub fn name(&self) -> &str {
         match self {

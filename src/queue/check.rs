@@ -343,7 +343,7 @@ impl Check<'_> {
     fn recipient(&mut self, id: MessageId, number: u32, message: Option<&Message>, recipient: &Recipient) {
         // Without its message nobody knows where it belongs; that has been told.
         let (Some(due), Some(message), Some(streams)) = (due_time(recipient), message, &self.streams) else { return };
-        let (key, _) = rebuild::entry_of(streams, &message.stream, id, number, recipient, due);
+        let (key, _) = rebuild::entry_of(streams, &message.into(), id, number, recipient, due);
         match self.store.get(Table::Due, &key.to_bytes()) {
             Ok(Some(_)) => self.in_index += 1,
             Ok(None) => {
@@ -389,9 +389,9 @@ impl Check<'_> {
             };
             // A record that is none has been told of.
             let Ok(recipient) = keys::decode::<Recipient>(&value) else { return Ok(None) };
-            let stream = rebuild::stream_name(self.store, id)?;
-            let right = due_time(&recipient)
-                .map(|due| rebuild::entry_of(streams, &stream, id, number, &recipient, due).0 == key);
+            let kind = rebuild::kind(self.store, id)?;
+            let right =
+                due_time(&recipient).map(|due| rebuild::entry_of(streams, &kind, id, number, &recipient, due).0 == key);
             Ok((right != Some(true)).then_some("who does not wait there for that time"))
         };
         match read() {

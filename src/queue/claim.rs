@@ -31,7 +31,7 @@ use segment::Segment;
 /// Most recipients claimed at once. A message with more recipients than fit goes by the index.
 pub const CLAIMS_MAX: usize = 8192;
 /// How many of them are reserved, each lane its own; who comes first gets the others.
-const RESERVED: usize = CLAIMS_MAX / 2;
+const RESERVED: usize = CLAIMS_MAX / 8 * 5;
 /// The room that is left in its lane, divided by this, is what a place may hold; always one.
 const PLACE_ROOM_SHARE: usize = 8;
 /// While older mail waits in the index, new mail leaves this share of its lane's claims to it.
@@ -509,6 +509,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::message::stream::STREAMS_MAX;
+    use crate::queue::lane::LANES_MAX;
     use crate::store::{Batch, Store, Table};
 
     /// Or a lane could wait for room that it never gets.
@@ -522,7 +523,7 @@ mod tests {
         }
         store.write(&[batch], true).unwrap();
         let streams = Streams::load(&store).unwrap();
-        assert_eq!(streams.lanes().len(), 2 * STREAMS_MAX);
+        assert_eq!(streams.lanes().len(), LANES_MAX);
         let mut shares = Shares::new(CLAIMS_MAX, RESERVED, &streams.weights());
         let greedy = streams.lane("bulk", 0).index();
         while shares.take(greedy) {}

@@ -29,8 +29,9 @@ use crate::store::{Batch, Store, StoreError, Table};
 
 use super::claim::Claims;
 use super::keys;
-use super::lane::{Lane, Streams};
+use super::lane::{self, LANES_MAX, Lane, Streams};
 use super::pace::{Limits, Pace, Wait};
+use super::record::{Message, Recipient};
 use super::suspend::{self, LIFTING, Suspension};
 
 pub use closed::{Closed, option};
@@ -40,10 +41,10 @@ const META_PREFIX: &str = "pace/";
 
 /// A set of lanes, by [`Lane::index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lanes(u32);
+pub struct Lanes(u64);
 
 impl Lanes {
-    pub const ALL: Lanes = Lanes(u32::MAX);
+    pub const ALL: Lanes = Lanes(u64::MAX);
     pub const NONE: Lanes = Lanes(0);
 
     pub fn of(indexes: &[usize]) -> Lanes {
@@ -53,11 +54,11 @@ impl Lanes {
     }
 
     pub fn has(self, index: usize) -> bool {
-        index < 32 && self.0 & (1 << index) != 0
+        index < LANES_MAX && self.0 & (1 << index) != 0
     }
 
     fn add(&mut self, index: usize) {
-        self.0 |= if index < 32 { 1 << index } else { 0 };
+        self.0 |= if index < LANES_MAX { 1 << index } else { 0 };
     }
 
     /// Those that are not in `other`.
@@ -75,7 +76,7 @@ struct Gate {
     name: String,
     is_exempt: bool,
     smart_host: Option<String>,
-    /// None: it has no limits.
+    /// None: it has no limits. For the lanes that keep it only.
     pace: Option<Pace>,
     /// Raised with each change of the pace, and up to where it is on disk.
     changes: u64,
@@ -102,6 +103,11 @@ impl Gate {
             pace,
             kept: 0,
         })
+    }
+
+    /// What holds this lane up, if anything does.
+    fn pace(&self, lane: Lane) -> Option<&Pace> {
+        self.pace.as_ref().filter(|_| lane.is_paced())
     }
 
     fn renew(&mut self, new: Gate, settings: &BTreeMap<String, Stream>, now: Millis) {
@@ -218,7 +224,7 @@ impl Gates {
             for lane in Lane::of(*slot) {
                 let until = match inner.suspension(gate) {
                     Some(_) => Some(Millis::MAX),
-                    None => gate.pace.as_ref().and_then(|pace| pace.closed_until(lane.is_retry(), now)),
+                    None => gate.pace(lane).and_then(|pace| pace.closed_until(lane.is_retry(), now)),
                 };
                 self.claims.close(lane, until.unwrap_or(0));
             }
@@ -233,7 +239,7 @@ impl Gates {
         for (slot, gate) in &inner.gates {
             let is_suspended = inner.suspension(gate).is_some();
             for lane in Lane::of(*slot) {
-                let pace = gate.pace.as_ref();
+                let pace = gate.pace(lane);
                 if is_suspended || pace.is_some_and(|pace| pace.closed_until(lane.is_retry(), now).is_some()) {
                     shut.add(lane.index());
                 } else if pace.is_none_or(|pace| pace.wait(lane.is_retry(), now).is_none()) {
@@ -247,7 +253,7 @@ impl Gates {
     /// How many recipients of this lane, which is open, may start in one attempt.
     pub fn room(&self, lane: Lane) -> usize {
         let (inner, now) = (self.lock(), self.clock.now());
-        let pace = inner.gates.get(&lane.slot()).and_then(|gate| gate.pace.as_ref());
+        let pace = inner.gates.get(&lane.slot()).and_then(|gate| gate.pace(lane));
         pace.map_or(usize::MAX, |pace| pace.room(lane.is_retry(), now))
     }
 
@@ -261,7 +267,7 @@ impl Gates {
     /// None: nobody counts.
     pub fn start(self: &Arc<Gates>, lane: Lane, recipients: usize) -> Option<Started> {
         let (mut inner, now) = (self.lock(), self.clock.now());
-        let gate = inner.gates.get_mut(&lane.slot())?;
+        let gate = inner.gates.get_mut(&lane.slot()).filter(|_| lane.is_paced())?;
         gate.pace.as_mut()?.start(recipients, lane.is_retry(), now);
         gate.changes += 1;
         self.tell_claims(&inner);
@@ -283,21 +289,19 @@ impl Gates {
         self.claims.wake.notify_one();
     }
 
-    /// Why mail of this stream does not start, or None if nothing of the kind holds it up. `due`: when
-    /// it is to be tried.
-    pub fn why(&self, stream: &str, attempts: u32, due: Millis) -> Option<String> {
-        self.closed(stream, attempts, due).map(|closed| closed.to_string())
+    /// Why this recipient, who waits until `due`, does not start; or None if nothing of the kind holds it up.
+    pub fn closed(&self, message: &Message, recipient: &Recipient, due: Millis) -> Option<Closed> {
+        self.closed_to(&message.stream, lane::keeps_pace(message, recipient), recipient.attempts, due)
     }
 
-    /// As [`Gates::why`], for programs.
-    pub fn closed(&self, stream: &str, attempts: u32, due: Millis) -> Option<Closed> {
+    fn closed_to(&self, stream: &str, keeps_pace: bool, attempts: u32, due: Millis) -> Option<Closed> {
         let (inner, now) = (self.lock(), self.clock.now());
         let find = |name: &str| inner.gates.values().find(|gate| gate.name == name);
         let gate = find(stream).or_else(|| find(stream::DEFAULT))?;
         if let Some((what, since)) = inner.suspension(gate) {
             return Some(Closed::Suspended { what: what.clone(), since });
         }
-        let wait = gate.pace.as_ref()?.wait(attempts > 0, now)?;
+        let wait = gate.pace.as_ref().filter(|_| keeps_pace)?.wait(attempts > 0, now)?;
         let holds = match wait {
             Wait::Day { until, .. } | Wait::Pause { until, .. } => due < until,
             Wait::Block(_) | Wait::Attempts(_) => due <= now,
@@ -362,7 +366,7 @@ impl Gates {
 
     /// Has it limits, so that there may be something to keep?
     pub(super) fn is_paced(&self, lane: Lane) -> bool {
-        self.lock().gates.get(&lane.slot()).is_some_and(|gate| gate.pace.as_ref().is_some_and(Pace::is_limited))
+        self.lock().gates.get(&lane.slot()).is_some_and(|gate| gate.pace(lane).is_some_and(Pace::is_limited))
     }
 
     /// What is to be written so that the store knows of every pace, and what to say of it to
@@ -430,6 +434,10 @@ mod tests {
         [0, 1].map(|attempts| open.has(queue.streams().lane(stream, attempts).index()))
     }
 
+    fn why(queue: &Queue, attempts: u32) -> Option<String> {
+        queue.gates().closed_to("bulk", true, attempts, START).map(|closed| closed.to_string())
+    }
+
     /// A crash in the middle of a block: what was given is on disk before it is tried.
     #[tokio::test]
     async fn a_block_that_was_given_outlives_a_crash() {
@@ -445,7 +453,7 @@ mod tests {
         // Nothing of this one is on disk, so nothing of it was tried.
         let second = queue.gates().start(lane, 2);
         assert_eq!(is_open(&queue, "bulk"), [false, false]);
-        assert!(queue.gates().why("bulk", 0, START).unwrap().contains("a block of 5"));
+        assert!(why(&queue, 0).unwrap().contains("a block of 5"));
         // A crash: what is under way does not end.
         std::mem::forget((first, second));
         drop(queue);
@@ -478,7 +486,7 @@ mod tests {
         assert!(queue.gates().start(queue.streams().lane("transactional", 0), 9).is_none());
         drop(one);
         assert_eq!(is_open(&queue, "bulk"), [false, true], "the day is used up, for what is new");
-        assert!(queue.gates().why("bulk", 0, START).unwrap().contains("streams.bulk.daily_limit"));
+        assert!(why(&queue, 0).unwrap().contains("streams.bulk.daily_limit"));
         let one = queue.gates().start(retry, 100);
         assert_eq!(is_open(&queue, "bulk"), [false, false]);
         drop(one);
@@ -486,7 +494,23 @@ mod tests {
         drop(queue);
         let queue = open(folder.path(), &clock, bulk);
         assert_eq!(is_open(&queue, "bulk"), [false, true]);
-        assert_eq!(queue.gates().why("bulk", 1, START), None);
+        assert_eq!(why(&queue, 1), None);
+    }
+
+    #[tokio::test]
+    async fn what_keeps_no_pace_starts_whatever_the_pace_says_and_not_while_it_is_suspended() {
+        let folder = tempfile::tempdir().unwrap();
+        let block = Block { size: 2, pause: Duration::from_secs(120) };
+        let bulk = Stream { concurrency: Some(1), daily_limit: Some(2), block: Some(block), ..Stream::named("bulk") };
+        let queue = open(folder.path(), &Clock::manual(START), bulk);
+        let paced = queue.streams().lane("bulk", 0);
+        let unpaced = paced.unpaced();
+        let is_open = |lane: Lane| queue.gates().look().0.has(lane.index());
+        let _one = queue.gates().start(paced, 2);
+        assert!(!is_open(paced) && is_open(unpaced) && queue.gates().room(unpaced) > 1000);
+        assert!(queue.gates().start(unpaced, 7).is_none());
+        queue.suspend(&Suspension::Stream("bulk".into())).await.unwrap();
+        assert!(!is_open(unpaced) && queue.gates().is_suspended(unpaced));
     }
 
     /// Dispatcher and claims sleep until the gate says, and are woken when a person opens it.

@@ -1,8 +1,10 @@
 //! Lanes and places: by what the work is shared out.
 //!
-//! A lane is a stream's new mail or a stream's retries. Each lane has its own part of the due index
-//! and its own share of whatever there is to hand out, so that none waits behind another. A place is
-//! where a delivery goes, as far as turns are taken by it. Both are in the keys and values of the due
+//! A lane is a stream's new mail or a stream's retries, and of both what keeps the stream's pace or what
+//! does not ([`keeps_pace`]). Each lane has its own part of the due index and its own share of whatever
+//! there is to hand out, so that none waits behind another: nobody outside can use up what an application
+//! may send, and no copy for an archive waits for midnight. A place is where a delivery goes, as far as
+//! turns are taken by it. Both are in the keys and values of the due
 //! index, so what they are for a given recipient must not change without a new format.
 
 use std::collections::BTreeMap;
@@ -14,7 +16,7 @@ use crate::message::stream::{self, STREAMS_MAX};
 use crate::store::{Batch, Store, StoreError, Table};
 
 use super::keys::DueKey;
-use super::record::{Recipient, Route};
+use super::record::{Message, Recipient, Route};
 
 /// Parts of a lane in the due index; a place is always in the same one. A long queue that is held up
 /// costs time only in its own part.
@@ -25,11 +27,26 @@ const MOVED_AT_ONCE: usize = 1000;
 const META_PREFIX: &str = "stream/";
 /// Turns of new mail for one turn of a retry of the same stream.
 const NEW_FOR_RETRY: u32 = 3;
+/// The lanes that keep their stream's pace come first, as many as there can be; then those that do not.
+const PACED: u8 = 2 * STREAMS_MAX as u8;
+/// All lanes that there can be.
+pub const LANES_MAX: usize = 2 * PACED as usize;
 
 /// A stream's new mail, or its retries. The first byte of a key of the due index; never zero, which is
 /// how the keys of the first format begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(u8);
+
+/// Do the limits of its stream (`streams.*.daily_limit`, `block_size`, `concurrency`) hold for this delivery?
+/// For what a client of ours sends elsewhere: not for what comes in for a target, is forwarded, is kept in an
+/// archive, or is a notice of our own.
+pub fn keeps_pace(message: &Message, recipient: &Recipient) -> bool {
+    goes_out(recipient) && message.origin.door.is_for_clients()
+}
+
+fn goes_out(recipient: &Recipient) -> bool {
+    recipient.route == Route::Remote
+}
 
 impl Lane {
     fn new(slot: u8, is_retry: bool) -> Lane {
@@ -41,7 +58,7 @@ impl Lane {
     }
 
     pub fn from_byte(byte: u8) -> Option<Lane> {
-        (byte > 0 && usize::from(byte) <= 2 * STREAMS_MAX).then_some(Lane(byte))
+        (byte > 0 && usize::from(byte) <= LANES_MAX).then_some(Lane(byte))
     }
 
     pub fn is_retry(self) -> bool {
@@ -53,13 +70,24 @@ impl Lane {
         usize::from(self.0 - 1)
     }
 
-    /// Both lanes of a stream.
-    pub(super) fn of(slot: u8) -> [Lane; 2] {
-        [Lane::new(slot, false), Lane::new(slot, true)]
+    /// All lanes of a stream.
+    pub(super) fn of(slot: u8) -> [Lane; 4] {
+        let [new, retry] = [Lane::new(slot, false), Lane::new(slot, true)];
+        [new, retry, new.unpaced(), retry.unpaced()]
     }
 
     pub(super) fn slot(self) -> u8 {
-        (self.0 - 1) / 2
+        (self.0 - 1) % PACED / 2
+    }
+
+    /// Do the limits of its stream hold for what is in it?
+    pub fn is_paced(self) -> bool {
+        self.0 <= PACED
+    }
+
+    /// The one beside it for which they do not.
+    pub fn unpaced(self) -> Lane {
+        if self.is_paced() { Lane(self.0 + PACED) } else { self }
     }
 }
 
@@ -107,6 +135,7 @@ impl Streams {
         let mut moved = 0;
         for lane in Lane::of(slot) {
             let to = self.lane(stream::DEFAULT, u32::from(lane.is_retry()));
+            let to = if lane.is_paced() { to } else { to.unpaced() };
             loop {
                 let mut batch = Batch::new();
                 let from = [lane.byte()];
@@ -166,7 +195,19 @@ impl Streams {
         self.slots.iter().map(|(name, slot)| (name.as_str(), *slot))
     }
 
-    /// A stream that nobody knows (any more) goes with the default one.
+    /// Where a recipient of this message waits.
+    pub fn lane_of(&self, message: &Message, recipient: &Recipient) -> Lane {
+        self.lane_for(&message.stream, message.origin.door.is_for_clients(), recipient)
+    }
+
+    /// As [`Streams::lane_of`], by what of the message it is chosen by: its stream, and whether a client of ours
+    /// sent it.
+    pub(super) fn lane_for(&self, stream: &str, is_clients: bool, recipient: &Recipient) -> Lane {
+        let lane = self.lane(stream, recipient.attempts);
+        if is_clients && goes_out(recipient) { lane } else { lane.unpaced() }
+    }
+
+    /// For what keeps the stream's pace. A stream that nobody knows (any more) goes with the default one.
     pub fn lane(&self, name: &str, attempts: u32) -> Lane {
         let slot = self.slots.get(name).or_else(|| self.slots.get(stream::DEFAULT)).copied().unwrap_or(0);
         Lane::new(slot, attempts > 0)
@@ -174,8 +215,7 @@ impl Streams {
 
     /// All lanes that can hold something, in the order of their bytes.
     pub fn lanes(&self) -> Vec<Lane> {
-        let mut lanes: Vec<Lane> =
-            self.slots.values().flat_map(|slot| [Lane::new(*slot, false), Lane::new(*slot, true)]).collect();
+        let mut lanes: Vec<Lane> = self.slots.values().flat_map(|slot| Lane::of(*slot)).collect();
         lanes.sort_unstable();
         lanes
     }
@@ -273,7 +313,7 @@ mod tests {
         for name in ["transactional", "bulk", "security", "own", "unknown"] {
             assert_eq!(first.lane(name, 0), again.lane(name, 0));
         }
-        assert_eq!(again.lanes().len(), 8);
+        assert_eq!(again.lanes().len(), 16);
         assert_eq!(again.lane("own", 7), Lane(20));
         assert_eq!(again.lane("unknown", 0), again.lane("transactional", 0));
         assert!(again.lane("bulk", 1).is_retry() && !again.lane("bulk", 0).is_retry());
@@ -291,7 +331,7 @@ mod tests {
         let names: Vec<String> = (0..13).map(|number| format!("own{number}")).collect();
         let all = || names.iter().map(String::as_str);
         let first = Streams::configure(&store, all()).unwrap();
-        assert_eq!(first.lanes().len(), 2 * STREAMS_MAX);
+        assert_eq!(first.lanes().len(), LANES_MAX);
         let mut batch = Batch::new();
         let at = |due| Position { due, id: MessageId::from_u64(7), number: 1 };
         for (due, attempts) in (0..1500).map(|due| (due, due as u32 % 2)) {

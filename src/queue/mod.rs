@@ -311,26 +311,37 @@ impl Queue {
         }
         batch.append(extra);
 
-        let lane = self.streams.load().lane(&message.stream, 0);
-        let ticket = self.claims.reserve(id, lane, fresh_recipients(&recipients, now), now);
-        let is_fresh = |recipient: &&Recipient| ticket.is_some() && is_fresh(recipient, now);
+        let reserved = self.reserve(&message, &recipients, now);
+        let claimed: HashSet<u32> = reserved.iter().flat_map(|reserved| &reserved.numbers).copied().collect();
         // Those that are not handed over are told of when this goes, also when nobody waits for the
         // commit any more.
-        let mut pending = Pending { claims: &self.claims, id, held: Vec::new(), entries: Vec::new() };
-        for (number, recipient) in recipients.iter().enumerate() {
-            if is_fresh(&recipient) {
-                pending.held.push(number as u32);
-            }
-            pending.entries.extend(self.entry(&message, recipient));
-        }
+        let entries = recipients.iter().filter_map(|recipient| self.entry(&message, recipient)).collect();
+        let held = claimed.iter().copied().collect();
+        let mut pending = Pending { claims: &self.claims, id, held, entries };
         self.commit_message(&message, batch).await?;
-        if let Some(ticket) = ticket {
+        if !reserved.is_empty() {
             self.claims.committed(id, pending.held.drain(..));
-            pending.entries =
-                recipients.iter().filter(|r| !is_fresh(r)).filter_map(|r| self.entry(&message, r)).collect();
-            self.hand_over(message, body, recipients, (lane, ticket), now);
+            let numbered = (0..).zip(&recipients);
+            let others = numbered.filter(|(number, _)| !claimed.contains(number));
+            pending.entries = others.filter_map(|(_, recipient)| self.entry(&message, recipient)).collect();
+            self.hand_over(message, body, recipients, reserved);
         }
         Ok(())
+    }
+
+    /// Claims the recipients that can be tried at once, all of a lane or none.
+    fn reserve(&self, message: &Message, recipients: &[Recipient], now: Millis) -> Vec<Reserved> {
+        let streams = self.streams.load();
+        let mut by_lane: BTreeMap<Lane, Vec<(u32, &Recipient)>> = BTreeMap::new();
+        for (number, recipient) in (0..).zip(recipients).filter(|(_, recipient)| is_fresh(recipient, now)) {
+            by_lane.entry(streams.lane_of(message, recipient)).or_default().push((number, recipient));
+        }
+        let reserve = |(lane, fresh): (Lane, Vec<(u32, &Recipient)>)| {
+            let numbers = fresh.iter().map(|(number, _)| *number).collect();
+            let ticket = self.claims.reserve(message.id, lane, fresh.into_iter(), now)?;
+            Some(Reserved { lane, ticket, numbers })
+        };
+        by_lane.into_iter().filter_map(reserve).collect()
     }
 
     async fn commit_message(&self, message: &Message, batch: Batch) -> Result<(), StoreError> {
@@ -349,25 +360,22 @@ impl Queue {
 
     /// The entry of a recipient in the due index, while it waits.
     fn entry(&self, message: &Message, recipient: &Recipient) -> Option<(Lane, Place, Millis)> {
-        let lane = self.streams.load().lane(&message.stream, recipient.attempts);
-        due_time(recipient).map(|due| (lane, Place::of(recipient), due))
+        let due = due_time(recipient)?;
+        Some((self.streams.load().lane_of(message, recipient), Place::of(recipient), due))
     }
 
     /// The fast path: from the commit to the dispatcher without reading back.
-    fn hand_over(
-        &self,
-        message: Message,
-        body: Vec<Bytes>,
-        recipients: Vec<Recipient>,
-        (lane, ticket): (Lane, u64),
-        now: Millis,
-    ) {
-        let numbered = recipients.into_iter().enumerate().map(|(number, recipient)| (number as u32, recipient));
-        let recipients = numbered.filter(|(_, recipient)| is_fresh(recipient, now)).collect();
-        // Where memory is short it is read back when its turn comes.
-        let body = self.memory.is_ample().then_some(FreshBody { chunks: body });
-        // A closed channel means that the dispatcher has stopped: the next start finds the message.
-        let _ = self.fresh.send(Claimed { message: Arc::new(message), recipients, body, lane, ticket });
+    fn hand_over(&self, message: Message, body: Vec<Bytes>, recipients: Vec<Recipient>, reserved: Vec<Reserved>) {
+        let (message, mut numbered) = (Arc::new(message), (0..).zip(recipients).collect::<Vec<_>>());
+        for Reserved { lane, ticket, numbers } in reserved {
+            let numbers: HashSet<u32> = numbers.into_iter().collect();
+            let (recipients, rest) = numbered.into_iter().partition(|(number, _)| numbers.contains(number));
+            numbered = rest;
+            // Where memory is short it is read back when its turn comes.
+            let body = self.memory.is_ample().then(|| FreshBody { chunks: body.clone() });
+            // A closed channel means that the dispatcher has stopped: the next start finds the message.
+            let _ = self.fresh.send(Claimed { message: message.clone(), recipients, body, lane, ticket });
+        }
     }
 
     /// Takes recipients whose time has come, and tells when the next one is due. The oldest of a place
@@ -653,6 +661,13 @@ impl Queue {
     }
 }
 
+/// Recipients of a new message in one lane, claimed for their first attempt.
+struct Reserved {
+    lane: Lane,
+    ticket: u64,
+    numbers: Vec<u32>,
+}
+
 /// Claims that are held while something is written. When it goes they are given back, and the entries
 /// are announced: what is written may be on disk even if nobody waited for the answer.
 struct Pending<'q> {
@@ -689,11 +704,6 @@ fn due_time(recipient: &Recipient) -> Option<Millis> {
 /// May pass by the index: due, and not tried yet.
 fn is_fresh(recipient: &Recipient, now: Millis) -> bool {
     recipient.attempts == 0 && due_time(recipient).is_some_and(|due| due <= now)
-}
-
-fn fresh_recipients(recipients: &[Recipient], now: Millis) -> impl Iterator<Item = (u32, &Recipient)> {
-    let numbered = recipients.iter().enumerate().map(|(number, recipient)| (number as u32, recipient));
-    numbered.filter(move |(_, recipient)| is_fresh(recipient, now))
 }
 
 /// The newest id of an earlier run, so that ids grow even if the clock went back.

@@ -1,5 +1,6 @@
 //! The due index made anew from the recipients: for a store of the first format, whose keys began with
-//! the time, and for an index that is damaged. Also what becomes of single entries that are wrong.
+//! the time, for one of the second, which knew no lanes beside a stream's pace, and for an index that is
+//! damaged. Also what becomes of single entries that are wrong.
 //!
 //! Nothing is lost when this is broken off: the recipients say what waits, and a mark in the meta
 //! table says that the index is not whole, so that the next start begins again.
@@ -56,6 +57,12 @@ pub(super) fn upgrade(store: &Store) -> Result<Rebuilt, StoreError> {
     if store.format() >= FORMAT_VERSION {
         return Ok(Rebuilt::default());
     }
+    if store.format() > 1 {
+        // Only the lanes are others. An older version that comes back half-way makes the index anew too.
+        let rebuilt = rebuild_due_index(store)?;
+        tracing::info!(entries = rebuilt.entries, "the due index has been brought to format {FORMAT_VERSION}");
+        return Ok(rebuilt);
+    }
     // The old entries stay until the new ones are complete, so that the older version could still
     // work on what is there: all that it does not know lies far in its future.
     let rebuilt = fill(store)?;
@@ -68,7 +75,7 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
     let mut rebuilt = Rebuilt::default();
     let mut batch = Batch::new();
     let (mut in_batch, mut told) = (0, Instant::now());
-    let mut stream_of: Option<(MessageId, String)> = None;
+    let mut kind_of: Option<(MessageId, Kind)> = None;
     for entry in store.range(Table::Recipient, &[], &[0xff; 13])? {
         let (key, value) = match entry {
             Ok(entry) => entry,
@@ -89,11 +96,11 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
             }
         };
         let Some(due) = due_time(&recipient) else { continue };
-        let name = match &stream_of {
-            Some((of, name)) if *of == id => name,
-            _ => &stream_of.insert((id, stream_name(store, id)?)).1,
+        let kind = match &kind_of {
+            Some((of, kind)) if *of == id => kind,
+            _ => &kind_of.insert((id, kind(store, id)?)).1,
         };
-        let (key, place) = entry_of(&streams, name, id, number, &recipient, due);
+        let (key, place) = entry_of(&streams, kind, id, number, &recipient, due);
         batch.put(Table::Due, key.to_bytes(), place.to_value());
         rebuilt.entries += 1;
         in_batch += 1;
@@ -117,20 +124,35 @@ fn fill(store: &Store) -> Result<Rebuilt, StoreError> {
 /// Where a recipient that waits belongs in the index.
 pub(super) fn entry_of(
     streams: &Streams,
-    stream: &str,
+    kind: &Kind,
     id: MessageId,
     number: u32,
     recipient: &Recipient,
     due: Millis,
 ) -> (DueKey, Place) {
-    let (lane, place) = (streams.lane(stream, recipient.attempts), Place::of(recipient));
+    let (lane, place) = (streams.lane_for(&kind.stream, kind.is_clients, recipient), Place::of(recipient));
     (DueKey { lane, part: place.part(), at: Position { due, id, number } }, place)
 }
 
-/// If the message cannot be read, its entry shows that when its time comes.
-pub(super) fn stream_name(store: &Store, id: MessageId) -> Result<String, StoreError> {
+/// By what of a message the lanes of its recipients are chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Kind {
+    stream: String,
+    /// A client of ours sent it.
+    is_clients: bool,
+}
+
+impl From<&Message> for Kind {
+    fn from(message: &Message) -> Kind {
+        Kind { stream: message.stream.clone(), is_clients: message.origin.door.is_for_clients() }
+    }
+}
+
+/// If the message cannot be read, its entry shows that when its time comes; no pace holds that up.
+pub(super) fn kind(store: &Store, id: MessageId) -> Result<Kind, StoreError> {
     let message = store.get(Table::Message, &id.to_key())?.map(|bytes| keys::decode::<Message>(&bytes));
-    Ok(message.and_then(Result::ok).map_or_else(stream::default_name, |message| message.stream))
+    let unknown = || Kind { stream: stream::default_name(), is_clients: false };
+    Ok(message.and_then(Result::ok).map_or_else(unknown, |message| Kind::from(&message)))
 }
 
 impl Queue {
@@ -147,13 +169,13 @@ impl Queue {
             let _lock = self.lock(id).await;
             let mut batch = Batch::new();
             let mut announced = Vec::new();
-            let stream = stream_name(&self.store, id)?;
+            let kind = kind(&self.store, id)?;
             for key in entries {
                 let record = self.store.get(Table::Recipient, &keys::recipient(id, key.at.number))?;
                 let Ok(recipient) = record.map(|bytes| keys::decode::<Recipient>(&bytes)).transpose() else { continue };
                 let right = recipient.as_ref().and_then(|recipient| {
                     let due = due_time(recipient)?;
-                    Some(entry_of(&self.streams(), &stream, id, key.at.number, recipient, due))
+                    Some(entry_of(&self.streams(), &kind, id, key.at.number, recipient, due))
                 });
                 let mut is_right = false;
                 if let Some((right, place)) = right {
@@ -187,7 +209,7 @@ impl Queue {
         while let Some(id) = self.next_message_with_recipients(after)? {
             after = Some(id);
             let _lock = self.lock(id).await;
-            let stream = stream_name(&self.store, id)?;
+            let kind = kind(&self.store, id)?;
             let mut batch = Batch::new();
             for entry in self.store.prefix(Table::Recipient, &id.to_key())? {
                 let (key, value) = entry?;
@@ -195,7 +217,7 @@ impl Queue {
                 match keys::decode::<Recipient>(&value) {
                     Ok(recipient) => {
                         let Some(due) = due_time(&recipient) else { continue };
-                        let (key, place) = entry_of(&self.streams(), &stream, id, number, &recipient, due);
+                        let (key, place) = entry_of(&self.streams(), &kind, id, number, &recipient, due);
                         batch.put(Table::Due, key.to_bytes(), place.to_value());
                         rebuilt.entries += 1;
                     }

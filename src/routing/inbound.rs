@@ -92,6 +92,31 @@ pub fn resolve(config: &Config, recipient: &Address) -> Resolution {
     resolution
 }
 
+/// Where all mail goes while `delivery.redirect_all_to` is set: the targets of that address if it is one of ours
+/// that leads nowhere else, else the address itself.
+pub fn only_places(config: &Config) -> Option<Vec<(Address, Route)>> {
+    let only = config.delivery.redirect_all_to.as_ref()?;
+    let arrives = |found: &Delivery| found.route != Route::Remote && found.hold.is_none() && !found.discard;
+    Some(match resolve(config, only) {
+        Resolution::Deliveries(found) if found.iter().all(arrives) => {
+            found.into_iter().map(|delivery| (delivery.address, delivery.route)).collect()
+        }
+        _ => vec![(only.clone(), Route::Remote)],
+    })
+}
+
+/// Is mail for this address of ours left alone by `delivery.redirect_all_to`? That for the address that all mail
+/// goes to, and for return paths: a bounce has to be read.
+pub fn is_left_alone(config: &Config, address: &Address) -> bool {
+    is_only(config, address) || config.is_bounce(address)
+}
+
+/// Is this the address that all mail goes to?
+pub fn is_only(config: &Config, address: &Address) -> bool {
+    let only = config.delivery.redirect_all_to.as_ref();
+    only.is_some_and(|only| only.lookup_key() == address.lookup_key())
+}
+
 /// One line for the story: where a delivery goes.
 pub fn describe(config: &Config, delivery: &Delivery) -> String {
     let place = match &delivery.route {

@@ -40,8 +40,12 @@ pub enum Way<'c> {
     },
     /// Nothing leaves.
     Capture,
-    /// Nothing leaves: it is written as `delivery.file_path` says.
-    File,
+    /// Nothing leaves: it is written as `delivery.file_path` says, as it would leave for the recipient's MX. No
+    /// host is chosen, not even one that a stream is pinned to: writing files is the safe way.
+    File {
+        /// As of [`Way::Direct`].
+        envelope: Option<ReversePath>,
+    },
     /// Tried in this order; never empty.
     Hosts { tier: Tier, hosts: Vec<Candidate<'c>> },
     /// The pinned host, or every host, is gone or not active: the mail waits.
@@ -139,18 +143,20 @@ fn choose_with<'c>(
             let sent = choose_with(config, default_way(config, true), header_from, envelope, pinned, wanted);
             return Choice { way: Way::Capture, rewrite: sent.rewrite };
         }
-        WayOut::File => return Choice { way: Way::File, rewrite: None },
+        WayOut::File => {
+            let (rewrite, envelope) = alone(config, header_from, envelope, wanted);
+            return Choice { way: Way::File { envelope }, rewrite };
+        }
         WayOut::Direct | WayOut::SmartHosts => {}
     }
     let from = header_from.or(envelope.address());
     let default = config.sender.default_from.as_ref();
     let Some((tier, hosts)) = tier(config, way_out, from, default, pinned) else {
-        let direct = pinned.is_none() && way_out == WayOut::Direct;
-        let passes = !direct || config.sender.passes(header_from);
-        let rewrite = default.filter(|default| !passes && !same(from, default));
-        let back = Back::of(config, envelope, rewrite.or(from), wanted);
-        let envelope = back.marked.or(back.plain).map(ReversePath::Address);
-        return Choice { way: if direct { Way::Direct { envelope } } else { Way::Nowhere }, rewrite };
+        if pinned.is_some() || way_out != WayOut::Direct {
+            return Choice { way: Way::Nowhere, rewrite: None };
+        }
+        let (rewrite, envelope) = alone(config, header_from, envelope, wanted);
+        return Choice { way: Way::Direct { envelope }, rewrite };
     };
     let keeps = match tier {
         Tier::FromAddress | Tier::FromDomain => true,
@@ -167,6 +173,20 @@ fn choose_with<'c>(
     let candidate = |host| Candidate { host, envelope: envelope_for(config, host, envelope, &back, last) };
     let way = Way::Hosts { tier, hosts: hosts.into_iter().map(candidate).collect() };
     Choice { way, rewrite: shown.filter(|default| !same(header_from, default)) }
+}
+
+/// What takes the place of From and of the client's envelope sender where no host has a say.
+fn alone<'c>(
+    config: &'c Config,
+    header_from: Option<&Address>,
+    envelope: &ReversePath,
+    wanted: Wanted<'_>,
+) -> (Option<&'c Address>, Option<ReversePath>) {
+    let from = header_from.or(envelope.address());
+    let default = config.sender.default_from.as_ref().filter(|_| !config.sender.passes(header_from));
+    let rewrite = default.filter(|default| !same(from, default));
+    let back = Back::of(config, envelope, rewrite.or(from), wanted);
+    (rewrite, back.marked.or(back.plain).map(ReversePath::Address))
 }
 
 fn same(from: Option<&Address>, other: &Address) -> bool {
@@ -326,6 +346,9 @@ mod tests {
             ("foreign, direct", "x@other.org", "", "direct", "app@other.org", "bounce@my.com"),
             ("null sender, direct", "ann@my.com", "ABCDE", "direct", "", ""),
             ("garbage, direct", "", "ABCDE", "direct", "app@ex.com", "Back@ex.com"),
+            ("a file", "ann@ex.com", "", "file", "app@other.org", "Back@ex.com"),
+            ("a file of a foreign author", "x@other.org", "", "file", "app@other.org", "bounce@my.com"),
+            ("a file, null sender", "ann@my.com", "", "file", "", ""),
             ("the host takes it", "bob@ex.com", "", "direct", "app@other.org", "Back@ex.com"),
             ("the host takes From only", "alice@ex.com", "", "smart_hosts", "bob@ex.com", "alice@ex.com"),
             ("any host", "x@other.org", "", "smart_hosts", "app@other.org", "bounce@my.com"),
@@ -337,7 +360,7 @@ mod tests {
             let client = if envelope.is_empty() { ReversePath::Null } else { ReversePath::Address(address(envelope)) };
             let found = match choose(&config, from.as_ref(), &client, None).way {
                 Way::Hosts { hosts, .. } => hosts[0].envelope.clone(),
-                Way::Direct { envelope } => envelope.unwrap_or(client),
+                Way::Direct { envelope } | Way::File { envelope } => envelope.unwrap_or(client),
                 other => unreachable!("{row}: {other:?}"),
             };
             assert_eq!(found.to_string(), result, "{row}");
@@ -388,7 +411,11 @@ mod tests {
         assert_eq!(way(&direct, &bob, Some("B")), ("B".to_owned(), false));
         assert_eq!(way(&direct, &bob, Some("gone")), ("Nowhere".to_owned(), false));
         assert_eq!(way(&config("", "capture"), &bob, Some("B")), ("Capture".to_owned(), false));
-        assert_eq!(way(&config("", "file"), &bob, None), ("File".to_owned(), false));
+        let file = "File { envelope: None }".to_owned();
+        assert_eq!(way(&config("", "file"), &bob, Some("B")), (file.clone(), false));
+        // Who may not pass is rewritten there as in what leaves.
+        let strict = config_with("", "file", "from_filter = [\"ex.com\"]\n");
+        assert_eq!((way(&strict, &bob, None), way(&strict, &stranger, None)), ((file.clone(), false), (file, true)));
     }
 
     fn queued(from: &str, mail_from: &str, door: Door) -> Message {

@@ -102,6 +102,38 @@ fn a_host_that_takes_the_default_from_and_not_the_bounce_address_is_a_warning() 
     }
 }
 
+/// Nothing is wrong with such a file, but it does not do what it says.
+#[test]
+fn what_has_no_effect_on_the_way_out_is_warned_of_by_key_and_line() {
+    let hosts = "[smart_hosts.out]\nhost = \"smtp.example.net\"\n";
+    let pin = "[streams.bulk]\nsmart_host = \"out\"\n";
+    let filter = "from_filter = [\"example.com\"]\n";
+    let unused = "is never used: delivery.default is \"direct\"";
+    let pinned = "has no effect while delivery.default is \"file\"";
+    for (default, more, wanted) in [
+        ("direct", "", Some(("smart_hosts.out", unused, "[smart_hosts.out]"))),
+        ("direct", filter, None),
+        ("direct", pin, None),
+        ("direct", "active = false\n", None),
+        ("smart_hosts", "", None),
+        ("capture", pin, None),
+        ("file", pin, Some(("streams.bulk.smart_host", pinned, "smart_host ="))),
+        ("file", "", None),
+    ] {
+        let text = with(&format!("[delivery]\ndefault = \"{default}\"\n{hosts}{more}"));
+        let warnings = load(&text).warnings;
+        let found: Vec<&String> =
+            warnings.iter().filter(|warning| [unused, pinned].iter().any(|part| warning.contains(part))).collect();
+        let Some((key, what, at)) = wanted else {
+            assert!(found.is_empty(), "{default} {more}: {found:?}");
+            continue;
+        };
+        let line = 1 + text.lines().position(|line| line.starts_with(at)).unwrap();
+        assert_eq!(found.len(), 1, "{default} {more}: {warnings:?}");
+        assert!(found[0].starts_with(key) && found[0].contains(&format!(":{line}) {what}")), "{line}: {found:?}");
+    }
+}
+
 #[test]
 fn an_alias_that_leads_nowhere_is_a_warning() {
     let text = "postmaster = \"ops@partner.example\"\n[domains.\"example.com\"]\n[aliases]\n\"a@example.com\" = \"b@example.com\"\n";

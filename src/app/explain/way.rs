@@ -56,7 +56,9 @@ pub(super) fn way(
     let mut lines = Vec::new();
     match &choice.way {
         Way::Capture => lines.push(captured(Answer::Kept)),
-        Way::File => lines.push("it is written as a file: nothing leaves (delivery.default = \"file\")".to_owned()),
+        Way::File { .. } => {
+            lines.push("it is written as a file: nothing leaves (delivery.default = \"file\")".to_owned())
+        }
         Way::Nowhere => lines.push(match config.pinned(asked.stream) {
             Some(host) => format!(
                 "it waits: the stream {} goes by smart_hosts.{host} only, which is not there or not active",

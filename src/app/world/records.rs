@@ -204,7 +204,7 @@ impl<'c> Ways<'c> {
         match outbound::choose(config, Some(&from), &envelope, None).way {
             Way::Direct { .. } => ways.direct = true,
             Way::Hosts { hosts, .. } => ways.hosts.extend(hosts.into_iter().map(|candidate| candidate.host)),
-            Way::Capture | Way::File => return Ways { direct: true, stays_here: true, hosts: Vec::new() },
+            Way::Capture | Way::File { .. } => return Ways { direct: true, stays_here: true, hosts: Vec::new() },
             Way::Nowhere => {}
         }
         let pinned = |host: &SmartHost| {

@@ -1,9 +1,13 @@
-//! The dialogue with a host whose settings say `debug = true`, line by line into the log.
+//! The dialogue with a host whose settings say `debug = true`, line by line into the log, whatever `log.level`
+//! is: who sets it wants to see it.
 //!
 //! Of a login only the mechanism and the outcome are shown, of a message only that it was sent.
 
 use super::replies::RawReply;
 use super::step::Framing;
+
+/// Lines with this target are written at every `log.level`.
+pub const TARGET: &str = "postrider::dialogue";
 
 /// What we say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +21,7 @@ pub enum Said {
 
 pub fn said(peer: &str, kind: Said, bytes: &[u8]) {
     for line in shown(kind, bytes) {
-        tracing::info!(peer, "C: {line}");
+        tracing::info!(target: TARGET, peer, "C: {line}");
     }
 }
 
@@ -48,8 +52,8 @@ fn masked(line: &[u8]) -> String {
 /// `is_secret`: it repeats a secret, or is a challenge of a login.
 pub fn heard(peer: &str, reply: &RawReply, is_secret: bool) {
     match is_secret {
-        true => tracing::info!(peer, "S: {} (masked)", reply.code),
-        false => tracing::info!(peer, "S: {}", reply.plain()),
+        true => tracing::info!(target: TARGET, peer, "S: {} (masked)", reply.code),
+        false => tracing::info!(target: TARGET, peer, "S: {}", reply.plain()),
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) mod client;
 pub(crate) mod commands;
 mod connection;
 mod dane;
-mod dialogue;
+pub mod dialogue;
 mod extensions;
 mod host;
 mod md5;

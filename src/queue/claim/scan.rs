@@ -285,14 +285,18 @@ impl Scanner<'_> {
         let keys: Vec<_> = order.iter().map(|((_, id), _)| id.to_key()).collect();
         let messages = self.read_all::<Message, _>(Table::Message, &keys);
         for (((lane, id), recipients), read) in order.into_iter().zip(messages) {
-            let numbers = recipients.iter().map(|(number, _)| *number);
             match read {
-                Ok(Some(message)) if self.streams.lane(&message.stream, u32::from(lane.is_retry())) == lane => {
-                    self.claims.committed(id, numbers);
+                Ok(Some(message)) => {
+                    let is_right = |(_, recipient): &_| self.streams.lane_of(&message, recipient) == lane;
+                    let (recipients, wrong): (Vec<_>, Vec<_>) = recipients.into_iter().partition(is_right);
+                    self.drop_all(lane, id, &wrong);
+                    if recipients.is_empty() {
+                        continue;
+                    }
+                    self.claims.committed(id, recipients.iter().map(|(number, _)| *number));
                     let (message, ticket) = (Arc::new(message), self.ticket);
                     self.scan.claimed.push(Claimed { message, recipients, body: None, lane, ticket });
                 }
-                Ok(Some(_)) => self.drop_all(lane, id, &recipients),
                 Ok(None) => {
                     let error = StoreError::Damaged(format!("message {id} is missing"));
                     self.set_all_aside(lane, id, &recipients, error);

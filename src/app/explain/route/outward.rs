@@ -8,10 +8,10 @@ use crate::app::explain::{held, way};
 use crate::config::{Config, GroupLimits};
 use crate::intake::rehearse::{Rehearsed, held as held_because};
 use crate::intake::sign::life;
-use crate::message::{Domain, ReversePath};
+use crate::message::{Address, Domain, ReversePath};
 use crate::queue::record::{Recipient, Route};
-use crate::routing::capture;
 use crate::routing::outbound::{self, Choice, Way};
+use crate::routing::{capture, inbound};
 
 /// Tells of each delivery; gives the domains that mail goes to directly.
 pub(super) fn deliveries(
@@ -58,12 +58,14 @@ fn delivery(config: &Config, recipient: &Recipient, steps: &mut Steps<'_>) {
         Route::Remote => (format!("it leaves for <{address}>"), None),
         Route::Target(name) => (way::to_target(config, name), Some(format!("targets.{name}"))),
     };
-    if let Some(meant) = recipient.alias.as_ref().filter(|_| recipient.route == Route::Remote) {
-        let only = config.delivery.redirect_all_to.as_ref();
-        if only.is_some_and(|only| only == address) {
-            let what = format!("Everything that leaves goes to <{address}>, also what is for <{meant}>");
-            steps.good(Topic::Delivery, what, "delivery.redirect_all_to");
-        }
+    let places = inbound::only_places(config).unwrap_or_default();
+    let is_there = |(at, route): &(Address, Route)| at == address && *route == recipient.route;
+    if let (Some(meant), Some(only)) = (&recipient.alias, &config.delivery.redirect_all_to)
+        && meant != only
+        && places.iter().any(is_there)
+    {
+        let what = format!("Everything goes to <{only}>, also what is for <{meant}>");
+        steps.good(Topic::Delivery, what, "delivery.redirect_all_to");
     }
     match held_because(recipient) {
         Some(hold) => {
@@ -145,9 +147,9 @@ fn way_out(config: &Config, question: &Question, rehearsed: &Rehearsed, choice: 
         }
     }
     let envelope = match &choice.way {
-        Way::Direct { envelope } => envelope.clone().unwrap_or(question.from.clone()),
+        Way::Direct { envelope } | Way::File { envelope } => envelope.clone().unwrap_or(question.from.clone()),
         Way::Hosts { hosts, .. } => hosts.first().map_or(question.from.clone(), |first| first.envelope.clone()),
-        Way::Capture | Way::File | Way::Nowhere => return,
+        Way::Capture | Way::Nowhere => return,
     };
     if envelope == question.from {
         let what = match &envelope {
