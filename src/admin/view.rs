@@ -52,6 +52,9 @@ pub struct Recipient {
     /// stream; none if nothing does.
     #[serde(default)]
     pub kept_back: Option<String>,
+    /// Do the limits of its stream hold for it? Known within the server only.
+    #[serde(skip)]
+    pub keeps_pace: bool,
     pub attempts: u32,
     pub last_failure: Option<Failure>,
 }
@@ -139,6 +142,7 @@ impl Recipient {
             held_because,
             held_by,
             kept_back: None,
+            keeps_pace: false,
             attempts: recipient.attempts,
             last_failure: recipient.last_failure.clone(),
         }

@@ -36,6 +36,7 @@ use crate::message::{Address, Draft, HeldBy, Hold, MessageId, ReversePath, strea
 use crate::queue::Queue;
 use crate::queue::check::{self, BadRecord};
 use crate::queue::gate::Closed;
+use crate::queue::lane::keeps_pace;
 use crate::queue::record::{Message, Recipient, Route, Status};
 use crate::queue::suspend::Suspension;
 use crate::server::accounts::Verified;
@@ -76,8 +77,8 @@ fn culprit(peer: IpAddr) -> Option<IpAddr> {
 #[derive(Debug, Default)]
 struct Done {
     recipients: usize,
-    /// By stream, and whether they have been tried: the limits of a stream are for what has not.
-    by_stream: BTreeMap<(String, u32), usize>,
+    /// By stream, whether its limits hold for them, and whether they have been tried: some limits are for what has not.
+    by_stream: BTreeMap<(String, bool, u32), usize>,
 }
 
 /// The operator's hands.
@@ -503,8 +504,8 @@ impl Operator {
         }
         let (gates, now) = (self.queue.gates(), self.clock.now());
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-        for ((stream, attempts), recipients) in done.by_stream {
-            let closed = gates.closed(&stream, attempts, now);
+        for ((stream, keeps_pace, attempts), recipients) in done.by_stream {
+            let closed = gates.closed_to(&stream, keeps_pace, attempts, now);
             let lasting =
                 closed.filter(|closed| matches!(closed, Closed::Suspended { .. }) || closed.until().is_some());
             if let Some(closed) = lasting {
@@ -552,7 +553,8 @@ impl Operator {
             for recipient in listed.recipients.iter().filter(|recipient| action.fits(recipient.status)) {
                 if dry_run || self.change_one(action, listed.id, recipient).await? {
                     done.recipients += 1;
-                    *done.by_stream.entry((listed.stream.clone(), recipient.attempts.min(1))).or_default() += 1;
+                    let kind = (listed.stream.clone(), recipient.keeps_pace, recipient.attempts.min(1));
+                    *done.by_stream.entry(kind).or_default() += 1;
                 }
             }
         }
@@ -613,6 +615,7 @@ fn listed(queue: &Queue, message: &Message, recipients: &[(u32, Recipient)]) -> 
     let mut listed = Listed::new(message, recipients.iter().map(|(number, recipient)| (*number, recipient)));
     for (shown, (_, recipient)) in listed.recipients.iter_mut().zip(recipients) {
         let why = |due| queue.gates().closed(message, recipient, due).map(|closed| closed.to_string());
+        shown.keeps_pace = keeps_pace(message, recipient);
         shown.kept_back = shown.due.and_then(|due| why(due).or_else(|| paused(queue, &recipient.route)));
     }
     listed

@@ -393,6 +393,7 @@ mod tests {
             held_because: None,
             held_by: None,
             kept_back: None,
+            keeps_pace: false,
             attempts: 0,
             last_failure: None,
         };

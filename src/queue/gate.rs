@@ -294,7 +294,8 @@ impl Gates {
         self.closed_to(&message.stream, lane::keeps_pace(message, recipient), recipient.attempts, due)
     }
 
-    fn closed_to(&self, stream: &str, keeps_pace: bool, attempts: u32, due: Millis) -> Option<Closed> {
+    /// As [`Gates::closed`], by what of the delivery it is told by.
+    pub fn closed_to(&self, stream: &str, keeps_pace: bool, attempts: u32, due: Millis) -> Option<Closed> {
         let (inner, now) = (self.lock(), self.clock.now());
         let find = |name: &str| inner.gates.values().find(|gate| gate.name == name);
         let gate = find(stream).or_else(|| find(stream::DEFAULT))?;
