@@ -11,7 +11,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use postrider::admin::{Action, AdminSocket, Backend, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble};
+use postrider::admin::{
+    Action, AdminSocket, Backend, Changed, Filter, Listed, Page, Selection, ServerStatus, Story, Trouble,
+};
 use postrider::clock::{Clock, Millis};
 use postrider::intake::Once;
 use postrider::intake::idempotency::Key;
@@ -122,8 +124,8 @@ impl Backend for Slow {
         Ok(None)
     }
 
-    async fn change(&self, _: Action, _: Selection) -> Result<usize, Trouble> {
-        Ok(0)
+    async fn change(&self, _: Action, _: Selection) -> Result<Changed, Trouble> {
+        Ok(Changed::default())
     }
 
     fn now(&self) -> Millis {
