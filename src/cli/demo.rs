@@ -228,6 +228,7 @@ default = "capture"             # nothing leaves this machine
 spf   = "off"
 dkim  = "off"
 dmarc = "off"
+rdns  = "off"
 
 [admin]                         # the dashboard
 bind  = "127.0.0.1:{dashboard_port}"
