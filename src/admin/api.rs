@@ -10,7 +10,7 @@
 //! | `GET /api/v1/events?q=&account=&smart_host=&failed=&since=&limit=&before=` | `{"events": […], "next": id or null}` (`events`) |
 //! | `GET /api/v1/events?follow=true&…`        | a line of JSON for each event from now on          |
 //! | `/api/v1/captured…`                       | what is captured: the table is in `captured`       |
-//! | `GET /openapi.json`                       | the requests of this table that are for applications, as OpenAPI 3.1 |
+//! | `GET /openapi.json`                       | all of this, and `/api/v1/reload`, as OpenAPI 3.1  |
 //! | `GET /api/v1/status`                      | version, host name, open listeners                 |
 //! | `GET /api/v1/queue?status=damaged`        | `{"messages": [], "next": null, "damaged": […]}`   |
 //! | `GET /api/v1/queue/{id}/export`           | the envelope as one line of JSON, then the message |

@@ -193,7 +193,7 @@ impl Connection {
                 (Step::Talk { send, timeout, secret }, _) => {
                     self.log_said(&send, secret, content);
                     let since = std::time::Instant::now();
-                    let hurry = if self.client.has_sent_all() { self.hurry.clone() } else { CancellationToken::new() };
+                    let hurry = self.client.has_sent_all().then(|| self.hurry.clone());
                     let talked = tokio::select! {
                         biased;
                         talked = self.talk(&send, limit(timeout, deadline)) => talked,
@@ -332,8 +332,9 @@ async fn write_unless_heard(stream: &mut Box<dyn Io>, block: &[u8]) -> std::io::
     .await
 }
 
-/// Ends a little later than there is a hurry: a verdict that is on its way is still heard.
-async fn hurried(hurry: CancellationToken) {
+/// Ends a little later than there is a hurry: a verdict that is on its way is still heard. Never without one.
+async fn hurried(hurry: Option<CancellationToken>) {
+    let Some(hurry) = hurry else { return std::future::pending().await };
     hurry.cancelled().await;
     tokio::time::sleep(HURRY_GRACE).await;
 }
