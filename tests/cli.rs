@@ -379,6 +379,7 @@ fn listed(id: u64, from: &str, hours_old: u64, recipients: &[(&str, Status)]) ->
         held_because: (*status == Status::Held).then(|| "by hand".to_owned()),
         held_by: None,
         kept_back: None,
+        keeps_pace: false,
         attempts: 0,
         last_failure: None,
     };
