@@ -1,7 +1,7 @@
 //! What DNS says of a client: its reverse name, and lists that it may be on; against a zone in the same
 //! process.
 
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
 #[path = "support/client.rs"]
 mod client;
