@@ -148,10 +148,10 @@ impl From<&Message> for Kind {
     }
 }
 
-/// If the message cannot be read, its entry shows that when its time comes; no pace holds that up.
+/// If the message cannot be read, its entry shows that when its time comes.
 pub(super) fn kind(store: &Store, id: MessageId) -> Result<Kind, StoreError> {
     let message = store.get(Table::Message, &id.to_key())?.map(|bytes| keys::decode::<Message>(&bytes));
-    let unknown = || Kind { stream: stream::default_name(), is_clients: false };
+    let unknown = || Kind { stream: stream::default_name(), is_clients: true };
     Ok(message.and_then(Result::ok).map_or_else(unknown, |message| Kind::from(&message)))
 }
 
