@@ -229,20 +229,6 @@ async fn the_admin_socket_takes_no_nul() {
     server.stop().await;
 }
 
-/// With less memory than one message may have, a large message was refused with 452 for ever.
-#[test]
-fn a_message_that_can_never_find_room_is_a_mistake_in_the_configuration() {
-    let parse = |more: &str| {
-        let text = format!("hostname = \"mail.home.test\"\ndata_dir = \"/nowhere\"\n{more}");
-        postrider::config::parse("test.toml", &text).map_err(|problems| problems.to_string())
-    };
-    let problem = parse("[queue]\nmemory = \"1MiB\"\n").unwrap_err();
-    assert!(problem.contains("test.toml:4: queue.memory") && problem.contains("limits.max_size"), "{problem}");
-    let problem = parse("[limits]\nmax_size = \"1GiB\"\n").unwrap_err();
-    assert!(problem.contains("test.toml:4: limits.max_size"), "{problem}");
-    parse("[queue]\nmemory = \"1MiB\"\n[limits]\nmax_size = \"1MiB\"\n").unwrap();
-}
-
 /// A destination that was slow and had more messages queued than there are claims held all of them, and
 /// nothing else was tried.
 #[tokio::test]

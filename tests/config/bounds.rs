@@ -28,7 +28,7 @@ fn warned(more: &str) -> (Config, Vec<String>) {
 #[test]
 fn what_is_small_is_taken_with_one_warning_that_names_it() {
     let domain = "[domains.\"example.org\"]\ncatchall = \"discard\"\nmax_size = \"1B\"\n";
-    let host = "[smart_hosts.far]\nhost = \"far.example\"\nmax_size = \"100B\"\n";
+    let host = "[smart_hosts.far]\nhost = \"far.example\"\nfrom_filter = [\"example.org\"]\nmax_size = \"100B\"\n";
     let interval = format!("{BOX}interval = \"1s\"\n");
     let own = postrider::message::Domain::parse("example.org").unwrap();
     let cases: [(&str, &str, Holds<'_>); 9] = [
