@@ -24,17 +24,22 @@ const REST_MICROS_MAX: u64 = 30_000;
 /// Between two kills of a night.
 const LIFE_MIN: Duration = Duration::from_millis(200);
 const LIFE_MAX: Duration = Duration::from_secs(3);
+/// The longest life is not shorter, however short the time: then there are fewer kills. In lives that have hardly begun
+/// a kill falls into more deliveries for each message than it ever would.
+const LONGEST_MIN: Duration = Duration::from_millis(1_600);
 /// What a start takes, about, and must be left of each round's share of the time.
 const START: Duration = Duration::from_millis(400);
 /// Of a night: with more than so many in the queue, the clients wait for the far ends before they go on.
 const QUEUED_MAX: usize = 3_000;
 /// Of a night: one copy for so many messages, at most.
 const MESSAGES_PER_COPY: usize = 1_000;
+/// Fewer say nothing of one in a thousand.
+const TAKEN_ENOUGH: usize = 20_000;
 
-/// How long a life of the server under load may be, at most, for all kills to find place in the time.
+/// How long a life of the server under load may be, at most, for all kills to find place in the time if they can.
 fn longest_life(budget: &Budget, kills: usize) -> Duration {
     let share = budget.each(kills).map_or(LIFE_MAX, |each| each.saturating_sub(START) * 2);
-    share.saturating_sub(LIFE_MIN).clamp(LIFE_MIN * 2, LIFE_MAX)
+    share.saturating_sub(LIFE_MIN).clamp(LONGEST_MIN, LIFE_MAX)
 }
 
 async fn until(what: &str, patience: Duration, enough: impl Fn() -> bool) {
@@ -98,7 +103,8 @@ async fn kill_at_random_under_load() {
     verdict.check();
     assert!(verdict.copies_at_most() <= IN_FLIGHT_MAX, "{:?}", verdict.copies);
     if is_night() {
-        assert!(verdict.copies_in_all() * MESSAGES_PER_COPY <= verdict.taken, "{:?}", verdict.copies);
+        let is_enough = verdict.taken >= TAKEN_ENOUGH;
+        assert!(!is_enough || verdict.copies_in_all() * MESSAGES_PER_COPY <= verdict.taken, "{:?}", verdict.copies);
     } else {
         assert!(verdict.taken >= done * BETWEEN_KILLS);
     }
