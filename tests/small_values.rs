@@ -11,7 +11,7 @@ mod support {
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use support::client::Client;
-use support::server::{TestServer, queued_id};
+use support::server::{BOX, TestServer, outward, queued_id};
 use support::sink::Sink;
 use support::zone::{Zone, ZoneServer};
 
@@ -34,26 +34,8 @@ async fn far() -> (Sink, ZoneServer) {
 }
 
 fn conf(sink: &Sink, zone: &ZoneServer) -> String {
-    format!(
-        r#"
-[accounts.shop]
-password = "secret"
-max_attachments = "6MiB"
-[domains."home.test"]
-[aliases]
-"box@home.test" = "box"
-[targets.box]
-kind = "maildir"
-path = "DATA_DIR/box"
-[delivery]
-mx_port = {}
-allow_private_addresses = true
-[dns]
-nameservers = ["{}"]
-"#,
-        sink.address.port(),
-        zone.addr()
-    )
+    let account = "\n[accounts.shop]\npassword = \"secret\"\nmax_attachments = \"6MiB\"\n";
+    format!("{account}{BOX}{}", outward(sink.address.port(), zone.addr()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

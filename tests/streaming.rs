@@ -31,7 +31,7 @@ use postrider::store::{Batch, Store, Table};
 use support::client::Client;
 use support::hook::Hook;
 use support::records::{START, message, open, recipient};
-use support::server::{TestServer, queued_id};
+use support::server::{BOX, TestServer, outward, queued_id};
 use support::sink::Sink;
 use support::zone::{Zone, ZoneServer};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -47,26 +47,9 @@ async fn start(folder: &Path, sink: Option<&Sink>, zone: &ZoneServer, memory: &s
 
 /// The base that this is put behind ends within `[queue]`.
 fn conf(sink: Option<&Sink>, zone: &ZoneServer, memory: &str) -> String {
-    format!(
-        r#"
-memory = "{memory}"
-[networks]
-trusted = ["127.0.0.0/8"]
-[domains."home.test"]
-[aliases]
-"box@home.test" = "box"
-[targets.box]
-kind = "maildir"
-path = "DATA_DIR/box"
-[delivery]
-mx_port = {}
-allow_private_addresses = true
-[dns]
-nameservers = ["{}"]
-"#,
-        sink.map_or(9, |sink| sink.address.port()),
-        zone.addr(),
-    )
+    let trusted = "[networks]\ntrusted = [\"127.0.0.0/8\"]\n";
+    let outward = outward(sink.map_or(9, |sink| sink.address.port()), zone.addr());
+    format!("\nmemory = \"{memory}\"\n{trusted}{BOX}{outward}")
 }
 
 fn far_zone() -> Zone {

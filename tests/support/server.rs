@@ -33,6 +33,15 @@ connection_rate = "100000/m"
 min_free = "1MiB"
 "#;
 
+/// One box of ours, box@home.test.
+pub const BOX: &str = "[domains.\"home.test\"]\n[aliases]\n\"box@home.test\" = \"box\"\n\
+                       [targets.box]\nkind = \"maildir\"\npath = \"DATA_DIR/box\"\n";
+
+/// All mail elsewhere leaves for the far end at this port of loopback, as the name server at `dns` has it.
+pub fn outward(port: u16, dns: SocketAddr) -> String {
+    format!("[delivery]\nmx_port = {port}\nallow_private_addresses = true\n[dns]\nnameservers = [\"{dns}\"]\n")
+}
+
 pub struct TestServer {
     pub app: App,
     pub mx: SocketAddr,
