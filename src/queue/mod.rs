@@ -312,17 +312,17 @@ impl Queue {
         batch.append(extra);
 
         let reserved = self.reserve(&message, &recipients, now);
-        let claimed: HashSet<u32> = reserved.iter().flat_map(|reserved| &reserved.numbers).copied().collect();
+        let is_claimed = |number: u32| reserved.iter().any(|reserved| reserved.has(number));
         // Those that are not handed over are told of when this goes, also when nobody waits for the
         // commit any more.
         let entries = recipients.iter().filter_map(|recipient| self.entry(&message, recipient)).collect();
-        let held = claimed.iter().copied().collect();
+        let held = reserved.iter().flat_map(|reserved| &reserved.numbers).copied().collect();
         let mut pending = Pending { claims: &self.claims, id, held, entries };
         self.commit_message(&message, batch).await?;
         if !reserved.is_empty() {
             self.claims.committed(id, pending.held.drain(..));
             let numbered = (0..).zip(&recipients);
-            let others = numbered.filter(|(number, _)| !claimed.contains(number));
+            let others = numbered.filter(|(number, _)| !is_claimed(*number));
             pending.entries = others.filter_map(|(_, recipient)| self.entry(&message, recipient)).collect();
             self.hand_over(message, body, recipients, reserved);
         }
@@ -367,13 +367,13 @@ impl Queue {
     /// The fast path: from the commit to the dispatcher without reading back.
     fn hand_over(&self, message: Message, body: Vec<Bytes>, recipients: Vec<Recipient>, reserved: Vec<Reserved>) {
         let (message, mut numbered) = (Arc::new(message), (0..).zip(recipients).collect::<Vec<_>>());
-        for Reserved { lane, ticket, numbers } in reserved {
-            let numbers: HashSet<u32> = numbers.into_iter().collect();
-            let (recipients, rest) = numbered.into_iter().partition(|(number, _)| numbers.contains(number));
+        for reserved in reserved {
+            let (recipients, rest) = numbered.into_iter().partition(|(number, _)| reserved.has(*number));
             numbered = rest;
             // Where memory is short it is read back when its turn comes.
             let body = self.memory.is_ample().then(|| FreshBody { chunks: body.clone() });
             // A closed channel means that the dispatcher has stopped: the next start finds the message.
+            let Reserved { lane, ticket, .. } = reserved;
             let _ = self.fresh.send(Claimed { message: message.clone(), recipients, body, lane, ticket });
         }
     }
@@ -665,7 +665,14 @@ impl Queue {
 struct Reserved {
     lane: Lane,
     ticket: u64,
+    /// In their order.
     numbers: Vec<u32>,
+}
+
+impl Reserved {
+    fn has(&self, number: u32) -> bool {
+        self.numbers.binary_search(&number).is_ok()
+    }
 }
 
 /// Claims that are held while something is written. When it goes they are given back, and the entries
